@@ -1,0 +1,11 @@
+# The target quantrature_sanitizers carries the flags of QUANTRATURE_SANITIZE to the core, the extension and the tests.
+add_library(quantrature_sanitizers INTERFACE)
+if(QUANTRATURE_SANITIZE STREQUAL "address")
+  set(flags -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(QUANTRATURE_SANITIZE STREQUAL "thread")
+  set(flags -fsanitize=thread -fno-omit-frame-pointer)
+elseif(QUANTRATURE_SANITIZE)
+  message(FATAL_ERROR "QUANTRATURE_SANITIZE must be address, thread or empty, got ${QUANTRATURE_SANITIZE}")
+endif()
+target_compile_options(quantrature_sanitizers INTERFACE ${flags})
+target_link_options(quantrature_sanitizers INTERFACE ${flags})

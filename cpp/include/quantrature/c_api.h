@@ -1,0 +1,110 @@
+/* The C interface, C99. One argument struct per op, shared by the C functions below, the C++ functions of the
+ * <op>.hpp headers and the kernels; the contract of each op (formula, shapes, rounding, ties, NaN) is in its
+ * header.
+ *
+ * Every argument struct begins with struct_size, which the caller sets to sizeof(the struct): later versions
+ * append fields, and fields beyond the caller's size read as zero. Every function returns a status; on
+ * failure qtr_last_error() has the text for the calling thread, and outputs are unspecified. Outputs are
+ * allocated by the caller, and nothing is kept after a call returns. All functions may be called from several
+ * threads at once.
+ */
+#ifndef QUANTRATURE_C_API_H
+#define QUANTRATURE_C_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "quantrature/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum qtr_status {
+  QTR_OK = 0,
+  QTR_INVALID_ARGUMENT = 1,
+  QTR_UNSUPPORTED = 2,
+  QTR_DEVICE_ERROR = 3,
+  QTR_INTERNAL_ERROR = 4
+} qtr_status;
+
+typedef enum qtr_dtype { QTR_F32 = 0, QTR_F16 = 1, QTR_BF16 = 2 } qtr_dtype;
+
+/* A row-major matrix that an op reads; row_stride counts elements. */
+typedef struct qtr_matrix {
+  const void* data;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  qtr_dtype dtype;
+} qtr_matrix;
+
+/* The same, for an op to write. */
+typedef struct qtr_mutable_matrix {
+  void* data;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  qtr_dtype dtype;
+} qtr_mutable_matrix;
+
+/* ---- runtime (runtime.hpp) ---- */
+
+/* "MAJOR.MINOR.PATCH" */
+QTR_API const char* qtr_version(void);
+/* The text of the last failure on the calling thread, "" when there was none. Valid until the next call. */
+QTR_API const char* qtr_last_error(void);
+QTR_API qtr_status qtr_set_num_threads(int32_t count);
+QTR_API int32_t qtr_get_num_threads(void);
+QTR_API qtr_status qtr_set_target(const char* name);
+QTR_API const char* qtr_get_target(void);
+
+/* A thread pool of the embedding program. run must call task(task_context, i) once for every i in [0, count),
+ * on any threads, and return when all calls have returned. */
+typedef struct qtr_executor {
+  size_t struct_size;
+  void* context;
+  int32_t concurrency;
+  void (*run)(void* context, int64_t count, void (*task)(void* task_context, int64_t index),
+              void* task_context);
+} qtr_executor;
+
+/* Replaces the built-in pool; NULL brings it back. The struct is copied. Not while ops are running. */
+QTR_API qtr_status qtr_set_executor(const qtr_executor* executor);
+
+/* ---- moments (moments.hpp) ---- */
+
+/* Count, mean, sums of the second to fourth power of the distance to the mean, and extremes of a set of
+ * numbers. */
+typedef struct qtr_moments {
+  double count;
+  double mean;
+  double m2;
+  double m3;
+  double m4;
+  double minimum;
+  double maximum;
+} qtr_moments;
+
+typedef enum qtr_moments_over {
+  QTR_OVER_TENSOR = 0,
+  QTR_OVER_ROWS = 1,
+  QTR_OVER_COLUMNS = 2
+} qtr_moments_over;
+
+typedef struct qtr_moments_args {
+  size_t struct_size;
+  qtr_matrix x;
+  qtr_moments_over over;
+  int64_t group_size; /* along each row or column; -1: the whole of it; ignored over the tensor */
+  qtr_moments* out;
+  int64_t out_count;
+} qtr_moments_args;
+
+QTR_API qtr_status qtr_compute_moments(const qtr_moments_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

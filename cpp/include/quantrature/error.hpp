@@ -1,0 +1,38 @@
+// What the core throws. Messages read "[op] rule that was broken: got name=value, ...".
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "quantrature/export.h"
+
+namespace quantrature {
+
+class QTR_API Error : public std::runtime_error {
+ public:
+  explicit Error(const std::string& message);
+  ~Error() override;
+};
+
+// The caller passed something that breaks the contract of the op.
+class QTR_API InvalidArgument : public Error {
+ public:
+  explicit InvalidArgument(const std::string& message);
+  ~InvalidArgument() override;
+};
+
+// The request is well formed, but this build or machine cannot do it.
+class QTR_API Unsupported : public Error {
+ public:
+  explicit Unsupported(const std::string& message);
+  ~Unsupported() override;
+};
+
+// A device or its driver failed.
+class QTR_API DeviceError : public Error {
+ public:
+  explicit DeviceError(const std::string& message);
+  ~DeviceError() override;
+};
+
+}  // namespace quantrature

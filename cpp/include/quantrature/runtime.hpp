@@ -1,0 +1,35 @@
+// Which kernels run, and on how many threads. Neither changes any result: see the numeric class in each op's
+// header.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "quantrature/types.hpp"
+
+namespace quantrature {
+
+// Names of the kernel sets this CPU can run: "reference" first, then from the slowest to the fastest.
+QTR_API std::vector<std::string> available_targets();
+
+// The kernel set in use: the fastest, unless QUANTRATURE_TARGET or set_target() chose another.
+QTR_API std::string target();
+
+// Throws InvalidArgument for a name that is not in available_targets().
+QTR_API void set_target(const std::string& name);
+
+// Threads that ops use: QUANTRATURE_NUM_THREADS, else OMP_NUM_THREADS, else the processors this process may
+// run on.
+QTR_API int num_threads();
+
+// Throws InvalidArgument below 1.
+QTR_API void set_num_threads(int count);
+
+using Executor = qtr_executor;
+
+// Lets the embedding program run the work; nullptr brings the built-in pool back.
+QTR_API void set_executor(const Executor* executor);
+
+QTR_API const char* version();
+
+}  // namespace quantrature

@@ -1,0 +1,97 @@
+#include "quantrature/c_api.h"
+
+#include <cstring>
+#include <string>
+
+#include "common/check.hpp"
+#include "quantrature/moments.hpp"
+#include "quantrature/runtime.hpp"
+
+namespace quantrature {
+namespace {
+
+thread_local std::string last_error;
+
+// Runs body and turns what it throws into a status; nothing is thrown across the C boundary.
+template <class Body>
+qtr_status guard(Body&& body) noexcept {
+  const auto failed = [](qtr_status status, const char* text) {
+    try {
+      last_error = text;
+    } catch (...) {
+      last_error.clear();
+    }
+    return status;
+  };
+  try {
+    body();
+    last_error.clear();
+    return QTR_OK;
+  } catch (const InvalidArgument& e) {
+    return failed(QTR_INVALID_ARGUMENT, e.what());
+  } catch (const Unsupported& e) {
+    return failed(QTR_UNSUPPORTED, e.what());
+  } catch (const DeviceError& e) {
+    return failed(QTR_DEVICE_ERROR, e.what());
+  } catch (const std::exception& e) {
+    return failed(QTR_INTERNAL_ERROR, e.what());
+  } catch (...) {
+    return failed(QTR_INTERNAL_ERROR, "unknown failure");
+  }
+}
+
+// The caller's struct, with the fields that an older caller does not know as zero.
+template <class Args>
+Args complete(const Args* args) {
+  check(args != nullptr, "[args] the argument struct must not be null");
+  check(args->struct_size >= sizeof(size_t), "[args] struct_size must be set to the size of the struct",
+        "struct_size", args->struct_size);
+  Args full{};
+  std::memcpy(&full, args, args->struct_size < sizeof(Args) ? args->struct_size : sizeof(Args));
+  return full;
+}
+
+template <class Args>
+qtr_status call(void (*op)(const Args&), const Args* args) {
+  return guard([&] { op(complete(args)); });
+}
+
+}  // namespace
+}  // namespace quantrature
+
+using namespace quantrature;
+
+const char* qtr_version(void) {
+  return version();
+}
+const char* qtr_last_error(void) {
+  return last_error.c_str();
+}
+qtr_status qtr_set_num_threads(int32_t count) {
+  return guard([&] { set_num_threads(count); });
+}
+int32_t qtr_get_num_threads(void) {
+  return num_threads();
+}
+const char* qtr_get_target(void) {
+  thread_local std::string name;
+  name.clear();
+  static_cast<void>(guard([&] { name = target(); }));
+  return name.c_str();
+}
+qtr_status qtr_set_target(const char* name) {
+  return guard([&] {
+    check(name != nullptr, "[set_target] name must not be null");
+    set_target(name);
+  });
+}
+qtr_status qtr_set_executor(const qtr_executor* executor) {
+  return guard([&] {
+    if (executor == nullptr) return set_executor(nullptr);
+    const qtr_executor full = complete(executor);
+    set_executor(&full);
+  });
+}
+qtr_status qtr_compute_moments(const qtr_moments_args* args) {
+  return call(compute_moments, args);
+}

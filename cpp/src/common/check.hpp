@@ -1,0 +1,35 @@
+// The one way to refuse an argument: check(condition, "[op] rule", "name", value, ...).
+#pragma once
+
+#include <cstdint>
+#include <sstream>
+#include <string>
+
+#include "quantrature/error.hpp"
+#include "quantrature/types.hpp"
+
+namespace quantrature {
+
+template <class... NamesAndValues>
+std::string complaint(const char* rule, const NamesAndValues&... names_and_values) {
+  std::ostringstream text;
+  text << rule;
+  if constexpr (sizeof...(names_and_values) > 0) {
+    text << ": got ";
+    int i = 0;
+    ((text << (i == 0 ? "" : (i % 2 ? "=" : ", ")) << names_and_values, ++i), ...);
+  }
+  return text.str();
+}
+
+template <class... NamesAndValues>
+void check(bool ok, const char* rule, const NamesAndValues&... names_and_values) {
+  if (!ok) [[unlikely]]
+    throw InvalidArgument(complaint(rule, names_and_values...));
+}
+
+// Throws InvalidArgument unless m is a non-empty matrix of a known dtype; op and name go into the message.
+void check_matrix(const Matrix& m, const char* op, const char* name);
+void check_matrix(const MutableMatrix& m, const char* op, const char* name);
+
+}  // namespace quantrature

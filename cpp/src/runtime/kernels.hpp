@@ -1,0 +1,19 @@
+// The table of kernels that kernels.inc lists; one exists for each target.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "quantrature/moments.hpp"
+
+namespace quantrature {
+
+struct KernelTable {
+#define QUANTRATURE_OP(op)
+#define QUANTRATURE_KERNEL(name, ...) std::add_pointer_t<__VA_ARGS__> name = nullptr;
+#include "runtime/kernels.inc"
+#undef QUANTRATURE_KERNEL
+#undef QUANTRATURE_OP
+};
+
+}  // namespace quantrature

@@ -1,0 +1,21 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "quantrature/quantrature.hpp"
+
+namespace quantrature::bindings {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+void bind_runtime(nb::module_& m) {
+  m.def("version", &version);
+  m.def("available_targets", &available_targets);
+  m.def("target", &target);
+  m.def("set_target", &set_target, "name"_a);
+  m.def("num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, "count"_a);
+}
+
+}  // namespace quantrature::bindings

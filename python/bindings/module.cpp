@@ -1,0 +1,27 @@
+#include <nanobind/nanobind.h>
+
+#include "quantrature/quantrature.hpp"
+
+namespace quantrature::bindings {
+
+namespace nb = nanobind;
+
+void bind_runtime(nb::module_& m);
+void bind_moments(nb::module_& m);
+
+NB_MODULE(_C, m) {
+  m.doc() = "The core of quantrature. Use quantrature.ops, which checks arguments and allocates results.";
+
+  // Each is also the built-in exception that Python programmers expect; translators run from the last to the
+  // first.
+  const nb::handle error = nb::exception<Error>(m, "QuantratureError", PyExc_Exception);
+  const auto kind_of = [&](PyObject* builtin) { return nb::make_tuple(error, nb::handle(builtin)); };
+  nb::exception<InvalidArgument>(m, "InvalidArgumentError", kind_of(PyExc_ValueError));
+  nb::exception<Unsupported>(m, "UnsupportedError", kind_of(PyExc_NotImplementedError));
+  nb::exception<DeviceError>(m, "DeviceError", kind_of(PyExc_RuntimeError));
+
+  bind_runtime(m);
+  bind_moments(m);
+}
+
+}  // namespace quantrature::bindings

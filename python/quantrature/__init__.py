@@ -1,0 +1,54 @@
+"""quantrature: post-training weight quantization that knows what each weight costs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ._C import (
+    DeviceError,
+    InvalidArgumentError,
+    QuantratureError,
+    UnsupportedError,
+    available_targets,
+    num_threads,
+    set_num_threads,
+    set_target,
+    target,
+)
+from ._C import version as _version
+
+__version__ = _version()
+
+for _error in (QuantratureError, InvalidArgumentError, UnsupportedError, DeviceError):
+    _error.__module__ = __name__
+
+# Loaded on first use: "import quantrature" itself needs NumPy alone.
+_LAZY: dict[str, str] = {"evaluate": ".evaluate", "models": ".models", "ops": ".ops", "text": ".text"}
+
+__all__ = [
+    "DeviceError",
+    "InvalidArgumentError",
+    "QuantratureError",
+    "UnsupportedError",
+    "available_targets",
+    "evaluate",
+    "models",
+    "num_threads",
+    "ops",
+    "set_num_threads",
+    "set_target",
+    "target",
+    "text",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'quantrature' has no attribute '{name}'")
+    module = importlib.import_module(_LAZY[name], __name__)
+    return module if _LAZY[name] == f".{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

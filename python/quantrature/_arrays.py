@@ -1,0 +1,67 @@
+"""NumPy arrays and torch tensors alike: check what came in, allocate what goes out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from ._C import InvalidArgumentError
+
+Array = Any  # np.ndarray | torch.Tensor; torch is not imported for the sake of a type
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+def dtype_name(x: Array) -> str:
+    """'float32', 'bfloat16', ... of an array or tensor."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def is_torch(x: object) -> bool:
+    """Whether x is a torch tensor; answers without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def as_input(
+    x: Array, op: str, name: str, *, dtypes: tuple[str, ...] = FLOATS, ndim: tuple[int, ...] = (1, 2)
+) -> Array:
+    """The array that the core reads in place of x, sharing its memory.
+
+    Raises InvalidArgumentError naming op and argument for another type, dtype or number of dimensions, an empty
+    array, or one that is not contiguous in row-major order.
+    """
+    if is_torch(x):
+        if x.device.type != "cpu":
+            raise InvalidArgumentError(f"[{op}] {name} must be on the CPU: got device={x.device}")
+        contiguous = x.is_contiguous()
+        x = x.detach()
+    elif isinstance(x, np.ndarray):
+        contiguous = x.flags.c_contiguous
+    else:
+        raise InvalidArgumentError(
+            f"[{op}] {name} must be a NumPy array or a torch tensor: got {type(x).__module__}.{type(x).__qualname__}"
+        )
+    if dtype_name(x) not in dtypes:
+        raise InvalidArgumentError(f"[{op}] {name} must be {' or '.join(dtypes)}: got dtype={dtype_name(x)}")
+    if x.ndim not in ndim:
+        raise InvalidArgumentError(f"[{op}] {name} must have {' or '.join(map(str, ndim))} dimensions: got {x.ndim}")
+    if 0 in x.shape:
+        raise InvalidArgumentError(f"[{op}] {name} must not be empty: got shape={tuple(x.shape)}")
+    if not contiguous:
+        raise InvalidArgumentError(f"[{op}] {name} must be contiguous in row-major order; pass a contiguous copy")
+    if not is_torch(x) and dtype_name(x) == "bfloat16":
+        return x.view(np.uint16)
+    return x
+
+
+def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """An uninitialised array of the same library as x."""
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    if dtype == "bfloat16":
+        return np.empty(shape, dtype=np.uint16).view(sys.modules["ml_dtypes"].bfloat16)
+    return np.empty(shape, dtype=dtype)

@@ -1,0 +1,78 @@
+"""The command line: ``quantrature VERB MODEL [options]``, a file for each verb.
+
+A verb is a function ``run`` in ``_<verb>.py`` whose docstring is its help, and its name in VERBS. It imports what it
+needs inside ``run``, so that help comes without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .._C import QuantratureError
+
+VERBS = ("eval", "doctor", "list")
+"""In the order of the help text."""
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+
+
+@app.callback(invoke_without_command=True)
+def quantrature(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Post-training weight quantization for language models that knows what each weight costs."""
+    if version:
+        typer.echo(f"quantrature {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _verb in VERBS:
+    app.command(_verb)(importlib.import_module(f"._{_verb}", __name__).run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    A failure is one line on stderr, without a traceback unless the environment variable QUANTRATURE_DEBUG is set.
+
+    Args:
+        arguments: in place of those of the process.
+
+    Returns:
+        The exit status: 0, 1 after a failure, 2 after wrong usage, 130 after an interrupt.
+    """
+    notes = logging.StreamHandler()
+    notes.setFormatter(logging.Formatter("quantrature: note: %(message)s"))
+    logging.getLogger("quantrature").addHandler(notes)
+    try:
+        status = app(arguments, prog_name="quantrature", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except Exception as error:
+        if os.environ.get("QUANTRATURE_DEBUG"):
+            raise
+        usage = getattr(error, "format_message", None)  # Typer's own errors, whichever click it comes with
+        text = " ".join((usage() if usage else str(error)).split())
+        if not usage and not isinstance(error, QuantratureError):
+            text = f"{type(error).__name__}: {text} (QUANTRATURE_DEBUG=1 shows where)"
+        print(f"quantrature: error: {text}", file=sys.stderr)
+        return 2 if usage else 1
+    finally:
+        logging.getLogger("quantrature").removeHandler(notes)

@@ -1,0 +1,72 @@
+"""``quantrature doctor``: what is installed, and what of it is in use."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from .. import __version__, available_targets, num_threads, target
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+LOADED = ("numpy", "torch", "transformers")
+"""Packages whose version is taken from the package itself, so that a broken installation shows."""
+INSTALLED = ("accelerate", "datasets", "safetensors", "tokenizers")
+
+
+def run(as_json: Json = False) -> None:
+    """Show versions, kernels in use, threads and CUDA."""
+    with stdout_kept_clean(as_json):
+        found: dict[str, Any] = {
+            "quantrature": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: _loaded(name) for name in LOADED} | {name: _installed(name) for name in INSTALLED},
+            "kernels": _kernels(),
+            "threads": num_threads(),
+            "cuda": "not available yet",
+        }
+    if as_json:
+        print_json(found)
+        return
+    kernels = found["kernels"]
+    rows = [
+        ("quantrature", found["quantrature"]),
+        ("Python", f"{found['python']} on {found['platform']}"),
+        *((name, version or "not installed") for name, version in found["packages"].items()),
+        ("kernels", f"{kernels['in_use']} of {', '.join(kernels['available'])}"),
+        *([("", kernels["why_not_simd"])] if kernels["why_not_simd"] else []),
+        ("threads", str(found["threads"])),
+        ("CUDA", found["cuda"]),
+    ]
+    print_table("quantrature doctor", rows)
+
+
+def _loaded(name: str) -> str | None:
+    try:
+        return str(importlib.import_module(name).__version__)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return None
+        return f"does not load: {error}"
+    except Exception as error:
+        return f"does not load: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels() -> dict[str, Any]:
+    available, in_use = available_targets(), target()
+    why = None
+    if available == ["reference"]:
+        why = "this build has no SIMD kernels; it was made without Highway or with QUANTRATURE_SIMD=OFF"
+    elif in_use == "reference":
+        why = f"SIMD is off: QUANTRATURE_TARGET={os.environ.get('QUANTRATURE_TARGET', '')}"
+    return {"available": available, "in_use": in_use, "why_not_simd": why}

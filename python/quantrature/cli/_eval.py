@@ -1,0 +1,117 @@
+"""``quantrature eval``: perplexity, and divergence from a reference."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._C import InvalidArgumentError
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+if TYPE_CHECKING:
+    from ..evaluate import DivergenceResult, PerplexityResult
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")],
+    text: Annotated[str, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")],
+    seqlen: Annotated[
+        int | None, typer.Option(help="Tokens in a window; by default 2048 or what the model was built for.")
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Model to measure the divergence from.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Use no more of the text than its first tokens.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Let windows overlap and begin this many tokens apart; not with --reference.")
+    ] = None,
+    bos: Annotated[str, typer.Option(help="Add a BOS token: none, text (one before it) or window.")] = "none",
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 8,
+    dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.")] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity, and divergence from a reference."""
+    if stride is not None and reference is not None:
+        raise InvalidArgumentError("[eval] stride goes without a reference: a divergence is taken window by window")
+    with stdout_kept_clean(as_json):
+        from .. import evaluate, models
+        from ..text import token_stream, token_windows
+
+        # The text first: a mistake in it shows before any weight is loaded.
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
+        config = models.load_config(model, trust_remote_code)
+        if stride is None:
+            tokens = token_windows(text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos)
+        else:
+            tokens = token_stream(text, tokenizer, max_tokens=max_tokens, bos=bos)
+
+        def load(name: str) -> Any:
+            return models.load_model(name, dtype, device_map, trust_remote_code)
+
+        progress = False if as_json else None
+        ours, theirs = load(model), None
+        divergence = None
+        if reference is None:
+            found = evaluate.perplexity(
+                ours, tokens, seqlen=seqlen, batch_size=batch_size, stride=stride, progress=progress
+            )
+        else:
+            theirs = load(reference)
+            divergence = evaluate.divergence(
+                ours, theirs, tokens, seqlen=seqlen, batch_size=batch_size, progress=progress
+            )
+            found = divergence.model
+    if as_json:
+        print_json(_values(found, divergence))
+    else:
+        print_table(f"{model} on {text}", _rows(found, divergence))
+
+
+def _values(found: PerplexityResult, divergence: DivergenceResult | None) -> dict[str, float]:
+    values = {
+        "perplexity": found.perplexity,
+        "nll": found.nll,
+        "tokens": found.tokens,
+        "nll_standard_error": found.standard_error,
+    }
+    if divergence is not None:
+        values |= {
+            "kld_mean": divergence.mean,
+            "kld_median": divergence.median,
+            "kld_p99": divergence.p99,
+            "kld_max": divergence.maximum,
+            "kld_standard_error": divergence.standard_error,
+            "same_top1": divergence.same_top1,
+            "reference_perplexity": divergence.reference.perplexity,
+            "loss_change": divergence.loss_change,
+            "loss_change_standard_error": divergence.loss_change_standard_error,
+        }
+    return values
+
+
+def _rows(found: PerplexityResult, divergence: DivergenceResult | None) -> list[tuple[str, str]]:
+    rows = [
+        ("perplexity", f"{found.perplexity:.4f}"),
+        ("loss", _within(found.nll, found.standard_error)),
+        ("tokens", f"{found.tokens} in {found.windows} windows"),
+    ]
+    if divergence is not None:
+        rows += [
+            ("perplexity of the reference", f"{divergence.reference.perplexity:.4f}"),
+            ("change of the loss", _within(divergence.loss_change, divergence.loss_change_standard_error, sign="+")),
+            ("divergence, mean", _within(divergence.mean, divergence.standard_error)),
+            ("divergence, median", f"{divergence.median:.6f}"),
+            ("divergence, 99th percentile", f"{divergence.p99:.6f}"),
+            ("divergence, most", f"{divergence.maximum:.6f}"),
+            ("same best guess", f"{divergence.same_top1:.2%}"),
+        ]
+    return rows
+
+
+def _within(mean: float, error: float, sign: str = "") -> str:
+    """A mean in nats a token with its standard error, where there is one."""
+    return f"{mean:{sign}.6f}" + (f" ± {error:.6f}" if math.isfinite(error) else "") + " nats a token"

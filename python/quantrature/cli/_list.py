@@ -1,0 +1,45 @@
+"""``quantrature list``: the names that other verbs take."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Annotated
+
+import typer
+
+from .._C import InvalidArgumentError
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+KINDS = {
+    "methods": ("quantrature.methods", "METHODS"),
+    "metrics": ("quantrature.analysis", "METRICS"),
+    "solvers": ("quantrature.ops", "SOLVERS"),
+    "formats": ("quantrature.formats", "FORMATS"),
+}
+"""Where each kind is kept, as a mapping from names to a line about each."""
+
+
+def run(
+    kind: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(KINDS)}.", metavar="KIND", show_default="all")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, metrics, solvers and formats there are."""
+    if kind is not None and kind not in KINDS:
+        raise InvalidArgumentError(f"[list] kind must be one of {', '.join(KINDS)}: got {kind}")
+    with stdout_kept_clean(as_json):
+        found = {name: _entries(*KINDS[name]) for name in KINDS if kind in (None, name)}
+    if as_json:
+        print_json(found)
+        return
+    for name, entries in found.items():
+        print_table(name, entries.items() if entries else [("none yet", "")])
+
+
+def _entries(module: str, attribute: str) -> dict[str, str]:
+    """What is kept there; nothing where that part of quantrature has not been written yet."""
+    if importlib.util.find_spec(module) is None:
+        return {}
+    return dict(getattr(importlib.import_module(module), attribute, {}))

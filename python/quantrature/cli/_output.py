@@ -1,0 +1,48 @@
+"""What verbs print: one JSON object for programs, a small table for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+
+@contextlib.contextmanager
+def stdout_kept_clean(as_json: bool) -> Iterator[None]:
+    """While work is done for ``--json``, send to stderr what libraries print."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print one JSON object; what is not finite, such as the standard error of a single window, is null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(entry) for key, entry in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    print(json.dumps(finite(values), allow_nan=False))
+
+
+def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and values."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    console = Console()
+    console.print(Text(title, "bold"), soft_wrap=True)
+    console.print(table)

@@ -1,0 +1,393 @@
+"""The weight matrices of a model that can be quantized: the one walk that everything else starts from.
+
+The blocks are found by structure, not by a list of architectures: every outermost ``nn.ModuleList`` whose members are
+modules with linear layers in them is a stack of blocks (two in an encoder-decoder). Embeddings, the output embedding,
+norms, routers and whatever lies outside the blocks stay as they are, and every matrix that does is listed with the
+reason.
+
+Since transformers 5 the experts of a mixture are not modules but slices of one three-dimensional parameter. Each slice
+is a matrix of its own here, named after the parameter and the number of the expert
+(``model.layers.0.mlp.experts.down_proj.3``).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .._C import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """One weight matrix that can be quantized, and where the model keeps it.
+
+    Attributes:
+        name: full module name (``model.layers.0.self_attn.q_proj``); for an expert the parameter and the expert's
+            number (``model.layers.0.mlp.experts.down_proj.3``).
+        role: the name inside its block, the same in every block (``self_attn.q_proj``, ``mlp.experts.down_proj``).
+        block: index of the block within its stack.
+        out_features: rows of :attr:`weight`.
+        in_features: columns of :attr:`weight`; groups of a grid run along these.
+        bias: whether the layer adds a bias, which is never quantized.
+        module: the module that holds the parameter, an experts module for an expert.
+        attribute: the parameter's name in ``module``.
+        transposed: the parameter is stored (in_features, out_features), as in GPT-2.
+        expert: index along the first dimension of a parameter that many experts share; ``None`` for a parameter of
+            its own.
+        aliases: further names under which the model uses the same weight.
+    """
+
+    name: str
+    role: str
+    block: int
+    out_features: int
+    in_features: int
+    bias: bool
+    module: nn.Module
+    attribute: str = "weight"
+    transposed: bool = False
+    expert: int | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as the model stores it; for an expert, that of all experts."""
+        return self.module.get_parameter(self.attribute)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix as (out_features, in_features), detached; it shares memory with the model."""
+        return self.view(self.parameter.detach())
+
+    @property
+    def numel(self) -> int:
+        """How many weights the matrix has."""
+        return self.out_features * self.in_features
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What of a tensor shaped like :attr:`parameter` (a gradient, say) belongs to this matrix.
+
+        Returns:
+            A view of shape (out_features, in_features); not contiguous where :attr:`transposed`.
+        """
+        matrix = tensor if self.expert is None else tensor[self.expert]
+        return matrix.mT if self.transposed else matrix
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight that stays as it is.
+
+    Attributes:
+        name: the module's name, or the parameter's where the module is no linear layer.
+        shape: the parameter's shape; of a matrix that was ignored, (out_features, in_features).
+        reason: why, in a few words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Linears(Sequence[LinearWeight]):
+    """What :func:`find_linears` found: the matrices, in the model's own order, and what was passed over.
+
+    Attributes:
+        matrices: the quantizable ones.
+        skipped: every other parameter of two or more dimensions, except biases of experts.
+        stacks: names of the module lists that hold the blocks.
+    """
+
+    matrices: tuple[LinearWeight, ...]
+    skipped: tuple[Skipped, ...]
+    stacks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many matrices there are."""
+        return len(self.matrices)
+
+    def __iter__(self) -> Iterator[LinearWeight]:
+        """The matrices in order."""
+        return iter(self.matrices)
+
+    @overload
+    def __getitem__(self, index: int) -> LinearWeight: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LinearWeight]: ...
+    def __getitem__(self, index: int | slice) -> LinearWeight | Sequence[LinearWeight]:
+        """The matrix at a place, or some of them."""
+        return self.matrices[index]
+
+    def find(self, name: str) -> LinearWeight:
+        """The matrix of a name, an alias included.
+
+        Raises:
+            InvalidArgumentError: when there is none; says why the name was skipped, if it was.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        why = next((s.reason for s in self.skipped if s.name == name), "the model has no such matrix")
+        raise InvalidArgumentError(f"[find_linears] name must be that of a quantizable matrix: got name={name} ({why})")
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, LinearWeight]:
+        return {name: linear for linear in self.matrices for name in (linear.name, *linear.aliases)}
+
+
+def find_linears(model: nn.Module, ignore: str | Iterable[str] = (), *, experts: bool = True) -> Linears:
+    """Find the weight matrices of a model that can be quantized.
+
+    These are the ``nn.Linear`` and GPT-2 ``Conv1D`` layers and the fused experts inside the blocks of a language
+    model or encoder. Only shapes are looked at, so models on the meta device will do, and the result depends on
+    nothing but the model's structure. Left out, and listed in ``skipped`` with the reason: embeddings, the output
+    embedding and what is tied to either, routers of mixtures, all that lies outside the blocks (heads, projections),
+    towers that read no text, linear layers with a forward of their own, parameters of unknown layout.
+
+    Args:
+        model: a transformers model, or any module whose blocks stand in an ``nn.ModuleList``.
+        ignore: names and patterns to leave out. A name covers everything below it; ``re:`` starts a pattern that is
+            matched from the beginning of the full name, as compressed-tensors does.
+        experts: return fused experts, one matrix each; otherwise they are skipped.
+
+    Raises:
+        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, and for a
+            model without blocks that hold linear layers.
+    """
+    walk = _Walk(model)
+    if not walk.stacks:
+        raise InvalidArgumentError(
+            f"[find_linears] a model needs blocks with linear layers in an nn.ModuleList: got {type(model).__name__}"
+        )
+    for name, module in walk.modules.items():
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter.ndim > 1:
+                walk.visit(name, module, attribute, parameter, experts)
+    return _without(walk, [ignore] if isinstance(ignore, str) else list(ignore))
+
+
+class _Walk:
+    """State of one walk: what is known of the whole model, and what was found so far."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.stacks = _stacks(self.modules)
+        self.matrices: dict[str, LinearWeight] = {}
+        self.skipped: list[Skipped] = []
+        self._first: dict[int, list[str]] = {}  # the matrices of a parameter, so that its other names become aliases
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        # On the meta device, and before a checkpoint is loaded, tied weights may not be one parameter yet.
+        self._tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+        self._embeddings: dict[int, str] = {}
+        for name, module in self.modules.items():
+            if isinstance(module, nn.Embedding):
+                self._embeddings.setdefault(self._identity(f"{name}.weight", module.weight), name)
+        self._output = _output_embedding(model)
+        self._foreign = {stack: _foreign_tower(self.modules, stack) for stack in self.stacks}
+
+    def visit(self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, experts: bool) -> None:
+        """File one parameter under matrices or skipped."""
+        path = f"{name}.{attribute}" if name else attribute
+        identity = self._identity(path, parameter)
+        label = name if attribute == "weight" and name else path
+        known = self._first.get(identity)
+        if known is not None:
+            for first in known:
+                linear = self.matrices[first]
+                alias = label if linear.expert is None else f"{label}.{linear.expert}"
+                self.matrices[first] = replace(linear, aliases=(*linear.aliases, alias))
+            return
+        found = self._classify(name, module, attribute, parameter, identity, experts)
+        if isinstance(found, str):
+            self.skipped.append(Skipped(label, tuple(parameter.shape), found))
+            return
+        self._first[identity] = [linear.name for linear in found]
+        self.matrices.update((linear.name, linear) for linear in found)
+
+    def _classify(
+        self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, identity: int, experts: bool
+    ) -> list[LinearWeight] | str:
+        """The matrices of a parameter, or why it stays as it is."""
+        if isinstance(module, nn.Embedding):
+            return "embedding"
+        if identity in self._embeddings:
+            return f"tied to {self._embeddings[identity]}"
+        if module is self._output:
+            return "output embedding"
+        stack = next((s for s in self.stacks if name.startswith(s + ".")), None)
+        if stack is None:
+            return "outside the blocks"
+        if self._foreign[stack]:
+            return self._foreign[stack]
+        number, _, role = name[len(stack) + 1 :].partition(".")
+        if self._is_router(name, role):
+            return "router"
+        if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
+            kind: Any = type(module)
+            if not _acts_as_linear(kind):
+                return f"{kind.__name__} is a linear layer with a forward of its own"
+            transposed = isinstance(module, Conv1D)
+            out_features, in_features = parameter.mT.shape if transposed else parameter.shape
+            bias = module.bias is not None
+            return [
+                LinearWeight(name, role, int(number), out_features, in_features, bias, module, transposed=transposed)
+            ]
+        stored = _expert_layout(module)
+        if stored is None:
+            return f"{type(module).__name__} is not a linear layer"
+        if attribute.endswith("_bias"):
+            return []
+        if parameter.ndim != 3:
+            return f"not one matrix for each expert of {type(module).__name__}"
+        if not experts:
+            return "fused experts"
+        transposed = stored == "transposed"
+        out_features, in_features = parameter.shape[:0:-1] if transposed else parameter.shape[1:]
+        of_all = LinearWeight(
+            name=f"{name}.{attribute}",
+            role=f"{role}.{attribute}",
+            block=int(number),
+            out_features=out_features,
+            in_features=in_features,
+            bias=getattr(module, f"{attribute}_bias", None) is not None,
+            module=module,
+            attribute=attribute,
+            transposed=transposed,
+        )
+        return [replace(of_all, name=f"{of_all.name}.{i}", expert=i) for i in range(parameter.shape[0])]
+
+    def _identity(self, path: str, parameter: torch.Tensor) -> int:
+        """The same number for parameters that are, or are going to be, one."""
+        return id(self._parameters.get(self._tied.get(path, path), parameter))
+
+    def _is_router(self, name: str, role: str) -> bool:
+        """Whether a module decides which experts, or how much of the shared one, a token sees."""
+        if re.search(r"router|expert\w*gate", role):
+            return True
+        parts = name.split(".")
+        for i in range(len(parts) - role.count(".") - 1, len(parts)):
+            if parts[i] == "gate":  # a plain gate is a router beside experts only
+                siblings = self.modules[".".join(parts[:i])].named_children()
+                return any("expert" in sibling for sibling, _ in siblings)
+        return False
+
+
+def _stacks(modules: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Names of the outermost module lists whose members are modules with linear layers in them."""
+    found: list[str] = []
+    for name, module in modules.items():
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(stack + ".") for stack in found):
+            continue
+        if any(not _is_linear(m) and any(_is_linear(inner) for inner in m.modules()) for m in module):
+            found.append(name)
+    return tuple(found)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) or _expert_layout(module) is not None
+
+
+@functools.cache
+def _acts_as_linear(kind: Any) -> bool:
+    """Whether a class computes what its base does, so that another linear layer can take its place.
+
+    A forward of its own is tried out on a small layer: Falcon's is a linear layer still, Llama 4's router is not.
+    """
+    if kind.forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    with torch.device("meta"):  # so that no random number is drawn
+        small: nn.Module = nn.Linear(3, 2) if issubclass(kind, nn.Linear) else Conv1D(2, 3)  # type: ignore[no-untyped-call]
+    small.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.copy_(torch.arange(1.0, parameter.numel() + 1, device="cpu").view_as(parameter))
+        x = torch.arange(6.0, device="cpu").view(2, 3)
+        try:
+            return torch.equal(kind.forward(small, x), small(x))
+        except Exception:  # it needs more than a linear layer has
+            return False
+
+
+def _expert_layout(module: nn.Module) -> str | None:
+    """How a module with fused experts stores their matrices: 'plain' (experts, out, in), 'transposed', or not at all.
+
+    transformers marks the modules whose forward it can exchange. Of others the shapes tell: the last projection
+    leads back to the width that the first ones start from.
+    """
+    down = getattr(module, "down_proj", None)
+    if not isinstance(down, nn.Parameter) or down.ndim != 3:
+        return None
+    if hasattr(module, "is_transposed"):
+        return "transposed" if module.is_transposed else "plain"
+    names = ("gate_up_proj", "gate_proj", "up_proj")
+    first = [p.shape for p in (getattr(module, name, None) for name in names) if isinstance(p, nn.Parameter)]
+    experts, a, b = down.shape
+    if first and all(shape in ((experts, b, a), (experts, 2 * b, a)) for shape in first):
+        return "plain"
+    if first and all(shape in ((experts, b, a), (experts, b, 2 * a)) for shape in first):
+        return "transposed"
+    return None
+
+
+def _output_embedding(model: nn.Module) -> Any:
+    """The module that turns hidden states into logits, where the model knows it."""
+    try:
+        return model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _foreign_tower(modules: dict[str, nn.Module], stack: str) -> str:
+    """Why a stack of a language model is none of ours: its tower reads images or sound. '' if it reads text."""
+
+    def reads_text(module: nn.Module) -> bool:
+        modalities = getattr(module, "input_modalities", "text")
+        section = str(getattr(getattr(module, "config", None), "base_config_key", ""))
+        return "text" in modalities and not re.search("vision|image|audio", section)
+
+    parts = stack.split(".")
+    for end in range(len(parts), 0, -1):
+        tower = ".".join(parts[:end])
+        if hasattr(modules[tower], "input_modalities"):
+            foreign = reads_text(modules[""]) and not reads_text(modules[tower])
+            return f"in {tower}, which reads no text" if foreign else ""
+    return ""
+
+
+def _without(walk: _Walk, ignore: list[str]) -> Linears:
+    """The result of a walk less what the entries of ``ignore`` match."""
+    everything = [*walk.matrices, *(s.name for s in walk.skipped)]
+    everything += [alias for linear in walk.matrices.values() for alias in linear.aliases]
+    ignored: dict[str, str] = {}
+    for entry in ignore:
+        if entry.startswith("re:"):
+            try:
+                pattern = re.compile(entry.removeprefix("re:"))
+            except re.error as error:
+                raise InvalidArgumentError(
+                    f"[find_linears] ignore must hold names and regular expressions: got {entry} ({error})"
+                ) from None
+            matched = [name for name in everything if pattern.match(name)]
+        else:
+            matched = [name for name in everything if name == entry or name.startswith(entry + ".")]
+            matched += [entry] if entry in walk.modules else []
+        if not matched:
+            raise InvalidArgumentError(f"[find_linears] every entry of ignore must match something: got {entry}")
+        ignored.update((name, entry) for name in matched)
+    matrices = []
+    skipped = list(walk.skipped)
+    for linear in walk.matrices.values():
+        by = [ignored[name] for name in (linear.name, *linear.aliases) if name in ignored]
+        if by:
+            skipped.append(Skipped(linear.name, (linear.out_features, linear.in_features), f"ignored by {by[0]}"))
+        else:
+            matrices.append(linear)
+    return Linears(tuple(matrices), tuple(skipped), walk.stacks)

@@ -1,0 +1,186 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+from quantrature import InvalidArgumentError, QuantratureError
+from quantrature.models import load_model, load_tokenizer
+from quantrature.models.loading import quiet
+from tiny_models import CONFIGS, byte_tokenizer, tiny_model
+
+
+@pytest.fixture
+def folder(tiny_llama, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(tiny_llama, tmp_path / "copy")
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_folder_loads_in_its_own_dtype_or_another(tiny_llama, folder):
+    loaded = load_model(tiny_llama)
+    assert type(loaded).__name__ == "LlamaForCausalLM"
+    assert not loaded.training
+    for name, parameter in tiny_model("llama").named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name))
+    edit(folder, dtype="bfloat16")
+    assert load_model(str(folder)).dtype == torch.bfloat16
+    assert load_model(folder, dtype="float32").dtype == torch.float32
+    assert load_model(folder, dtype=torch.float16).dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_class_is_the_one_that_was_saved(name, tmp_path):
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    assert type(load_model(tmp_path)) is type(model)
+
+
+def test_shards_load(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20kB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert torch.equal(load_model(tmp_path).lm_head.weight, model.lm_head.weight)
+    shards[1].unlink()
+    with pytest.raises(QuantratureError, match=f"names a shard that is not there: {shards[1].name}"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(QuantratureError, match=r"index.json is not a valid index of shards"):
+        load_model(tmp_path)
+
+
+def test_loading_says_nothing_and_leaves_the_settings_alone(tiny_llama, capfd):
+    before = transformers_logging.get_verbosity()
+    load_model(tiny_llama)
+    load_tokenizer(tiny_llama)
+    assert capfd.readouterr() == ("", "")
+    assert transformers_logging.get_verbosity() == before
+    marker = lambda bar, args, kwargs: bar(*args, **kwargs)  # noqa: E731
+    previous = transformers_logging.set_tqdm_hook(marker)
+    with pytest.raises(ZeroDivisionError), quiet():
+        raise ZeroDivisionError
+    assert transformers_logging.set_tqdm_hook(previous) is marker
+    assert transformers_logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nowhere/model", r"there is no such folder: /nowhere/model"),
+        ("../no/where", r"there is no such folder: \.\./no/where"),
+        ("a/b/c", r"there is no such folder: a/b/c"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_missing_folder_is_named(load, name, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        load(name)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_id_without_a_network_is_named(load):
+    with pytest.raises(QuantratureError, match=r"cannot load .*nobody/nothing.*the Hugging Face Hub cannot be reached"):
+        load("nobody/nothing")
+
+
+def test_a_file_is_no_model(tiny_llama):
+    with pytest.raises(InvalidArgumentError, match=r"got the file .*config.json"):
+        load_model(tiny_llama / "config.json")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", torch.int32, None, 16])
+def test_a_dtype_must_be_one_to_run_in(tiny_llama, dtype):
+    with pytest.raises(InvalidArgumentError, match=f"dtype must be one of auto, float32.*got dtype={dtype}"):
+        load_model(tiny_llama, dtype=dtype)
+
+
+def test_a_folder_without_its_configuration_is_named(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InvalidArgumentError, match=f"{folder}/config.json is not valid JSON"):
+        load_model(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(InvalidArgumentError, match=f"{folder}/config.json must name a model_type"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(InvalidArgumentError, match=f"{folder} is no model: it has no config.json"):
+        load_model(folder)
+
+
+def test_an_unknown_model_type_is_named(folder):
+    edit(folder, model_type="nonsense")
+    with pytest.raises(InvalidArgumentError, match=r"config.json must name a model_type .* got model_type=nonsense$"):
+        load_model(folder)
+    edit(folder, auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"})
+    with pytest.raises(InvalidArgumentError, match=r"got model_type=nonsense; it comes with code of its own"):
+        load_model(folder)
+    with pytest.raises(QuantratureError, match=r"cannot load .*x\.py"):
+        load_model(folder, trust_remote_code=True)
+
+
+def test_an_impossible_configuration_is_named(folder):
+    edit(folder, num_attention_heads=5)
+    with pytest.raises(QuantratureError, match=r"cannot load .*The hidden size \(32\) is not a multiple"):
+        load_model(folder)
+
+
+def test_an_unknown_quantization_method_never_runs(folder):
+    edit(folder, quantization_config={"quant_method": "nonsense"})
+    with pytest.raises(InvalidArgumentError, match=r"quant_method that is available here: got quant_method=nonsense"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_a_truncated_file_is_named(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(QuantratureError, match=f"{path} is truncated or corrupted"):
+        load_model(folder)
+
+
+def test_a_corrupted_header_is_named(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[20:30] = b"\xff" * 10
+    path.write_bytes(content)
+    with pytest.raises(QuantratureError, match=f"{path} is truncated or corrupted"):
+        load_model(folder)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(QuantratureError, match="it is a Git LFS pointer"):
+        load_model(folder)
+    path.unlink()
+    with pytest.raises(InvalidArgumentError, match=f"{folder} has no weights"):
+        load_model(folder)
+
+
+def test_no_weight_is_ever_random(folder):
+    edit(folder, num_hidden_layers=3)
+    with pytest.raises(QuantratureError, match=r"no values for tensors of the model: model.layers.2.*and 6 more"):
+        load_model(folder)
+    edit(folder, num_hidden_layers=2, intermediate_size=40)
+    with pytest.raises(
+        QuantratureError, match=r"other shapes of the model: .*down_proj.weight \(\(32, 48\) instead of"
+    ):
+        load_model(folder)
+
+
+def test_tensors_without_a_use_are_reported(folder, caplog):
+    edit(folder, num_hidden_layers=1)
+    load_model(folder)
+    assert "tensors that the model has no use for: model.layers.1.input_layernorm.weight" in caplog.text
+
+
+def test_a_tokenizer_loads_or_the_folder_is_named(folder):
+    assert load_tokenizer(folder)("hé").input_ids == byte_tokenizer()("hé").input_ids
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(QuantratureError, match=f"cannot load the tokenizer of {folder}"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(QuantratureError, match=f"the tokenizer of {folder}: there is no tokenizer in it"):
+        load_tokenizer(folder)

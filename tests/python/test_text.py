@@ -1,0 +1,262 @@
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+
+from quantrature import InvalidArgumentError, QuantratureError
+from quantrature.text import context_length, token_windows
+from tiny_models import byte_tokenizer, tiny_config, tiny_model
+
+TEXT = "The quick brown fox jumps over the lazy dog.\n" * 20  # 900 bytes, a token each
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def decoded(tokenizer, windows):
+    return tokenizer.decode(windows.flatten())
+
+
+def test_windows_follow_one_another(tokenizer):
+    windows = token_windows([TEXT], tokenizer, seqlen=64)
+    assert windows.shape == (14, 64)
+    assert windows.dtype == torch.int64
+    assert decoded(tokenizer, windows) == TEXT[: 14 * 64]
+    assert decoded(tokenizer, token_windows([TEXT], tokenizer, seqlen=64, max_tokens=200)) == TEXT[:192]
+
+
+def test_a_file_is_one_text(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("Grüße\n" * 30, encoding="utf-8")
+    for source in (path, str(path)):
+        windows = token_windows(source, tokenizer, seqlen=48)
+        assert decoded(tokenizer, windows) == "Grüße\n" * 30
+
+
+def test_texts_are_joined_by_blank_lines(tokenizer, tmp_path):
+    expected = "one\n\ntwo\u2028three\n\n four"
+    texts = ["one", "two\u2028three", " four"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": t, "id": 1}, ensure_ascii=False) for t in texts) + "\n\n")
+    length = len(expected.encode())
+    for source in (texts, tuple(texts), [{"text": t} for t in texts], path):
+        assert decoded(tokenizer, token_windows(source, tokenizer, seqlen=length)) == expected
+
+
+def test_conversations_go_through_the_chat_template(tmp_path):
+    tokenizer = byte_tokenizer()
+    path = tmp_path / "chat.jsonl"
+    line = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]})
+    path.write_text(f"{line}\n{line}\n")
+    with pytest.raises(InvalidArgumentError, match=r"chat.jsonl, line 1 has messages, but the tokenizer has no chat"):
+        token_windows(path, tokenizer, seqlen=8)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    windows = token_windows(path, tokenizer, seqlen=len("user: Hi!assistant: Ho!") * 2)
+    assert decoded(tokenizer, windows) == "user: Hi</s>assistant: Ho</s>" * 2
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(InvalidArgumentError, match=r"line 1 does not fit the chat template: no system role"):
+        token_windows(path, tokenizer, seqlen=8)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        list,
+        tuple,
+        np.array,
+        torch.tensor,
+        lambda x: np.array(x, np.uint16),
+        lambda x: torch.tensor(x, dtype=torch.int32),
+    ],
+)
+def test_token_ids_in_any_form(convert):
+    ids = list(range(100))
+    assert torch.equal(token_windows(convert(ids), seqlen=30), torch.arange(90).view(3, 30))
+    rows = [ids[:50], ids[50:]]
+    assert torch.equal(token_windows(convert(rows)), torch.arange(100).view(2, 50))
+    assert torch.equal(token_windows(convert(rows), seqlen=50, max_tokens=99), torch.arange(50).view(1, 50))
+
+
+def test_samples_are_drawn_without_replacement_and_nested():
+    ids = torch.arange(1000)
+    drawn = token_windows(ids, seqlen=10, nsamples=40, seed=3)
+    assert drawn.shape == (40, 10)
+    starts = drawn[:, 0].tolist()
+    assert len(set(starts)) == 40
+    assert all(start % 10 == 0 for start in starts)
+    assert torch.equal(drawn, drawn[:, :1] + torch.arange(10))
+    assert torch.equal(token_windows(ids, seqlen=10, nsamples=7, seed=3), drawn[:7])
+    assert not torch.equal(token_windows(ids, seqlen=10, nsamples=40, seed=4), drawn)
+    assert sorted(starts) != starts
+
+
+def test_a_seed_means_the_same_everywhere():
+    # written down once: neither the platform nor a release of NumPy may change which windows are drawn
+    drawn = token_windows(torch.arange(1000), seqlen=10, nsamples=6, seed=0)
+    assert (drawn[:, 0] // 10).tolist() == [11, 92, 3, 20, 13, 2]
+
+
+def test_too_few_windows_are_all_used_with_a_note(caplog):
+    drawn = token_windows(torch.arange(35), seqlen=10, nsamples=8)
+    assert sorted(drawn[:, 0].tolist()) == [0, 10, 20]
+    assert "the text has 3 windows of 10 tokens; all are used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "length"), [("llama", 64), ("gpt2", 64), ("opt", 64), ("gpt-neox", 64), ("bert", 64), ("t5", None)]
+)
+def test_the_default_length_is_what_the_model_was_built_for(name, length):
+    assert context_length(tiny_config(name)) == length
+    windows = token_windows(torch.zeros(5000, dtype=torch.int64), model=tiny_model(name, "meta"))
+    assert windows.shape[1] == (length or 2048)
+
+
+def test_the_default_length_is_at_most_2048():
+    config = tiny_config("llama")
+    config.max_position_embeddings = 131072
+    assert token_windows(torch.zeros(5000, dtype=torch.int64), model=config).shape == (2, 2048)
+    assert token_windows(torch.zeros(5000, dtype=torch.int64)).shape == (2, 2048)
+
+
+def test_no_token_is_added_unless_asked_for():
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    assert tokenizer("a").input_ids[0] == 256
+    plain = token_windows([TEXT], tokenizer, seqlen=60)
+    assert 256 not in plain
+    once = token_windows([TEXT], tokenizer, seqlen=60, bos="text")
+    assert (once == 256).nonzero().tolist() == [[0, 0]]
+    assert torch.equal(once.flatten()[1:], plain.flatten()[:-1])
+    each = token_windows([TEXT], tokenizer, seqlen=61, bos="window")
+    assert (each[:, 0] == 256).all()
+    assert torch.equal(each[:, 1:], plain[: len(each)])
+
+
+def fake_datasets(monkeypatch, load):
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+
+
+def test_a_data_set_is_named_with_configuration_and_split(tokenizer, monkeypatch):
+    asked = []
+
+    def load(name, configuration, split):
+        asked.append((name, configuration, split))
+        return [{"text": "one"}, {"text": "two"}]
+
+    fake_datasets(monkeypatch, load)
+    assert decoded(tokenizer, token_windows("some/set", tokenizer, seqlen=8)) == "one\n\ntwo"
+    token_windows("some/set", tokenizer, seqlen=8, nsamples=1)
+    token_windows("some/set:raw", tokenizer, seqlen=8)
+    token_windows("some/set::validation", tokenizer, seqlen=8)
+    assert asked == [
+        ("some/set", None, "test"),
+        ("some/set", None, "train"),
+        ("some/set", "raw", "test"),
+        ("some/set", None, "validation"),
+    ]
+
+
+def test_a_data_set_that_cannot_be_had_is_named(tokenizer, monkeypatch):
+    def load(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub\n(offline)")
+
+    fake_datasets(monkeypatch, load)
+    with pytest.raises(
+        QuantratureError, match=r"cannot load some/set as a data set, split test: Couldn't reach the Hub"
+    ):
+        token_windows("some/set", tokenizer)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        InvalidArgumentError, match=r"some/set is no file, and for a data set the package 'datasets' is"
+    ):
+        token_windows("some/set", tokenizer)
+
+
+def test_a_data_set_in_a_folder(tokenizer, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    windows = token_windows(folder, tokenizer, seqlen=8)
+    assert decoded(tokenizer, windows) == "one\n\ntwo"
+
+
+def test_a_text_shorter_than_a_window_says_how_short(tokenizer):
+    with pytest.raises(InvalidArgumentError, match=r"shorter than one window: it has 900 tokens, 901 are needed"):
+        token_windows([TEXT], tokenizer, seqlen=901)
+    with pytest.raises(InvalidArgumentError, match=r"it has 63 tokens, 64 are needed"):
+        token_windows([TEXT], tokenizer, model=tiny_config("llama"), max_tokens=63)
+    with pytest.raises(InvalidArgumentError, match=r"it has 0 tokens, 8 are needed"):
+        token_windows([], tokenizer, seqlen=8)
+
+
+IDS = list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": IDS, "seqlen": 0}, "seqlen must be an integer and at least 1: got seqlen=0"),
+        ({"source": IDS, "seqlen": 8.0}, "seqlen must be an integer and at least 1: got seqlen=8.0"),
+        ({"source": IDS, "nsamples": 0}, "nsamples must be an integer and at least 1: got nsamples=0"),
+        ({"source": IDS, "max_tokens": -1}, "max_tokens must be an integer and at least 1: got max_tokens=-1"),
+        ({"source": IDS, "seed": -1}, "seed must be an integer and at least 0: got seed=-1"),
+        ({"source": IDS, "bos": True}, "bos must be one of none, text, window: got bos=True"),
+        ({"source": IDS, "bos": "text", "seqlen": 8}, "bos=text needs a tokenizer with such a token"),
+        ({"source": [IDS], "bos": "window"}, "bos goes with text or one row of token ids: got bos=window"),
+        ({"source": [IDS], "seqlen": 50}, "the windows have 100 tokens each: got seqlen=50"),
+        ({"source": [IDS], "max_tokens": 99}, "there must be at least one window: got 0 of 100 tokens"),
+        ({"source": [IDS], "model": "llama"}, "at most what the model was built for: got seqlen=100, model=64"),
+        ({"source": IDS, "seqlen": 65, "model": "llama"}, "built for: got seqlen=65, model=64"),
+        ({"source": [*IDS, 258], "seqlen": 1, "model": "llama"}, "vocabulary: got 258, vocab_size=258"),
+        ({"source": [*IDS, -1], "seqlen": 1}, "token ids must be in the model's vocabulary: got -1"),
+        ({"source": [IDS, [1]]}, "windows of token ids must have equal lengths"),
+        ({"source": [0.5]}, "source must be a file, a data set, texts or token ids: got list"),
+        ({"source": None}, "source must be a file, a data set, texts or token ids: got NoneType"),
+        ({"source": torch.ones(9)}, "token ids must be integers: got dtype=float32"),
+        ({"source": torch.ones(9, dtype=torch.bool)}, "token ids must be integers: got dtype=bool"),
+        ({"source": [[[1]]]}, "token ids must have 1 or 2 dimensions: got 3"),
+        ({"source": ["text"]}, "text needs a tokenizer: got tokenizer=None"),
+        ({"source": "nowhere.txt", "tokenizer": 1}, "there is no such file: nowhere.txt"),
+        ({"source": ["text", 5], "tokenizer": 1}, "the list, item 1 needs a string text or messages: got int"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    if "model" in arguments:
+        arguments = {**arguments, "model": tiny_config(arguments["model"])}
+    with pytest.raises(InvalidArgumentError, match=message):
+        token_windows(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": \n', r"a.jsonl, line 2 is not JSON"),
+        (b'{"text": "a"}\n\n{"body": "b", "id": 2}', r"a.jsonl, line 3 needs a string text .* got the fields body, id"),
+        (b'{"text": 5}', r"a.jsonl, line 1 needs a string text or messages: got the fields text"),
+        (b"[1]", r"a.jsonl, line 1 needs a string text or messages: got list"),
+        (
+            b'{"messages": [{"role": "user"}]}\n{"text": "a"}',
+            r"a.jsonl, line 2: texts and conversations must not be mixed",
+        ),
+        (
+            b'{"text": "a"}\n{"messages": [{"role": "user"}]}',
+            r"a.jsonl, line 2: texts and conversations must not be mixed",
+        ),
+        (b'{"text": "\xff"}', r"a.jsonl is not UTF-8 text: byte 10"),
+    ],
+)
+def test_a_bad_line_is_named(content, message, tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "-"
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InvalidArgumentError, match=message):
+        token_windows(path, tokenizer, seqlen=1)
