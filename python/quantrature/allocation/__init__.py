@@ -1,0 +1,1 @@
+"""From what each matrix costs to a plan that fits a budget."""

@@ -1,0 +1,223 @@
+"""The analysis: quantize in mind, follow the way there, and write down what each matrix costs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import fingerprint
+from .._C import InvalidArgumentError
+from ..evaluate._forward import not_training
+from ..methods import METHODS, image_of, solver_of
+from ..models import Linears, find_linears
+from ..models.loading import quiet
+from ..plan import PlanEntry
+from ..progress import Bar, progress as progress_bar
+from ..text import token_windows
+from .integral import Integral, integrate
+from .metrics import METRICS, activation_error, gradient_scores, weight_scores
+from .path import Moved, WeightPath, gradient_checkpointing, mean_nll
+from .quadrature import quadrature
+from .sensitivity import MatrixSensitivity, Proof, Sensitivity
+from .snapshot import Snapshot
+
+
+def analyze(
+    model: torch.nn.Module,
+    tokens: Any,
+    *,
+    metrics: Sequence[str] = ("pqi", "kurtosis"),
+    bits: int | Sequence[int] = 3,
+    group_size: int = 64,
+    method: str = "rtn",
+    sym: bool = False,
+    ignore: str | Iterable[str] = (),
+    tokenizer: Any = None,
+    nsamples: int | None = None,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    rule: str = "gauss",
+    nodes: int = 4,
+    tol: float | None = None,
+    max_nodes: int = 32,
+    abs_mode: str = "after_mean",
+    checkpointing: bool = False,
+    map_folder: str | os.PathLike[str] | None = None,
+    state_file: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
+    progress: bool | None = None,
+) -> Sensitivity:
+    """Find out what quantizing each matrix of a model costs, before anything is quantized.
+
+    The model's weights move along the straight way to their quantized images and back; at the end they are, bit for
+    bit, what they were. PQI comes with a proof: the sum of its signed values, which must be the loss change, and the
+    loss change as measured on the same text (arXiv 2503.01901; see :mod:`quantrature.analysis.integral`).
+
+    Args:
+        model: causal language model from transformers, on any device.
+        tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
+        metrics: names out of ``METRICS``.
+        bits: of the images; several give PQI at several settings, of which the first makes the maps.
+        group_size, method, sym: of the images; methods are those of ``METHODS``.
+        ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`.
+        tokenizer, nsamples, seqlen, seed: of the calibration text; all windows of it when nsamples is ``None``.
+        batch_size: windows of one forward pass.
+        rule, nodes: of :func:`quantrature.analysis.quadrature`; nodes are gradient evaluations per sample.
+        tol: largest relative distance of prediction and measurement; nodes are doubled until it holds.
+        max_nodes: where to stop doubling; the proof then says that the tolerance was missed.
+        abs_mode: of :func:`quantrature.analysis.integrate`.
+        checkpointing: recompute activations in the backward pass, block by block.
+        map_folder: keep the accumulators in files there instead of in memory.
+        state_file: save the state of the integral there from time to time, for resume.
+        resume: ``auto``, ``required`` or ``never``.
+        progress: show a bar; ``None`` for when stderr is a terminal.
+
+    Raises:
+        InvalidArgumentError: naming the argument.
+        QuantratureError: naming matrix, sample and node where a loss or gradient is not finite, or the matrix whose
+            weights are not.
+    """
+    settings: dict[str, Any] = {
+        "metrics": list(metrics),
+        "bits": [bits] if isinstance(bits, int) else list(bits),
+        "group_size": group_size,
+        "method": method,
+        "sym": sym,
+        "rule": rule,
+        "nodes": nodes,
+        "tol": tol,
+        "abs_mode": abs_mode,
+        "batch_size": batch_size,
+    }
+    for metric in metrics:
+        if metric not in METRICS:
+            raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
+    if tol is not None and tol <= 0:
+        raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
+    solver = solver_of(method)
+    entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
+    quadrature(rule, nodes)
+    linears = find_linears(model, ignore)
+    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
+    model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
+
+    work = _Work(model, linears, windows, batch_size)
+    gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
+    total = len(windows) * (
+        bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
+    )
+    checkpointed = gradient_checkpointing(model, linears.block_modules()) if checkpointing else contextlib.nullcontext()
+    scores: dict[str, Mapping[str, float]] = {}
+    maps: dict[str, Mapping[str, torch.Tensor]] = {}
+    proofs: list[Proof] = []
+    changes: dict[str, Mapping[str, float]] = {}
+    with not_training(model), quiet(), progress_bar("analyzing", total, progress) as bar:
+        moved = work.towards(entries[0])
+        scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
+        with WeightPath(model, moved) as path, checkpointed:
+            if "activation_error" in metrics:
+                scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
+            if gradients:
+                found, maps_at_w = gradient_scores(path, windows, gradients, bar.advance)
+                scores |= found
+                maps |= maps_at_w
+            if "pqi" in metrics:
+                for number, entry in enumerate(entries):
+                    if number:
+                        path.moved = work.towards(entry)
+                    snapshot = None
+                    if state_file is not None:
+                        state = Path(f"{state_file}.{entry.setting}")
+                        about = {**settings, "setting": entry.setting, "model": model_print, "calibration": text_print}
+                        snapshot = Snapshot(state, about, resume)
+                    integral, proof = work.prove(
+                        path, entry, method, rule, nodes, tol, max_nodes, abs_mode, map_folder, snapshot, bar
+                    )
+                    proofs.append(proof)
+                    changes[entry.setting] = integral.signed
+                    if number == 0:
+                        maps["pqi"] = integral.maps
+                        scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
+    matrices = tuple(
+        MatrixSensitivity(
+            linear.name,
+            linear.role,
+            linear.block,
+            linear.out_features,
+            linear.in_features,
+            {metric: scores[metric][linear.name] for metric in metrics},
+            {setting: signed[linear.name] for setting, signed in changes.items()},
+        )
+        for linear in linears
+    )
+    return Sensitivity(matrices, tuple(proofs), settings, model_print, text_print, maps)
+
+
+class _Work:
+    """What all integrals of one analysis share."""
+
+    def __init__(self, model: torch.nn.Module, linears: Linears, windows: torch.Tensor, batch_size: int) -> None:
+        self.model, self.linears, self.windows, self.batch_size = model, linears, windows, batch_size
+        self.loss_before: float | None = None
+
+    def towards(self, entry: PlanEntry) -> list[Moved]:
+        """All matrices on their way to the images of one plan entry."""
+        return [Moved(linear, image_of(linear.name, linear.weight.cpu(), entry)) for linear in self.linears]
+
+    def prove(
+        self,
+        path: WeightPath,
+        entry: PlanEntry,
+        method: str,
+        rule: str,
+        nodes: int,
+        tol: float | None,
+        max_nodes: int,
+        abs_mode: str,
+        map_folder: str | os.PathLike[str] | None,
+        snapshot: Snapshot | None,
+        bar: Bar,
+    ) -> tuple[Integral, Proof]:
+        """The integral, with nodes added until the tolerance holds, and its comparison with the measured change."""
+        path.move_to(0)
+        if self.loss_before is None:
+            self.loss_before = mean_nll(self.model, self.windows, self.batch_size)
+        path.move_to(1)
+        measured = mean_nll(self.model, self.windows, self.batch_size) - self.loss_before
+        evaluations = 0
+        while True:
+            integral = integrate(
+                path,
+                self.windows,
+                quadrature(rule, nodes),
+                batch_size=self.batch_size,
+                abs_mode=abs_mode,
+                map_folder=None if map_folder is None else Path(map_folder),
+                snapshot=snapshot,
+                advance=bar.advance,
+            )
+            evaluations += integral.gradient_evaluations
+            predicted = sum(integral.signed.values())
+            proof = Proof(
+                entry.setting,
+                method,
+                rule,
+                nodes,
+                predicted,
+                measured,
+                evaluations,
+                None if tol is None else abs(predicted - measured) <= tol * abs(measured),
+            )
+            path.move_to(0)
+            if proof.within_tolerance is not False or nodes >= max_nodes:
+                return integral, proof
+            nodes = min(2 * nodes, max_nodes)
+            if snapshot is not None:
+                snapshot = None

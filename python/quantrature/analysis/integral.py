@@ -1,0 +1,197 @@
+"""The Post-quantization Integral: what each weight contributes to the loss change of quantizing (arXiv 2503.01901).
+
+S_i = (w~_i - w_i) * integral over t in [0, 1] of dF/dw_i at w + t (w~ - w). The S_i of all weights add up to
+F(w~) - F(w); the sensitivity of a weight is an absolute value of S_i.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import ops
+from .._C import InvalidArgumentError, QuantratureError
+from .path import Moved, WeightPath, gradients_to, next_token_nll
+from .snapshot import Snapshot
+
+ABS_MODES = ("after_mean", "per_sample", "per_node")
+
+
+@dataclass(frozen=True)
+class Integral:
+    """Result of :func:`integrate`.
+
+    Attributes:
+        maps: matrix name to the PQI of its weights, float32 of shape (out_features, in_features), not negative.
+        signed: matrix name to the sum of the signed S_i, nats per token.
+        gradient_evaluations: forward and backward passes per calibration sample.
+    """
+
+    maps: Mapping[str, torch.Tensor]
+    signed: Mapping[str, float]
+    gradient_evaluations: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One gradient evaluation: the batch's first window, the node and its weight."""
+
+    first: int
+    t: float
+    weight: float
+
+
+def _units(abs_mode: str, nodes: list[tuple[float, float]], firsts: list[int]) -> Iterator[list[_Step]]:
+    """Steps in order, in units after which the accumulators are consistent."""
+    if abs_mode == "per_sample":
+        for first in firsts:
+            yield [_Step(first, t, weight) for t, weight in nodes]
+    else:
+        for t, weight in nodes:
+            for first in firsts:
+                yield [_Step(first, t, weight)]
+
+
+def zeros_for(path: WeightPath, folder: Path | None = None) -> dict[str, torch.Tensor]:
+    """A float32 accumulator for each moved matrix, in memory, or in files of a folder that the system pages."""
+    zeros = {}
+    for i, m in enumerate(path.moved):
+        shape = path.original(m).shape
+        if folder is None:
+            zeros[m.name] = torch.zeros(shape)
+        else:
+            file = folder / f"accumulator-{i:05d}.f32"
+            file.unlink(missing_ok=True)
+            zeros[m.name] = torch.from_file(str(file), shared=True, size=shape.numel()).view(shape)
+    return zeros
+
+
+def check_gradient(m: Moved, gradient: torch.Tensor, t: float, sample: int) -> None:
+    """Stop where a gradient is not finite, naming the matrix, the node and the calibration sample."""
+    if math.isfinite(float(gradient.sum(dtype=torch.float32))) or bool(torch.isfinite(gradient).all()):
+        return
+    raise QuantratureError(
+        f"[analyze] the gradient of {m.name} is not finite at node t={t:.4g}, calibration sample {sample}"
+    )
+
+
+def check_loss(loss: torch.Tensor, t: float, sample: int) -> None:
+    """The same for a loss."""
+    if not math.isfinite(float(loss)):
+        raise QuantratureError(f"[analyze] the loss is {float(loss)} at node t={t:.4g}, calibration sample {sample}")
+
+
+def integrate(
+    path: WeightPath,
+    windows: torch.Tensor,
+    nodes: list[tuple[float, float]],
+    *,
+    batch_size: int = 1,
+    abs_mode: str = "after_mean",
+    map_folder: Path | None = None,
+    snapshot: Snapshot | None = None,
+    advance: Callable[[int], Any] = lambda evaluations: None,
+) -> Integral:
+    """PQI of every moved weight.
+
+    Args:
+        path: the model and its quantized images, entered.
+        windows: token ids, shape (samples, seqlen). Under ``torch.distributed`` each rank takes every
+            world_size-th of them, and all get the whole result.
+        nodes: pairs (t, weight) of :func:`quadrature`.
+        batch_size: windows of one gradient evaluation; the loss is the mean over all tokens whatever it is.
+        abs_mode: ``after_mean``: abs((w~ - w) * mean gradient); ``per_sample``: mean over the samples of the absolute
+            S_i of each; ``per_node``: mean over nodes and samples of the absolute integrand. The last two take
+            batches of one window.
+        map_folder: keep the accumulators in files there instead of in memory.
+        snapshot: where to save the state from time to time, and what an earlier run saved.
+        advance: called with the number of gradient evaluations done, for progress.
+
+    Raises:
+        QuantratureError: naming module, sample and node where a loss or gradient is not finite.
+        InvalidArgumentError: for an unknown abs_mode.
+    """
+    if abs_mode not in ABS_MODES:
+        raise InvalidArgumentError(f"[analyze] abs_mode must be one of {', '.join(ABS_MODES)}: got {abs_mode!r}")
+    if abs_mode != "after_mean":
+        batch_size = 1
+    rank, ranks = _rank()
+    tokens_in_all = windows[:, 1:].numel()
+    mine = windows[rank::ranks]
+
+    sums = zeros_for(path, map_folder)
+    signed = {m.name: 0.0 for m in path.moved}
+    of_sample = zeros_for(path) if abs_mode == "per_sample" else {}
+    step = _Step(0, 0.0, 0.0)
+
+    def take(m: Moved, gradient: torch.Tensor) -> None:
+        check_gradient(m, gradient, step.t, step.first * ranks + rank)
+        gradient = gradient.cpu()
+        if abs_mode == "per_sample":
+            ops.pqi_accumulate(of_sample[m.name], gradient, step.weight)
+            return
+        if abs_mode == "per_node":
+            signed[m.name] += step.weight * ops.pqi_sum(gradient.float(), path.original(m).cpu(), m.stored_image().cpu())
+            gradient.abs_()
+        ops.pqi_accumulate(sums[m.name], gradient, step.weight)
+
+    units = list(_units(abs_mode, nodes, list(range(0, len(mine), batch_size))))
+    done = snapshot.restore(sums, signed) if snapshot is not None else 0
+    advance(sum(len(unit) for unit in units[:done]))
+    at: float | None = None
+    with gradients_to(path.model, path.moved, take):
+        for index, unit in enumerate(units[done:], done + 1):
+            for step in unit:
+                if at != step.t:
+                    path.move_to(step.t)
+                    at = step.t
+                loss = next_token_nll(path.model, mine[step.first : step.first + batch_size])
+                check_loss(loss, step.t, step.first * ranks + rank)
+                (loss / tokens_in_all).backward()  # type: ignore[no-untyped-call]
+                advance(1)
+            for m in path.moved if abs_mode == "per_sample" else ():
+                share = of_sample[m.name]
+                signed[m.name] += ops.pqi_sum(share, path.original(m).cpu(), m.stored_image().cpu())
+                ops.pqi_accumulate(sums[m.name], share.abs_(), 1.0)
+                share.zero_()
+            if snapshot is not None:
+                snapshot.save(index, sums, signed, last=index == len(units))
+
+    if ranks > 1:
+        _add_ranks(sums, signed)
+    for m in path.moved:
+        total, original, image = sums[m.name], path.original(m).cpu(), m.stored_image().cpu()
+        if abs_mode == "after_mean":
+            signed[m.name] = ops.pqi_sum(total, original, image)
+        ops.pqi_finalize(total, original, image)
+        if m.linear.transposed:
+            sums[m.name] = total.mT
+    return Integral(sums, signed, len(nodes))
+
+
+def _rank() -> tuple[int, int]:
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _add_ranks(sums: Mapping[str, torch.Tensor], signed: dict[str, float]) -> None:
+    """Add the accumulators of all ranks, in place."""
+    import torch.distributed as distributed
+
+    on_gpu = distributed.get_backend() == "nccl"
+    for total in sums.values():
+        shared = total.cuda() if on_gpu else total
+        distributed.all_reduce(shared)
+        if on_gpu:
+            total.copy_(shared)
+    shares = torch.tensor(list(signed.values()), dtype=torch.float64, device="cuda" if on_gpu else "cpu")
+    distributed.all_reduce(shares)
+    signed.update(zip(signed, shares.tolist(), strict=True))

@@ -1,0 +1,128 @@
+"""Measures of how much a matrix minds being quantized, to stand beside PQI in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .. import ops
+from .._C import UnsupportedError
+from .integral import check_gradient, check_loss, zeros_for
+from .path import Moved, WeightPath, gradients_to, next_token_nll
+
+METRICS = {
+    "pqi": "Post-quantization Integral: mean over the weights of abs((w~ - w) * mean gradient on the way); path",
+    "first_order": "sum of (w~ - w) * gradient at the original weights; nats per token",
+    "fisher": "half the sum of (w~ - w)^2 * mean squared gradient at the original weights; nats per token",
+    "magnitude": "mean of abs(w)",
+    "error": "sum of (w~ - w)^2",
+    "activation_error": "sum of (w~ - w)^2 * mean square of the input it meets: the squared output error per token",
+    "kurtosis": "fourth standardized moment of the weights (Pearson, population)",
+}
+"""Names that ``--metrics`` takes, and what each is."""
+
+WITH_MAPS = ("pqi", "first_order", "fisher")
+"""Metrics that also rate every single weight."""
+
+
+def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Scores that need the weights alone: metric to matrix name to score."""
+    scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
+    for m in moved:
+        weight = m.linear.weight.cpu().contiguous()
+        if "magnitude" in scores:
+            scores["magnitude"][m.name] = float(weight.float().abs().mean())
+        if "kurtosis" in scores:
+            scores["kurtosis"][m.name] = float(ops.kurtosis(weight, fisher=False))
+        if "error" in scores:
+            scores["error"][m.name] = float((m.image().cpu() - weight.float()).double().square().sum())
+    return scores
+
+
+def activation_error(
+    path: WeightPath, windows: torch.Tensor, batch_size: int, advance: Callable[[int], Any]
+) -> dict[str, float]:
+    """Mean squared output error of each matrix when its input comes from the original model, per token.
+
+    Raises:
+        UnsupportedError: naming a matrix of fused experts, whose input no module sees.
+    """
+    squares: dict[str, torch.Tensor] = {}
+    tokens: dict[str, int] = {}
+
+    def watch(m: Moved) -> Any:
+        def see(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0].detach().flatten(0, -2).float()
+            squares[m.name] = squares.get(m.name, 0) + x.square().sum(0, dtype=torch.float64)
+            tokens[m.name] = tokens.get(m.name, 0) + len(x)
+
+        return m.linear.module.register_forward_pre_hook(see)
+
+    for m in path.moved:
+        if m.linear.expert is not None:
+            raise UnsupportedError(f"[analyze] activation_error cannot be had for the fused experts of {m.name}")
+    hooks = [watch(m) for m in path.moved]
+    try:
+        with torch.no_grad():
+            for first in range(0, len(windows), batch_size):
+                next_token_nll(path.model, windows[first : first + batch_size])
+                advance(1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    scores = {}
+    for m in path.moved:
+        if m.name not in squares:
+            scores[m.name] = 0.0  # nothing of the calibration text went through it
+            continue
+        per_column = (m.image().to(m.linear.weight.device) - m.linear.weight.float()).double().square().sum(0)
+        scores[m.name] = float(per_column @ squares[m.name]) / tokens[m.name]
+    return scores
+
+
+def gradient_scores(
+    path: WeightPath, windows: torch.Tensor, metrics: Sequence[str], advance: Callable[[int], Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, Mapping[str, torch.Tensor]]]:
+    """First order and Fisher scores and maps from one gradient of each sample at the original weights.
+
+    Returns:
+        Scores: metric to matrix name to score. Maps: metric to matrix name to float32 of shape
+        (out_features, in_features): abs((w~ - w) * gradient) for ``first_order``, the mean squared gradient for
+        ``fisher``.
+    """
+    first = zeros_for(path) if "first_order" in metrics else {}
+    second = zeros_for(path) if "fisher" in metrics else {}
+    sample = 0
+
+    def take(m: Moved, gradient: torch.Tensor) -> None:
+        check_gradient(m, gradient, 0.0, sample)
+        gradient = gradient.cpu()
+        if first:
+            ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows))
+        if second:
+            ops.pqi_accumulate(second[m.name], gradient.float().square_(), 1 / len(windows))
+
+    with gradients_to(path.model, path.moved, take):
+        for sample in range(len(windows)):
+            loss = next_token_nll(path.model, windows[sample : sample + 1])
+            check_loss(loss, 0.0, sample)
+            (loss / (windows.shape[1] - 1)).backward()  # type: ignore[no-untyped-call]
+            advance(1)
+
+    scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
+    for m in path.moved:
+        original, image = path.original(m).cpu(), m.stored_image().cpu()
+        if first:
+            scores["first_order"][m.name] = ops.pqi_sum(first[m.name], original, image)
+            ops.pqi_finalize(first[m.name], original, image)
+        if second:
+            moved_by = (image.float() - original.float()).double()
+            scores["fisher"][m.name] = 0.5 * float((second[m.name].double() * moved_by.square()).sum())
+        if m.linear.transposed:
+            for maps in (first, second):
+                if maps:
+                    maps[m.name] = maps[m.name].mT
+    maps_of = {"first_order": first, "fisher": second}
+    return scores, {metric: maps for metric, maps in maps_of.items() if maps}

@@ -1,0 +1,162 @@
+"""The straight way from a model's weights to their quantized images, and gradients along it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import ops
+from .._C import QuantratureError
+from ..evaluate._forward import logits
+from ..models import LinearWeight
+
+Image = Callable[[], torch.Tensor]
+"""Makes the quantized image of a weight, (out_features, in_features); called at every node and dropped after use."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A weight matrix on its way: where it is, and how to make its quantized image."""
+
+    linear: LinearWeight
+    image: Image
+
+    @property
+    def name(self) -> str:
+        """Name of the matrix."""
+        return self.linear.name
+
+    def stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What of a tensor shaped like the parameter belongs to this matrix, in the order the parameter stores it."""
+        return tensor if self.linear.expert is None else tensor[self.linear.expert]
+
+    def stored_image(self) -> torch.Tensor:
+        """The quantized image in the order the parameter stores it."""
+        image = self.image()
+        return image.mT.contiguous() if self.linear.transposed else image
+
+
+class WeightPath:
+    """Puts a model's weights anywhere between the originals (t = 0) and their quantized images (t = 1).
+
+    v(t) = w + t * (w~ - w) is formed in float32 and rounded to the parameter's dtype. All matrices move together.
+    The originals are kept in their own dtype and come back, bit for bit, when the ``with`` block ends.
+    """
+
+    def __init__(self, model: torch.nn.Module, moved: Sequence[Moved]) -> None:
+        self.model = model
+        self.moved = list(moved)
+        self._originals: dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> WeightPath:
+        self._originals = {m.name: self._in_model(m).clone() for m in self.moved}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.move_to(0)
+        self._originals.clear()
+
+    @staticmethod
+    def _in_model(m: Moved) -> torch.Tensor:
+        return m.stored(m.linear.parameter.detach())
+
+    def original(self, m: Moved) -> torch.Tensor:
+        """The matrix as it was, in the order the parameter stores it."""
+        return self._originals[m.name]
+
+    def move_to(self, t: float) -> None:
+        """Put every matrix at v(t)."""
+        for m in self.moved:
+            if t == 0:
+                self._in_model(m).copy_(self.original(m))
+            else:
+                ops.interpolate(self.original(m), m.stored_image(), t, self._in_model(m))
+
+
+def next_token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Sum of the negative log-likelihoods of all tokens but the first of each window, float32, in nats."""
+    predicted = logits(model, tokens)[:, :-1]
+    targets = tokens[:, 1:].to(predicted.device).flatten()
+    return torch.nn.functional.cross_entropy(predicted.float().flatten(0, 1), targets, reduction="sum")
+
+
+def mean_nll(model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> float:
+    """Mean negative log-likelihood in nats per token over calibration windows: the loss F of the analysis.
+
+    Raises:
+        QuantratureError: naming the window where it is not finite.
+    """
+    total = 0.0
+    with torch.no_grad():
+        for first in range(0, len(windows), batch_size):
+            loss = float(next_token_nll(model, windows[first : first + batch_size]))
+            if not math.isfinite(loss):
+                raise QuantratureError(f"[analyze] the loss is {loss} on the calibration samples from {first} on")
+            total += loss
+    return total / windows[:, 1:].numel()
+
+
+GradientSink = Callable[[Moved, torch.Tensor], None]
+"""Receives a matrix and its gradient in the parameter's order, which it may overwrite but must not keep."""
+
+
+@contextmanager
+def gradients_to(model: torch.nn.Module, moved: Sequence[Moved], sink: GradientSink) -> Iterator[None]:
+    """While inside, backward passes hand each matrix's gradient to sink and free it at once.
+
+    Other parameters get no gradient. Peak memory beside the activations is one parameter's gradient.
+    """
+    members: dict[torch.nn.Parameter, list[Moved]] = {}
+    for m in moved:
+        members.setdefault(m.linear.parameter, []).append(m)
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    handles = []
+    try:
+        for p, _ in before:
+            p.requires_grad_(p in members)
+
+        def take(parameter: torch.Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            for m in members[parameter]:  # type: ignore[index]
+                sink(m, m.stored(gradient))
+
+        handles = [parameter.register_post_accumulate_grad_hook(take) for parameter in members]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, flag in before:
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def gradient_checkpointing(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """While inside, the backward pass recomputes each block's activations instead of keeping them.
+
+    transformers checkpoints only blocks in training mode; that mode would also switch dropout on, so only the blocks
+    themselves enter it, and their own dropout probability is 0 meanwhile.
+    """
+    typed: Any = model
+    typed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Embeddings have no gradient here, and without one in the inputs nothing would be recomputed or reached.
+    typed.enable_input_require_grads()
+    dropouts = [(b, b.dropout) for b in blocks if isinstance(getattr(b, "dropout", None), float)]
+    try:
+        for block in blocks:
+            block.training = True
+        for block, _ in dropouts:
+            block.dropout = 0.0  # type: ignore[assignment]
+        yield
+    finally:
+        for block, probability in dropouts:
+            block.dropout = probability
+        for block in blocks:
+            block.training = False
+        typed.disable_input_require_grads()
+        typed.gradient_checkpointing_disable()

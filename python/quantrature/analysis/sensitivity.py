@@ -1,0 +1,197 @@
+"""The result of an analysis, in memory and as a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._C import InvalidArgumentError
+
+FORMAT = "quantrature-sensitivity"
+FORMAT_VERSION = 1
+SUMMARY = "sensitivity.json"
+MAPS = "maps-{metric}.safetensors"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What PQI predicted for one setting of all matrices, and what was measured.
+
+    Attributes:
+        setting: bits and group size, ``b3g64``.
+        method: the host method of the quantized images.
+        rule, nodes: the quadrature that was used in the end.
+        predicted_loss_change: sum of the signed S_i, nats per token.
+        measured_loss_change: F(w~) - F(w) on the same text, nats per token.
+        gradient_evaluations: per calibration sample, of all attempts.
+        within_tolerance: whether the two agree as asked; ``None`` when nothing was asked.
+    """
+
+    setting: str
+    method: str
+    rule: str
+    nodes: int
+    predicted_loss_change: float
+    measured_loss_change: float
+    gradient_evaluations: int
+    within_tolerance: bool | None = None
+
+    @property
+    def relative_error(self) -> float:
+        """Distance of prediction and measurement, relative to the latter."""
+        apart = abs(self.predicted_loss_change - self.measured_loss_change)
+        return apart / abs(self.measured_loss_change) if self.measured_loss_change else (apart and float("inf"))
+
+
+@dataclass(frozen=True)
+class MatrixSensitivity:
+    """What the analysis found for one matrix.
+
+    Attributes:
+        name, role, block, out_features, in_features: as in :class:`quantrature.models.LinearWeight`.
+        scores: metric to score; see ``METRICS``.
+        loss_change: setting to the predicted loss change (the signed PQI of the matrix), nats per token.
+    """
+
+    name: str
+    role: str
+    block: int
+    out_features: int
+    in_features: int
+    scores: Mapping[str, float]
+    loss_change: Mapping[str, float]
+
+    @property
+    def numel(self) -> int:
+        """How many weights the matrix has."""
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What an analysis found.
+
+    Attributes:
+        matrices: one entry a matrix, in model order.
+        proofs: one for each reference setting, the first being that of the maps; empty without PQI.
+        settings: arguments of the analysis.
+        model, calibration: fingerprints.
+        maps: metric to matrix name to a float32 value for each weight, (out_features, in_features).
+    """
+
+    matrices: tuple[MatrixSensitivity, ...]
+    proofs: tuple[Proof, ...]
+    settings: Mapping[str, Any]
+    model: str
+    calibration: str
+    maps: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def predicted_loss_change(self) -> float | None:
+        """Of the first reference setting, nats per token."""
+        return self.proofs[0].predicted_loss_change if self.proofs else None
+
+    @property
+    def measured_loss_change(self) -> float | None:
+        """Of the first reference setting, nats per token."""
+        return self.proofs[0].measured_loss_change if self.proofs else None
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Per calibration sample, for all reference settings."""
+        return sum(proof.gradient_evaluations for proof in self.proofs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of sensitivity.json: everything but the maps."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "predicted_loss_change": self.predicted_loss_change,
+            "measured_loss_change": self.measured_loss_change,
+            "gradient_evaluations": self.gradient_evaluations,
+            "model": self.model,
+            "calibration": self.calibration,
+            "settings": dict(self.settings),
+            "proofs": [asdict(proof) for proof in self.proofs],
+            "modules": [asdict(matrix) for matrix in self.matrices],
+        }
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write sensitivity.json and the maps to a new folder, which appears complete or not at all.
+
+        Raises:
+            InvalidArgumentError: when the folder is there and not empty, unless overwrite.
+        """
+        from safetensors.torch import save_file
+
+        from ..checkpoint import new_folder
+
+        with new_folder(folder, overwrite) as partial:
+            (partial / SUMMARY).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            for metric, maps in self.maps.items():
+                tensors = {name: values.contiguous() for name, values in maps.items()}
+                save_file(tensors, partial / MAPS.format(metric=metric), metadata={"metric": metric})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Sensitivity:
+        """Read what :meth:`save` wrote; maps are read when they are first used.
+
+        Raises:
+            InvalidArgumentError: naming the file that is missing, no JSON, or of another format.
+        """
+        path = Path(folder) / SUMMARY
+        try:
+            data = json.loads(path.read_text())
+        except OSError as e:
+            raise InvalidArgumentError(f"[sensitivity] cannot read {path}: {e.strerror}") from None
+        except json.JSONDecodeError as e:
+            raise InvalidArgumentError(f"[sensitivity] {path} is not JSON: {e.msg} in line {e.lineno}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
+            raise InvalidArgumentError(
+                f"[sensitivity] {path} is not of the format {FORMAT}, version {FORMAT_VERSION}, that this version reads"
+            )
+        try:
+            return cls(
+                tuple(MatrixSensitivity(**matrix) for matrix in data["modules"]),
+                tuple(Proof(**proof) for proof in data["proofs"]),
+                data["settings"],
+                data["model"],
+                data["calibration"],
+                {
+                    file.stem.removeprefix("maps-"): StoredMaps(file)
+                    for file in sorted(Path(folder).glob(MAPS.format(metric="*")))
+                },
+            )
+        except (KeyError, TypeError) as e:
+            raise InvalidArgumentError(f"[sensitivity] {path} does not have the fields of an analysis: {e}") from None
+
+
+class StoredMaps(Mapping[str, torch.Tensor]):
+    """The maps of one metric in a file; each is read when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self._file = safe_open(path, "pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The map of one matrix."""
+        if name not in self._names:
+            raise KeyError(name)
+        values: torch.Tensor = self._file.get_tensor(name)
+        return values
+
+    def __iter__(self) -> Any:
+        """Names of the matrices."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many matrices there are."""
+        return len(self._names)

@@ -1,0 +1,219 @@
+"""Quantized models as folders: written whole or not at all, looked into without loading, compared with their source."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._C import InvalidArgumentError, QuantratureError
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+QUANT_METHOD = "quantrature"
+FORMAT_VERSION = 1
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write into that becomes ``folder`` when the ``with`` block ends well, and vanishes otherwise.
+
+    What a killed process left behind is a hidden ``.NAME.partial`` beside it, which the next attempt removes.
+
+    Raises:
+        InvalidArgumentError: when the folder is a file, or is there, not empty, and not to be overwritten.
+        QuantratureError: when the disk is full.
+    """
+    target = Path(folder)
+    check_new_folder(target, overwrite)
+    partial = target.with_name(f".{target.name}.partial")
+    replaced = target.with_name(f".{target.name}.replaced")
+    try:
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        if target.exists():
+            os.replace(target, replaced)
+        os.replace(partial, target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise QuantratureError(f"[save] the disk is full; nothing was written to {target}") from None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse an output folder that holds something; asked before long work starts.
+
+    Raises:
+        InvalidArgumentError: naming the folder.
+    """
+    target = Path(folder)
+    if target.is_file():
+        raise InvalidArgumentError(f"[save] {target} is a file; give a folder")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise InvalidArgumentError(f"[save] {target} exists and is not empty; --overwrite replaces it")
+
+
+def save(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    plan: Plan | None = None,
+    source: str = "",
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a quantized model with its configuration, generation settings, tokenizer, plan and a model card.
+
+    Args:
+        model: what :func:`quantrature.quantize` returned.
+        folder: appears complete or not at all.
+        tokenizer: written beside the model.
+        plan: written as plan.json.
+        source: name of the original model, for the card.
+        overwrite: replace a folder that is not empty.
+        max_shard_size: of one safetensors file.
+
+    Raises:
+        InvalidArgumentError: for a folder that is not empty.
+        QuantratureError: when the disk is full.
+    """
+    with new_folder(folder, overwrite) as partial:
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if plan is not None:
+            plan.save(partial / "plan.json")
+        (partial / "README.md").write_text(_card(inspect(partial), source))
+
+
+def _card(contents: Contents, source: str) -> str:
+    base = f"base_model: {source}\n" if source and not Path(source).exists() else ""
+    return f"""---
+library_name: transformers
+{base}tags:
+- quantized
+- quantrature
+---
+# {Path(source).name or "Model"}, {contents.bits_per_weight:.2f} bits per weight
+
+Quantized by [quantrature](https://pypi.org/project/quantrature). {len(contents.modules)} matrices take {contents.bytes:,}
+bytes, {contents.bits_per_weight:.3f} bits per weight, scales, zeros and outliers included.
+
+```python
+import quantrature  # registers the format with transformers
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```
+"""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a quantized folder holds.
+
+    Attributes:
+        bits_per_weight: of the quantized matrices, everything that is stored for them counted.
+        bytes: of the quantized matrices.
+        other_bytes: of all other tensors.
+        modules: matrix name to bits, group_size, sym, shape, outliers, bytes, bits_per_weight.
+    """
+
+    bits_per_weight: float
+    bytes: int
+    other_bytes: int
+    modules: Mapping[str, Mapping[str, Any]]
+
+
+def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The ``quantization_config`` of a folder made by quantrature.
+
+    Raises:
+        InvalidArgumentError: when there is no config.json, or it is not of a model quantized by quantrature.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError as e:
+        raise InvalidArgumentError(f"[checkpoint] cannot read {path}: {e.strerror}") from None
+    except json.JSONDecodeError as e:
+        raise InvalidArgumentError(f"[checkpoint] {path} is not JSON: {e.msg} in line {e.lineno}") from None
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    if not isinstance(found, dict) or found.get("quant_method") != QUANT_METHOD:
+        raise InvalidArgumentError(f"[checkpoint] {folder} holds no model quantized by quantrature")
+    if found.get("format_version") != FORMAT_VERSION:
+        raise InvalidArgumentError(
+            f"[checkpoint] {path} has format_version {found.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+        )
+    return found
+
+
+def inspect(folder: str | os.PathLike[str]) -> Contents:
+    """Sizes of everything in a quantized folder, from its configuration and the headers of its files.
+
+    Raises:
+        InvalidArgumentError: for a folder that quantrature did not make, or whose description is broken.
+        QuantratureError: naming the file that is truncated or corrupted, or the tensor that is missing.
+    """
+    from .storage import MatrixSpec
+
+    shapes = _tensor_bytes(Path(folder))
+    modules = {}
+    for name, described in quantization_config(folder).get("modules", {}).items():
+        spec = MatrixSpec.from_json(described)
+        for tensor, _, _ in spec.layout():
+            if f"{name}.{tensor}" not in shapes:
+                raise QuantratureError(f"[checkpoint] {folder} lacks the tensor {name}.{tensor}")
+            shapes.pop(f"{name}.{tensor}")
+        grid = spec.grid
+        modules[name] = {
+            "bits": grid.bits,
+            "group_size": grid.group_size,
+            "sym": grid.sym,
+            "shape": list(grid.shape),
+            "outliers": spec.outliers,
+            "bytes": spec.nbytes,
+            "bits_per_weight": 8 * spec.nbytes / grid.numel,
+        }
+    stored = sum(m["bytes"] for m in modules.values())
+    weights = sum(m["shape"][0] * m["shape"][1] for m in modules.values())
+    return Contents(8 * stored / weights if weights else 0.0, stored, sum(shapes.values()), modules)
+
+
+def _tensor_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of every tensor in the safetensors files of a folder."""
+    from safetensors import SafetensorError, safe_open
+
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as e:
+            raise QuantratureError(f"[checkpoint] {path} is truncated or corrupted: {e}") from None
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, about in header.items():
+            if name != "__metadata__":
+                begin, end = about["data_offsets"]
+                sizes[name] = end - begin
+    if not sizes:
+        raise InvalidArgumentError(f"[checkpoint] {folder} has no safetensors files")
+    return sizes

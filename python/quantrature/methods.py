@@ -1,0 +1,83 @@
+"""Host methods: how the codes of a matrix are found once its plan entry says what they are to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import ops
+from ._C import InvalidArgumentError, QuantratureError
+from .ops import QuantizedTensor, SparseCSR
+from .plan import PlanEntry
+
+if TYPE_CHECKING:
+    import torch
+
+METHODS = {
+    "rtn": "round to the nearest point of the min-max grid of each group",
+    "mse": "the same, on the grid with the least squared error",
+    "hqq": "half-quadratic quantization: zero points solved for sparse errors, without calibration",
+}
+"""Names that ``--method`` takes, and a line about each."""
+
+_SOLVER = {"rtn": "minmax", "mse": "mse", "hqq": "hqq"}
+
+
+def solver_of(method: str) -> str:
+    """The grid solver of a method.
+
+    Raises:
+        InvalidArgumentError: for an unknown method.
+    """
+    if method not in _SOLVER:
+        raise InvalidArgumentError(f"[quantize] method must be one of {', '.join(METHODS)}: got {method!r}")
+    return _SOLVER[method]
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A weight matrix in its stored form: a packed grid, and weights kept exactly beside it."""
+
+    dense: QuantizedTensor
+    outliers: SparseCSR | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored: codes, scales, zeros, outliers and their positions."""
+        return self.dense.nbytes + (self.outliers.nbytes if self.outliers is not None else 0)
+
+    def dequantize(self, dtype: str | None = None) -> torch.Tensor:
+        """The matrix that the stored form stands for, (out_features, in_features)."""
+        dense = self.dense.dequantize(dtype)
+        return dense if self.outliers is None else self.outliers.add_to(dense)
+
+
+def quantize_matrix(name: str, weight: torch.Tensor, entry: PlanEntry) -> QuantizedMatrix:
+    """Quantize one matrix, (out_features, in_features) and contiguous, as its plan entry says.
+
+    Raises:
+        QuantratureError: of the kind the op raised, naming the matrix.
+    """
+    try:
+        outliers = None
+        if entry.outliers > 0:
+            _, outliers = ops.extract_outliers(weight, fraction=entry.outliers)
+        dense = ops.quantize(
+            weight,
+            entry.bits,
+            entry.group_size,
+            sym=entry.sym,
+            solver=entry.solver,
+            meta_bits=entry.meta_bits,
+            exclude=outliers,
+        )
+    except QuantratureError as e:
+        raise type(e)(f"{name}: {e}") from None
+    return QuantizedMatrix(dense, outliers)
+
+
+def image_of(name: str, weight: torch.Tensor, entry: PlanEntry) -> Callable[[], torch.Tensor]:
+    """A function that makes the float32 image of a matrix from its stored form, which it keeps."""
+    stored = quantize_matrix(name, weight.contiguous(), entry)
+    return lambda: stored.dequantize("float32")
