@@ -94,7 +94,9 @@ def save(
         InvalidArgumentError: for a folder that is not empty.
         QuantratureError: when the disk is full.
     """
-    with new_folder(folder, overwrite) as partial:
+    from .models.loading import quiet
+
+    with new_folder(folder, overwrite) as partial, quiet():
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
