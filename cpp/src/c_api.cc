@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/check.hpp"
+#include "quantrature/integral.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/runtime.hpp"
 
@@ -94,4 +95,16 @@ qtr_status qtr_set_executor(const qtr_executor* executor) {
 }
 qtr_status qtr_compute_moments(const qtr_moments_args* args) {
   return call(compute_moments, args);
+}
+qtr_status qtr_pqi_accumulate(const qtr_pqi_accumulate_args* args) {
+  return call(pqi_accumulate, args);
+}
+qtr_status qtr_pqi_finalize(const qtr_pqi_finalize_args* args) {
+  return call(pqi_finalize, args);
+}
+qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args) {
+  return call(pqi_sum, args);
+}
+qtr_status qtr_interpolate(const qtr_interpolate_args* args) {
+  return call(interpolate, args);
 }

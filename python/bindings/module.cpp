@@ -7,6 +7,7 @@ namespace quantrature::bindings {
 namespace nb = nanobind;
 
 void bind_runtime(nb::module_& m);
+void bind_integral(nb::module_& m);
 void bind_moments(nb::module_& m);
 
 NB_MODULE(_C, m) {
@@ -21,6 +22,7 @@ NB_MODULE(_C, m) {
   nb::exception<DeviceError>(m, "DeviceError", kind_of(PyExc_RuntimeError));
 
   bind_runtime(m);
+  bind_integral(m);
   bind_moments(m);
 }
 

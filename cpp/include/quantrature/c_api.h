@@ -103,6 +103,45 @@ typedef struct qtr_moments_args {
 
 QTR_API qtr_status qtr_compute_moments(const qtr_moments_args* args);
 
+/* ---- integral (integral.hpp) ---- */
+
+typedef struct qtr_pqi_accumulate_args {
+  size_t struct_size;
+  qtr_mutable_matrix acc; /* float32, read and written */
+  qtr_matrix grad;
+  double weight;
+} qtr_pqi_accumulate_args;
+
+typedef struct qtr_pqi_finalize_args {
+  size_t struct_size;
+  qtr_matrix acc; /* float32 */
+  qtr_matrix w;
+  qtr_matrix w_quantized;
+  int32_t keep_sign;      /* 0: the absolute value */
+  qtr_mutable_matrix out; /* float32; may be acc */
+} qtr_pqi_finalize_args;
+
+typedef struct qtr_pqi_sum_args {
+  size_t struct_size;
+  qtr_matrix acc; /* float32 */
+  qtr_matrix w;
+  qtr_matrix w_quantized;
+  double* out;
+} qtr_pqi_sum_args;
+
+typedef struct qtr_interpolate_args {
+  size_t struct_size;
+  qtr_matrix w;
+  qtr_matrix w_quantized;
+  double t;
+  qtr_mutable_matrix out; /* may be w or w_quantized */
+} qtr_interpolate_args;
+
+QTR_API qtr_status qtr_pqi_accumulate(const qtr_pqi_accumulate_args* args);
+QTR_API qtr_status qtr_pqi_finalize(const qtr_pqi_finalize_args* args);
+QTR_API qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args);
+QTR_API qtr_status qtr_interpolate(const qtr_interpolate_args* args);
+
 #ifdef __cplusplus
 }
 #endif

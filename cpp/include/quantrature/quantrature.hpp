@@ -1,7 +1,8 @@
 // Everything, in the order in which it is best read.
 #pragma once
 
-#include "quantrature/error.hpp"    // what is thrown
-#include "quantrature/moments.hpp"  // mean, variance, kurtosis: the op to read first
-#include "quantrature/runtime.hpp"  // kernel sets, threads
-#include "quantrature/types.hpp"    // dtypes and matrices
+#include "quantrature/error.hpp"     // what is thrown
+#include "quantrature/integral.hpp"  // the Post-quantization Integral
+#include "quantrature/moments.hpp"   // mean, variance, kurtosis: the op to read first
+#include "quantrature/runtime.hpp"   // kernel sets, threads
+#include "quantrature/types.hpp"     // dtypes and matrices

@@ -1,5 +1,14 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
+from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._moments import Moments, kurtosis, moments
 
-__all__ = ["Moments", "kurtosis", "moments"]
+__all__ = [
+    "Moments",
+    "interpolate",
+    "kurtosis",
+    "moments",
+    "pqi_accumulate",
+    "pqi_finalize",
+    "pqi_sum",
+]
