@@ -5,6 +5,7 @@
 
 #include "common/check.hpp"
 #include "quantrature/moments.hpp"
+#include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
 
 namespace quantrature {
@@ -94,4 +95,10 @@ qtr_status qtr_set_executor(const qtr_executor* executor) {
 }
 qtr_status qtr_compute_moments(const qtr_moments_args* args) {
   return call(compute_moments, args);
+}
+qtr_status qtr_pack(const qtr_pack_args* args) {
+  return call(pack, args);
+}
+qtr_status qtr_unpack(const qtr_unpack_args* args) {
+  return call(unpack, args);
 }
