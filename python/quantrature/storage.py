@@ -121,7 +121,7 @@ class GridSpec:
         """The tensors of this grid; the codes are called name."""
         rows, cols = self._view()
         # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
-        yield name, (rows * row_bytes(self.bits, cols),), "uint8"
+        yield name, (rows * row_bytes(cols, self.bits),), "uint8"
         for part, kind in (("scale", self.scale), ("zero", self.zero)):
             inner = part if name == "weight" else f"{name}_{part}"
             if isinstance(kind, GridSpec):
