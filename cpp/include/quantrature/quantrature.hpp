@@ -4,5 +4,6 @@
 #include "quantrature/error.hpp"     // what is thrown
 #include "quantrature/integral.hpp"  // the Post-quantization Integral
 #include "quantrature/moments.hpp"   // mean, variance, kurtosis: the op to read first
+#include "quantrature/packing.hpp"   // codes of 1 to 8 bits, side by side
 #include "quantrature/runtime.hpp"   // kernel sets, threads
 #include "quantrature/types.hpp"     // dtypes and matrices

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "quantrature/moments.hpp"
+#include "quantrature/packing.hpp"
 
 namespace quantrature {
 
