@@ -24,13 +24,20 @@ for _error in (QuantratureError, InvalidArgumentError, UnsupportedError, DeviceE
     _error.__module__ = __name__
 
 # Loaded on first use: "import quantrature" itself needs NumPy alone.
-_LAZY: dict[str, str] = {"evaluate": ".evaluate", "models": ".models", "ops": ".ops", "text": ".text"}
+_LAZY: dict[str, str] = {
+    "allocate": ".allocation",
+    "evaluate": ".evaluate",
+    "models": ".models",
+    "ops": ".ops",
+    "text": ".text",
+}
 
 __all__ = [
     "DeviceError",
     "InvalidArgumentError",
     "QuantratureError",
     "UnsupportedError",
+    "allocate",
     "available_targets",
     "evaluate",
     "models",
