@@ -176,9 +176,10 @@ def inspect(folder: str | os.PathLike[str]) -> Contents:
     """
     from .storage import MatrixSpec
 
+    described_modules = quantization_config(folder).get("modules", {})
     shapes = _tensor_bytes(Path(folder))
     modules = {}
-    for name, described in quantization_config(folder).get("modules", {}).items():
+    for name, described in described_modules.items():
         spec = MatrixSpec.from_json(described)
         for tensor, _, _ in spec.layout():
             if f"{name}.{tensor}" not in shapes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..analysis import Sensitivity
@@ -69,41 +69,40 @@ def run(
         config = models.load_config(model, trust_remote_code)
         tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
         loaded = models.load_model(model, dtype, device_map, trust_remote_code)
+        cost = None
         if dry_run:
             from .._estimate import analyzing
 
             linears = models.find_linears(loaded, ignore or (), experts=False)
             passes = ("pqi" in names) * len(settings) * nodes + bool({"fisher", "first_order"} & set(names))
             cost = analyzing(loaded, tokens, linears, passes, batch_size)
-            if as_json:
-                print_json(cost.to_json())
-            else:
-                print_table(f"analysis of {model}", cost.rows())
-            return
-        found = analysis.analyze(
-            loaded,
-            tokens,
-            metrics=names,
-            bits=settings,
-            group_size=group_size,
-            method=method,
-            sym=sym,
-            ignore=ignore or (),
-            seed=seed,
-            batch_size=batch_size,
-            rule=rule,
-            nodes=nodes,
-            tol=tol,
-            abs_mode=abs_mode,
-            checkpointing=checkpointing,
-            map_folder=map_folder,
-            state_file=state_file,
-            resume=resume,
-            progress=False if as_json else None,
-        )
-        if output is not None:
-            found.save(output, overwrite)
-    if as_json:
+        else:
+            found = analysis.analyze(
+                loaded,
+                tokens,
+                metrics=names,
+                bits=settings,
+                group_size=group_size,
+                method=method,
+                sym=sym,
+                ignore=ignore or (),
+                seed=seed,
+                batch_size=batch_size,
+                rule=rule,
+                nodes=nodes,
+                tol=tol,
+                abs_mode=abs_mode,
+                checkpointing=checkpointing,
+                map_folder=map_folder,
+                state_file=state_file,
+                resume=resume,
+                progress=False if as_json else None,
+            )
+            if output is not None:
+                found.save(output, overwrite)
+    if cost is not None:
+        print_cost(f"analysis of {model}", cost, as_json)
+    elif as_json:
         print_json(found.to_json())
     else:
         print_table(f"{model}: {len(found.matrices)} matrices", _rows(found, output))

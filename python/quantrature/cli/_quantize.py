@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .._C import InvalidArgumentError
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 
 
 def run(
@@ -58,28 +58,28 @@ def run(
             plan=chosen,
             ignore=ignore or (),
         )
+        cost = None
         if dry_run:
             from .._estimate import quantizing
 
             cost = quantizing(loaded, linears, chosen)
-            if as_json:
-                print_json(cost.to_json())
-            else:
-                print_table(f"quantizing {model}", cost.rows())
-            return
-        assert output is not None
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
-        quantize(loaded, plan=chosen, progress=False if as_json else None)
-        checkpoint.save(
-            loaded,
-            output,
-            tokenizer=tokenizer,
-            plan=chosen,
-            source=model,
-            overwrite=overwrite,
-            max_shard_size=max_shard_size,
-        )
-        found = checkpoint.inspect(output)
+        else:
+            assert output is not None
+            tokenizer = models.load_tokenizer(model, trust_remote_code)
+            quantize(loaded, plan=chosen, progress=False if as_json else None)
+            checkpoint.save(
+                loaded,
+                output,
+                tokenizer=tokenizer,
+                plan=chosen,
+                source=model,
+                overwrite=overwrite,
+                max_shard_size=max_shard_size,
+            )
+            found = checkpoint.inspect(output)
+    if cost is not None:
+        print_cost(f"quantizing {model}", cost, as_json)
+        return
     if as_json:
         print_json(
             {
