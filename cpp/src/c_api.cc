@@ -6,7 +6,9 @@
 #include "common/check.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/moments.hpp"
+#include "quantrature/outliers.hpp"
 #include "quantrature/runtime.hpp"
+#include "quantrature/topk.hpp"
 
 namespace quantrature {
 namespace {
@@ -107,4 +109,16 @@ qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args) {
 }
 qtr_status qtr_interpolate(const qtr_interpolate_args* args) {
   return call(interpolate, args);
+}
+qtr_status qtr_topk(const qtr_topk_args* args) {
+  return call(topk, args);
+}
+qtr_status qtr_extract_outliers(const qtr_outliers_args* args) {
+  return call(extract_outliers, args);
+}
+qtr_status qtr_check_csr(const qtr_csr* csr) {
+  return guard([&] {
+    check(csr != nullptr, "[csr] the matrix must not be null");
+    check_csr(*csr);
+  });
 }

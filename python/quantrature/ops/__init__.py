@@ -2,13 +2,18 @@
 
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._moments import Moments, kurtosis, moments
+from ._outliers import SparseCSR, extract_outliers
+from ._topk import topk
 
 __all__ = [
     "Moments",
+    "SparseCSR",
+    "extract_outliers",
     "interpolate",
     "kurtosis",
     "moments",
     "pqi_accumulate",
     "pqi_finalize",
     "pqi_sum",
+    "topk",
 ]
