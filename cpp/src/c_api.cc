@@ -6,8 +6,10 @@
 #include "common/check.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/moments.hpp"
+#include "quantrature/outliers.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
+#include "quantrature/topk.hpp"
 
 namespace quantrature {
 namespace {
@@ -114,4 +116,16 @@ qtr_status qtr_pack(const qtr_pack_args* args) {
 }
 qtr_status qtr_unpack(const qtr_unpack_args* args) {
   return call(unpack, args);
+}
+qtr_status qtr_topk(const qtr_topk_args* args) {
+  return call(topk, args);
+}
+qtr_status qtr_extract_outliers(const qtr_outliers_args* args) {
+  return call(extract_outliers, args);
+}
+qtr_status qtr_check_csr(const qtr_csr* csr) {
+  return guard([&] {
+    check(csr != nullptr, "[csr] the matrix must not be null");
+    check_csr(*csr);
+  });
 }

@@ -9,7 +9,9 @@ namespace nb = nanobind;
 void bind_runtime(nb::module_& m);
 void bind_integral(nb::module_& m);
 void bind_moments(nb::module_& m);
+void bind_outliers(nb::module_& m);
 void bind_packing(nb::module_& m);
+void bind_topk(nb::module_& m);
 
 NB_MODULE(_C, m) {
   m.doc() = "The core of quantrature. Use quantrature.ops, which checks arguments and allocates results.";
@@ -25,7 +27,9 @@ NB_MODULE(_C, m) {
   bind_runtime(m);
   bind_integral(m);
   bind_moments(m);
+  bind_outliers(m);
   bind_packing(m);
+  bind_topk(m);
 }
 
 }  // namespace quantrature::bindings

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/ordered_key.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/packing.hpp"
 

@@ -2,10 +2,14 @@
 
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._moments import Moments, kurtosis, moments
+from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
+from ._topk import topk
 
 __all__ = [
     "Moments",
+    "SparseCSR",
+    "extract_outliers",
     "interpolate",
     "kurtosis",
     "moments",
@@ -14,5 +18,6 @@ __all__ = [
     "pqi_finalize",
     "pqi_sum",
     "row_bytes",
+    "topk",
     "unpack",
 ]
