@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/check.hpp"
+#include "quantrature/grid.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
@@ -101,4 +102,10 @@ qtr_status qtr_pack(const qtr_pack_args* args) {
 }
 qtr_status qtr_unpack(const qtr_unpack_args* args) {
   return call(unpack, args);
+}
+qtr_status qtr_quantize(const qtr_quantize_args* args) {
+  return call(quantize, args);
+}
+qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
+  return call(dequantize, args);
 }

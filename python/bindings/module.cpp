@@ -9,6 +9,7 @@ namespace nb = nanobind;
 void bind_runtime(nb::module_& m);
 void bind_moments(nb::module_& m);
 void bind_packing(nb::module_& m);
+void bind_grid(nb::module_& m);
 
 NB_MODULE(_C, m) {
   m.doc() = "The core of quantrature. Use quantrature.ops, which checks arguments and allocates results.";
@@ -24,6 +25,7 @@ NB_MODULE(_C, m) {
   bind_runtime(m);
   bind_moments(m);
   bind_packing(m);
+  bind_grid(m);
 }
 
 }  // namespace quantrature::bindings

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "quantrature/error.hpp"    // what is thrown
+#include "quantrature/grid.hpp"     // quantization grids: quantize, dequantize
 #include "quantrature/moments.hpp"  // mean, variance, kurtosis: the op to read first
 #include "quantrature/packing.hpp"  // codes of 1 to 8 bits, side by side
 #include "quantrature/runtime.hpp"  // kernel sets, threads

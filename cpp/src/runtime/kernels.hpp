@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "ops/grid/line.hpp"
+#include "ops/packing/span.hpp"
 #include "quantrature/moments.hpp"
-#include "quantrature/packing.hpp"
 
 namespace quantrature {
 
