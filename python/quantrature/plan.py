@@ -54,13 +54,17 @@ class PlanEntry:
 
         demand(is_int(self.bits) and (1 <= self.bits <= 8 or self.bits == KEEP_BITS), "bits", "1 to 8, or 16 to keep")
         demand(
-            is_int(self.group_size) and (self.group_size == -1 or self.group_size >= 1), "group_size", "-1 or at least 1"
+            is_int(self.group_size) and (self.group_size == -1 or self.group_size >= 1),
+            "group_size",
+            "-1 or at least 1",
         )
         demand(isinstance(self.sym, bool), "sym", "true or false")
         demand(self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
         demand(not (self.sym and self.solver == "hqq"), "solver", "minmax or mse when sym is true")
         demand(
-            self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8), "meta_bits", "null or 1 to 8"
+            self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8),
+            "meta_bits",
+            "null or 1 to 8",
         )
         number = isinstance(self.outliers, (int, float)) and not isinstance(self.outliers, bool)
         demand(number and 0 <= self.outliers <= 1, "outliers", "a share between 0 and 1")

@@ -66,7 +66,7 @@ class LossModel:
         InvalidArgumentError: for a matrix without references, and for numbers that are not finite.
     """
 
-    def __init__(  # noqa: D107 (the class says it)
+    def __init__(
         self,
         names: Sequence[str],
         columns: Sequence[int],

@@ -13,7 +13,7 @@ import torch
 from .. import fingerprint
 from .._C import InvalidArgumentError
 from ..evaluate._forward import not_training
-from ..methods import METHODS, image_of, solver_of
+from ..methods import image_of, solver_of
 from ..models import Linears, find_linears
 from ..plan import PlanEntry
 from ..progress import Bar
@@ -220,7 +220,5 @@ class _Work:
             predicted = sum(integral.signed.values())
             within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
             if within is not False or nodes >= effort.max_nodes:
-                return integral, Proof(
-                    setting, method, effort.rule, nodes, predicted, measured, evaluations, within
-                )
+                return integral, Proof(setting, method, effort.rule, nodes, predicted, measured, evaluations, within)
             nodes = min(2 * nodes, effort.max_nodes)
