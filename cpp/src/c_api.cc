@@ -5,9 +5,12 @@
 
 #include "common/check.hpp"
 #include "quantrature/grid.hpp"
+#include "quantrature/integral.hpp"
 #include "quantrature/moments.hpp"
+#include "quantrature/outliers.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
+#include "quantrature/topk.hpp"
 
 namespace quantrature {
 namespace {
@@ -97,11 +100,35 @@ qtr_status qtr_set_executor(const qtr_executor* executor) {
 qtr_status qtr_compute_moments(const qtr_moments_args* args) {
   return call(compute_moments, args);
 }
+qtr_status qtr_pqi_accumulate(const qtr_pqi_accumulate_args* args) {
+  return call(pqi_accumulate, args);
+}
+qtr_status qtr_pqi_finalize(const qtr_pqi_finalize_args* args) {
+  return call(pqi_finalize, args);
+}
+qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args) {
+  return call(pqi_sum, args);
+}
+qtr_status qtr_interpolate(const qtr_interpolate_args* args) {
+  return call(interpolate, args);
+}
 qtr_status qtr_pack(const qtr_pack_args* args) {
   return call(pack, args);
 }
 qtr_status qtr_unpack(const qtr_unpack_args* args) {
   return call(unpack, args);
+}
+qtr_status qtr_topk(const qtr_topk_args* args) {
+  return call(topk, args);
+}
+qtr_status qtr_extract_outliers(const qtr_outliers_args* args) {
+  return call(extract_outliers, args);
+}
+qtr_status qtr_check_csr(const qtr_csr* csr) {
+  return guard([&] {
+    check(csr != nullptr, "[csr] the matrix must not be null");
+    check_csr(*csr);
+  });
 }
 qtr_status qtr_quantize(const qtr_quantize_args* args) {
   return call(quantize, args);

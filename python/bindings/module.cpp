@@ -7,9 +7,12 @@ namespace quantrature::bindings {
 namespace nb = nanobind;
 
 void bind_runtime(nb::module_& m);
-void bind_moments(nb::module_& m);
-void bind_packing(nb::module_& m);
 void bind_grid(nb::module_& m);
+void bind_integral(nb::module_& m);
+void bind_moments(nb::module_& m);
+void bind_outliers(nb::module_& m);
+void bind_packing(nb::module_& m);
+void bind_topk(nb::module_& m);
 
 NB_MODULE(_C, m) {
   m.doc() = "The core of quantrature. Use quantrature.ops, which checks arguments and allocates results.";
@@ -23,9 +26,12 @@ NB_MODULE(_C, m) {
   nb::exception<DeviceError>(m, "DeviceError", kind_of(PyExc_RuntimeError));
 
   bind_runtime(m);
-  bind_moments(m);
-  bind_packing(m);
   bind_grid(m);
+  bind_integral(m);
+  bind_moments(m);
+  bind_outliers(m);
+  bind_packing(m);
+  bind_topk(m);
 }
 
 }  // namespace quantrature::bindings

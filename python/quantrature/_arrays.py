@@ -65,3 +65,14 @@ def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
     if dtype == "bfloat16":
         return np.empty(shape, dtype=np.uint16).view(sys.modules["ml_dtypes"].bfloat16)
     return np.empty(shape, dtype=dtype)
+
+
+def as_output(
+    x: Array, op: str, name: str, *, dtypes: tuple[str, ...] = FLOATS, ndim: tuple[int, ...] = (1, 2)
+) -> Array:
+    """The array that the core writes in place of x, sharing its memory; refuses what :func:`as_input` refuses, and
+    arrays that are read-only."""
+    shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim)
+    if not is_torch(x) and not x.flags.writeable:
+        raise InvalidArgumentError(f"[{op}] {name} must be writable: got a read-only array")
+    return shared

@@ -103,6 +103,45 @@ typedef struct qtr_moments_args {
 
 QTR_API qtr_status qtr_compute_moments(const qtr_moments_args* args);
 
+/* ---- integral (integral.hpp) ---- */
+
+typedef struct qtr_pqi_accumulate_args {
+  size_t struct_size;
+  qtr_mutable_matrix acc; /* float32, read and written */
+  qtr_matrix grad;
+  double weight;
+} qtr_pqi_accumulate_args;
+
+typedef struct qtr_pqi_finalize_args {
+  size_t struct_size;
+  qtr_matrix acc; /* float32 */
+  qtr_matrix w;
+  qtr_matrix w_quantized;
+  int32_t keep_sign;      /* 0: the absolute value */
+  qtr_mutable_matrix out; /* float32; may be acc */
+} qtr_pqi_finalize_args;
+
+typedef struct qtr_pqi_sum_args {
+  size_t struct_size;
+  qtr_matrix acc; /* float32 */
+  qtr_matrix w;
+  qtr_matrix w_quantized;
+  double* out;
+} qtr_pqi_sum_args;
+
+typedef struct qtr_interpolate_args {
+  size_t struct_size;
+  qtr_matrix w;
+  qtr_matrix w_quantized;
+  double t;
+  qtr_mutable_matrix out; /* may be w or w_quantized */
+} qtr_interpolate_args;
+
+QTR_API qtr_status qtr_pqi_accumulate(const qtr_pqi_accumulate_args* args);
+QTR_API qtr_status qtr_pqi_finalize(const qtr_pqi_finalize_args* args);
+QTR_API qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args);
+QTR_API qtr_status qtr_interpolate(const qtr_interpolate_args* args);
+
 /* ---- packing (packing.hpp) ---- */
 
 typedef struct qtr_pack_args {
@@ -129,6 +168,52 @@ typedef struct qtr_unpack_args {
 
 QTR_API qtr_status qtr_pack(const qtr_pack_args* args);
 QTR_API qtr_status qtr_unpack(const qtr_unpack_args* args);
+
+/* ---- topk (topk.hpp) ---- */
+
+typedef enum qtr_topk_key { QTR_KEY_ABS = 0, QTR_KEY_VALUE = 1 } qtr_topk_key;
+
+typedef struct qtr_topk_args {
+  size_t struct_size;
+  const qtr_matrix* x; /* x_count matrices of one dtype */
+  int64_t x_count;
+  int64_t k; /* of all matrices together; with per_row of each row of the only matrix */
+  qtr_topk_key key;
+  int32_t per_row;
+  int64_t* indices; /* row * cols + column, ascending, matrix after matrix */
+  void* values;     /* the elements there, in the dtype of x */
+  int64_t* counts;  /* how many are in each matrix; may be null */
+} qtr_topk_args;
+
+QTR_API qtr_status qtr_topk(const qtr_topk_args* args);
+
+/* ---- outliers (outliers.hpp) ---- */
+
+/* A sparse matrix, row after row, columns ascending within each. */
+typedef struct qtr_csr {
+  const void* values;
+  const void* columns;     /* uint16_t where cols <= 65536, else int32_t */
+  const void* row_offsets; /* rows + 1 of int32_t where nnz < 2^31, else int64_t */
+  int64_t rows;
+  int64_t cols;
+  int64_t nnz;
+  qtr_dtype dtype;
+} qtr_csr;
+
+typedef struct qtr_outliers_args {
+  size_t struct_size;
+  qtr_matrix w;
+  int64_t count; /* of the matrix, or with per_row of each row */
+  int32_t per_row;
+  const int64_t* indices; /* null: the largest; else count ascending row * cols + column to take instead */
+  qtr_mutable_matrix remainder; /* of the dtype of w; may be w */
+  void* values;
+  void* columns;
+  void* row_offsets;
+} qtr_outliers_args;
+
+QTR_API qtr_status qtr_extract_outliers(const qtr_outliers_args* args);
+QTR_API qtr_status qtr_check_csr(const qtr_csr* csr);
 
 /* ---- grid (grid.hpp) ---- */
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/ordered_key.hpp"
 #include "ops/grid/line.hpp"
 #include "ops/packing/span.hpp"
 #include "quantrature/moments.hpp"

@@ -1,17 +1,27 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
 from ._grid import QuantizedTensor, dequantize, quantize
+from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._moments import Moments, kurtosis, moments
+from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
+from ._topk import topk
 
 __all__ = [
     "Moments",
     "QuantizedTensor",
+    "SparseCSR",
     "dequantize",
+    "extract_outliers",
+    "interpolate",
     "kurtosis",
     "moments",
     "pack",
+    "pqi_accumulate",
+    "pqi_finalize",
+    "pqi_sum",
     "quantize",
     "row_bytes",
+    "topk",
     "unpack",
 ]

@@ -1,0 +1,162 @@
+#include "quantrature/integral.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <vector>
+
+#include "common/check.hpp"
+#include "common/float_rows.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/thread_pool.hpp"
+
+namespace quantrature {
+namespace {
+
+constexpr int64_t kChunk = 2048;  // elements; four buffers of it fit a first-level cache, and pqi_sum's order
+                                  // depends on it
+constexpr int64_t kTaskChunks = 32;
+
+Matrix readable(const MutableMatrix& m) {
+  return Matrix{m.data, m.rows, m.cols, m.row_stride, m.dtype};
+}
+
+struct Named {
+  const char* name;
+  Matrix m;
+};
+
+void check_float32(const char* op, const Named& x) {
+  check(x.m.dtype == QTR_F32, complaint((std::string("[") + op + "] " + x.name + " must be float32").c_str(),
+                                        "dtype", static_cast<int>(x.m.dtype))
+                                  .c_str());
+}
+
+// Throws unless all matrices are sound and have one shape; whether all have their rows one after the other.
+bool check_alike(const char* op, std::initializer_list<Named> all) {
+  const Matrix& first = all.begin()->m;
+  bool joined = true;
+  for (const Named& x : all) {
+    check_matrix(x.m, op, x.name);
+    check(
+        x.m.rows == first.rows && x.m.cols == first.cols,
+        complaint(
+            (std::string("[") + op + "] " + x.name + " must have the shape of " + all.begin()->name).c_str(),
+            "rows", x.m.rows, "cols", x.m.cols, "expected_rows", first.rows, "expected_cols", first.cols)
+            .c_str());
+    joined = joined && (x.m.rows == 1 || x.m.row_stride == x.m.cols);
+  }
+  return joined;
+}
+
+template <class View>
+View flat(View m) {
+  return View{m.data, 1, m.rows * m.cols, m.rows * m.cols, m.dtype};
+}
+
+int64_t chunks_of(int64_t rows, int64_t cols) {
+  return rows * ((cols + kChunk - 1) / kChunk);
+}
+
+// Calls body(chunk, row, begin, n) for every chunk, on all threads.
+template <class Body>
+void over_chunks(int64_t rows, int64_t cols, Body&& body) {
+  const int64_t per_row = (cols + kChunk - 1) / kChunk;
+  parallel_for_pieces(rows * per_row, kTaskChunks, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const int64_t begin = chunk % per_row * kChunk;
+      body(chunk, chunk / per_row, begin, std::min(kChunk, cols - begin));
+    }
+  });
+}
+
+// A copy, rounded to another dtype where out has one.
+void convert(const Matrix& in, const MutableMatrix& out) {
+  over_chunks(in.rows, in.cols, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
+    if (in.dtype == out.dtype) {
+      const int64_t size = element_size(in.dtype);
+      std::memmove(static_cast<char*>(out.data) + (row * out.row_stride + begin) * size,
+                   static_cast<const char*>(in.data) + (row * in.row_stride + begin) * size,
+                   static_cast<size_t>(n * size));
+      return;
+    }
+    float wide[kChunk];
+    float* target = float_row_target(out, row, begin, wide);
+    const float* source = float_row(in, row, begin, n, target);
+    store_float_row(out, row, begin, n, source);
+  });
+}
+
+}  // namespace
+
+void pqi_accumulate(const PqiAccumulateArgs& a) {
+  const char* op = "pqi_accumulate";
+  const Named acc{"acc", readable(a.acc)};
+  const bool joined = check_alike(op, {acc, {"grad", a.grad}});
+  check_float32(op, acc);
+  const float weight = static_cast<float>(a.weight);
+  check(std::isfinite(weight), "[pqi_accumulate] weight must be finite in float32", "weight", a.weight);
+  const MutableMatrix out = joined ? flat(a.acc) : a.acc;
+  const Matrix grad = joined ? flat(a.grad) : a.grad;
+  over_chunks(out.rows, out.cols, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
+    float wide[kChunk];
+    kernels().pqi_accumulate(float_row_target(out, row, begin, nullptr), float_row(grad, row, begin, n, wide),
+                             weight, n);
+  });
+}
+
+void pqi_finalize(const PqiFinalizeArgs& a) {
+  const char* op = "pqi_finalize";
+  const Named acc{"acc", a.acc}, target{"out", readable(a.out)};
+  const bool joined = check_alike(op, {acc, {"w", a.w}, {"w_quantized", a.w_quantized}, target});
+  check_float32(op, acc);
+  check_float32(op, target);
+  const Matrix sums = joined ? flat(a.acc) : a.acc, w = joined ? flat(a.w) : a.w,
+               image = joined ? flat(a.w_quantized) : a.w_quantized;
+  const MutableMatrix out = joined ? flat(a.out) : a.out;
+  over_chunks(out.rows, out.cols, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
+    float wide_w[kChunk], wide_image[kChunk];
+    kernels().pqi_finalize(float_row(sums, row, begin, n, nullptr), float_row(w, row, begin, n, wide_w),
+                           float_row(image, row, begin, n, wide_image), a.keep_sign != 0,
+                           float_row_target(out, row, begin, nullptr), n);
+  });
+}
+
+void pqi_sum(const PqiSumArgs& a) {
+  const char* op = "pqi_sum";
+  const Named acc{"acc", a.acc};
+  const bool joined = check_alike(op, {acc, {"w", a.w}, {"w_quantized", a.w_quantized}});
+  check_float32(op, acc);
+  check(a.out != nullptr, "[pqi_sum] out must not be null");
+  const Matrix sums = joined ? flat(a.acc) : a.acc, w = joined ? flat(a.w) : a.w,
+               image = joined ? flat(a.w_quantized) : a.w_quantized;
+  std::vector<double> parts(static_cast<size_t>(chunks_of(sums.rows, sums.cols)));
+  over_chunks(sums.rows, sums.cols, [&](int64_t chunk, int64_t row, int64_t begin, int64_t n) {
+    float wide_w[kChunk], wide_image[kChunk];
+    parts[static_cast<size_t>(chunk)] =
+        kernels().pqi_sum(float_row(sums, row, begin, n, nullptr), float_row(w, row, begin, n, wide_w),
+                          float_row(image, row, begin, n, wide_image), n);
+  });
+  *a.out = 0;
+  for (double part : parts) *a.out += part;
+}
+
+void interpolate(const InterpolateArgs& a) {
+  const bool joined =
+      check_alike("interpolate", {{"w", a.w}, {"w_quantized", a.w_quantized}, {"out", readable(a.out)}});
+  const float t = static_cast<float>(a.t);
+  check(std::isfinite(t), "[interpolate] t must be finite in float32", "t", a.t);
+  const Matrix w = joined ? flat(a.w) : a.w, image = joined ? flat(a.w_quantized) : a.w_quantized;
+  const MutableMatrix out = joined ? flat(a.out) : a.out;
+  if (t == 0 || t == 1) return convert(t == 0 ? w : image, out);
+  over_chunks(out.rows, out.cols, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
+    float wide_w[kChunk], wide_image[kChunk], wide_out[kChunk];
+    float* target = float_row_target(out, row, begin, wide_out);
+    kernels().interpolate(float_row(w, row, begin, n, wide_w), float_row(image, row, begin, n, wide_image), t,
+                          target, n);
+    store_float_row(out, row, begin, n, target);
+  });
+}
+
+}  // namespace quantrature

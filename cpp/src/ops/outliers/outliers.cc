@@ -1,0 +1,150 @@
+#include "quantrature/outliers.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/check.hpp"
+#include "common/float_rows.hpp"
+#include "quantrature/topk.hpp"
+#include "runtime/thread_pool.hpp"
+
+namespace quantrature {
+namespace {
+
+constexpr int64_t kNarrowCols = 65536;
+constexpr int64_t kTaskElements = 1 << 16;
+
+bool wide_offsets(int64_t nnz) {
+  return nnz > INT32_MAX;
+}
+
+void put_column(const OutliersArgs& a, int64_t at, int64_t column) {
+  if (a.w.cols <= kNarrowCols)
+    static_cast<uint16_t*>(a.columns)[at] = static_cast<uint16_t>(column);
+  else
+    static_cast<int32_t*>(a.columns)[at] = static_cast<int32_t>(column);
+}
+
+void put_offset(const OutliersArgs& a, int64_t row, int64_t nnz, int64_t offset) {
+  if (wide_offsets(nnz))
+    static_cast<int64_t*>(a.row_offsets)[row] = offset;
+  else
+    static_cast<int32_t*>(a.row_offsets)[row] = static_cast<int32_t>(offset);
+}
+
+const char* element(const Matrix& m, int64_t row, int64_t col) {
+  return static_cast<const char*>(m.data) + (row * m.row_stride + col) * element_size(m.dtype);
+}
+
+char* element(const MutableMatrix& m, int64_t row, int64_t col) {
+  return static_cast<char*>(m.data) + (row * m.row_stride + col) * element_size(m.dtype);
+}
+
+// Columns begin to end of one row: copied, then emptied where an outlier is.
+void split_run(const OutliersArgs& a, const int64_t* indices, int64_t nnz, int64_t row, int64_t begin,
+               int64_t end) {
+  const size_t size = static_cast<size_t>(element_size(a.w.dtype));
+  if (a.remainder.data != a.w.data)
+    std::memcpy(element(a.remainder, row, begin), element(a.w, row, begin),
+                static_cast<size_t>(end - begin) * size);
+  const int64_t base = row * a.w.cols;
+  int64_t at = std::lower_bound(indices, indices + nnz, base + begin) - indices;
+  if (begin == 0) put_offset(a, row, nnz, at);
+  for (; at < nnz && indices[at] < base + end; ++at) {
+    const int64_t column = indices[at] - base;
+    put_column(a, at, column);
+    std::memset(element(a.remainder, row, column), 0, size);
+  }
+}
+
+void split(const OutliersArgs& a, const int64_t* indices, int64_t nnz) {
+  put_offset(a, a.w.rows, nnz, nnz);
+  const int64_t runs = (a.w.cols + kTaskElements - 1) / kTaskElements;
+  const int64_t runs_of_task = std::max<int64_t>(1, kTaskElements / a.w.cols);
+  parallel_for_pieces(a.w.rows * runs, runs_of_task, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i % runs * kTaskElements;
+      split_run(a, indices, nnz, i / runs, begin, std::min(begin + kTaskElements, a.w.cols));
+    }
+  });
+}
+
+void check_chosen(const OutliersArgs& a, int64_t elements) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    check(a.indices[i] >= 0 && a.indices[i] < elements, "[extract_outliers] indices must be within w",
+          "index", a.indices[i], "position", i, "elements", elements);
+    check(i == 0 || a.indices[i - 1] < a.indices[i],
+          "[extract_outliers] indices must ascend, each given once", "index", a.indices[i], "position", i);
+  }
+}
+
+void copy_chosen(const OutliersArgs& a) {
+  const size_t size = static_cast<size_t>(element_size(a.w.dtype));
+  for (int64_t i = 0; i < a.count; ++i)
+    std::memcpy(static_cast<char*>(a.values) + static_cast<size_t>(i) * size,
+                element(a.w, a.indices[i] / a.w.cols, a.indices[i] % a.w.cols), size);
+}
+
+}  // namespace
+
+void extract_outliers(const OutliersArgs& a) {
+  check_matrix(a.w, "extract_outliers", "w");
+  check_matrix(a.remainder, "extract_outliers", "remainder");
+  check(a.remainder.rows == a.w.rows && a.remainder.cols == a.w.cols && a.remainder.dtype == a.w.dtype,
+        "[extract_outliers] remainder must have the shape and dtype of w", "rows", a.remainder.rows, "cols",
+        a.remainder.cols, "dtype", static_cast<int>(a.remainder.dtype));
+  check(a.remainder.data != a.w.data || a.remainder.row_stride == a.w.row_stride,
+        "[extract_outliers] remainder must be w or apart from it", "row_stride", a.remainder.row_stride);
+  check(a.w.cols <= INT32_MAX, "[extract_outliers] w must have fewer than 2^31 columns", "cols", a.w.cols);
+  const int64_t elements = a.w.rows * a.w.cols;
+  check(a.count >= 0, "[extract_outliers] count must be at least 0", "count", a.count);
+  if (a.per_row)
+    check(a.count <= a.w.cols, "[extract_outliers] count must not exceed the length of a row", "count",
+          a.count, "cols", a.w.cols);
+  else
+    check(a.count <= elements, "[extract_outliers] count must not exceed the number of elements", "count",
+          a.count, "elements", elements);
+  check(a.row_offsets != nullptr && (a.count == 0 || (a.values != nullptr && a.columns != nullptr)),
+        "[extract_outliers] values, columns and row_offsets must not be null");
+  if (a.indices != nullptr) {
+    check(!a.per_row, "[extract_outliers] indices are of the whole matrix", "per_row", a.per_row);
+    check_chosen(a, elements);
+    copy_chosen(a);
+    return split(a, a.indices, a.count);
+  }
+  std::vector<int64_t> indices(static_cast<size_t>(a.per_row ? a.w.rows * a.count : a.count));
+  topk({sizeof(TopkArgs), &a.w, 1, a.count, QTR_KEY_ABS, a.per_row, indices.data(), a.values, nullptr});
+  split(a, indices.data(), static_cast<int64_t>(indices.size()));
+}
+
+void check_csr(const Csr& m) {
+  check(m.rows > 0 && m.cols > 0, "[csr] shape must not be empty", "rows", m.rows, "cols", m.cols);
+  check(m.nnz >= 0, "[csr] nnz must be at least 0", "nnz", m.nnz);
+  check(m.row_offsets != nullptr && (m.nnz == 0 || (m.values != nullptr && m.columns != nullptr)),
+        "[csr] values, columns and row_offsets must not be null");
+  const auto offset = [&](int64_t row) {
+    return wide_offsets(m.nnz) ? static_cast<const int64_t*>(m.row_offsets)[row]
+                               : static_cast<const int32_t*>(m.row_offsets)[row];
+  };
+  const auto column = [&](int64_t i) {
+    return m.cols <= kNarrowCols ? static_cast<const uint16_t*>(m.columns)[i]
+                                 : static_cast<const int32_t*>(m.columns)[i];
+  };
+  check(offset(0) == 0, "[csr] row_offsets must begin with 0", "row_offsets[0]", offset(0));
+  check(offset(m.rows) == m.nnz, "[csr] row_offsets must end with the number of values", "last",
+        offset(m.rows), "values", m.nnz);
+  for (int64_t row = 0; row < m.rows; ++row) {
+    const int64_t begin = offset(row), end = offset(row + 1);
+    check(begin <= end && end <= m.nnz, "[csr] row_offsets must not fall", "row", row, "from", begin, "to",
+          end);
+    for (int64_t i = begin; i < end; ++i) {
+      check(column(i) >= 0 && column(i) < m.cols, "[csr] columns must be within the shape", "row", row,
+            "column", column(i), "cols", m.cols);
+      check(i == begin || column(i - 1) < column(i), "[csr] columns of a row must ascend", "row", row,
+            "column", column(i));
+    }
+  }
+}
+
+}  // namespace quantrature

@@ -1,0 +1,418 @@
+#include "quantrature/topk.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "common/check.hpp"
+#include "common/float_rows.hpp"
+#include "common/half.hpp"
+#include "common/ordered_key.hpp"
+#include "quantrature/runtime.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/thread_pool.hpp"
+
+namespace quantrature {
+namespace {
+
+constexpr int64_t kSpan = 4096;  // elements that a kernel sees at once
+constexpr int64_t kTaskSpans = 16;
+constexpr int64_t kSmall = 1 << 16;  // up to here all elements are candidates
+constexpr int64_t kSampleLines = 4096;
+constexpr int64_t kLine = 4;  // neighbours that a sample takes at one place
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+// Up to kSpan elements that lie side by side; base is the flat index of the first in its matrix.
+struct Span {
+  const Matrix* m;
+  int64_t matrix;
+  int64_t row;
+  int64_t begin;
+  int64_t n;
+  int64_t base;
+};
+
+const float* read(const Span& s, float* buffer) {
+  return float_row(*s.m, s.row, s.begin, s.n, buffer);
+}
+
+// Rows without gaps between them are one row.
+Matrix joined(const Matrix& m) {
+  return m.row_stride == m.cols ? Matrix{m.data, 1, m.rows * m.cols, m.rows * m.cols, m.dtype} : m;
+}
+
+void append_spans(std::vector<Span>& spans, const Matrix& m, int64_t matrix) {
+  for (int64_t row = 0; row < m.rows; ++row)
+    for (int64_t begin = 0; begin < m.cols; begin += kSpan)
+      spans.push_back({&m, matrix, row, begin, std::min(kSpan, m.cols - begin), row * m.cols + begin});
+}
+
+void put_value(void* values, DType dtype, int64_t at, float value) {
+  if (dtype == QTR_F32)
+    static_cast<float*>(values)[at] = value;
+  else
+    static_cast<uint16_t*>(values)[at] = dtype == QTR_F16 ? f16_from_f32(value) : bf16_from_f32(value);
+}
+
+[[noreturn]] void refuse_nan(const TopkArgs& a, int64_t matrix, int64_t index) {
+  const int64_t cols = a.x[matrix].cols;
+  if (a.x_count == 1)
+    throw InvalidArgument(
+        complaint("[topk] x must have no NaN", "row", index / cols, "column", index % cols));
+  throw InvalidArgument(
+      complaint("[topk] x must have no NaN", "array", matrix, "row", index / cols, "column", index % cols));
+}
+
+// What selects k of a set: all elements of a larger key than threshold, and the first `ties` of an equal one.
+struct Cut {
+  uint32_t threshold;
+  int64_t ties;
+};
+
+// The k-th largest of n keys, 1 <= k <= n, which are overwritten. counts holds kBins.
+constexpr uint32_t kBins = 4096;
+
+Cut cut_keys(uint32_t* keys, int64_t n, int64_t k, uint32_t* counts) {
+  for (;;) {
+    uint32_t low = keys[0], high = keys[0];
+    for (int64_t i = 1; i < n; ++i) {
+      low = std::min(low, keys[i]);
+      high = std::max(high, keys[i]);
+    }
+    const uint32_t bins = static_cast<uint32_t>(std::clamp<int64_t>(n, 16, kBins));
+    uint32_t shift = 0;
+    while ((high - low) >> shift >= bins) ++shift;
+    const uint32_t used = ((high - low) >> shift) + 1;
+    std::fill_n(counts, used, 0u);
+    for (int64_t i = 0; i < n; ++i) ++counts[(keys[i] - low) >> shift];
+    uint32_t bin = used - 1;
+    while (counts[bin] < k) k -= counts[bin--];
+    if (shift == 0) return {low + bin, k};
+    int64_t kept = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t key = keys[i];
+      keys[kept] = key;
+      kept += (key - low) >> shift == bin;
+    }
+    n = kept;
+  }
+}
+
+// Candidates that a span contributed: [start, start + count) of the buffers.
+struct Batch {
+  int64_t start;
+  int64_t count;
+};
+
+struct Candidates {
+  int64_t capacity;
+  std::unique_ptr<float[]> values;
+  std::unique_ptr<uint32_t[]> offsets;
+  std::vector<Batch> of_span;
+  std::atomic<int64_t> used{0};
+
+  Candidates(int64_t spans, int64_t room)
+      : capacity(room),
+        values(new float[static_cast<size_t>(room)]),
+        offsets(new uint32_t[static_cast<size_t>(room)]),
+        of_span(static_cast<size_t>(spans)) {}
+};
+
+struct Selection {
+  const TopkArgs& args;
+  std::vector<Span> spans;
+  int64_t total;
+
+  bool by_abs() const { return args.key == QTR_KEY_ABS; }
+  int64_t span_count() const { return static_cast<int64_t>(spans.size()); }
+  const Span& span(int64_t i) const { return spans[static_cast<size_t>(i)]; }
+
+  uint32_t key_of(float x) const { return ordered_key(score_of(x, by_abs())); }
+
+  void emit(const Span& s, uint32_t offset, float value, int64_t at) const {
+    args.indices[at] = s.base + offset;
+    put_value(args.values, s.m->dtype, at, value);
+  }
+
+  void count(const Span& s, int64_t selected) const {
+    if (args.counts != nullptr) args.counts[s.matrix] += selected;
+  }
+};
+
+// A score which about k elements, and with great likelihood at least k, reach; and how many to expect.
+struct Bound {
+  float low;
+  int64_t expected;
+};
+
+Bound sample_bound(const Selection& s, uint32_t* counts) {
+  std::vector<uint32_t> keys;
+  keys.reserve(kSampleLines * kLine);
+  uint64_t state = 0x9E3779B97F4A7C15u;
+  const auto draw = [&](int64_t below) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(below));
+  };
+  for (int64_t line = 0; line < kSampleLines; ++line) {
+    const Span& span = s.span(draw(s.span_count()));
+    const int64_t n = std::min(kLine, span.n);
+    float buffer[kLine];
+    const float* x = float_row(*span.m, span.row, span.begin + draw(span.n - n + 1), n, buffer);
+    for (int64_t i = 0; i < n; ++i) keys.push_back(s.key_of(x[i]));
+  }
+  const double size = static_cast<double>(keys.size());
+  const double likely = static_cast<double>(s.args.k) / static_cast<double>(s.total) * size;
+  const int64_t rank = static_cast<int64_t>(likely + 4 * std::sqrt(likely) + 4);
+  if (rank >= static_cast<int64_t>(keys.size())) return {kLowest, s.total};
+  const uint32_t key = cut_keys(keys.data(), static_cast<int64_t>(keys.size()), rank, counts).threshold;
+  const double expected = static_cast<double>(rank) / size * static_cast<double>(s.total);
+  return {score_of_key(key), static_cast<int64_t>(expected)};
+}
+
+// Gathers everything from low up; false where that is more than there is room for.
+bool gather(const Selection& s, float low, Candidates& found) {
+  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
+    float wide[kSpan], values[kSpan];
+    uint32_t offsets[kSpan];
+    for (int64_t i = first; i < last; ++i) {
+      const Span& span = s.span(i);
+      const int64_t count = kernels().topk_gather(read(span, wide), span.n, s.by_abs(), low, values, offsets);
+      const int64_t start = found.used.fetch_add(count);
+      found.of_span[static_cast<size_t>(i)] = {start, count};
+      if (start + count > found.capacity) continue;
+      std::copy_n(values, count, found.values.get() + start);
+      std::copy_n(offsets, count, found.offsets.get() + start);
+    }
+  });
+  return found.used <= found.capacity;
+}
+
+// Writes what the cut selects among the candidates, in order.
+void emit_candidates(const Selection& s, const Candidates& found, Cut cut) {
+  int64_t at = 0;
+  for (int64_t i = 0; at < s.args.k; ++i) {
+    const Span& span = s.span(i);
+    const Batch batch = found.of_span[static_cast<size_t>(i)];
+    const int64_t before = at;
+    for (int64_t c = batch.start; c < batch.start + batch.count && at < s.args.k; ++c) {
+      const uint32_t key = s.key_of(found.values[static_cast<size_t>(c)]);
+      const int64_t tie = key == cut.threshold && cut.ties > 0;
+      s.emit(span, found.offsets[static_cast<size_t>(c)], found.values[static_cast<size_t>(c)], at);
+      cut.ties -= tie;
+      at += key > cut.threshold || tie;
+    }
+    s.count(span, at - before);
+  }
+}
+
+// One pass over the data; false where the candidates are too few or too many.
+bool select_among_candidates(const Selection& s, uint32_t* counts) {
+  Bound bound{kLowest, s.total};
+  if (s.total > kSmall) {
+    if (s.args.k > s.total / 8) return false;
+    bound = sample_bound(s, counts);
+  }
+  const int64_t room = std::min(s.total, 2 * bound.expected + kSpan);
+  Candidates found(s.span_count(), room);
+  if (!gather(s, bound.low, found) || found.used < s.args.k) return false;
+  const int64_t n = found.used;
+  const std::unique_ptr<uint32_t[]> keys(new uint32_t[static_cast<size_t>(n)]);
+  bool has_nan = false;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t key = s.key_of(found.values[static_cast<size_t>(i)]);
+    keys[static_cast<size_t>(i)] = key;
+    has_nan |= key == 0xFFFFFFFFu;
+  }
+  if (has_nan) return false;
+  emit_candidates(s, found, cut_keys(keys.get(), n, s.args.k, counts));
+  return true;
+}
+
+[[noreturn]] void refuse_first_nan(const Selection& s) {
+  float wide[kSpan];
+  for (const Span& span : s.spans) {
+    const float* x = read(span, wide);
+    for (int64_t i = 0; i < span.n; ++i)
+      if (std::isnan(x[i])) refuse_nan(s.args, span.matrix, span.base + i);
+  }
+  throw InvalidArgument("[topk] x changed during the call");
+}
+
+// Digit after digit, from the highest: three passes, and two more to write what is selected.
+void select_by_digits(const Selection& s) {
+  const int64_t per_piece = std::max<int64_t>(1, (s.span_count() + 63) / 64);
+  const int64_t pieces = (s.span_count() + per_piece - 1) / per_piece;
+  std::vector<uint32_t> counts(static_cast<size_t>(pieces) * kBins);
+  Cut cut{0, s.args.k};
+  KeyDigit digit{20, 12, 0};
+  for (;;) {
+    std::fill(counts.begin(), counts.end(), 0u);
+    parallel_for_pieces(s.span_count(), per_piece, [&](int64_t first, int64_t last) {
+      float wide[kSpan];
+      uint32_t* own = counts.data() + first / per_piece * kBins;
+      for (int64_t i = first; i < last; ++i)
+        kernels().topk_histogram(read(s.span(i), wide), s.span(i).n, s.by_abs(), digit, own);
+    });
+    const auto count_of = [&](uint32_t bin) {
+      int64_t sum = 0;
+      for (int64_t p = 0; p < pieces; ++p) sum += counts[static_cast<size_t>(p * kBins + bin)];
+      return sum;
+    };
+    uint32_t bin = (1u << digit.bits) - 1;
+    if (digit.shift == 20 && count_of(bin) != 0) refuse_first_nan(s);
+    for (int64_t count; (count = count_of(bin)) < cut.ties; --bin) cut.ties -= count;
+    cut.threshold = digit.higher << digit.bits | bin;
+    if (digit.shift == 0) break;
+    digit = {digit.shift - 10, 10, cut.threshold};
+  }
+
+  const float low = score_of_key(cut.threshold);
+  struct Share {
+    int64_t above, ties;
+  };
+  std::vector<Share> shares(s.spans.size());
+  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
+    float wide[kSpan], values[kSpan];
+    uint32_t offsets[kSpan];
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t count =
+          kernels().topk_gather(read(s.span(i), wide), s.span(i).n, s.by_abs(), low, values, offsets);
+      int64_t above = 0;
+      for (int64_t c = 0; c < count; ++c) above += s.key_of(values[c]) > cut.threshold;
+      shares[static_cast<size_t>(i)] = {above, count - above};
+    }
+  });
+  std::vector<int64_t> starts(s.spans.size());
+  int64_t at = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    starts[i] = at;
+    shares[i].ties = std::min(shares[i].ties, cut.ties);
+    cut.ties -= shares[i].ties;
+    at += shares[i].above + shares[i].ties;
+    s.count(s.spans[i], shares[i].above + shares[i].ties);
+  }
+  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
+    float wide[kSpan], values[kSpan];
+    uint32_t offsets[kSpan];
+    for (int64_t i = first; i < last; ++i) {
+      int64_t ties = shares[static_cast<size_t>(i)].ties;
+      if (shares[static_cast<size_t>(i)].above + ties == 0) continue;
+      const int64_t count =
+          kernels().topk_gather(read(s.span(i), wide), s.span(i).n, s.by_abs(), low, values, offsets);
+      int64_t to = starts[static_cast<size_t>(i)];
+      for (int64_t c = 0; c < count; ++c) {
+        const bool above = s.key_of(values[c]) > cut.threshold;
+        if (!above && ties == 0) continue;
+        ties -= !above;
+        s.emit(s.span(i), offsets[c], values[c], to++);
+      }
+    }
+  });
+}
+
+// The same within each row on its own; row by row the bound comes from the row before.
+void select_rows(const TopkArgs& a) {
+  const Matrix& m = a.x[0];
+  const bool by_abs = a.key == QTR_KEY_ABS;
+  const size_t cols = static_cast<size_t>(m.cols);
+  const int64_t pieces = std::min<int64_t>(m.rows, 4 * num_threads());
+  const int64_t per_piece = (m.rows + pieces - 1) / pieces;
+  struct Scratch {
+    std::vector<float> values;
+    std::vector<uint32_t> offsets, keys, counts;
+  };
+  std::vector<Scratch> scratch(static_cast<size_t>(pieces));
+  for (Scratch& s : scratch)
+    s = {std::vector<float>(cols), std::vector<uint32_t>(cols), std::vector<uint32_t>(cols),
+         std::vector<uint32_t>(kBins)};
+  std::atomic<int64_t> first_nan = m.rows * m.cols;
+
+  parallel_for_pieces(m.rows, per_piece, [&](int64_t first, int64_t last) {
+    Scratch& own = scratch[static_cast<size_t>(first / per_piece)];
+    float wide[kSpan];
+    float low = kLowest;
+    const auto gather_row = [&](int64_t row) {
+      int64_t found = 0;
+      for (int64_t begin = 0; begin < m.cols; begin += kSpan) {
+        const int64_t n = std::min(kSpan, m.cols - begin);
+        const int64_t count = kernels().topk_gather(float_row(m, row, begin, n, wide), n, by_abs, low,
+                                                    own.values.data() + found, own.offsets.data() + found);
+        for (int64_t c = found; c < found + count; ++c)
+          own.offsets[static_cast<size_t>(c)] += static_cast<uint32_t>(begin);
+        found += count;
+      }
+      return found;
+    };
+    for (int64_t row = first; row < last; ++row) {
+      int64_t n = gather_row(row);
+      if (n < a.k) {
+        low = kLowest;
+        n = gather_row(row);
+      }
+      for (int64_t c = 0; c < n; ++c) {
+        const size_t i = static_cast<size_t>(c);
+        own.keys[i] = ordered_key(score_of(own.values[i], by_abs));
+        if (own.keys[i] != 0xFFFFFFFFu) continue;
+        const int64_t at = row * m.cols + own.offsets[i];
+        for (int64_t before = first_nan; at < before && !first_nan.compare_exchange_weak(before, at);) {
+        }
+        return;
+      }
+      Cut cut = cut_keys(own.keys.data(), n, a.k, own.counts.data());
+      int64_t to = row * a.k;
+      for (int64_t c = 0; c < n; ++c) {
+        const size_t i = static_cast<size_t>(c);
+        const uint32_t key = ordered_key(score_of(own.values[i], by_abs));
+        if (key < cut.threshold || (key == cut.threshold && cut.ties == 0)) continue;
+        cut.ties -= key == cut.threshold;
+        a.indices[to] = row * m.cols + own.offsets[i];
+        put_value(a.values, m.dtype, to++, own.values[i]);
+      }
+      const float reached = score_of_key(cut.threshold);
+      low = reached > 0 ? 0.8f * reached : kLowest;
+    }
+  });
+  if (first_nan < m.rows * m.cols) refuse_nan(a, 0, first_nan);
+  if (a.counts != nullptr) a.counts[0] = m.rows * a.k;
+}
+
+}  // namespace
+
+void topk(const TopkArgs& a) {
+  check(a.x != nullptr && a.x_count >= 1, "[topk] x must hold at least one matrix", "x_count", a.x_count);
+  check(a.key == QTR_KEY_ABS || a.key == QTR_KEY_VALUE, "[topk] key must be abs or value", "key",
+        static_cast<int>(a.key));
+  check(!a.per_row || a.x_count == 1, "[topk] per_row takes one matrix", "x_count", a.x_count);
+  int64_t total = 0;
+  for (int64_t i = 0; i < a.x_count; ++i) {
+    check_matrix(a.x[i], "topk", "x");
+    check(a.x[i].dtype == a.x[0].dtype, "[topk] x must be of one dtype", "array", i, "dtype",
+          static_cast<int>(a.x[i].dtype), "expected", static_cast<int>(a.x[0].dtype));
+    total += a.x[i].rows * a.x[i].cols;
+  }
+  check(a.k >= 0, "[topk] k must be at least 0", "k", a.k);
+  if (a.per_row)
+    check(a.k <= a.x[0].cols, "[topk] k must not exceed the length of a row", "k", a.k, "cols", a.x[0].cols);
+  else
+    check(a.k <= total, "[topk] k must not exceed the number of elements", "k", a.k, "elements", total);
+  if (a.counts != nullptr) std::fill_n(a.counts, a.x_count, 0);
+  if (a.k == 0) return;
+  check(a.indices != nullptr && a.values != nullptr, "[topk] indices and values must not be null");
+  if (a.per_row) return select_rows(a);
+
+  std::vector<Matrix> rows;
+  rows.reserve(static_cast<size_t>(a.x_count));
+  Selection s{a, {}, total};
+  for (int64_t i = 0; i < a.x_count; ++i) {
+    rows.push_back(joined(a.x[i]));
+    append_spans(s.spans, rows.back(), i);
+  }
+  std::vector<uint32_t> counts(kBins);
+  if (!select_among_candidates(s, counts.data())) select_by_digits(s);
+}
+
+}  // namespace quantrature

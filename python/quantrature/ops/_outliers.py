@@ -1,0 +1,198 @@
+"""Outliers of a matrix as a sparse matrix beside a dense remainder (contract: quantrature/outliers.hpp)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import _C
+from .._arrays import FLOATS, Array, as_input, as_output, dtype_name, empty_like_kind, is_torch
+from ._topk import _core_view
+
+PER = ("tensor", "row")
+
+
+def _column_dtype(cols: int) -> str:
+    return "uint16" if cols <= 65536 else "int32"
+
+
+def _offset_dtype(nnz: int) -> str:
+    return "int32" if nnz < 2**31 else "int64"
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCSR:
+    """A sparse matrix: row i has ``values[a:b]`` in ``columns[a:b]``, where ``a, b = row_offsets[i : i + 2]``.
+
+    Attributes:
+        values: float32, float16 or bfloat16, shape (nnz,); NumPy or torch, as the other two.
+        columns: uint16 for up to 65,536 columns, else int32; shape (nnz,); ascending within a row.
+        row_offsets: int32, or int64 from 2**31 values on; shape (rows + 1,).
+        shape: (rows, columns).
+
+    Raises:
+        InvalidArgumentError: on construction, naming the field that is not so.
+    """
+
+    values: Array
+    columns: Array
+    row_offsets: Array
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        rows, cols = self.shape
+        nnz = len(self.values)
+        for name, dtypes, length in (
+            ("values", FLOATS, nnz),
+            ("columns", (_column_dtype(cols),), nnz),
+            ("row_offsets", (_offset_dtype(nnz),), rows + 1),
+        ):
+            array = getattr(self, name)
+            if not (is_torch(array) or isinstance(array, np.ndarray)) or is_torch(array) != is_torch(self.values):
+                raise _C.InvalidArgumentError(
+                    f"[csr] {name} must be a NumPy array or a torch tensor, as values: got {type(array).__module__}"
+                )
+            if dtype_name(array) not in dtypes:
+                raise _C.InvalidArgumentError(
+                    f"[csr] {name} must be {' or '.join(dtypes)}: got dtype={dtype_name(array)}"
+                )
+            if tuple(array.shape) != (length,):
+                raise _C.InvalidArgumentError(
+                    f"[csr] {name} must have one dimension of length {length}: got shape={tuple(array.shape)}"
+                )
+            if is_torch(array) and (array.device.type != "cpu" or not array.is_contiguous()):
+                raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
+            if not is_torch(array) and not array.flags.c_contiguous:
+                raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
+        values = self.values.detach() if is_torch(self.values) else _core_view(self.values)
+        _C.check_csr(values, self.columns, self.row_offsets, rows, cols)
+
+    @property
+    def nnz(self) -> int:
+        """How many values there are."""
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the three arrays in bytes."""
+        return int(self.values.nbytes + self.columns.nbytes + self.row_offsets.nbytes)
+
+    def positions(self) -> Array:
+        """Places of the values in the flattened matrix: int64, ascending, shape (nnz,)."""
+        rows, cols = self.shape
+        flat = np.repeat(np.arange(0, rows * cols, cols, dtype=np.int64), np.diff(np.asarray(self.row_offsets)))
+        flat += np.asarray(self.columns)
+        return sys.modules["torch"].from_numpy(flat) if is_torch(self.values) else flat
+
+    def add_to(self, dense: Array) -> Array:
+        """Put the values at their places in ``dense``, in place; what was there before is lost.
+
+        Args:
+            dense: float32, float16 or bfloat16, of the shape and library of this matrix, contiguous, writable. Values
+                are rounded to its dtype.
+
+        Returns:
+            ``dense``.
+
+        Raises:
+            InvalidArgumentError: for another shape, dtype or library, or an array that is read-only.
+        """
+        as_output(dense, "add_to", "dense")
+        if is_torch(dense) != is_torch(self.values):
+            raise _C.InvalidArgumentError(
+                f"[add_to] dense must be of the library of the sparse matrix: got {type(dense).__module__}"
+            )
+        if tuple(dense.shape) != self.shape and (1, *dense.shape) != self.shape:
+            raise _C.InvalidArgumentError(
+                f"[add_to] dense must have the shape of the sparse matrix: got shape={tuple(dense.shape)}, "
+                f"expected={self.shape}"
+            )
+        if is_torch(dense):
+            dense.detach().view(-1)[self.positions()] = self.values.detach().to(dense.dtype)
+        else:
+            with np.errstate(over="ignore"):
+                dense.reshape(-1)[self.positions()] = self.values.astype(dense.dtype)
+        return dense
+
+    def to_dense(self) -> Array:
+        """A dense matrix of the same library and dtype, zero elsewhere."""
+        dense = empty_like_kind(self.values, self.shape, dtype_name(self.values))
+        dense[...] = 0
+        return self.add_to(dense)
+
+
+def _count(count: int | None, fraction: float | None, per: str, shape: tuple[int, int]) -> int:
+    length, unit = (shape[1], "a row") if per == "row" else (shape[0] * shape[1], "w")
+    if fraction is not None:
+        if not (math.isfinite(fraction) and 0 <= fraction <= 1):
+            raise _C.InvalidArgumentError(f"[extract_outliers] fraction must be from 0 to 1: got fraction={fraction}")
+        return round(fraction * length)
+    assert count is not None
+    if not 0 <= count <= length:
+        raise _C.InvalidArgumentError(
+            f"[extract_outliers] count must be from 0 to the number of elements of {unit}: got count={count}, "
+            f"elements={length}"
+        )
+    return count
+
+
+def extract_outliers(
+    w: Array,
+    *,
+    count: int | None = None,
+    fraction: float | None = None,
+    indices: Array | None = None,
+    per: str = "tensor",
+    out: Array | None = None,
+) -> tuple[Array, SparseCSR]:
+    """Split ``w`` into a dense remainder and a sparse matrix of its outliers.
+
+    Exactly one of ``count``, ``fraction`` and ``indices`` says which elements are outliers. The first two take the
+    largest by absolute value, of equal ones those with the lower index.
+
+    Args:
+        w: float32, float16 or bfloat16, contiguous, two dimensions; one dimension counts as one row.
+        count: how many outliers.
+        fraction: from 0 to 1; the count is this share of the elements, rounded to the nearest integer.
+        indices: int64 places in ``w`` flattened, ascending, each once.
+        per: ``"tensor"``, or ``"row"`` for ``count`` or ``fraction`` of each row.
+        out: where the remainder goes, like ``w``; it may be ``w`` itself. A new array if not given.
+
+    Returns:
+        ``(remainder, sparse)``: ``w`` with 0 in place of the outliers, and the outliers as :class:`SparseCSR`, in the
+        dtype and library of ``w``. ``sparse.add_to(remainder)`` gives ``w`` bit for bit. The same on every CPU and for
+        every number of threads.
+
+    Raises:
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, not exactly one of the three, a
+            count larger than what there is, indices that are not as said, or, unless indices are given, a NaN.
+    """
+    op = "extract_outliers"
+    source = as_input(w, op, "w")
+    if sum(given is not None for given in (count, fraction, indices)) != 1:
+        raise _C.InvalidArgumentError(f"[{op}] takes exactly one of count, fraction and indices")
+    if per not in PER or (per == "row" and indices is not None):
+        raise _C.InvalidArgumentError(f"[{op}] per must be tensor, or row with count or fraction: got per={per!r}")
+    rows, cols = shape = (1, *source.shape) if source.ndim == 1 else tuple(source.shape)
+    chosen = None
+    if indices is None:
+        taken = _count(count, fraction, per, shape)
+    else:
+        taken = len(indices)
+        chosen = as_input(indices, op, "indices", dtypes=("int64",), ndim=(1,)) if taken else None
+    nnz = rows * taken if per == "row" else taken
+
+    remainder = empty_like_kind(w, tuple(source.shape), dtype_name(w)) if out is None else out
+    target = as_output(remainder, op, "out", dtypes=(dtype_name(w),))
+    if tuple(target.shape) != tuple(source.shape):
+        raise _C.InvalidArgumentError(
+            f"[{op}] out must have the shape of w: got shape={tuple(target.shape)}, expected={tuple(source.shape)}"
+        )
+    values = empty_like_kind(w, (nnz,), dtype_name(w))
+    columns = empty_like_kind(w, (nnz,), _column_dtype(cols))
+    row_offsets = empty_like_kind(w, (rows + 1,), _offset_dtype(nnz))
+    _C.extract_outliers(source, taken, per == "row", chosen, target, _core_view(values), columns, row_offsets)
+    return remainder, SparseCSR(values, columns, row_offsets, shape)

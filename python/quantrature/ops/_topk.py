@@ -1,0 +1,62 @@
+"""Exact selection of the largest numbers (contract: quantrature/topk.hpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import _C
+from .._arrays import Array, as_input, dtype_name, empty_like_kind, is_torch
+
+KEYS = ("abs", "value")
+
+
+def _core_view(x: Array) -> Array:
+    return x.view(np.uint16) if not is_torch(x) and dtype_name(x) == "bfloat16" else x
+
+
+def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
+    """The k largest numbers of ``x`` by absolute value or by value, exactly.
+
+    Args:
+        x: float32, float16 or bfloat16, one or two dimensions, contiguous; or a list or tuple of such arrays, of one
+            library and dtype, which are searched together without being joined.
+        k: how many, from 0 to the number of elements.
+        key: ``"abs"`` or ``"value"``.
+
+    Returns:
+        ``(values, indices)``: the numbers in the dtype of ``x``, and their int64 places in ``x`` flattened, ascending.
+        Of equal numbers (0 and -0 are equal) those at lower places are taken. For a list, one such pair for each
+        array, together k numbers; of equal numbers those of earlier arrays are taken. The same on every CPU and for
+        every number of threads.
+
+    Raises:
+        InvalidArgumentError: for a k below 0 or above the number of elements, another key, another dtype, an empty or
+            non-contiguous array, or a NaN, whose position it tells. With ``k=0`` nothing is read.
+    """
+    together = isinstance(x, list | tuple)
+    arrays = list(x) if together else [x]
+    if not arrays:
+        raise _C.InvalidArgumentError("[topk] x must hold at least one array: got an empty list")
+    if key not in KEYS:
+        raise _C.InvalidArgumentError(f"[topk] key must be {' or '.join(KEYS)}: got key={key!r}")
+    inputs = [as_input(a, "topk", f"x[{i}]" if together else "x") for i, a in enumerate(arrays)]
+    for i, a in enumerate(arrays):
+        if is_torch(a) != is_torch(arrays[0]) or dtype_name(a) != dtype_name(arrays[0]):
+            raise _C.InvalidArgumentError(
+                f"[topk] x must hold arrays of one library and dtype: got x[{i}] of {type(a).__module__}, "
+                f"{dtype_name(a)}, after {type(arrays[0]).__module__}, {dtype_name(arrays[0])}"
+            )
+    total = sum(int(np.prod(a.shape)) for a in inputs)
+    if not 0 <= k <= total:
+        raise _C.InvalidArgumentError(f"[topk] k must be from 0 to the number of elements: got k={k}, elements={total}")
+    values = empty_like_kind(arrays[0], (k,), dtype_name(arrays[0]))
+    indices = empty_like_kind(arrays[0], (k,), "int64")
+    counts = np.empty(len(inputs), np.int64)
+    _C.topk(inputs, k, key == "abs", _core_view(values), indices, counts)
+    if not together:
+        return values, indices
+    ends = [0, *np.cumsum(counts).tolist()]
+    return [(values[a:b], indices[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
