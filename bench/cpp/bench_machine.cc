@@ -39,6 +39,7 @@ void copy(int64_t begin, int64_t end) {
 int add(const char* name, int64_t bytes, void (*body)(int64_t, int64_t)) {
   benchmark::RegisterBenchmark(name,
                                [=](benchmark::State& state) {
+                                 body(0, kSide);  // makes the matrix
                                  for (auto _ : state) on_all_threads(body);
                                  state.SetBytesProcessed(state.iterations() * bytes);
                                })

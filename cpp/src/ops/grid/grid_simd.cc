@@ -141,13 +141,49 @@ GridLine LeastSquaredError(const float* x, int64_t n, const Range& range, const 
   return best;
 }
 
+// line_of_range for min-max grids whose zero is not rounded, on extremes in lines.inv and lines.scale.
+HWY_INLINE void LinesOfRanges(int64_t groups, const GridRule& rule, const GridLines& lines, bool& finite) {
+  const Floats d;
+  const Float top = hn::Set(d, top_code(rule.bits)), max_inv = hn::Set(d, rule.max_inv),
+              one = hn::Set(d, 1.0f), smallest = hn::Set(d, 0x1p-100f), largest = hn::Set(d, 3.40282347e38f);
+  int64_t g = 0;
+  for (; g + kWidth <= groups; g += kWidth) {
+    const Float lo = hn::Add(hn::LoadU(d, lines.inv + g), hn::Zero(d)), hi = hn::LoadU(d, lines.scale + g);
+    const Float range = hn::Sub(hi, lo);
+    finite = finite && hn::AllTrue(d, hn::Le(range, largest));
+    const auto constant = hn::Lt(range, smallest);
+    const auto nothing = hn::And(constant, hn::Eq(lo, hn::Zero(d)));
+    const Float inv = hn::Min(hn::Div(top, range), max_inv);
+    const Float zero = hn::Sub(hn::Zero(d), hn::Mul(lo, inv));
+    const Float flat_zero = hn::IfThenElse(nothing, hn::Zero(d), hn::Neg(one));
+    hn::StoreU(hn::IfThenZeroElse(constant, inv), d, lines.inv + g);
+    hn::StoreU(hn::IfThenElse(constant, flat_zero, zero), d, lines.zero + g);
+    hn::StoreU(hn::IfThenElse(constant, hn::IfThenElse(nothing, one, lo), hn::Div(one, inv)), d,
+               lines.scale + g);
+  }
+  for (; g < groups; ++g) {
+    const Range range{lines.inv[g], lines.scale[g]};
+    finite = finite && range_is_finite(range.lo, range.hi, false);
+    const GridLine line = line_of_range(range.lo, range.hi, rule);
+    lines.inv[g] = line.inv;
+    lines.zero[g] = line.zero;
+    lines.scale[g] = line.scale;
+  }
+}
+
 bool GridFit(const float* x, int64_t n, int64_t group, const GridRule& rule, const GridLines& lines) {
   const Floats d;
   Float odd = hn::Zero(d);
   bool finite = true;
+  const bool many = !rule.sym && !rule.round_zero && !rule.mse;
   for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group) {
     const int64_t size = std::min(group, n - begin);
     const Range range = RangeOf(x + begin, size, odd);
+    if (many) {
+      lines.inv[g] = range.lo;
+      lines.scale[g] = range.hi;
+      continue;
+    }
     finite = finite && range_is_finite(range.lo, range.hi, rule.sym);
     const GridLine line = rule.mse && finite ? LeastSquaredError(x + begin, size, range, rule)
                                              : line_of_range(range.lo, range.hi, rule);
@@ -155,6 +191,7 @@ bool GridFit(const float* x, int64_t n, int64_t group, const GridRule& rule, con
     lines.zero[g] = line.zero;
     lines.scale[g] = line.scale;
   }
+  if (many) LinesOfRanges((n + group - 1) / group, rule, lines, finite);
   return finite && hn::AllTrue(d, hn::Eq(odd, hn::Zero(d)));
 }
 
