@@ -3,6 +3,7 @@
 // to 255.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/grid/grid_simd.cc"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -298,6 +299,7 @@ void GridEncode(const float* HWY_RESTRICT x, int64_t n, int64_t group, int bits,
     const Float inverse = hn::Set(d, inv[g]), zeros = hn::Set(d, zero[g]);
     int64_t i = begin;
     for (; i + kWidth <= end; i += kWidth) {
+      hwy::Prefetch(x + n + i);  // what is fitted next, while there is nothing else to wait for
       const Float code = RaisedCode(hn::Mul(hn::LoadU(d, x + i), inverse), zeros, top);
       hn::StoreU(hn::DemoteTo(Bytes(), hn::Sub(hn::BitCast(ints, code), raised)), Bytes(), codes + i);
     }
