@@ -447,8 +447,8 @@ def test_parts_that_do_not_go_together_are_refused(q, message):
         q.dequantize()
 
 
-def test_out_must_be_writeable():
+def test_out_must_be_writable():
     out = np.zeros((4, 64), np.float32)
     out.flags.writeable = False
-    with pytest.raises(InvalidArgumentError, match=r"\[dequantize\] out must be writeable"):
+    with pytest.raises(InvalidArgumentError, match=r"\[dequantize\] out must be writable"):
         ops.dequantize(ops.quantize(W, 4), out=out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, dtype_name, empty_like_kind, is_torch
+from .._arrays import FLOATS, Array, as_input, as_output, dtype_name, empty_like_kind, is_torch
 from ._packing import unpack
 
 SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2}
@@ -183,13 +184,11 @@ def dequantize(q: QuantizedTensor, dtype: str | None = None, out: Array | None =
         raise _C.InvalidArgumentError(f"[dequantize] dtype must be {' or '.join(FLOATS)}: got dtype={name}")
     if out is None:
         out = empty_like_kind(q.codes, q.shape, name)
-    target = as_input(out, "dequantize", "out", dtypes=(name,))
+    target = as_output(out, "dequantize", "out", dtypes=(name,))
     if tuple(out.shape) != tuple(q.shape):
         raise _C.InvalidArgumentError(
             f"[dequantize] out must have the shape of q: got shape={tuple(out.shape)}, expected {tuple(q.shape)}"
         )
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise _C.InvalidArgumentError("[dequantize] out must be writeable")
     _check_grid("dequantize", q.bits, q.group_size, q.axis)
     scale, zero = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
@@ -255,4 +254,5 @@ def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array 
 
 
 def _half(x: Array) -> Array:
-    return x.half() if is_torch(x) else x.astype(np.float16)
+    half = np.asarray(x).astype(np.float16)
+    return sys.modules["torch"].from_numpy(half) if is_torch(x) else half

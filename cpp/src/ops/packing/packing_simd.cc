@@ -58,7 +58,7 @@ void PackLast(const uint8_t* codes, int64_t rest, int shift, uint8_t* plane) {
   }
 }
 
-template <int P>
+template <int P, bool kFirst>
 void UnpackLast(const uint8_t* plane, int64_t rest, int shift, uint8_t* codes) {
   const int numbers = static_cast<int>((rest + kLanes - 1) / kLanes);
   uint32_t words[kLanes];
@@ -71,7 +71,7 @@ void UnpackLast(const uint8_t* plane, int64_t rest, int shift, uint8_t* codes) {
     held -= numbers * P;
   }
   uint8_t padded[256 / P] = {};
-  std::copy_n(codes, rest, padded);
+  if (!kFirst) std::copy_n(codes, rest, padded);
   UnpackWords<P>(words, shift, numbers, padded);
   std::copy_n(padded, rest, codes);
 }
@@ -85,10 +85,11 @@ HWY_INLINE void PackBlock(const uint8_t* HWY_RESTRICT codes, int shift, uint8_t*
   std::memcpy(block, words, sizeof(words));
 }
 
-template <int P>
+template <int P, bool kFirst>
 HWY_INLINE void UnpackBlock(const uint8_t* HWY_RESTRICT block, int shift, uint8_t* HWY_RESTRICT codes) {
   uint32_t words[kLanes];
   std::memcpy(words, block, sizeof(words));
+  if (kFirst) std::fill_n(codes, 256 / P, uint8_t{0});
   UnpackWords<P>(words, shift, 32 / P, codes);
 }
 
@@ -155,7 +156,7 @@ HWY_INLINE void PackBlock(const uint8_t* HWY_RESTRICT codes, int shift, uint8_t*
   hn::StoreU(Transposed(hn::BitCast(d, hn::ConcatOdd(kWords, b23, b01))), d, block + 16);
 }
 
-template <int P, int S>
+template <int P, bool kFirst, int S>
 HWY_INLINE void Scattered(Byte b, int shift, Byte mask, uint8_t* HWY_RESTRICT codes) {
   constexpr int kPerByte = 8 / P;
   constexpr int64_t kNext = kLanes * kPerByte;
@@ -163,25 +164,27 @@ HWY_INLINE void Scattered(Byte b, int shift, Byte mask, uint8_t* HWY_RESTRICT co
   const auto field = [&](Byte x) HWY_ATTR {
     return hn::BitCast(d, hn::ShiftLeftSame(hn::BitCast(kPairs, hn::And(x, mask)), shift));
   };
-  const auto add = [&](Byte x, uint8_t* to) HWY_ATTR { hn::StoreU(hn::Or(x, hn::LoadU(d, to)), d, to); };
+  const auto add = [&](Byte x, uint8_t* to)
+                       HWY_ATTR { hn::StoreU(kFirst ? x : hn::Or(x, hn::LoadU(d, to)), d, to); };
   if constexpr (P == 8) {
     hn::StoreU(b, d, codes);
   } else {
     const Byte low = field(Down<P * S>(b)), high = field(Down<P*(S + 1)>(b));
     add(LowHalves(low, high), codes + kLanes * S);
     add(HighHalves(low, high), codes + kNext + kLanes * S);
-    if constexpr (S + 2 < kPerByte) Scattered<P, S + 2>(b, shift, mask, codes);
+    if constexpr (S + 2 < kPerByte) Scattered<P, kFirst, S + 2>(b, shift, mask, codes);
   }
 }
 
-template <int P>
+template <int P, bool kFirst>
 HWY_INLINE void UnpackBlock(const uint8_t* HWY_RESTRICT block, int shift, uint8_t* HWY_RESTRICT codes) {
   const Bytes d;
   const Byte mask = hn::Set(d, static_cast<uint8_t>((1 << P) - 1));
   const auto low = hn::BitCast(kWords, Transposed(hn::LoadU(d, block)));
   const auto high = hn::BitCast(kWords, Transposed(hn::LoadU(d, block + 16)));
-  Scattered<P, 0>(hn::BitCast(d, hn::InterleaveLower(kWords, low, high)), shift, mask, codes);
-  Scattered<P, 0>(hn::BitCast(d, hn::InterleaveUpper(kWords, low, high)), shift, mask, codes + 128 / P);
+  Scattered<P, kFirst, 0>(hn::BitCast(d, hn::InterleaveLower(kWords, low, high)), shift, mask, codes);
+  Scattered<P, kFirst, 0>(hn::BitCast(d, hn::InterleaveUpper(kWords, low, high)), shift, mask,
+                          codes + 128 / P);
 }
 
 #endif
@@ -193,11 +196,12 @@ void PackPlane(const uint8_t* HWY_RESTRICT codes, int64_t n, int shift, uint8_t*
   if (n > 0) PackLast<P>(codes, n, shift, plane);
 }
 
-template <int P>
+// The first plane of a code sets it, the others add to it.
+template <int P, bool kFirst>
 void UnpackPlane(const uint8_t* HWY_RESTRICT plane, int64_t n, int shift, uint8_t* HWY_RESTRICT codes) {
   constexpr int64_t size = 256 / P;
-  for (; n >= size; n -= size, codes += size, plane += 32) UnpackBlock<P>(plane, shift, codes);
-  if (n > 0) UnpackLast<P>(plane, n, shift, codes);
+  for (; n >= size; n -= size, codes += size, plane += 32) UnpackBlock<P, kFirst>(plane, shift, codes);
+  if (n > 0) UnpackLast<P, kFirst>(plane, n, shift, codes);
 }
 
 // Of the plane of P bits, if codes of s.bits have one: what lies below it in a code and before it in a row.
@@ -221,7 +225,9 @@ HWY_INLINE void PackIfThere(const uint8_t* codes, const PackedSpan& s, uint8_t* 
 template <int P>
 HWY_INLINE void UnpackIfThere(const uint8_t* row, const PackedSpan& s, uint8_t* codes) {
   const Plane<P> plane(s);
-  if (plane.there) UnpackPlane<P>(row + plane.offset, s.end - s.begin, plane.shift, codes);
+  if (!plane.there) return;
+  (s.bits < 2 * P ? UnpackPlane<P, true> : UnpackPlane<P, false>)(row + plane.offset, s.end - s.begin,
+                                                                  plane.shift, codes);
 }
 
 uint8_t PackSpan(const uint8_t* codes, const PackedSpan& s, uint8_t* row) {
@@ -235,7 +241,6 @@ uint8_t PackSpan(const uint8_t* codes, const PackedSpan& s, uint8_t* row) {
 }
 
 void UnpackSpan(const uint8_t* row, const PackedSpan& s, uint8_t* codes) {
-  std::fill_n(codes, s.end - s.begin, uint8_t{0});
   UnpackIfThere<8>(row, s, codes);
   UnpackIfThere<4>(row, s, codes);
   UnpackIfThere<2>(row, s, codes);
