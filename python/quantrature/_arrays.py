@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -61,7 +62,10 @@ def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """An uninitialised array of the same library as x."""
     if is_torch(x):
         torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype))
+        kind = getattr(torch, dtype)
+        # NumPy asks for huge pages where torch does not, and faulting in small ones takes longer than most ops.
+        memory = np.empty(max(1, math.prod(shape)) * kind.itemsize, np.uint8)
+        return torch.from_numpy(memory).view(kind)[: math.prod(shape)].view(shape)
     if dtype == "bfloat16":
         return np.empty(shape, dtype=np.uint16).view(sys.modules["ml_dtypes"].bfloat16)
     return np.empty(shape, dtype=dtype)
