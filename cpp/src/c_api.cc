@@ -7,6 +7,7 @@
 #include "quantrature/integral.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/outliers.hpp"
+#include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
 #include "quantrature/topk.hpp"
 
@@ -109,6 +110,12 @@ qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args) {
 }
 qtr_status qtr_interpolate(const qtr_interpolate_args* args) {
   return call(interpolate, args);
+}
+qtr_status qtr_pack(const qtr_pack_args* args) {
+  return call(pack, args);
+}
+qtr_status qtr_unpack(const qtr_unpack_args* args) {
+  return call(unpack, args);
 }
 qtr_status qtr_topk(const qtr_topk_args* args) {
   return call(topk, args);

@@ -10,6 +10,7 @@ void bind_runtime(nb::module_& m);
 void bind_integral(nb::module_& m);
 void bind_moments(nb::module_& m);
 void bind_outliers(nb::module_& m);
+void bind_packing(nb::module_& m);
 void bind_topk(nb::module_& m);
 
 NB_MODULE(_C, m) {
@@ -27,6 +28,7 @@ NB_MODULE(_C, m) {
   bind_integral(m);
   bind_moments(m);
   bind_outliers(m);
+  bind_packing(m);
   bind_topk(m);
 }
 

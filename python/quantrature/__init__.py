@@ -17,6 +17,7 @@ from ._C import (
     target,
 )
 from ._C import version as _version
+from . import _transformers_hook
 
 __version__ = _version()
 
@@ -24,18 +25,37 @@ for _error in (QuantratureError, InvalidArgumentError, UnsupportedError, DeviceE
     _error.__module__ = __name__
 
 # Loaded on first use: "import quantrature" itself needs NumPy alone.
-_LAZY: dict[str, str] = {"evaluate": ".evaluate", "models": ".models", "ops": ".ops", "text": ".text"}
+_LAZY: dict[str, str] = {
+    "Plan": ".plan",
+    "PlanEntry": ".plan",
+    "QuantratureConfig": ".hf",
+    "Sensitivity": ".analysis",
+    "allocate": ".allocation",
+    "analyze": ".analysis",
+    "evaluate": ".evaluate",
+    "models": ".models",
+    "ops": ".ops",
+    "quantize": "._quantize",
+    "text": ".text",
+}
 
 __all__ = [
     "DeviceError",
     "InvalidArgumentError",
+    "Plan",
+    "PlanEntry",
+    "QuantratureConfig",
     "QuantratureError",
+    "Sensitivity",
     "UnsupportedError",
+    "allocate",
+    "analyze",
     "available_targets",
     "evaluate",
     "models",
     "num_threads",
     "ops",
+    "quantize",
     "set_num_threads",
     "set_target",
     "target",
@@ -52,3 +72,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_transformers_hook.install()

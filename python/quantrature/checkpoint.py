@@ -94,7 +94,9 @@ def save(
         InvalidArgumentError: for a folder that is not empty.
         QuantratureError: when the disk is full.
     """
-    with new_folder(folder, overwrite) as partial:
+    from .models.loading import quiet
+
+    with new_folder(folder, overwrite) as partial, quiet():
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -174,9 +176,10 @@ def inspect(folder: str | os.PathLike[str]) -> Contents:
     """
     from .storage import MatrixSpec
 
+    described_modules = quantization_config(folder).get("modules", {})
     shapes = _tensor_bytes(Path(folder))
     modules = {}
-    for name, described in quantization_config(folder).get("modules", {}).items():
+    for name, described in described_modules.items():
         spec = MatrixSpec.from_json(described)
         for tensor, _, _ in spec.layout():
             if f"{name}.{tensor}" not in shapes:

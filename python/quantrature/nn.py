@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .methods import QuantizedMatrix
-from .storage import MatrixSpec
+from .models import LinearWeight
+from .storage import MatrixSpec, digest
 
 
 class QuantLinear(nn.Module):
@@ -22,31 +24,39 @@ class QuantLinear(nn.Module):
     Args:
         spec: what is stored.
         bias: the bias, a parameter of shape (out_features,), or ``None``.
+        transposed: whether the layer stands in for GPT-2's ``Conv1D``.
         device: of the buffers; they hold nothing until :meth:`store` or a checkpoint fills them.
     """
 
-    def __init__(self, spec: MatrixSpec, bias: nn.Parameter | None = None, device: Any = None) -> None:
+    def __init__(
+        self, spec: MatrixSpec, bias: nn.Parameter | None = None, transposed: bool = False, device: Any = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.out_features, self.in_features = spec.grid.shape
+        self.transposed = transposed
         for name, shape, dtype in spec.layout():
             self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, dtype), device=device))
         self.bias = bias
 
     @classmethod
-    def of(cls, matrix: QuantizedMatrix, bias: nn.Parameter | None = None, device: Any = None) -> QuantLinear:
-        """The layer of a quantized matrix."""
-        layer = cls(MatrixSpec.of(matrix), bias, "meta")
-        layer.store(matrix, device)
-        return layer
+    def replacing(cls, linear: LinearWeight, spec: MatrixSpec) -> QuantLinear:
+        """The empty layer, on the meta device, that takes the place of a dense one and takes over its bias."""
+        return cls(spec, getattr(linear.module, "bias", None), linear.transposed, "meta")
 
     def store(self, matrix: QuantizedMatrix, device: Any = None) -> None:
-        """Take over the tensors of a matrix, and its description."""
-        for name, _, _ in self.spec.layout():
-            delattr(self, name)
-        self.spec = MatrixSpec.of(matrix)
+        """Fill the buffers with a matrix of this layer's description."""
         for name, tensor in self.spec.tensors(matrix).items():
-            self.register_buffer(name, tensor.to(device) if device is not None else tensor)
+            self._buffers[name] = tensor.to(device) if device is not None else tensor
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The buffers by name."""
+        return {name: self.get_buffer(name) for name, _, _ in self.spec.layout()}
+
+    @property
+    def intact(self) -> bool:
+        """Whether the buffers hold what was once quantized, to the bit."""
+        return digest(self.stored()) == self.spec.digest
 
     @property
     def matrix(self) -> QuantizedMatrix:
@@ -55,28 +65,38 @@ class QuantLinear(nn.Module):
         Raises:
             InvalidArgumentError: when the buffers, loaded from somewhere, do not fit together.
         """
-        return self.spec.matrix({name: getattr(self, name) for name, _, _ in self.spec.layout()})
+        return self.spec.matrix(self.stored())
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that the stored form stands for, (out_features, in_features)."""
-        weight = self.matrix.dequantize(str(dtype).removeprefix("torch."))
-        return weight
+        return self.matrix.dequantize(str(dtype).removeprefix("torch."))
+
+    def to_dense(self, dtype: torch.dtype) -> nn.Module:
+        """The dense layer that computes the same: an ``nn.Linear``, or the ``Conv1D`` that this one stands in for."""
+        weight = self.dequantize(dtype)
+        dense: nn.Module
+        with torch.device("meta"):
+            if self.transposed:
+                dense = Conv1D(self.out_features, self.in_features)  # type: ignore[no-untyped-call]
+                weight = weight.mT.contiguous()
+            else:
+                dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        dense.weight = nn.Parameter(weight)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().to(dtype))
+        return dense
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """X times the dequantized weight, plus bias."""
         return nn.functional.linear(x, self.dequantize(x.dtype), self.bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
         for name, buffer in self._buffers.items():
             if buffer is not None:
-                self._buffers[name] = move(buffer)
-        bias = self.bias
-        if bias is not None:
-            self.bias = nn.Parameter(fn(bias.data), requires_grad=bias.requires_grad)
+                moved = fn(buffer)
+                self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        if self.bias is not None:
+            self.bias = nn.Parameter(fn(self.bias.data), requires_grad=self.bias.requires_grad)
         return self
 
     def extra_repr(self) -> str:
@@ -86,3 +106,18 @@ class QuantLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"bits={grid.bits}, group_size={grid.group_size}, sym={grid.sym}, outliers={self.spec.outliers}"
         )
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module where another one is, under the hooks that Accelerate gave to that one."""
+    hook = getattr(model.get_submodule(name), "_hf_hook", None)
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module
+
+        add_hook_to_module(module, hook)  # type: ignore[no-untyped-call]
+    model.set_submodule(name, module)
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantLinear]:
+    """The quantized layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}

@@ -28,7 +28,7 @@ class GridSpec:
 
     Attributes:
         shape: of what was quantized, one or two dimensions.
-        bits, group_size, axis, sym: as in :func:`quantrature.ops.quantize`.
+        bits, group_size, sym: as in :func:`quantrature.ops.quantize`; groups run along rows.
         dtype: of what was quantized.
         scale: dtype of the stored scales, or the grid on which they are quantized in turn.
         zero: the same for the zeros; ``None`` on a symmetric grid.
@@ -37,7 +37,6 @@ class GridSpec:
     shape: tuple[int, ...]
     bits: int
     group_size: int
-    axis: int
     sym: bool
     dtype: str
     scale: str | GridSpec
@@ -52,7 +51,7 @@ class GridSpec:
                 return None
             return cls.of(values) if isinstance(values, QuantizedTensor) else dtype_name(values)
 
-        return cls(tuple(q.shape), q.bits, q.group_size, q.axis, q.sym, q.dtype, part(q.scale), part(q.zero))
+        return cls(tuple(q.shape), q.bits, q.group_size, q.sym, q.dtype, part(q.scale), part(q.zero))
 
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
@@ -86,7 +85,6 @@ class GridSpec:
         given["shape"] = tuple(shape)
         demand(natural(given["bits"]) and given["bits"] <= 8, "bits", "1 to 8")
         demand(natural(given["group_size"]) or given["group_size"] == -1, "group_size", "-1 or at least 1")
-        demand(given["axis"] in (0, 1), "axis", "0 or 1")
         demand(isinstance(given["sym"], bool), "sym", "true or false")
         demand(given["dtype"] in ("float32", "float16", "bfloat16"), "dtype", "float32, float16 or bfloat16")
         for name in ("scale", "zero"):
@@ -95,43 +93,38 @@ class GridSpec:
             elif not (name == "zero" and given[name] is None):
                 demand(given[name] in ("float16", "float32"), name, "float16, float32 or a grid")
         demand((given["zero"] is None) == given["sym"], "zero", "null on a symmetric grid and there alone")
-        grid = cls(**given)
-        demand(grid.axis == 1 or grid.numel % grid._view()[0] == 0, "group_size", "a divisor of the size for axis 0")
-        return grid
+        return cls(**given)
 
     @property
     def numel(self) -> int:
         """How many numbers were quantized."""
         return math.prod(self.shape)
 
-    def _view(self) -> tuple[int, int]:
-        """Rows and columns of the matrix whose rows are packed."""
-        rows, cols = self.shape if len(self.shape) == 2 else (1, self.shape[0])
-        if self.axis == 1:
-            return rows, cols
-        group = rows if self.group_size == -1 else self.group_size
-        return group, self.numel // group
+    @property
+    def _rows_and_cols(self) -> tuple[int, int]:
+        return (1, self.shape[0]) if len(self.shape) == 1 else (self.shape[0], self.shape[1])
 
-    def _parameters(self) -> tuple[int, ...]:
+    @property
+    def _groups(self) -> tuple[int, int]:
         """Shape of the scales and zeros."""
-        rows, cols = self._view()
-        return (cols,) if self.axis == 0 else (rows, 1 if self.group_size == -1 else -(-cols // self.group_size))
+        rows, cols = self._rows_and_cols
+        return rows, 1 if self.group_size == -1 else -(-cols // self.group_size)
 
     def layout(self, name: str) -> Layout:
         """The tensors of this grid; the codes are called name."""
-        rows, cols = self._view()
+        rows, cols = self._rows_and_cols
         # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
-        yield name, (rows * row_bytes(self.bits, cols),), "uint8"
+        yield name, (rows * row_bytes(cols, self.bits),), "uint8"
         for part, kind in (("scale", self.scale), ("zero", self.zero)):
             inner = part if name == "weight" else f"{name}_{part}"
             if isinstance(kind, GridSpec):
-                if math.prod(kind.shape) != math.prod(self._parameters()):
+                if math.prod(kind.shape) != math.prod(self._groups):
                     raise InvalidArgumentError(
-                        f"[checkpoint] {inner} must have {self._parameters()} numbers: got {kind.shape}"
+                        f"[checkpoint] {inner} must have {self._groups} numbers: got {kind.shape}"
                     )
                 yield from kind.layout(inner)
             elif kind is not None:
-                yield inner, self._parameters(), kind
+                yield inner, self._groups, kind
 
     def tensors(self, q: QuantizedTensor, name: str) -> dict[str, torch.Tensor]:
         """What :meth:`layout` names, out of q."""
@@ -152,10 +145,10 @@ class GridSpec:
             inner = part if name == "weight" else f"{name}_{part}"
             parts[part] = kind.quantized(tensors, inner) if isinstance(kind, GridSpec) else tensors.get(inner)
         return QuantizedTensor(
-            codes=tensors[name].reshape(self._view()[0], -1),
+            codes=tensors[name].reshape(self._rows_and_cols[0], -1),
             bits=self.bits,
             group_size=self.group_size,
-            axis=self.axis,
+            axis=1,
             sym=self.sym,
             shape=self.shape,
             dtype=self.dtype,

@@ -31,7 +31,7 @@ def run(capfd, *arguments):
 
 
 def test_help_comes_without_torch():
-    for arguments in (["--help"], ["eval", "--help"], ["list"], ["--version"]):
+    for arguments in (["--help"], ["eval", "--help"], ["list", "methods"], ["--version"]):
         code = (
             "import sys\n"
             "for name in ('torch', 'transformers', 'datasets'): sys.modules[name] = None\n"

@@ -142,6 +142,33 @@ QTR_API qtr_status qtr_pqi_finalize(const qtr_pqi_finalize_args* args);
 QTR_API qtr_status qtr_pqi_sum(const qtr_pqi_sum_args* args);
 QTR_API qtr_status qtr_interpolate(const qtr_interpolate_args* args);
 
+/* ---- packing (packing.hpp) ---- */
+
+typedef struct qtr_pack_args {
+  size_t struct_size;
+  const uint8_t* codes;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride; /* bytes between rows of codes */
+  int32_t bits;
+  uint8_t* packed;   /* rows side by side */
+  int64_t row_bytes; /* of packed */
+} qtr_pack_args;
+
+typedef struct qtr_unpack_args {
+  size_t struct_size;
+  const uint8_t* packed;
+  int64_t rows;
+  int64_t row_bytes;
+  int32_t bits;
+  uint8_t* codes;
+  int64_t cols;
+  int64_t row_stride; /* bytes between rows of codes */
+} qtr_unpack_args;
+
+QTR_API qtr_status qtr_pack(const qtr_pack_args* args);
+QTR_API qtr_status qtr_unpack(const qtr_unpack_args* args);
+
 /* ---- topk (topk.hpp) ---- */
 
 typedef enum qtr_topk_key { QTR_KEY_ABS = 0, QTR_KEY_VALUE = 1 } qtr_topk_key;

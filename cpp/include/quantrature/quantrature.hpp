@@ -5,6 +5,7 @@
 #include "quantrature/integral.hpp"  // the Post-quantization Integral
 #include "quantrature/moments.hpp"   // mean, variance, kurtosis: the op to read first
 #include "quantrature/outliers.hpp"  // dense remainder and sparse outliers
+#include "quantrature/packing.hpp"   // codes of 1 to 8 bits, side by side
 #include "quantrature/runtime.hpp"   // kernel sets, threads
 #include "quantrature/topk.hpp"      // exact selection of the largest
 #include "quantrature/types.hpp"     // dtypes and matrices

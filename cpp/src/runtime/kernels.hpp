@@ -6,6 +6,7 @@
 
 #include "common/ordered_key.hpp"
 #include "quantrature/moments.hpp"
+#include "quantrature/packing.hpp"
 
 namespace quantrature {
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,9 +15,9 @@ from .._C import InvalidArgumentError
 from ..evaluate._forward import not_training
 from ..methods import METHODS, image_of, solver_of
 from ..models import Linears, find_linears
-from ..models.loading import quiet
 from ..plan import PlanEntry
-from ..progress import Bar, progress as progress_bar
+from ..progress import Bar
+from ..progress import progress as progress_bar
 from ..text import token_windows
 from .integral import Integral, integrate
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
@@ -103,22 +103,25 @@ def analyze(
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
     quadrature(rule, nodes)
-    linears = find_linears(model, ignore)
+    linears = find_linears(model, ignore, experts=False)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
 
     work = _Work(model, linears, windows, batch_size)
+    effort = _Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
     total = len(windows) * (
         bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
     )
-    checkpointed = gradient_checkpointing(model, linears.block_modules()) if checkpointing else contextlib.nullcontext()
+    blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
+    checkpointed = gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext()
     scores: dict[str, Mapping[str, float]] = {}
     maps: dict[str, Mapping[str, torch.Tensor]] = {}
     proofs: list[Proof] = []
     changes: dict[str, Mapping[str, float]] = {}
-    with not_training(model), quiet(), progress_bar("analyzing", total, progress) as bar:
+    snapshots: list[Snapshot] = []
+    with not_training(model), progress_bar("analyzing", total, progress) as bar:
         moved = work.towards(entries[0])
         scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
         with WeightPath(model, moved) as path, checkpointed:
@@ -132,19 +135,22 @@ def analyze(
                 for number, entry in enumerate(entries):
                     if number:
                         path.moved = work.towards(entry)
-                    snapshot = None
-                    if state_file is not None:
-                        state = Path(f"{state_file}.{entry.setting}")
-                        about = {**settings, "setting": entry.setting, "model": model_print, "calibration": text_print}
-                        snapshot = Snapshot(state, about, resume)
-                    integral, proof = work.prove(
-                        path, entry, method, rule, nodes, tol, max_nodes, abs_mode, map_folder, snapshot, bar
-                    )
+
+                    def snapshot(nodes: int, setting: str = entry.setting) -> Snapshot | None:
+                        if state_file is None:
+                            return None
+                        about = {**settings, "nodes": nodes, "model": model_print, "calibration": text_print}
+                        snapshots.append(Snapshot(Path(f"{state_file}.{setting}"), about, resume))
+                        return snapshots[-1]
+
+                    integral, proof = work.prove(path, entry.setting, method, effort, snapshot, bar)
                     proofs.append(proof)
                     changes[entry.setting] = integral.signed
                     if number == 0:
                         maps["pqi"] = integral.maps
                         scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
+    for saved in snapshots:
+        saved.discard()
     matrices = tuple(
         MatrixSensitivity(
             linear.name,
@@ -158,6 +164,17 @@ def analyze(
         for linear in linears
     )
     return Sensitivity(matrices, tuple(proofs), settings, model_print, text_print, maps)
+
+
+class _Effort(NamedTuple):
+    """How the integrals of an analysis are taken."""
+
+    rule: str
+    nodes: int
+    tol: float | None
+    max_nodes: int
+    abs_mode: str
+    map_folder: Path | None
 
 
 class _Work:
@@ -174,50 +191,36 @@ class _Work:
     def prove(
         self,
         path: WeightPath,
-        entry: PlanEntry,
+        setting: str,
         method: str,
-        rule: str,
-        nodes: int,
-        tol: float | None,
-        max_nodes: int,
-        abs_mode: str,
-        map_folder: str | os.PathLike[str] | None,
-        snapshot: Snapshot | None,
+        effort: _Effort,
+        snapshot: Callable[[int], Snapshot | None],
         bar: Bar,
     ) -> tuple[Integral, Proof]:
         """The integral, with nodes added until the tolerance holds, and its comparison with the measured change."""
-        path.move_to(0)
         if self.loss_before is None:
+            path.move_to(0)
             self.loss_before = mean_nll(self.model, self.windows, self.batch_size)
         path.move_to(1)
         measured = mean_nll(self.model, self.windows, self.batch_size) - self.loss_before
-        evaluations = 0
+        nodes, evaluations = effort.nodes, 0
         while True:
             integral = integrate(
                 path,
                 self.windows,
-                quadrature(rule, nodes),
+                quadrature(effort.rule, nodes),
                 batch_size=self.batch_size,
-                abs_mode=abs_mode,
-                map_folder=None if map_folder is None else Path(map_folder),
-                snapshot=snapshot,
+                abs_mode=effort.abs_mode,
+                map_folder=effort.map_folder,
+                snapshot=snapshot(nodes),
                 advance=bar.advance,
             )
+            path.move_to(0)
             evaluations += integral.gradient_evaluations
             predicted = sum(integral.signed.values())
-            proof = Proof(
-                entry.setting,
-                method,
-                rule,
-                nodes,
-                predicted,
-                measured,
-                evaluations,
-                None if tol is None else abs(predicted - measured) <= tol * abs(measured),
-            )
-            path.move_to(0)
-            if proof.within_tolerance is not False or nodes >= max_nodes:
-                return integral, proof
-            nodes = min(2 * nodes, max_nodes)
-            if snapshot is not None:
-                snapshot = None
+            within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
+            if within is not False or nodes >= effort.max_nodes:
+                return integral, Proof(
+                    setting, method, effort.rule, nodes, predicted, measured, evaluations, within
+                )
+            nodes = min(2 * nodes, effort.max_nodes)

@@ -82,8 +82,8 @@ def check_gradient(m: Moved, gradient: torch.Tensor, t: float, sample: int) -> N
 
 def check_loss(loss: torch.Tensor, t: float, sample: int) -> None:
     """The same for a loss."""
-    if not math.isfinite(float(loss)):
-        raise QuantratureError(f"[analyze] the loss is {float(loss)} at node t={t:.4g}, calibration sample {sample}")
+    if not math.isfinite(float(loss.detach())):
+        raise QuantratureError(f"[analyze] the loss is {float(loss.detach())} at node t={t:.4g}, calibration sample {sample}")
 
 
 def integrate(
@@ -95,7 +95,7 @@ def integrate(
     abs_mode: str = "after_mean",
     map_folder: Path | None = None,
     snapshot: Snapshot | None = None,
-    advance: Callable[[int], Any] = lambda evaluations: None,
+    advance: Callable[[int], Any] = lambda windows: None,
 ) -> Integral:
     """PQI of every moved weight.
 
@@ -110,7 +110,7 @@ def integrate(
             batches of one window.
         map_folder: keep the accumulators in files there instead of in memory.
         snapshot: where to save the state from time to time, and what an earlier run saved.
-        advance: called with the number of gradient evaluations done, for progress.
+        advance: called with the number of windows whose gradient was taken, for progress.
 
     Raises:
         QuantratureError: naming module, sample and node where a loss or gradient is not finite.
@@ -142,7 +142,8 @@ def integrate(
 
     units = list(_units(abs_mode, nodes, list(range(0, len(mine), batch_size))))
     done = snapshot.restore(sums, signed) if snapshot is not None else 0
-    advance(sum(len(unit) for unit in units[:done]))
+    windows_at = {first: len(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)}
+    advance(sum(windows_at[step.first] for unit in units[:done] for step in unit))
     at: float | None = None
     with gradients_to(path.model, path.moved, take):
         for index, unit in enumerate(units[done:], done + 1):
@@ -153,7 +154,7 @@ def integrate(
                 loss = next_token_nll(path.model, mine[step.first : step.first + batch_size])
                 check_loss(loss, step.t, step.first * ranks + rank)
                 (loss / tokens_in_all).backward()  # type: ignore[no-untyped-call]
-                advance(1)
+                advance(windows_at[step.first])
             for m in path.moved if abs_mode == "per_sample" else ():
                 share = of_sample[m.name]
                 signed[m.name] += ops.pqi_sum(share, path.original(m).cpu(), m.stored_image().cpu())

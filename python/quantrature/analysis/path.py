@@ -143,9 +143,11 @@ def gradient_checkpointing(model: torch.nn.Module, blocks: Sequence[torch.nn.Mod
     themselves enter it, and their own dropout probability is 0 meanwhile.
     """
     typed: Any = model
-    typed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # Embeddings have no gradient here, and without one in the inputs nothing would be recomputed or reached.
-    typed.enable_input_require_grads()
+    enable, disable = (
+        getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
+        for verb in ("enable", "disable")  # transformers 5 renamed them on its way
+    )
+    enable({"use_reentrant": False})
     dropouts = [(b, b.dropout) for b in blocks if isinstance(getattr(b, "dropout", None), float)]
     try:
         for block in blocks:
@@ -159,4 +161,4 @@ def gradient_checkpointing(model: torch.nn.Module, blocks: Sequence[torch.nn.Mod
         for block in blocks:
             block.training = False
         typed.disable_input_require_grads()
-        typed.gradient_checkpointing_disable()
+        disable()

@@ -57,6 +57,9 @@ class MatrixSensitivity:
         name, role, block, out_features, in_features: as in :class:`quantrature.models.LinearWeight`.
         scores: metric to score; see ``METRICS``.
         loss_change: setting to the predicted loss change (the signed PQI of the matrix), nats per token.
+        error: setting to the energy of the quantization error, sum of (w~ - w)^2; of the settings that an allocator
+            may choose from, all that was measured.
+        dtype: of the weights; unless known, the one that takes the most room.
     """
 
     name: str
@@ -66,6 +69,8 @@ class MatrixSensitivity:
     in_features: int
     scores: Mapping[str, float]
     loss_change: Mapping[str, float]
+    error: Mapping[str, float] = field(default_factory=dict)
+    dtype: str = "float32"
 
     @property
     def numel(self) -> int:

@@ -7,9 +7,12 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from .._estimate import Cost
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
@@ -30,6 +33,14 @@ def print_json(values: Mapping[str, Any]) -> None:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     print(json.dumps(finite(values), allow_nan=False))
+
+
+def print_cost(title: str, cost: Cost, as_json: bool) -> None:
+    """Print the answer to --dry-run."""
+    if as_json:
+        print_json(cost.to_json())
+    else:
+        print_table(title, cost.rows())
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

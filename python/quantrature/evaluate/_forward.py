@@ -54,17 +54,24 @@ def check(op: str, model: Any, ids: torch.Tensor, batch_size: int) -> None:
 
 
 @contextmanager
-def evaluating(*models: torch.nn.Module) -> Iterator[None]:
-    """Run without gradients and dropout, and without advice from transformers; put every module back afterwards."""
+def not_training(*models: torch.nn.Module) -> Iterator[None]:
+    """Run without dropout, and without advice from transformers; put every module back afterwards."""
     training = [module for model in models for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        with torch.no_grad(), quiet():
+        with quiet():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def evaluating(*models: torch.nn.Module) -> Iterator[None]:
+    """The same, and without gradients."""
+    with torch.no_grad(), not_training(*models):
+        yield
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
+from ._packing import pack, row_bytes, unpack
 from ._topk import topk
 
 __all__ = [
@@ -12,8 +13,11 @@ __all__ = [
     "interpolate",
     "kurtosis",
     "moments",
+    "pack",
     "pqi_accumulate",
     "pqi_finalize",
     "pqi_sum",
+    "row_bytes",
     "topk",
+    "unpack",
 ]

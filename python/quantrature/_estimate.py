@@ -1,0 +1,113 @@
+"""What a piece of work will take: the answer to ``--dry-run``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ._arrays import dtype_name
+from .methods import quantize_matrix
+from .models import Linears
+from .plan import Plan, PlanEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SAMPLE = (256, 1024)
+"""Shape of the matrix that is quantized to see how long it takes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a piece of work takes.
+
+    Attributes:
+        bytes: of the quantized matrices, or of the result's maps.
+        other_bytes: of the model's other tensors.
+        memory_bytes: at the peak, model included.
+        seconds: extrapolated from a small piece of the same work, done here and now.
+        bits_per_weight: of the quantized matrices; ``None`` where nothing is stored.
+    """
+
+    bytes: int
+    other_bytes: int
+    memory_bytes: int
+    seconds: float
+    bits_per_weight: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The fields for people."""
+        rows = [("bits per weight", f"{self.bits_per_weight:.3f}")] if self.bits_per_weight is not None else []
+        return [
+            *rows,
+            ("bytes", f"{self.bytes:,}" + (f" and {self.other_bytes:,} of other tensors" if self.other_bytes else "")),
+            ("memory", f"{self.memory_bytes / 2**20:,.0f} MiB at the peak"),
+            ("time", f"about {self.seconds:.1f} s"),
+        ]
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan) -> Cost:
+    """Of :func:`quantrature.quantize` with a plan that fits the model."""
+    from .allocation.options import stored_bytes
+
+    work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
+    size = sum(
+        stored_bytes(linear.out_features, linear.in_features, entry, dtype_name(linear.parameter)) for linear, entry in work
+    )
+    weights = sum(linear.numel for linear, _ in work)
+    total = _bytes(model.parameters())
+    replaced = sum(linear.numel * linear.parameter.element_size() for linear, _ in work)
+    largest = max((linear.numel for linear, _ in work), default=0)
+    rates = {entry: _seconds_per_weight(entry) for entry in {_grid_alone(entry) for _, entry in work}}
+    return Cost(
+        bytes=size,
+        other_bytes=total - replaced,
+        memory_bytes=total + size + 8 * largest,
+        seconds=sum(linear.numel * rates[_grid_alone(entry)] for linear, entry in work),
+        bits_per_weight=8 * size / weights if weights else None,
+    )
+
+
+def _grid_alone(entry: PlanEntry) -> PlanEntry:
+    return PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outliers)
+
+
+def _seconds_per_weight(entry: PlanEntry) -> float:
+    sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    quantize_matrix("sample", sample, entry)
+    return (time.perf_counter() - start) / sample.numel()
+
+
+def analyzing(model: torch.nn.Module, windows: torch.Tensor, linears: Linears, passes: int, batch_size: int) -> Cost:
+    """Of an analysis that takes so many gradients of each window."""
+    from .analysis.path import gradients_to, next_token_nll
+    from .analysis.path import Moved
+    from .evaluate._forward import not_training
+
+    moved = [Moved(linear, lambda linear=linear: linear.weight) for linear in linears]
+    with not_training(model), gradients_to(model, moved, lambda m, gradient: None):
+        start = time.perf_counter()
+        next_token_nll(model, windows[:batch_size]).backward()  # type: ignore[no-untyped-call]
+        seconds = time.perf_counter() - start
+    maps = 4 * sum(linear.numel for linear in linears)
+    total = _bytes(model.parameters())
+    largest = max(linear.parameter.numel() * linear.parameter.element_size() for linear in linears)
+    batches = -(-len(windows) // batch_size)
+    return Cost(
+        bytes=maps,
+        other_bytes=0,
+        memory_bytes=2 * total + maps + largest,
+        seconds=seconds * batches * passes,
+    )

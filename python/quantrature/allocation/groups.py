@@ -1,0 +1,30 @@
+"""Matrices that serving engines fuse into one, and that therefore have to be stored alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv"),
+    **dict.fromkeys(("query", "key", "value"), "qkv"),
+    **dict.fromkeys(("q", "k", "v"), "qkv"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up"),
+    **dict.fromkeys(("w1", "w3"), "gate_up"),
+    **dict.fromkeys(("wi_0", "wi_1"), "gate_up"),
+}
+
+
+def fusion_groups(names: Iterable[str]) -> list[list[int]]:
+    """Indices of matrices that share their settings, in the order of their first members.
+
+    q, k and v of an attention, gate and up of a multilayer perceptron (of one expert, where there are several).
+    """
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        parent, _, leaf = name.rpartition(".")
+        expert = ""
+        if leaf.isdigit():
+            expert = leaf
+            parent, _, leaf = parent.rpartition(".")
+        groups.setdefault(f"{parent}.{_FUSED.get(leaf, leaf)}.{expert}", []).append(i)
+    return list(groups.values())

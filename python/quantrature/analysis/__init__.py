@@ -1,0 +1,20 @@
+"""What quantizing each matrix costs, found out before anything is quantized."""
+
+from ._analyze import analyze
+from .integral import ABS_MODES, Integral, integrate
+from .metrics import METRICS
+from .quadrature import RULES, quadrature
+from .sensitivity import MatrixSensitivity, Proof, Sensitivity
+
+__all__ = [
+    "ABS_MODES",
+    "METRICS",
+    "RULES",
+    "Integral",
+    "MatrixSensitivity",
+    "Proof",
+    "Sensitivity",
+    "analyze",
+    "integrate",
+    "quadrature",
+]

@@ -1,0 +1,134 @@
+"""``quantrature analyze``: what quantizing each matrix of a model would cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._C import InvalidArgumentError
+from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
+
+if TYPE_CHECKING:
+    from ..analysis import Sensitivity
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")],
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Folder for the result.", metavar="SENS")] = None,
+    metrics: Annotated[str, typer.Option(help="Names of 'quantrature list metrics', with commas.")] = "pqi,kurtosis",
+    bits: Annotated[str, typer.Option(help="Of the quantized weights: 3, or several with commas: 2,3,4.")] = "3",
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 for one group a row.")] = 64,
+    method: Annotated[str, typer.Option(help="One of 'quantrature list methods'.")] = "rtn",
+    sym: Annotated[bool, typer.Option("--sym", help="Grids symmetric around zero.")] = False,
+    ignore: Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+    ] = None,
+    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
+    rule: Annotated[str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.")] = "gauss",
+    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
+    tol: Annotated[
+        float | None, typer.Option(help="Add nodes until prediction and measurement agree to this share.")
+    ] = None,
+    abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.")] = "after_mean",
+    dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16.")] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
+    ] = False,
+    map_folder: Annotated[str | None, typer.Option(help="Keep the accumulators in files of this folder.")] = None,
+    state_file: Annotated[str | None, typer.Option(help="Save the state there, to go on after an interruption.")] = None,
+    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict what quantizing costs, matrix by matrix, and prove it by measurement."""
+    settings = _numbers(bits)
+    if calibration is None:
+        raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
+    if output is None and not (as_json or dry_run):
+        raise InvalidArgumentError("[analyze] -o must name a folder for the result")
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    with stdout_kept_clean(as_json):
+        from .. import analysis, models
+        from ..checkpoint import check_new_folder
+        from ..text import token_windows
+
+        if output is not None:
+            check_new_folder(output, overwrite)
+        analysis.quadrature(rule, nodes)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
+        config = models.load_config(model, trust_remote_code)
+        tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
+        loaded = models.load_model(model, dtype, device_map, trust_remote_code)
+        cost = None
+        if dry_run:
+            from .._estimate import analyzing
+
+            linears = models.find_linears(loaded, ignore or (), experts=False)
+            passes = ("pqi" in names) * len(settings) * nodes + bool({"fisher", "first_order"} & set(names))
+            cost = analyzing(loaded, tokens, linears, passes, batch_size)
+        else:
+            found = analysis.analyze(
+                loaded,
+                tokens,
+                metrics=names,
+                bits=settings,
+                group_size=group_size,
+                method=method,
+                sym=sym,
+                ignore=ignore or (),
+                seed=seed,
+                batch_size=batch_size,
+                rule=rule,
+                nodes=nodes,
+                tol=tol,
+                abs_mode=abs_mode,
+                checkpointing=checkpointing,
+                map_folder=map_folder,
+                state_file=state_file,
+                resume=resume,
+                progress=False if as_json else None,
+            )
+            if output is not None:
+                found.save(output, overwrite)
+    if cost is not None:
+        print_cost(f"analysis of {model}", cost, as_json)
+    elif as_json:
+        print_json(found.to_json())
+    else:
+        print_table(f"{model}: {len(found.matrices)} matrices", _rows(found, output))
+
+
+def _numbers(bits: str) -> list[int]:
+    try:
+        return [int(part) for part in bits.split(",")]
+    except ValueError:
+        raise InvalidArgumentError(f"[analyze] --bits must be numbers with commas between: got {bits!r}") from None
+
+
+def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
+    rows = []
+    for proof in found.proofs:
+        missed = ", above the tolerance" if proof.within_tolerance is False else ""
+        rows += [
+            (f"{proof.setting} {proof.method}", f"{proof.gradient_evaluations} gradient evaluations per sample"),
+            ("  predicted loss change", f"{proof.predicted_loss_change:+.6f} nats a token"),
+            ("  measured loss change", f"{proof.measured_loss_change:+.6f} nats a token"),
+            ("  apart by", f"{proof.relative_error:.2%}{missed}"),
+        ]
+    if found.proofs:
+        setting = found.proofs[0].setting
+        worst = sorted(found.matrices, key=lambda m: m.loss_change[setting], reverse=True)[:5]
+        rows += [(m.name, f"{m.loss_change[setting]:+.6f} nats a token") for m in worst]
+    if output is not None:
+        rows.append(("written to", str(output)))
+    return rows

@@ -1,0 +1,43 @@
+"""``quantrature verify``: whether a quantized folder was made from a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .._C import QuantratureError
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+
+def run(
+    folder: Annotated[str, typer.Argument(help="What quantrature quantize wrote.", metavar="DIR")],
+    source: Annotated[str, typer.Option(help="The model it was made from.", metavar="MODEL")],
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Dequantize every matrix of a quantized folder and compare it with its source."""
+    with stdout_kept_clean(as_json):
+        from ..verify import verify
+
+        found = verify(folder, source, trust_remote_code)
+    if as_json:
+        print_json(
+            {
+                "ok": not found.failures,
+                "failures": list(found.failures),
+                "modules": {name: asdict(matrix) for name, matrix in found.modules.items()},
+                "changed": list(found.changed),
+            }
+        )
+    else:
+        rows = [
+            (name, f"relative error {matrix.relative_error:.4f}, largest {matrix.largest_error:.4g}")
+            for name, matrix in found.modules.items()
+        ]
+        print_table(f"{folder} against {source}", rows)
+    if found.failures:
+        raise QuantratureError(f"[verify] {folder} was not made from {source}: {', '.join(found.failures[:3])} differ")

@@ -1,0 +1,130 @@
+"""The way through the library that ``quantrature demo`` walks: analyze, allocate, quantize, save, load, evaluate."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .. import checkpoint, evaluate
+from .._C import QuantratureError
+from .._quantize import quantize
+from ..allocation import allocate
+from ..analysis import analyze
+from ..methods import solver_of
+from ..models import find_linears, load_model, load_tokenizer
+from ..models.loading import quiet
+from ..plan import Plan, PlanEntry
+from ..progress import progress as progress_bar
+from ..text import token_windows
+from . import text
+
+MODEL = Path(__file__).parent / "model"
+BITS = (4, 3, 2)
+GROUP_SIZE = 64
+METHOD = "rtn"
+SEQLEN = 256
+CALIBRATION_WINDOWS = 32
+NODES = 3
+EVALUATION_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: of the plan.
+        bits_per_weight: of the quantized matrices, everything stored for them counted.
+        bytes: of the quantized matrices.
+        perplexity: on the held-out text.
+        divergence: mean divergence from the original there, nats per token.
+        predicted_loss_change: before anything was quantized, from the calibration text, nats per token.
+        measured_loss_change: on the held-out text, nats per token.
+    """
+
+    name: str
+    bits_per_weight: float
+    bytes: int
+    perplexity: float
+    divergence: float
+    predicted_loss_change: float
+    measured_loss_change: float
+
+
+def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[Row]:
+    """Quantize the packaged model in six ways; each way gives a row when it is done.
+
+    Args:
+        output: folder to keep the quantized models in; a temporary one by default.
+        progress: show bars; ``None`` for when stderr is a terminal.
+
+    Raises:
+        QuantratureError: when the package came without its model.
+    """
+    if not (MODEL / "config.json").is_file():
+        raise QuantratureError(f"[demo] {MODEL} is missing: this package came without its model")
+    tokenizer = load_tokenizer(MODEL)
+    calibration = token_windows(
+        [text.calibration_text()], tokenizer, seqlen=SEQLEN, nsamples=CALIBRATION_WINDOWS, seed=0
+    )
+    evaluation = token_windows(
+        [text.evaluation_text()], tokenizer, seqlen=SEQLEN, max_tokens=EVALUATION_TOKENS
+    )
+    original = load_model(MODEL, "float32")
+    reference = evaluate.perplexity(original, evaluation, progress=progress)
+    weights = [linear.weight for linear in find_linears(original)]
+    yield Row("original, bfloat16", 16.0, 2 * sum(w.numel() for w in weights), reference.perplexity, 0.0, 0.0, 0.0)
+
+    sensitivity = analyze(
+        original,
+        calibration,
+        metrics=("pqi",),
+        bits=BITS,
+        group_size=GROUP_SIZE,
+        method=METHOD,
+        batch_size=8,
+        nodes=NODES,
+        progress=progress,
+    )
+    with _folder(output) as folder:
+        for bits, proof in zip(BITS, sensitivity.proofs, strict=True):
+            entry = PlanEntry(bits, GROUP_SIZE, solver=solver_of(METHOD))
+            uniform = Plan.uniform((matrix.name for matrix in sensitivity.matrices), entry)
+            row = _measured(f"uniform, {bits} bits", uniform, folder / f"uniform-{bits}", evaluation, original)
+            yield replace(row, predicted_loss_change=proof.predicted_loss_change)
+            plan = allocate(sensitivity, method="pqi", avg_bits=row.bits_per_weight)
+            yield _measured(f"PQI plan, the size of {bits} bits", plan, folder / f"pqi-{bits}", evaluation, original)
+
+
+def _measured(name: str, plan: Plan, folder: Path, evaluation: torch.Tensor, original: PreTrainedModel) -> Row:
+    """Quantize a fresh copy of the model by a plan, save it, load it as users would, and evaluate what was loaded."""
+    model = quantize(load_model(MODEL), plan=plan, progress=False)
+    checkpoint.save(model, folder, tokenizer=load_tokenizer(MODEL), plan=plan, source=str(MODEL), overwrite=True)
+    with quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    contents = checkpoint.inspect(folder)
+    found = evaluate.divergence(loaded, original, evaluation, progress=False)
+    return Row(
+        name,
+        contents.bits_per_weight,
+        contents.bytes,
+        found.model.perplexity,
+        found.mean,
+        plan.predicted_loss_change or 0.0,
+        found.loss_change,
+    )
+
+
+@contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    if output is not None:
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="quantrature-demo-") as folder:
+        yield Path(folder)

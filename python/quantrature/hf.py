@@ -1,0 +1,167 @@
+"""What transformers needs to know to load, save and quantize models in this format.
+
+Importing this module registers the format. ``import quantrature`` does so once transformers is there
+(:mod:`quantrature._transformers_hook`); since this may be in the middle of transformers' own import, only what is
+needed to register is imported at the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from . import __version__
+from ._C import InvalidArgumentError, QuantratureError
+from .checkpoint import FORMAT_VERSION, QUANT_METHOD
+
+
+@auto.register_quantization_config(QUANT_METHOD)
+class QuantratureConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
+
+    Args:
+        bits, group_size, method, sym, meta_bits, outliers, plan, ignore: as in :func:`quantrature.quantize`; for dense
+            checkpoints, which are quantized once they are loaded. plan may also be the content of a plan.json.
+        modules: matrix name to its description (:class:`quantrature.storage.MatrixSpec`), in quantized checkpoints.
+        format_version: of the checkpoint.
+        dequantize: load a quantized checkpoint as a dense model.
+
+    Raises:
+        InvalidArgumentError: for a checkpoint of another format version.
+    """
+
+    def __init__(
+        self,
+        bits: int | None = None,
+        group_size: int = 64,
+        method: str = "rtn",
+        sym: bool = False,
+        meta_bits: int | None = None,
+        outliers: float = 0.0,
+        plan: Any = None,
+        ignore: str | Iterable[str] = (),
+        modules: Mapping[str, Any] | None = None,
+        format_version: int = FORMAT_VERSION,
+        dequantize: bool = False,
+        **_: Any,
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise InvalidArgumentError(
+                f"[load] format_version of the checkpoint is {format_version}; quantrature {__version__} reads "
+                f"{FORMAT_VERSION}"
+            )
+        self.quant_method = QUANT_METHOD
+        self.modules = None if modules is None else dict(modules)
+        self.dequantize = dequantize
+        self.wish = {
+            "bits": bits,
+            "group_size": group_size,
+            "method": method,
+            "sym": sym,
+            "meta_bits": meta_bits,
+            "outliers": outliers,
+            "plan": plan,
+            "ignore": ignore,
+        }
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What a caller of ``from_pretrained`` may set for a checkpoint that is quantized already."""
+        return {"dequantize": self.dequantize}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT_VERSION,
+            "quantrature_version": __version__,
+            "modules": self.modules or {},
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: nothing of it has a default."""
+        return self.to_dict()
+
+
+# Without this, transformers ignores what callers set for a quantized checkpoint.
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)
+
+
+@auto.register_quantizer(QUANT_METHOD)
+class QuantratureHfQuantizer(HfQuantizer):
+    """Loads quantized checkpoints, and quantizes dense ones after loading."""
+
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        if not self.pre_quantized:
+            return
+        from .models import find_linears
+        from .nn import QuantLinear, replace_module
+        from .storage import MatrixSpec
+
+        linears = find_linears(model, experts=False)
+        for name, described in (self.quantization_config.modules or {}).items():
+            try:
+                linear, spec = linears.find(name), MatrixSpec.from_json(described)
+                shape = (linear.out_features, linear.in_features)
+                if spec.grid.shape != shape:
+                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.grid.shape}, the model's {shape}")
+            except InvalidArgumentError as e:
+                raise InvalidArgumentError(f"[load] {name}: {e}") from None
+            layer = QuantLinear.replacing(linear, spec)
+            for place in (name, *linear.aliases):
+                replace_module(model, place, layer)
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        from .nn import quantized_layers, replace_module
+
+        if not self.pre_quantized:
+            return self._quantize(model)
+        layers = quantized_layers(model)
+        for name, layer in layers.items():
+            if any(tensor.is_meta for tensor in layer.stored().values()):
+                if self._on_disk(model):
+                    continue
+                raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
+            if not layer.intact:
+                raise QuantratureError(f"[load] {name}: the stored tensors are damaged: their digest is another")
+        if self.quantization_config.dequantize:
+            for name, layer in layers.items():
+                replace_module(model, name, layer.to_dense(model.dtype))
+        return model
+
+    @staticmethod
+    def _on_disk(model: Any) -> bool:
+        """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
+        return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
+
+    def _quantize(self, model: Any) -> Any:
+        from .plan import Plan
+        from ._quantize import quantize
+
+        wish = dict(self.quantization_config.wish)
+        if isinstance(wish["plan"], Mapping):
+            wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
+        quantize(model, **wish)
+        self.quantization_config.modules = model.config.quantization_config.modules
+        return model
+
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        from .nn import quantized_layers, replace_module
+
+        for name, layer in quantized_layers(model).items():
+            replace_module(model, name, layer.to_dense(dtype or model.dtype))
+        return model
+
+    def is_serializable(self) -> bool:
+        """Quantized models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """They cannot be trained: the codes have no gradient."""
+        return False

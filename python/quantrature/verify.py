@@ -1,0 +1,109 @@
+"""Compare a quantized folder with the model it was made from."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._C import QuantratureError
+from .models import find_linears, load_model
+from .nn import QuantLinear, quantized_layers
+
+LEAST_CORRELATION = 0.5
+"""A quantized matrix correlates with its source at least so well, even at one bit; unrelated ones hardly at all."""
+
+
+@dataclass(frozen=True)
+class MatrixComparison:
+    """A quantized matrix beside its source.
+
+    Attributes:
+        relative_error: Frobenius norm of w~ - w over that of w.
+        largest_error: of a single weight.
+        correlation: of w~ and w, as directions: their inner product over the product of their norms.
+        outliers_equal: whether the weights stored exactly are those of the source, bit for bit; true without any.
+    """
+
+    relative_error: float
+    largest_error: float
+    correlation: float
+    outliers_equal: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether the matrix can have been made from the source."""
+        return self.outliers_equal and self.correlation >= LEAST_CORRELATION
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        modules: matrix name to its comparison.
+        changed: other tensors that are not, bit for bit, those of the source.
+    """
+
+    modules: Mapping[str, MatrixComparison]
+    changed: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Names of matrices and tensors that were not made from the source."""
+        return (*(name for name, found in self.modules.items() if not found.fits), *self.changed)
+
+
+def verify(folder: str | os.PathLike[str], source: str | os.PathLike[str], trust_remote_code: bool = False) -> Verification:
+    """Dequantize every matrix of a quantized folder and compare it with the source; compare all other tensors exactly.
+
+    Raises:
+        InvalidArgumentError, QuantratureError: as :func:`quantrature.models.load_model`, and naming a matrix whose
+            stored tensors are damaged, or that the source does not have in that shape.
+    """
+    quantized = load_model(folder, trust_remote_code=trust_remote_code)
+    layers = quantized_layers(quantized)
+    if not layers:
+        raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
+    original = load_model(source, trust_remote_code=trust_remote_code)
+    linears = find_linears(original, experts=False)
+    modules = {}
+    for name, layer in layers.items():
+        weight = linears.find(name).weight
+        if (layer.out_features, layer.in_features) != tuple(weight.shape):
+            raise QuantratureError(f"[verify] {name} has another shape in the source: {tuple(weight.shape)}")
+        modules[name] = compare(layer, weight)
+    return Verification(modules, _changed(quantized, original, layers))
+
+
+def compare(layer: QuantLinear, weight: torch.Tensor) -> MatrixComparison:
+    """One quantized matrix beside its source, (out_features, in_features)."""
+    matrix = layer.matrix
+    image, source = matrix.dequantize("float32").double(), weight.double()
+    norm, inner = float(source.norm()), float((image * source).sum())
+    error = image - source
+    norms = norm * float(image.norm())
+    outliers = matrix.outliers
+    equal = outliers is None or torch.equal(
+        outliers.values, weight.flatten()[outliers.positions()].to(outliers.values.dtype)
+    )
+    return MatrixComparison(
+        float(error.norm()) / norm if norm else math.nan,
+        float(error.abs().max()),
+        inner / norms if norms else float(not error.any()),
+        equal,
+    )
+
+
+def _changed(quantized: Any, original: Any, layers: Mapping[str, QuantLinear]) -> tuple[str, ...]:
+    stored = {f"{name}.{part}" for name, layer in layers.items() for part in layer.stored()}
+    ours = {name: tensor for name, tensor in quantized.state_dict().items() if name not in stored}
+    theirs = original.state_dict()
+    return tuple(
+        name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name])
+    )

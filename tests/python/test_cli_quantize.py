@@ -1,0 +1,187 @@
+"""The verbs that analyze, quantize, inspect and verify, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from quantrature import Plan, PlanEntry, Sensitivity, checkpoint, models
+from quantrature.cli import main
+from quantrature.nn import quantized_layers
+from tiny_models import byte_tokenizer, tiny_model
+
+TEXT = "It was the age of wisdom, it was the age of foolishness. " * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, a text and a quantized model."""
+    root = tmp_path_factory.mktemp("verbs")
+    tiny_model("llama").save_pretrained(root / "model")
+    byte_tokenizer().save_pretrained(root / "model")
+    (root / "text.txt").write_text(TEXT)
+    assert main(["quantize", str(root / "model"), "--bits", "3", "--group-size", "16", "-o", str(root / "out")]) == 0
+    return root
+
+
+def run(capfd, *arguments):
+    status = main([str(argument) for argument in arguments])
+    return status, *capfd.readouterr()
+
+
+def run_json(capfd, *arguments):
+    status, out, err = run(capfd, *arguments, "--json")
+    assert (status, err) == (0, ""), err
+    return json.loads(out)
+
+
+def test_analyze_writes_and_prints(capfd, folder, tmp_path):
+    settings = ("--calibration", folder / "text.txt", "--nsamples", 2, "--seqlen", 32, "--bits", "2,4", "--nodes", 2)
+    found = run_json(capfd, "analyze", folder / "model", "-o", tmp_path / "sens", *settings, "--group-size", 16)
+    assert set(found) >= {"predicted_loss_change", "measured_loss_change", "gradient_evaluations", "modules"}
+    assert found["gradient_evaluations"] == 4
+    assert [proof["setting"] for proof in found["proofs"]] == ["b2g16", "b4g16"]
+    assert found["settings"]["nsamples"] == 2
+    assert Sensitivity.load(tmp_path / "sens").to_json() == found
+    status, out, err = run(capfd, "analyze", folder / "model", "-o", tmp_path / "again", *settings)
+    assert (status, err) == (0, "")
+    for words in ("predicted loss change", "measured loss change", "apart by", str(tmp_path / "again")):
+        assert words in " ".join(out.split())
+
+
+def test_analyze_says_what_it_would_take(capfd, folder, tmp_path):
+    cost = run_json(
+        capfd, "analyze", folder / "model", "-o", tmp_path / "sens", "--calibration", folder / "text.txt",
+        "--nsamples", 2, "--seqlen", 32, "--dry-run",
+    )
+    linears = models.find_linears(models.load_model(folder / "model"))
+    assert cost["bytes"] == 4 * sum(linear.numel for linear in linears)
+    assert cost["seconds"] > 0
+    assert cost["memory_bytes"] > cost["bytes"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
+    out = tmp_path / "out"
+    said = run_json(
+        capfd, "quantize", folder / "model", "--bits", 4, "--group-size", 16, "--method", "hqq", "--outliers", 0.01,
+        "--ignore", "re:.*o_proj", "-o", out,
+    )
+    found = run_json(capfd, "inspect", out)
+    assert {key: found[key] for key in ("bits_per_weight", "bytes")} == {
+        key: said[key] for key in ("bits_per_weight", "bytes")
+    }
+    assert said["modules"] == len(found["modules"])
+    assert not any("o_proj" in name for name in found["modules"])
+    assert all(m["bits"] == 4 and m["outliers"] > 0 for m in found["modules"].values())
+    plan = Plan.load(out / "plan.json")
+    assert {entry.solver for _, entry in plan} == {"hqq"}
+    assert models.load_tokenizer(out)("hello") == models.load_tokenizer(folder / "model")("hello")
+    assert set(quantized_layers(models.load_model(out))) == set(found["modules"])
+
+
+def test_quantize_by_a_plan(capfd, folder, tmp_path):
+    names = [linear.name for linear in models.find_linears(tiny_model("llama"))]
+    plan = Plan.uniform(names, PlanEntry(4, 16)).replace(names[0], bits=16).replace(names[1], bits=2)
+    plan.save(tmp_path / "plan.json")
+    run_json(capfd, "quantize", folder / "model", "--plan", tmp_path / "plan.json", "-o", tmp_path / "out")
+    found = checkpoint.inspect(tmp_path / "out").modules
+    assert names[0] not in found
+    assert found[names[1]]["bits"] == 2
+    assert found[names[2]]["bits"] == 4
+    assert Plan.load(tmp_path / "out" / "plan.json").entries == plan.entries
+
+
+def test_quantize_says_what_it_would_take(capfd, folder, tmp_path):
+    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outliers", 0.01)
+    cost = run_json(capfd, *arguments, "--dry-run")
+    said = run_json(capfd, *arguments, "-o", tmp_path / "out")
+    assert {key: cost[key] for key in ("bits_per_weight", "bytes", "other_bytes")} == {
+        key: said[key] for key in ("bits_per_weight", "bytes", "other_bytes")
+    }
+    assert cost["seconds"] > 0
+    status, out, _ = run(capfd, *arguments, "--dry-run")
+    assert status == 0
+    assert "bits per weight" in out
+
+
+def test_inspect_prints_a_line_a_matrix(capfd, folder):
+    status, out, err = run(capfd, "inspect", folder / "out")
+    assert (status, err) == (0, "")
+    assert out.count("b3g16") == len(checkpoint.inspect(folder / "out").modules)
+    assert "other tensors" in out
+
+
+def test_verify_accepts_the_source_and_no_other(capfd, folder, tmp_path):
+    found = run_json(capfd, "verify", folder / "out", "--source", folder / "model")
+    assert found["ok"]
+    assert found["failures"] == found["changed"] == []
+    assert all(0 < matrix["relative_error"] < 0.5 for matrix in found["modules"].values())
+    tiny_model("llama", seed=3).save_pretrained(tmp_path / "other")
+    status, out, err = run(capfd, "verify", folder / "out", "--source", tmp_path / "other", "--json")
+    assert status == 1
+    assert not json.loads(out)["ok"]
+    assert "was not made from" in err
+
+
+def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
+    found = run_json(
+        capfd, "eval", folder / "out", "--text", folder / "text.txt", "--seqlen", 32, "--reference", folder / "model"
+    )
+    assert found["kld_mean"] > 0
+    assert found["perplexity"] != found["reference_perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("quantize", "MODEL", "--bits", "3"), "-o must name a folder"),
+        (("quantize", "MODEL", "-o", "NEW"), "either bits or plan"),
+        (("quantize", "MODEL", "--bits", "9", "-o", "NEW"), "bits must be 1 to 8"),
+        (("quantize", "MODEL", "--bits", "3", "-o", "OUT"), "exists and is not empty; --overwrite replaces it"),
+        (("quantize", "MODEL", "--plan", "NONE.json", "-o", "NEW"), "cannot read"),
+        (("quantize", "OUT", "--bits", "3", "-o", "NEW"), "must not be quantized already"),
+        (("quantize", "NOWHERE/x", "--bits", "3", "-o", "NEW"), "there is no such folder"),
+        (("analyze", "MODEL", "-o", "NEW"), "--calibration must name"),
+        (("analyze", "MODEL", "--calibration", "TEXT"), "-o must name a folder"),
+        (("analyze", "MODEL", "--calibration", "TEXT", "-o", "OUT"), "exists and is not empty"),
+        (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--bits", "x"), "--bits must be numbers"),
+        (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--nodes", "0"), "nodes must be at least 1"),
+        (("inspect", "MODEL"), "holds no model quantized by quantrature"),
+        (("inspect", "NOWHERE/x"), "cannot read"),
+        (("verify", "MODEL", "--source", "MODEL"), "holds no quantized matrix"),
+    ],
+)
+def test_a_failure_is_one_line(capfd, folder, tmp_path, arguments, complaint):
+    places = {
+        "MODEL": folder / "model",
+        "TEXT": folder / "text.txt",
+        "OUT": folder / "out",
+        "NEW": tmp_path / "new",
+        "NONE.json": tmp_path / "none.json",
+        "NOWHERE/x": tmp_path / "nowhere" / "x",
+    }
+    status, out, err = run(capfd, *(places.get(argument, argument) for argument in arguments))
+    assert status != 0
+    assert out == ""
+    assert err.startswith("quantrature: error: ")
+    assert err.count("\n") == 1
+    assert complaint in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_that_read_no_text_say_so(capfd, folder, tmp_path):
+    status, _, err = run(
+        capfd, "quantize", folder / "model", "--bits", 3, "--calibration", folder / "text.txt", "-o", tmp_path / "out"
+    )
+    assert status == 0
+    assert "reads no calibration text" in err
+
+
+def test_the_result_is_the_same_from_python(folder):
+    import quantrature
+
+    expected = quantrature.quantize(tiny_model("llama"), bits=3, group_size=16)
+    loaded = models.load_model(folder / "out")
+    for name, layer in quantized_layers(expected).items():
+        assert torch.equal(loaded.get_submodule(name).weight, layer.weight)

@@ -1,0 +1,444 @@
+"""Quantizing a model in place, saving it, and loading it through transformers."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import quantrature as qtr
+from helpers import run_python
+from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
+from quantrature.nn import QuantLinear, quantized_layers
+from quantrature.verify import verify
+from tiny_models import byte_tokenizer, tiny_model
+
+TOKENS = torch.arange(2 * 24).view(2, 24)
+LAYOUTS = ["llama", "llama-tied", "qwen2", "qwen3", "gemma2", "phi", "opt", "gpt2", "gpt-neox", "falcon", "mixtral"]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """A folder with a model at mixed settings, with outliers, and its source beside it."""
+    root = tmp_path_factory.mktemp("quantized")
+    model = tiny_model("llama")
+    model.save_pretrained(root / "source")
+    byte_tokenizer().save_pretrained(root / "source")
+    names = [linear.name for linear in models.find_linears(model)]
+    plan = Plan(
+        {
+            name: PlanEntry(2 + i % 4, [16, -1][i % 2], outliers=[0.0, 0.02][i % 3 == 0], predicted_loss_change=0.001)
+            for i, name in enumerate(names)
+        }
+    )
+    qtr.quantize(model, plan=plan)
+    checkpoint.save(model, root / "out", tokenizer=byte_tokenizer(), plan=plan, source="tiny/llama")
+    return root
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_survives_the_way_through_a_folder(layout, tmp_path):
+    model = tiny_model(layout)
+    before = logits(model)
+    linears = models.find_linears(model, experts=False)
+    returned = qtr.quantize(model, bits=4, group_size=16)
+    assert returned is model
+    assert set(quantized_layers(model)) == {linear.name for linear in linears}
+    after = logits(model)
+    assert not torch.equal(after, before)
+    assert torch.nn.functional.cosine_similarity(after.flatten(), before.flatten(), dim=0) > 0.9
+    model.save_pretrained(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(loaded), after)
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), after)
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+def test_a_layer_computes_what_its_dequantized_weight_does(layout):
+    model = tiny_model(layout)
+    sources = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    qtr.quantize(model, bits=8, group_size=-1)
+    for name, layer in quantized_layers(model).items():
+        weight = layer.dequantize()
+        step = (sources[name].amax(1) - sources[name].amin(1)) / 255  # rounding: half of it, and the float16 zero
+        assert ((weight - sources[name]).abs() <= 0.6 * step[:, None] + 1e-3 * sources[name].abs()).all()
+        x = torch.randn(3, layer.in_features)
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, weight, layer.bias))
+
+
+def test_outliers_are_kept_to_the_bit():
+    model = tiny_model("llama")
+    source = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    qtr.quantize(model, bits=2, group_size=16, outliers=0.05)
+    for name, layer in quantized_layers(model).items():
+        weight, original = layer.dequantize(), source[name]
+        largest = original.abs().flatten().topk(round(0.05 * original.numel())).indices
+        assert torch.equal(weight.flatten()[largest], original.flatten()[largest])
+
+
+def test_bias_and_everything_else_stay(tmp_path):
+    model = tiny_model("qwen2")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    qtr.quantize(model, bits=3, group_size=16)
+    kept = [name for name in model.state_dict() if name in before and not name.endswith("proj.weight")]
+    assert any(name.endswith("q_proj.bias") for name in kept)
+    for name in kept:
+        assert torch.equal(model.state_dict()[name], before[name])
+
+
+def test_casts_leave_the_storage_alone():
+    model = qtr.quantize(tiny_model("qwen2"), bits=3, group_size=16, outliers=0.01)
+    layer = model.model.layers[0].self_attn.q_proj
+    stored = {name: tensor.clone() for name, tensor in layer.stored().items()}
+    layer.to(torch.bfloat16)
+    assert layer.bias.dtype == torch.bfloat16
+    for name, tensor in layer.stored().items():
+        assert tensor.dtype == stored[name].dtype
+        assert torch.equal(tensor, stored[name])
+    assert layer(torch.randn(2, layer.in_features, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_checkpoint_loads_in_another_dtype(quantized):
+    half = AutoModelForCausalLM.from_pretrained(quantized / "out", dtype=torch.bfloat16)
+    full = AutoModelForCausalLM.from_pretrained(quantized / "out")
+    assert half.model.layers[0].mlp.up_proj.scale.dtype == torch.float16
+    assert logits(half).dtype == torch.bfloat16
+    assert torch.allclose(logits(half).float(), logits(full), atol=0.05)
+
+
+def test_dequantize_gives_a_dense_model(quantized, tmp_path):
+    expected = logits(AutoModelForCausalLM.from_pretrained(quantized / "out"))
+    with pytest.warns(UserWarning, match="loading attributes"):
+        dense = AutoModelForCausalLM.from_pretrained(
+            quantized / "out", quantization_config=qtr.QuantratureConfig(dequantize=True)
+        )
+    assert type(dense.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert torch.equal(logits(dense), expected)
+    dense.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), expected)
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+def test_a_model_dequantizes_itself(layout):
+    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16)
+    expected = logits(model)
+    model.dequantize()
+    assert not quantized_layers(model)
+    assert torch.allclose(logits(model), expected, atol=1e-6)
+
+
+def test_transformers_quantizes_while_loading(quantized, tmp_path):
+    wish = qtr.QuantratureConfig(bits=3, group_size=16)
+    loaded = AutoModelForCausalLM.from_pretrained(quantized / "source", quantization_config=wish)
+    expected = qtr.quantize(tiny_model("llama"), bits=3, group_size=16)
+    assert torch.equal(logits(loaded), logits(expected))
+    loaded.save_pretrained(tmp_path / "out")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(expected))
+
+
+def test_transformers_quantizes_by_a_plan(quantized):
+    plan = json.loads((quantized / "out" / "plan.json").read_text())
+    loaded = AutoModelForCausalLM.from_pretrained(
+        quantized / "source", quantization_config=qtr.QuantratureConfig(plan=plan)
+    )
+    assert torch.equal(logits(loaded), logits(AutoModelForCausalLM.from_pretrained(quantized / "out")))
+
+
+def test_device_maps_and_generation(quantized):
+    loaded = AutoModelForCausalLM.from_pretrained(quantized / "out", device_map="auto")
+    expected = AutoModelForCausalLM.from_pretrained(quantized / "out")
+    assert torch.equal(logits(loaded), logits(expected))
+    assert loaded.generate(TOKENS, max_new_tokens=3, do_sample=False).shape == (2, 27)
+
+
+@pytest.mark.parametrize("order", ["quantrature, transformers", "transformers, quantrature"])
+def test_the_format_is_known_in_whatever_order(quantized, order):
+    done = run_python(
+        f"import {order}\n"
+        f"m = transformers.AutoModelForCausalLM.from_pretrained({str(quantized / 'out')!r})\n"
+        "print(type(m.model.layers[0].mlp.up_proj).__name__)"
+    )
+    assert done.stdout == "QuantLinear\n", done.stderr
+
+
+def test_without_quantrature_loading_fails_loudly(quantized):
+    done = run_python(
+        f"import transformers\ntransformers.AutoModelForCausalLM.from_pretrained({str(quantized / 'out')!r})"
+    )
+    assert done.returncode != 0
+    assert "ignore_mismatched_sizes" in done.stderr
+
+
+def test_importing_does_not_import_transformers():
+    done = run_python("import quantrature, sys\nprint('transformers' in sys.modules, 'torch' in sys.modules)")
+    assert done.stdout == "False False\n", done.stderr
+
+
+def test_a_folder_says_what_it_holds(quantized):
+    contents = checkpoint.inspect(quantized / "out")
+    layers = quantized_layers(AutoModelForCausalLM.from_pretrained(quantized / "out"))
+    assert set(contents.modules) == set(layers)
+    assert contents.bytes == sum(t.numel() * t.element_size() for m in layers.values() for t in m.stored().values())
+    weights = sum(layer.out_features * layer.in_features for layer in layers.values())
+    assert contents.bits_per_weight == 8 * contents.bytes / weights
+    for name, layer in layers.items():
+        assert contents.modules[name]["bits"] == layer.spec.grid.bits
+        assert contents.modules[name]["bytes"] == layer.matrix.nbytes
+    names = {path.name for path in (quantized / "out").iterdir()}
+    assert names >= {"config.json", "generation_config.json", "plan.json", "README.md", "tokenizer.json"}
+    assert "import quantrature" in (quantized / "out" / "README.md").read_text()
+    assert "base_model: tiny/llama" in (quantized / "out" / "README.md").read_text()
+
+
+def test_a_large_model_is_sharded(tmp_path):
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16)
+    checkpoint.save(model, tmp_path / "out", max_shard_size="40KB")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
+    assert checkpoint.inspect(tmp_path / "out").bytes > 0
+
+
+# What goes wrong
+
+
+def copied(folder, tmp_path):
+    import shutil
+
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_damaged_tensors_are_noticed(quantized, tmp_path):
+    folder = copied(quantized / "out", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    tensors[f"{name}.weight"][5] ^= 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(QuantratureError, match=rf"{name}: the stored tensors are damaged"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_missing_tensors_are_noticed(quantized, tmp_path):
+    folder = copied(quantized / "out", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    del tensors[f"{name}.scale"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(QuantratureError, match=rf"{name}"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(QuantratureError, match=rf"lacks the tensor {name}.scale"):
+        checkpoint.inspect(folder)
+
+
+def test_a_truncated_file_is_named(quantized, tmp_path):
+    folder = copied(quantized / "out", tmp_path)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(QuantratureError, match=r"model.safetensors is truncated or corrupted"):
+        models.load_model(folder)
+    with pytest.raises(QuantratureError, match=r"model.safetensors is truncated or corrupted"):
+        checkpoint.inspect(folder)
+
+
+def edited(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("bits", 9, "bits of a grid must be 1 to 8"),
+        ("group_size", 0, "group_size of a grid must be -1 or at least 1"),
+        ("sym", "no", "sym of a grid must be true or false"),
+        ("dtype", "int8", "dtype of a grid must be"),
+        ("shape", [0, 32], "shape of a grid must be"),
+        ("shape", [8], "must be rows and columns"),
+        ("shape", [16, 64], "the checkpoint's shape is"),
+        ("scale", "int8", "scale of a grid must be"),
+        ("zero", None, "zero of a grid must be null on a symmetric grid"),
+        ("outliers", -1, "outliers must be 0 to"),
+    ],
+)
+def test_an_impossible_description_names_its_matrix(quantized, tmp_path, field, value, complaint):
+    folder = copied(quantized / "out", tmp_path)
+    name = "model.layers.0.mlp.up_proj"
+    edited(folder, lambda config: config["modules"][name].update({field: value}))
+    with pytest.raises(InvalidArgumentError, match=f"{name}: .*{complaint}"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_field_that_is_missing_is_named(quantized, tmp_path):
+    folder = copied(quantized / "out", tmp_path)
+    edited(folder, lambda config: config["modules"]["model.layers.0.mlp.up_proj"].pop("bits"))
+    with pytest.raises(InvalidArgumentError, match="must have the field 'bits'"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_another_format_version_is_refused(quantized, tmp_path):
+    folder = copied(quantized / "out", tmp_path)
+    edited(folder, lambda config: config.update(format_version=2))
+    with pytest.raises(InvalidArgumentError, match="format_version of the checkpoint is 2"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(InvalidArgumentError, match="format_version 2"):
+        checkpoint.inspect(folder)
+
+
+def test_other_folders_are_refused(quantized, tmp_path):
+    with pytest.raises(InvalidArgumentError, match="holds no model quantized by quantrature"):
+        checkpoint.inspect(quantized / "source")
+    with pytest.raises(InvalidArgumentError, match=r"cannot read .*config.json"):
+        checkpoint.inspect(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value):
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data[3, 4] = value
+    with pytest.raises(InvalidArgumentError, match=r"model.layers.1.mlp.down_proj must hold finite numbers"):
+        qtr.quantize(model, bits=4)
+    assert not quantized_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({}, "either bits or plan"),
+        ({"bits": 3, "plan": Plan({"a": PlanEntry(3)})}, "either bits or plan"),
+        ({"bits": 0}, "bits must be 1 to 8"),
+        ({"bits": 9}, "bits must be 1 to 8"),
+        ({"bits": 3, "group_size": 0}, "group_size must be -1 or at least 1"),
+        ({"bits": 3, "group_size": -2}, "group_size must be -1 or at least 1"),
+        ({"bits": 3, "method": "magic"}, "method must be one of rtn"),
+        ({"bits": 3, "outliers": 2.0}, "outliers must be a share"),
+        ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
+        ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
+        ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore does not go with a plan"),
+    ],
+)
+def test_bad_arguments(arguments, complaint):
+    model = tiny_model("llama")
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        qtr.quantize(model, **arguments)
+    assert not quantized_layers(model)
+
+
+def test_a_quantized_model_is_not_quantized_again():
+    model = qtr.quantize(tiny_model("llama"), bits=4)
+    with pytest.raises(InvalidArgumentError, match="must not be quantized already"):
+        qtr.quantize(model, bits=3)
+
+
+def test_float64_is_refused_by_name():
+    with pytest.raises(InvalidArgumentError, match=r"layers.0.self_attn.q_proj must be float32, .*: got dtype"):
+        qtr.quantize(tiny_model("llama").double(), bits=4)
+
+
+def test_ignored_and_kept_matrices_stay_dense():
+    model = qtr.quantize(tiny_model("llama"), bits=4, ignore="re:.*self_attn")
+    assert not any("self_attn" in name for name in quantized_layers(model))
+    names = [linear.name for linear in models.find_linears(tiny_model("llama"))]
+    plan = Plan.uniform(names, PlanEntry(4)).replace(names[0], bits=16)
+    assert set(quantized_layers(qtr.quantize(tiny_model("llama"), plan=plan))) == set(names[1:])
+
+
+# Writing
+
+
+def test_an_occupied_folder_is_refused_and_replaced_on_request(tmp_path):
+    model = qtr.quantize(tiny_model("llama"), bits=4)
+    (tmp_path / "out").mkdir()
+    checkpoint.save(model, tmp_path / "out")
+    with pytest.raises(InvalidArgumentError, match="exists and is not empty"):
+        checkpoint.save(model, tmp_path / "out")
+    (tmp_path / "out" / "stray").write_text("old")
+    checkpoint.save(model, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "stray").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgumentError, match="is a file"):
+        checkpoint.save(model, tmp_path / "file")
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_while_writing_leaves_nothing_half_written(tmp_path, monkeypatch, existing):
+    model = qtr.quantize(tiny_model("llama"), bits=4)
+    if existing:
+        checkpoint.save(model, tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(byte_tokenizer()), "save_pretrained", full)
+    with pytest.raises(QuantratureError, match=r"the disk is full; nothing was written to .*out"):
+        checkpoint.save(model, tmp_path / "out", tokenizer=byte_tokenizer(), overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_killed_process_leaves_no_folder_that_looks_whole(tmp_path):
+    code = (
+        "import os, quantrature.checkpoint as c\n"
+        f"with c.new_folder({str(tmp_path / 'out')!r}) as partial:\n"
+        "    (partial / 'config.json').write_text('{}')\n"
+        "    os._exit(9)"
+    )
+    assert run_python(code).returncode == 9
+    assert not (tmp_path / "out").exists()
+    with checkpoint.new_folder(tmp_path / "out") as partial:
+        assert not (partial / "config.json").exists()
+        (partial / "new").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# Comparing with the source
+
+
+def test_a_folder_fits_its_source(quantized):
+    found = verify(quantized / "out", quantized / "source")
+    assert found.failures == ()
+    assert all(matrix.outliers_equal and 0 < matrix.relative_error < 1 for matrix in found.modules.values())
+
+
+def test_another_source_is_noticed(quantized, tmp_path):
+    other = tiny_model("llama", seed=1)
+    other.save_pretrained(tmp_path / "other")
+    found = verify(quantized / "out", tmp_path / "other")
+    assert set(found.modules) <= set(found.failures)
+    assert "lm_head.weight" in found.changed
+
+
+def test_a_single_changed_outlier_is_noticed(quantized, tmp_path):
+    layers = quantized_layers(AutoModelForCausalLM.from_pretrained(quantized / "out"))
+    name, layer = next((name, layer) for name, layer in layers.items() if layer.spec.outliers)
+    source = AutoModelForCausalLM.from_pretrained(quantized / "source")
+    weight = source.get_submodule(name).weight.data
+    weight.view(-1)[layer.matrix.outliers.positions()[0]] *= 1.001
+    source.save_pretrained(tmp_path / "source")
+    assert verify(quantized / "out", tmp_path / "source").failures == (name,)
+
+
+def test_only_quantized_folders_are_verified(quantized):
+    with pytest.raises(QuantratureError, match="holds no quantized matrix"):
+        verify(quantized / "source", quantized / "source")
+
+
+def test_the_hqq_method_is_the_hqq_solver():
+    model, source = tiny_model("llama"), tiny_model("llama")
+    qtr.quantize(model, bits=4, group_size=16, method="hqq")
+    for name, layer in quantized_layers(model).items():
+        expected = qtr.ops.quantize(source.get_submodule(name).weight.detach(), 4, 16, solver="hqq")
+        assert torch.equal(layer.matrix.dense.codes, expected.codes)
+
+
+def test_the_layer_prints_its_grid():
+    layer = next(iter(quantized_layers(qtr.quantize(tiny_model("llama"), bits=4)).values()))
+    assert isinstance(layer, QuantLinear)
+    assert "bits=4, group_size=64" in repr(layer)
