@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/check.hpp"
+#include "quantrature/grid.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/outliers.hpp"
@@ -128,4 +129,10 @@ qtr_status qtr_check_csr(const qtr_csr* csr) {
     check(csr != nullptr, "[csr] the matrix must not be null");
     check_csr(*csr);
   });
+}
+qtr_status qtr_quantize(const qtr_quantize_args* args) {
+  return call(quantize, args);
+}
+qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
+  return call(dequantize, args);
 }

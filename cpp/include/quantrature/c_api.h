@@ -215,6 +215,43 @@ typedef struct qtr_outliers_args {
 QTR_API qtr_status qtr_extract_outliers(const qtr_outliers_args* args);
 QTR_API qtr_status qtr_check_csr(const qtr_csr* csr);
 
+/* ---- grid (grid.hpp) ---- */
+
+typedef enum qtr_grid_solver { QTR_MINMAX = 0, QTR_MSE = 1, QTR_HQQ = 2 } qtr_grid_solver;
+
+typedef struct qtr_quantize_args {
+  size_t struct_size;
+  qtr_matrix w;
+  int32_t bits;
+  int64_t group_size; /* -1: one group a row (axis 1) or a column (axis 0) */
+  int32_t axis;
+  int32_t sym;
+  qtr_grid_solver solver;
+  int32_t round_zero;
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows of the grid's view side by side */
+  int64_t codes_size;
+  float* scale;
+  float* zero; /* NULL if sym */
+  int64_t groups;
+} qtr_quantize_args;
+
+typedef struct qtr_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes;
+  int64_t codes_size;
+  int32_t bits;
+  int64_t group_size;
+  int32_t axis;
+  qtr_matrix scale; /* as many numbers as groups, row-major without gaps */
+  qtr_matrix zero;  /* the same; data NULL: the symmetric grid */
+  qtr_mutable_matrix out;
+} qtr_dequantize_args;
+
+QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
+QTR_API qtr_status qtr_dequantize(const qtr_dequantize_args* args);
+
 #ifdef __cplusplus
 }
 #endif

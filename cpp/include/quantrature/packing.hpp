@@ -39,13 +39,4 @@ QTR_API void pack(const PackArgs& args);
 // Throws InvalidArgument for an empty matrix, bits outside 1 to 8, or a wrong row_bytes.
 QTR_API void unpack(const UnpackArgs& args);
 
-// Codes [begin, end) of a row of cols codes. begin is a multiple of 256, and end too or it is cols: the span
-// has whole blocks of each plane.
-struct PackedSpan {
-  int64_t begin;
-  int64_t end;
-  int64_t cols;
-  int bits;
-};
-
 }  // namespace quantrature

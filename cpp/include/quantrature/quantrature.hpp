@@ -2,6 +2,7 @@
 #pragma once
 
 #include "quantrature/error.hpp"     // what is thrown
+#include "quantrature/grid.hpp"      // quantization grids: quantize, dequantize
 #include "quantrature/integral.hpp"  // the Post-quantization Integral
 #include "quantrature/moments.hpp"   // mean, variance, kurtosis: the op to read first
 #include "quantrature/outliers.hpp"  // dense remainder and sparse outliers

@@ -5,8 +5,9 @@
 #include <type_traits>
 
 #include "common/ordered_key.hpp"
+#include "ops/grid/line.hpp"
+#include "ops/packing/span.hpp"
 #include "quantrature/moments.hpp"
-#include "quantrature/packing.hpp"
 
 namespace quantrature {
 

@@ -1,5 +1,6 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
+from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
@@ -8,7 +9,9 @@ from ._topk import topk
 
 __all__ = [
     "Moments",
+    "QuantizedTensor",
     "SparseCSR",
+    "dequantize",
     "extract_outliers",
     "interpolate",
     "kurtosis",
@@ -17,6 +20,7 @@ __all__ = [
     "pqi_accumulate",
     "pqi_finalize",
     "pqi_sum",
+    "quantize",
     "row_bytes",
     "topk",
     "unpack",

@@ -1,0 +1,393 @@
+#include "quantrature/grid.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "common/check.hpp"
+#include "common/float_rows.hpp"
+#include "ops/grid/line.hpp"
+#include "quantrature/packing.hpp"
+#include "quantrature/runtime.hpp"
+#include "runtime/dispatch.hpp"
+#include "runtime/thread_pool.hpp"
+
+namespace quantrature {
+namespace {
+
+constexpr int64_t kSpan = 4096;               // numbers of a piece, about: they stay in the first-level cache
+constexpr int64_t kLongestAligned = 1 << 16;  // pieces of whole groups and whole blocks, if they are shorter
+constexpr int64_t kTasksPerThread = 4;
+
+int64_t ceil_div(int64_t n, int64_t d) {
+  return (n + d - 1) / d;
+}
+
+// The matrix as the grid sees it.
+struct View {
+  int64_t rows, cols;
+  int64_t group;           // numbers of a group
+  int64_t groups_per_row;  // on axis 0 of all rows together
+  int axis;
+
+  int64_t groups() const { return axis == 1 ? rows * groups_per_row : groups_per_row; }
+};
+
+View view_of(int64_t rows, int64_t cols, int64_t group_size, int axis, const char* op) {
+  const auto rule = [&](const char* text) { return std::string("[") + op + "] " + text; };
+  check(axis == 0 || axis == 1, rule("axis must be 0 or 1").c_str(), "axis", axis);
+  check(group_size == -1 || group_size >= 1, rule("group_size must be -1 or at least 1").c_str(),
+        "group_size", group_size);
+  if (axis == 1) {
+    const int64_t group = group_size == -1 ? cols : std::min(group_size, cols);
+    return {rows, cols, group, ceil_div(cols, group), axis};
+  }
+  const int64_t group = group_size == -1 ? rows : group_size;
+  check(rows * cols % group == 0, rule("group_size must divide the size on axis 0").c_str(), "group_size",
+        group, "rows", rows, "cols", cols);
+  const int64_t columns = rows * cols / group;
+  return {group, columns, group, columns, axis};
+}
+
+// A view cut into pieces of whole groups. On axis 1 a piece is a part of a row, on axis 0 some columns. What
+// is computed of a piece depends on nothing else.
+struct Pieces {
+  View view;
+  int64_t span;     // columns of a piece
+  int64_t per_row;  // on axis 0 of all rows together
+
+  explicit Pieces(const View& v) : view(v) {
+    if (v.axis == 1) {
+      const int64_t aligned = std::lcm(v.group, int64_t{256});
+      span = v.group > kLongestAligned || aligned > kLongestAligned ? v.cols
+                                                                    : aligned * ceil_div(kSpan, aligned);
+      span = std::min(span, v.cols);
+    } else {
+      span = std::min(std::clamp<int64_t>(kSpan / v.group / 16 * 16, 16, 64), v.cols);
+    }
+    per_row = ceil_div(v.cols, span);
+  }
+  int64_t count() const { return view.axis == 1 ? view.rows * per_row : per_row; }
+  int64_t longest() const { return view.axis == 1 ? span : span * view.group; }
+  int64_t groups_of_longest() const { return view.axis == 1 ? ceil_div(span, view.group) : span; }
+};
+
+struct Piece {
+  int64_t row;         // on axis 1
+  int64_t begin, end;  // columns
+  int64_t first_group;
+  int64_t size;  // numbers
+
+  Piece(const Pieces& p, int64_t index) {
+    const View& v = p.view;
+    row = index / p.per_row;
+    begin = index % p.per_row * p.span;
+    end = std::min(begin + p.span, v.cols);
+    first_group = v.axis == 1 ? row * v.groups_per_row + begin / v.group : begin;
+    size = v.axis == 1 ? end - begin : (end - begin) * v.group;
+  }
+};
+
+// Memory of one task.
+struct Scratch {
+  std::vector<float> x, inv, zero, scale;
+  std::vector<uint8_t> codes, excluded;
+};
+
+class Quantizer {
+ public:
+  Quantizer(const QuantizeArgs& args, const View& view)
+      : a_(args),
+        pieces_(view),
+        rule_{args.bits, args.sym != 0, args.round_zero != 0, args.solver == QTR_MSE,
+              args.solver == QTR_HQQ ? 2e4f : std::numeric_limits<float>::infinity()},
+        w_(view.axis == 1 ? args.w : Matrix{args.w.data, view.rows, view.cols, view.cols, args.w.dtype}),
+        row_bytes_(row_bytes(view.cols, args.bits)) {
+    const int64_t tasks = std::min<int64_t>(pieces_.count(), num_threads() * kTasksPerThread);
+    scratch_.resize(static_cast<size_t>(tasks));
+    for (Scratch& s : scratch_) {
+      const auto groups = static_cast<size_t>(pieces_.groups_of_longest());
+      for (std::vector<float>* line : {&s.inv, &s.zero, &s.scale}) line->resize(groups);
+      s.codes.resize(static_cast<size_t>(pieces_.longest()));
+      if (view.axis == 0 || args.w.dtype != QTR_F32 || args.exclude_row_offsets != nullptr)
+        s.x.resize(static_cast<size_t>(pieces_.longest()));
+    }
+    if (args.exclude_row_offsets != nullptr) mark_excluded();
+    if (view.axis == 0) unpacked_.resize(static_cast<size_t>(view.rows * view.cols));
+  }
+
+  void run() {
+    if (a_.solver == QTR_HQQ)
+      solve_hqq();
+    else
+      for_pieces([&](const Piece& piece, Scratch& s, int64_t) {
+        const float* x = load(piece, s);
+        if (!fit(x, piece, s)) return false;
+        store(x, piece, s);
+        return true;
+      });
+    if (pieces_.view.axis == 0) pack_view();
+  }
+
+ private:
+  // Calls body(piece, scratch, index) for every piece; complains about the first for which it returns false.
+  template <class Body>
+  void for_pieces(Body&& body) {
+    const int64_t count = pieces_.count(), tasks = static_cast<int64_t>(scratch_.size());
+    std::atomic<int64_t> first_bad{count};
+    parallel_for(tasks, [&](int64_t task) {
+      for (int64_t i = count * task / tasks; i < count * (task + 1) / tasks; ++i) {
+        if (body(Piece(pieces_, i), scratch_[static_cast<size_t>(task)], i)) continue;
+        int64_t seen = first_bad.load();
+        while (i < seen && !first_bad.compare_exchange_weak(seen, i)) {
+        }
+        return;
+      }
+    });
+    if (first_bad.load() < count) refuse(Piece(pieces_, first_bad.load()));
+  }
+
+  // The numbers of a piece, group after group.
+  const float* load(const Piece& piece, Scratch& s) const {
+    const View& v = pieces_.view;
+    const float* x = s.x.data();
+    if (v.axis == 1) {
+      x = float_row(w_, piece.row, piece.begin, piece.size, s.x.data());
+    } else {
+      float row[64];
+      for (int64_t r = 0; r < v.rows; ++r) {
+        const float* source = float_row(w_, r, piece.begin, piece.end - piece.begin, row);
+        for (int64_t c = 0; c < piece.end - piece.begin; ++c)
+          s.x[static_cast<size_t>(c * v.group + r)] = source[c];
+      }
+    }
+    if (excluded_.empty()) return x;
+    if (x != s.x.data()) std::copy_n(x, piece.size, s.x.data());
+    clamp_excluded(piece, s.x.data());
+    return s.x.data();
+  }
+
+  bool fit(const float* x, const Piece& piece, Scratch& s) const {
+    const GridLines lines{s.inv.data(), s.zero.data(), s.scale.data()};
+    if (!kernels().grid_fit(x, piece.size, pieces_.view.group, rule_, lines)) return false;
+    const int64_t groups = ceil_div(piece.size, pieces_.view.group);
+    std::copy_n(s.scale.data(), groups, a_.scale + piece.first_group);
+    if (!rule_.sym) std::copy_n(s.zero.data(), groups, a_.zero + piece.first_group);
+    return true;
+  }
+
+  void store(const float* x, const Piece& piece, Scratch& s) {
+    const View& v = pieces_.view;
+    kernels().grid_encode(x, piece.size, v.group, a_.bits, s.inv.data(), s.zero.data(), s.codes.data());
+    if (v.axis == 1) {
+      kernels().pack_span(s.codes.data(), PackedSpan{piece.begin, piece.end, v.cols, a_.bits},
+                          a_.codes + piece.row * row_bytes_);
+      return;
+    }
+    const int64_t width = piece.end - piece.begin;
+    for (int64_t r = 0; r < v.rows; ++r)
+      for (int64_t c = 0; c < width; ++c)
+        unpacked_[static_cast<size_t>(r * v.cols + piece.begin + c)] =
+            s.codes[static_cast<size_t>(c * v.group + r)];
+  }
+
+  void pack_view() {
+    const View& v = pieces_.view;
+    pack({sizeof(PackArgs), unpacked_.data(), v.rows, v.cols, v.cols, a_.bits, a_.codes, row_bytes_});
+  }
+
+  // Every group goes through all iterations while it is in the cache; which of them was the last is known
+  // when the errors of all groups have been added.
+  void solve_hqq() {
+    const View& v = pieces_.view;
+    std::vector<float> zeros(static_cast<size_t>(v.groups() * kHqqIterations));
+    std::vector<float> inv(static_cast<size_t>(v.groups()));
+    std::vector<double> errors(static_cast<size_t>(pieces_.count() * kHqqIterations));
+    for_pieces([&](const Piece& piece, Scratch& s, int64_t index) {
+      const float* x = load(piece, s);
+      if (!fit(x, piece, s)) return false;
+      std::copy_n(s.inv.data(), ceil_div(piece.size, v.group), inv.data() + piece.first_group);
+      kernels().grid_hqq(x, piece.size, v.group, a_.bits, {s.inv.data(), s.zero.data(), s.scale.data()},
+                         zeros.data() + piece.first_group * kHqqIterations,
+                         errors.data() + index * kHqqIterations);
+      return true;
+    });
+    const int64_t last = last_iteration(errors);
+    for_pieces([&](const Piece& piece, Scratch& s, int64_t) {
+      const int64_t groups = ceil_div(piece.size, v.group);
+      for (int64_t g = 0; g < groups; ++g)
+        s.zero[static_cast<size_t>(g)] = a_.zero[piece.first_group + g] =
+            zeros[static_cast<size_t>((piece.first_group + g) * kHqqIterations + last)];
+      std::copy_n(inv.data() + piece.first_group, groups, s.inv.data());
+      store(load(piece, s), piece, s);
+      return true;
+    });
+  }
+
+  int64_t last_iteration(const std::vector<double>& errors) const {
+    const double size = static_cast<double>(pieces_.view.rows) * static_cast<double>(pieces_.view.cols);
+    float least = 1e4f;
+    for (int64_t i = 0; i < kHqqIterations; ++i) {
+      double sum = 0;
+      for (int64_t p = 0; p < pieces_.count(); ++p)
+        sum += errors[static_cast<size_t>(p * kHqqIterations + i)];
+      const float error = static_cast<float>(sum / size);
+      if (!(error < least)) return i;
+      least = error;
+    }
+    return kHqqIterations - 1;
+  }
+
+  void mark_excluded() {
+    const int64_t* offsets = a_.exclude_row_offsets;
+    check(offsets[0] == 0, "[quantize] exclude must have row_offsets from 0", "row_offset", offsets[0]);
+    excluded_.resize(static_cast<size_t>(a_.w.rows * a_.w.cols));
+    for (int64_t row = 0; row < a_.w.rows; ++row) {
+      check(offsets[row] <= offsets[row + 1], "[quantize] exclude must have row_offsets that ascend", "row",
+            row);
+      for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i) {
+        const int64_t col = a_.exclude_columns[i];
+        check(col >= 0 && col < a_.w.cols, "[quantize] exclude must lie within w", "row", row, "col", col);
+        excluded_[static_cast<size_t>(row * a_.w.cols + col)] = 1;
+      }
+    }
+  }
+
+  bool is_excluded(const Piece& piece, int64_t i) const {
+    const View& v = pieces_.view;
+    const int64_t at =
+        v.axis == 1 ? piece.row * v.cols + piece.begin + i : i % v.group * v.cols + piece.begin + i / v.group;
+    return excluded_[static_cast<size_t>(at)] != 0;
+  }
+
+  // What is not finite stays, to be refused.
+  void clamp_excluded(const Piece& piece, float* x) const {
+    const int64_t group = pieces_.view.group;
+    for (int64_t begin = 0; begin < piece.size; begin += group) {
+      const int64_t end = std::min(begin + group, piece.size);
+      float lo = std::numeric_limits<float>::infinity(), hi = -lo;
+      bool any = false;
+      for (int64_t i = begin; i < end; ++i) {
+        if (is_excluded(piece, i))
+          any = true;
+        else
+          lo = std::min(lo, x[i]), hi = std::max(hi, x[i]);
+      }
+      if (!any) continue;
+      if (lo > hi) lo = hi = 0;
+      for (int64_t i = begin; i < end; ++i)
+        if (is_excluded(piece, i) && std::isfinite(x[i])) x[i] = std::min(std::max(x[i], lo), hi);
+    }
+  }
+
+  [[noreturn]] void refuse(const Piece& piece) const {
+    float value;
+    for (int64_t row = 0; row < a_.w.rows; ++row)
+      for (int64_t col = 0; col < a_.w.cols; ++col) {
+        const float x = *float_row(a_.w, row, col, 1, &value);
+        check(std::isfinite(x), "[quantize] w must be finite", "value", x, "row", row, "col", col);
+      }
+    throw InvalidArgument(complaint("[quantize] the range of a group must be finite in float32",
+                                    "first_group", piece.first_group, "groups",
+                                    ceil_div(piece.size, pieces_.view.group)));
+  }
+
+  const QuantizeArgs& a_;
+  Pieces pieces_;
+  GridRule rule_;
+  Matrix w_;  // as the view
+  int64_t row_bytes_;
+  std::vector<Scratch> scratch_;
+  std::vector<uint8_t> excluded_;  // of each weight, if any is
+  std::vector<uint8_t> unpacked_;  // the codes on axis 0
+};
+
+}  // namespace
+
+int64_t group_count(int64_t rows, int64_t cols, int64_t group_size, int axis) {
+  check(rows > 0 && cols > 0, "[group_count] the matrix must not be empty", "rows", rows, "cols", cols);
+  return view_of(rows, cols, group_size, axis, "group_count").groups();
+}
+
+void quantize(const QuantizeArgs& a) {
+  check_matrix(a.w, "quantize", "w");
+  check(a.bits >= 1 && a.bits <= 8, "[quantize] bits must be 1 to 8", "bits", a.bits);
+  check(a.solver >= QTR_MINMAX && a.solver <= QTR_HQQ, "[quantize] solver must be minmax, mse or hqq",
+        "solver", static_cast<int>(a.solver));
+  const View view = view_of(a.w.rows, a.w.cols, a.group_size, a.axis, "quantize");
+  check(a.axis == 1 || a.w.rows == 1 || a.w.row_stride == a.w.cols,
+        "[quantize] w must have no gaps between rows on axis 0", "row_stride", a.w.row_stride, "cols",
+        a.w.cols);
+  check(!a.sym || a.solver != QTR_HQQ, "[quantize] solver hqq fits the zero, which sym has not", "sym",
+        a.sym);
+  check(!a.sym || !a.round_zero, "[quantize] round_zero goes without sym", "sym", a.sym);
+  const int64_t bytes = view.rows * row_bytes(view.cols, a.bits);
+  check(a.codes != nullptr && a.codes_size == bytes, "[quantize] codes must hold all packed rows",
+        "codes_size", a.codes_size, "expected", bytes);
+  check(a.scale != nullptr && a.groups == view.groups(),
+        "[quantize] scale must hold one number for each group", "groups", a.groups, "expected",
+        view.groups());
+  check(a.sym || a.zero != nullptr, "[quantize] zero must not be null without sym");
+  check(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr,
+        "[quantize] exclude must have columns with its row_offsets");
+  Quantizer(a, view).run();
+}
+
+void dequantize(const DequantizeArgs& a) {
+  check_matrix(a.out, "dequantize", "out");
+  check(a.bits >= 1 && a.bits <= 8, "[dequantize] bits must be 1 to 8", "bits", a.bits);
+  const View view = view_of(a.out.rows, a.out.cols, a.group_size, a.axis, "dequantize");
+  check(a.axis == 1 || a.out.rows == 1 || a.out.row_stride == a.out.cols,
+        "[dequantize] out must have no gaps between rows on axis 0", "row_stride", a.out.row_stride, "cols",
+        a.out.cols);
+  const int64_t width = row_bytes(view.cols, a.bits);
+  check(a.codes != nullptr && a.codes_size == view.rows * width,
+        "[dequantize] codes must hold all packed rows", "codes_size", a.codes_size, "expected",
+        view.rows * width);
+  const bool sym = a.zero.data == nullptr;
+  // The numbers as one row, whatever shape the caller gives them.
+  const auto in_a_row = [&](const Matrix& m, const char* name) {
+    check_matrix(m, "dequantize", name);
+    check(m.rows * m.cols == view.groups() && (m.rows == 1 || m.row_stride == m.cols),
+          "[dequantize] scale and zero must hold one number for each group, without gaps", "groups",
+          m.rows * m.cols, "expected", view.groups());
+    return Matrix{m.data, 1, view.groups(), view.groups(), m.dtype};
+  };
+  const Matrix scales = in_a_row(a.scale, "scale");
+  const Matrix zeros = sym ? Matrix{} : in_a_row(a.zero, "zero");
+  const MutableMatrix out =
+      a.axis == 1 ? a.out : MutableMatrix{a.out.data, view.rows, view.cols, view.cols, a.out.dtype};
+
+  constexpr int64_t kCodes = 4096;  // unpacked at a time; a multiple of 256
+  const int64_t spans = ceil_div(view.cols, kCodes);
+  parallel_for_pieces(
+      view.rows * spans, std::max<int64_t>(1, 4 * kCodes / view.cols), [&](int64_t first, int64_t last) {
+        uint8_t codes[kCodes];
+        float scale_buffer[kCodes], zero_buffer[kCodes], values[kCodes];
+        if (sym) std::fill_n(zero_buffer, kCodes, symmetric_zero(a.bits));
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t row = i / spans, begin = i % spans * kCodes,
+                        end = std::min(begin + kCodes, view.cols);
+          kernels().unpack_span(a.codes + row * width, PackedSpan{begin, end, view.cols, a.bits}, codes);
+          float* target = float_row_target(out, row, begin, values);
+          // On axis 0 each number has its own scale; on axis 1 the first group may have begun before.
+          const int64_t group = a.axis == 1 ? view.group : 1;
+          const int64_t row_groups = a.axis == 1 ? row * view.groups_per_row : 0;
+          const auto decode = [&](int64_t from, int64_t to) {
+            const int64_t g = row_groups + from / group, groups = ceil_div(to - from, group);
+            const float* scale = float_row(scales, 0, g, groups, scale_buffer);
+            const float* zero = sym ? zero_buffer : float_row(zeros, 0, g, groups, zero_buffer);
+            kernels().grid_decode(codes + (from - begin), to - from, group, zero, scale,
+                                  target + (from - begin));
+          };
+          const int64_t head = std::min(ceil_div(begin, group) * group, end);
+          if (begin < head) decode(begin, head);
+          if (head < end) decode(head, end);
+          store_float_row(out, row, begin, end - begin, values);
+        }
+      });
+}
+
+}  // namespace quantrature

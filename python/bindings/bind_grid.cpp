@@ -1,0 +1,72 @@
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
+#include "bindings/arrays.hpp"
+
+namespace quantrature::bindings {
+
+using Codes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using CodesInput = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Columns = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void bind_grid(nb::module_& m) {
+  m.def(
+      "quantize",
+      [](const Input& w, int bits, int64_t group_size, int axis, bool sym, int solver, bool round_zero,
+         const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns, const Codes& codes,
+         const Floats& scale, const std::optional<Floats>& zero) {
+        QuantizeArgs args{};
+        args.struct_size = sizeof(args);
+        args.w = view(w);
+        args.bits = bits;
+        args.group_size = group_size;
+        args.axis = axis;
+        args.sym = sym;
+        args.solver = static_cast<qtr_grid_solver>(solver);
+        args.round_zero = round_zero;
+        if (row_offsets && columns) {
+          // The core trusts the sizes, which it cannot see.
+          const auto rows = static_cast<size_t>(args.w.rows);
+          if (row_offsets->shape(0) != rows + 1)
+            throw InvalidArgument("[quantize] exclude must have one row_offset more than w has rows");
+          if (row_offsets->data()[rows] != static_cast<int64_t>(columns->shape(0)))
+            throw InvalidArgument("[quantize] exclude must have as many columns as its last row_offset says");
+          args.exclude_row_offsets = row_offsets->data();
+          args.exclude_columns = columns->data();
+        }
+        args.codes = codes.data();
+        args.codes_size = static_cast<int64_t>(codes.size());
+        args.scale = scale.data();
+        args.zero = zero ? zero->data() : nullptr;
+        args.groups = static_cast<int64_t>(scale.size());
+        nb::gil_scoped_release release;
+        quantize(args);
+      },
+      "w"_a.noconvert(), "bits"_a, "group_size"_a, "axis"_a, "sym"_a, "solver"_a, "round_zero"_a,
+      "row_offsets"_a.noconvert().none(), "columns"_a.noconvert().none(), "codes"_a.noconvert(),
+      "scale"_a.noconvert(), "zero"_a.noconvert().none());
+  m.def(
+      "dequantize",
+      [](const CodesInput& codes, int bits, int64_t group_size, int axis, const Input& scale,
+         const std::optional<Input>& zero, const Output& out) {
+        DequantizeArgs args{};
+        args.struct_size = sizeof(args);
+        args.codes = codes.data();
+        args.codes_size = static_cast<int64_t>(codes.size());
+        args.bits = bits;
+        args.group_size = group_size;
+        args.axis = axis;
+        args.scale = view(scale);
+        if (zero) args.zero = view(*zero);
+        args.out = view(out);
+        nb::gil_scoped_release release;
+        dequantize(args);
+      },
+      "codes"_a.noconvert(), "bits"_a, "group_size"_a, "axis"_a, "scale"_a.noconvert(),
+      "zero"_a.noconvert().none(), "out"_a.noconvert());
+}
+
+}  // namespace quantrature::bindings

@@ -1,0 +1,260 @@
+"""Quantization grids (contract: quantrature/grid.hpp)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _C
+from .._arrays import FLOATS, Array, as_input, dtype_name, empty_like_kind, is_torch
+from ._packing import unpack
+
+SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2}
+"""Names of the solvers that :func:`quantize` knows."""
+
+_SMALLEST_HALF = 2.0**-14
+_LARGEST_HALF = 65504.0
+_LARGEST_HALF_ZERO = 1024.0
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A matrix or vector as packed codes, scales and zeros: a value is ``(code - zero) * scale`` in float32.
+
+    Attributes:
+        codes: uint8 of shape (rows, row_bytes), packed (see :func:`quantrature.ops.pack`); the rows are those of the
+            matrix for axis 1, and of its view of group_size rows for axis 0.
+        scale: float16 or float32 of shape (rows, groups) for axis 1 and (groups,) for axis 0, or a
+            :class:`QuantizedTensor` of that many numbers in one row.
+        zero: the same in units of a code; ``None`` if sym, where it is ``2**(bits - 1)``, or 0.5 at 1 bit.
+        bits, group_size, axis, sym: as given to :func:`quantize`.
+        shape: of what was quantized.
+        dtype: of what was quantized: "float32", "float16" or "bfloat16".
+    """
+
+    codes: Array
+    scale: Any
+    zero: Any
+    bits: int
+    group_size: int
+    axis: int
+    sym: bool
+    shape: tuple[int, ...]
+    dtype: str
+
+    def unpack(self) -> Array:
+        """The codes, one uint8 each, in the shape of what was quantized."""
+        cols = self.numel // self.codes.shape[0]
+        return unpack(self.codes, self.bits, cols).reshape(self.shape)
+
+    def dequantize(self, dtype: str | None = None) -> Array:
+        """The numbers that the codes stand for; see :func:`dequantize`."""
+        return dequantize(self, dtype)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers were quantized."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zeros as stored."""
+        return int(self.codes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits as stored, scales and zeros included, divided by the numbers they stand for."""
+        return 8 * self.nbytes / self.numel
+
+
+def quantize(
+    w: Array,
+    bits: int,
+    group_size: int = 64,
+    *,
+    sym: bool = False,
+    axis: int = 1,
+    solver: str = "minmax",
+    round_zero: bool | None = None,
+    meta_bits: int | None = None,
+    meta_group: int = 128,
+    scale_dtype: str = "auto",
+    exclude: Any = None,
+) -> QuantizedTensor:
+    """Quantize ``w`` to codes with a scale and a zero for each group.
+
+    Args:
+        w: float32, float16 or bfloat16, one or two dimensions, contiguous, finite; a vector is one row.
+        bits: of a code, 1 to 8.
+        group_size: weights of a group, the last one of a row possibly shorter; -1 for one group a row (axis 1) or a
+            column (axis 0).
+        sym: a grid around 0, without stored zeros (the convention of GPTQ, arXiv 2210.17323).
+        axis: 1 for groups along each row. 0 for the columns of ``w`` read as a matrix of group_size rows, as the hqq
+            package means it; there group_size must divide the size of ``w``.
+        solver: "minmax", from the smallest to the largest weight of a group; "mse", that range times 1, 0.99, ...,
+            0.21, with the least squared error; "hqq", the half-quadratic solver for the zero (Badri & Shaji 2023; p 0.7,
+            at most 20 iterations), not with sym.
+        round_zero: make the zero an integer (hqq: at the start). By default only for hqq at 4 bits.
+        meta_bits: quantize scales and zeros in turn, each to codes of this many bits by minmax.
+        meta_group: scales, or zeros, of a group of those; -1 for all of them.
+        scale_dtype: of the stored scales and zeros (with meta_bits, of their scales and zeros): "float16", "float32", or
+            "auto" for float16 where all scales are normal numbers of float16 and all zeros at most 1024. Codes are found
+            before this rounding.
+        exclude: positions that are stored otherwise, an object with ``row_offsets`` and ``columns`` such as a
+            SparseCSR. They do not take part in the fit, and get the code of the nearest number in the range of the rest
+            of their group.
+
+    Returns:
+        :class:`QuantizedTensor` with arrays of the same library as ``w``. The same bits on every CPU and for every
+        number of threads.
+
+    Raises:
+        InvalidArgumentError: for an argument outside of the above, another dtype, an empty or non-contiguous array, a
+            NaN or infinity, naming its position, and scales that float16 was asked to hold and cannot.
+    """
+    for name, value in (("bits", bits), ("group_size", group_size), ("axis", axis), ("meta_group", meta_group)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise _C.InvalidArgumentError(f"[quantize] {name} must be an integer: got {name}={value!r}")
+    source = as_input(w, "quantize", "w")
+    _check_grid("quantize", bits, group_size, axis)
+    if solver not in SOLVERS:
+        raise _C.InvalidArgumentError(f"[quantize] solver must be one of {', '.join(SOLVERS)}: got solver={solver!r}")
+    if meta_bits is not None and (isinstance(meta_bits, bool) or meta_bits not in range(1, 9)):
+        raise _C.InvalidArgumentError(f"[quantize] meta_bits must be None or 1 to 8: got meta_bits={meta_bits!r}")
+    if meta_group != -1 and meta_group < 1:
+        raise _C.InvalidArgumentError(f"[quantize] meta_group must be -1 or at least 1: got meta_group={meta_group}")
+    if scale_dtype not in ("auto", "float16", "float32"):
+        raise _C.InvalidArgumentError(
+            f"[quantize] scale_dtype must be auto, float16 or float32: got scale_dtype={scale_dtype!r}"
+        )
+    if round_zero is None:
+        round_zero = solver == "hqq" and bits == 4
+    shape = tuple(int(n) for n in w.shape)
+    rows, cols, parameters = _layout(shape, group_size, axis, "quantize")
+    codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
+    scale = empty_like_kind(w, parameters, "float32")
+    zero = None if sym else empty_like_kind(w, parameters, "float32")
+    offsets, columns = _positions(exclude)
+    _C.quantize(
+        source,
+        bits,
+        group_size,
+        axis,
+        bool(sym),
+        SOLVERS[solver],
+        bool(round_zero),
+        offsets,
+        columns,
+        codes,
+        scale,
+        zero,
+    )
+    stored: tuple[Any, Any]
+    if meta_bits is None:
+        stored = _narrow(scale, zero, scale_dtype)
+    else:
+        meta = [
+            None if x is None else quantize(x.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype)
+            for x in (scale, zero)
+        ]
+        stored = (meta[0], meta[1])
+    return QuantizedTensor(codes, *stored, int(bits), int(group_size), int(axis), bool(sym), shape, dtype_name(w))
+
+
+def dequantize(q: QuantizedTensor, dtype: str | None = None, out: Array | None = None) -> Array:
+    """The numbers that the codes of ``q`` stand for: ``(code - zero) * scale`` in float32, rounded to dtype.
+
+    Args:
+        q: what :func:`quantize` made.
+        dtype: "float32", "float16" or "bfloat16" (NumPy: needs ml_dtypes); by default that of ``out``, else of what was
+            quantized.
+        out: where to write, contiguous and of the shape of ``q``.
+
+    Returns:
+        ``out``, or a new array of the library of ``q``.
+
+    Raises:
+        InvalidArgumentError: for another dtype, an ``out`` that does not fit, or parts of ``q`` that do not go together.
+    """
+    name = dtype if dtype is not None else (dtype_name(out) if out is not None else q.dtype)
+    if name not in FLOATS:
+        raise _C.InvalidArgumentError(f"[dequantize] dtype must be {' or '.join(FLOATS)}: got dtype={name}")
+    if out is None:
+        out = empty_like_kind(q.codes, q.shape, name)
+    target = as_input(out, "dequantize", "out", dtypes=(name,))
+    if tuple(out.shape) != tuple(q.shape):
+        raise _C.InvalidArgumentError(
+            f"[dequantize] out must have the shape of q: got shape={tuple(out.shape)}, expected {tuple(q.shape)}"
+        )
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise _C.InvalidArgumentError("[dequantize] out must be writeable")
+    _check_grid("dequantize", q.bits, q.group_size, q.axis)
+    scale, zero = (
+        x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
+    )
+    codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,))
+    scale = as_input(scale, "dequantize", "scale", dtypes=("float32", "float16"))
+    zero = None if zero is None else as_input(zero, "dequantize", "zero", dtypes=("float32", "float16"))
+    if (zero is None) != q.sym:
+        raise _C.InvalidArgumentError(f"[dequantize] zero must be there if and only if q is not sym: got sym={q.sym}")
+    _C.dequantize(codes, q.bits, q.group_size, q.axis, scale, zero, target)
+    return out
+
+
+def _check_grid(op: str, bits: int, group_size: int, axis: int) -> None:
+    if not 1 <= bits <= 8:
+        raise _C.InvalidArgumentError(f"[{op}] bits must be 1 to 8: got bits={bits}")
+    if group_size != -1 and group_size < 1:
+        raise _C.InvalidArgumentError(f"[{op}] group_size must be -1 or at least 1: got group_size={group_size}")
+    if axis not in (0, 1):
+        raise _C.InvalidArgumentError(f"[{op}] axis must be 0 or 1: got axis={axis}")
+
+
+def _layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tuple[int, int, tuple[int, ...]]:
+    """Rows and columns of the packed matrix, and the shape of scales and zeros."""
+    rows, cols = shape if len(shape) == 2 else (1, shape[0])
+    if axis == 1:
+        return rows, cols, (rows, 1 if group_size == -1 else -(-cols // group_size))
+    group = rows if group_size == -1 else group_size
+    if rows * cols % group:
+        raise _C.InvalidArgumentError(
+            f"[{op}] group_size must divide the size on axis 0: got group_size={group}, rows={rows}, cols={cols}"
+        )
+    return group, rows * cols // group, (rows * cols // group,)
+
+
+def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if exclude is None:
+        return None, None
+    if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
+        raise _C.InvalidArgumentError(
+            f"[quantize] exclude must have row_offsets and columns: got {type(exclude).__module__}.{type(exclude).__qualname__}"
+        )
+    return (
+        np.ascontiguousarray(np.asarray(exclude.row_offsets), dtype=np.int64),
+        np.ascontiguousarray(np.asarray(exclude.columns), dtype=np.int32),
+    )
+
+
+def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
+    """Scales and zeros as they are stored."""
+    sizes = np.abs(np.asarray(scale))
+    largest_zero = 0.0 if zero is None else float(np.abs(np.asarray(zero)).max())
+    if dtype == "auto":
+        normal = sizes.max() <= _LARGEST_HALF and bool(((sizes >= _SMALLEST_HALF) | (sizes == 0)).all())
+        dtype = "float16" if normal and largest_zero <= _LARGEST_HALF_ZERO else "float32"
+    if dtype == "float32":
+        return scale, zero
+    largest = max(float(sizes.max()), largest_zero)
+    if largest > _LARGEST_HALF:
+        raise _C.InvalidArgumentError(
+            f"[quantize] scale_dtype float16 must hold every scale and zero: got largest={largest:g}"
+        )
+    return _half(scale), None if zero is None else _half(zero)
+
+
+def _half(x: Array) -> Array:
+    return x.half() if is_torch(x) else x.astype(np.float16)
