@@ -21,8 +21,8 @@ namespace {
 constexpr int64_t kSpan = 4096;  // elements that a kernel sees at once
 constexpr int64_t kTaskSpans = 16;
 constexpr int64_t kSmall = 1 << 16;  // up to here all elements are candidates
-constexpr int64_t kSampleLines = 4096;
-constexpr int64_t kLine = 4;  // neighbours that a sample takes at one place
+constexpr int64_t kSampleLines = 1024;
+constexpr int64_t kLine = 16;  // neighbours that a sample takes at one place: a cache line
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
@@ -150,18 +150,29 @@ struct Bound {
 };
 
 Bound sample_bound(const Selection& s, uint32_t* counts) {
-  std::vector<uint32_t> keys;
-  keys.reserve(kSampleLines * kLine);
+  struct Place {
+    const Span* span;
+    int64_t begin;
+  };
+  std::vector<Place> places(kSampleLines);
   uint64_t state = 0x9E3779B97F4A7C15u;
   const auto draw = [&](int64_t below) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(below));
   };
-  for (int64_t line = 0; line < kSampleLines; ++line) {
-    const Span& span = s.span(draw(s.span_count()));
-    const int64_t n = std::min(kLine, span.n);
+  for (Place& place : places) {
+    place.span = &s.span(draw(s.span_count()));
+    place.begin = place.span->begin + draw(place.span->n - std::min(kLine, place.span->n) + 1);
+    const Matrix& m = *place.span->m;
+    __builtin_prefetch(static_cast<const char*>(m.data) +
+                       (place.span->row * m.row_stride + place.begin) * element_size(m.dtype));
+  }
+  std::vector<uint32_t> keys;
+  keys.reserve(kSampleLines * kLine);
+  for (const Place& place : places) {
+    const int64_t n = std::min(kLine, place.span->n);
     float buffer[kLine];
-    const float* x = float_row(*span.m, span.row, span.begin + draw(span.n - n + 1), n, buffer);
+    const float* x = float_row(*place.span->m, place.span->row, place.begin, n, buffer);
     for (int64_t i = 0; i < n; ++i) keys.push_back(s.key_of(x[i]));
   }
   const double size = static_cast<double>(keys.size());
@@ -193,17 +204,21 @@ bool gather(const Selection& s, float low, Candidates& found) {
 
 // Writes what the cut selects among the candidates, in order.
 void emit_candidates(const Selection& s, const Candidates& found, Cut cut) {
+  const bool by_abs = s.by_abs();
+  const float reached = score_of_key(cut.threshold);
+  int64_t ties = cut.ties;
   int64_t at = 0;
   for (int64_t i = 0; at < s.args.k; ++i) {
     const Span& span = s.span(i);
     const Batch batch = found.of_span[static_cast<size_t>(i)];
     const int64_t before = at;
     for (int64_t c = batch.start; c < batch.start + batch.count && at < s.args.k; ++c) {
-      const uint32_t key = s.key_of(found.values[static_cast<size_t>(c)]);
-      const int64_t tie = key == cut.threshold && cut.ties > 0;
-      s.emit(span, found.offsets[static_cast<size_t>(c)], found.values[static_cast<size_t>(c)], at);
-      cut.ties -= tie;
-      at += key > cut.threshold || tie;
+      const float value = found.values[static_cast<size_t>(c)];
+      const float score = score_of(value, by_abs);
+      const int64_t tie = score == reached && ties > 0;
+      s.emit(span, found.offsets[static_cast<size_t>(c)], value, at);
+      ties -= tie;
+      at += score > reached || tie;
     }
     s.count(span, at - before);
   }
@@ -282,7 +297,7 @@ void select_by_digits(const Selection& s) {
       const int64_t count =
           kernels().topk_gather(read(s.span(i), wide), s.span(i).n, s.by_abs(), low, values, offsets);
       int64_t above = 0;
-      for (int64_t c = 0; c < count; ++c) above += s.key_of(values[c]) > cut.threshold;
+      for (int64_t c = 0; c < count; ++c) above += score_of(values[c], s.by_abs()) > low;
       shares[static_cast<size_t>(i)] = {above, count - above};
     }
   });
@@ -305,7 +320,7 @@ void select_by_digits(const Selection& s) {
           kernels().topk_gather(read(s.span(i), wide), s.span(i).n, s.by_abs(), low, values, offsets);
       int64_t to = starts[static_cast<size_t>(i)];
       for (int64_t c = 0; c < count; ++c) {
-        const bool above = s.key_of(values[c]) > cut.threshold;
+        const bool above = score_of(values[c], s.by_abs()) > low;
         if (!above && ties == 0) continue;
         ties -= !above;
         s.emit(s.span(i), offsets[c], values[c], to++);
