@@ -53,7 +53,7 @@ HWY_INLINE uint64_t ReachingBits(const float* x, const hn::Vec<Floats> low) {
 
 // First all comparisons, then what they found: whether a block has anything is not to be predicted.
 template <bool kByAbs>
-int64_t Gather(const float* x, int64_t n, float low, float* values, uint32_t* offsets) {
+int64_t Gather(const float* x, int64_t n, float low, float* values, uint16_t* offsets) {
   const auto bound = hn::Set(Floats(), low);
   uint64_t bits[kMaxBlocks + 1];
   uint32_t blocks[kMaxBlocks + 1];
@@ -70,19 +70,19 @@ int64_t Gather(const float* x, int64_t n, float low, float* values, uint32_t* of
     do {
       const uint32_t at = blocks[h] + static_cast<uint32_t>(hwy::Num0BitsBelowLS1Bit_Nonzero64(rest));
       values[count] = x[at];
-      offsets[count++] = at;
+      offsets[count++] = static_cast<uint16_t>(at);
       rest &= rest - 1;
     } while (rest != 0);
   }
   for (int64_t i = whole * kBlock; i < n; ++i) {
     if (score_of(x[i], kByAbs) < low) continue;
     values[count] = x[i];
-    offsets[count++] = static_cast<uint32_t>(i);
+    offsets[count++] = static_cast<uint16_t>(i);
   }
   return count;
 }
 
-int64_t TopkGather(const float* x, int64_t n, bool by_abs, float low, float* values, uint32_t* offsets) {
+int64_t TopkGather(const float* x, int64_t n, bool by_abs, float low, float* values, uint16_t* offsets) {
   return by_abs ? Gather<true>(x, n, low, values, offsets) : Gather<false>(x, n, low, values, offsets);
 }
 
