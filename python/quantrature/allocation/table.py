@@ -24,7 +24,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, order=True)
 class Configuration:
-    """A published setting: bits and group size of weights, and of their scales and zeros."""
+    """A published setting: bits and group size of weights, and of their scales and zeros.
+
+    A meta_group of 0 means scales and zeros that are not quantized any further.
+    """
 
     bits: int
     group_size: int
@@ -34,7 +37,8 @@ class Configuration:
     @property
     def nominal_bits(self) -> float:
         """Bits for each weight as the papers count them."""
-        return self.bits + 2 * self.meta_bits / self.group_size + 32 / (self.group_size * self.meta_group)
+        second = 32 / (self.group_size * self.meta_group) if self.meta_group else 0.0
+        return self.bits + 2 * self.meta_bits / self.group_size + second
 
     @property
     def label(self) -> float:
