@@ -162,7 +162,8 @@ def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise InvalidArgumentError(f"[checkpoint] {folder} holds no model quantized by quantrature")
     if found.get("format_version") != FORMAT_VERSION:
         raise InvalidArgumentError(
-            f"[checkpoint] {path} has format_version {found.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+            f"[checkpoint] {path} has format_version {found.get('format_version')!r}; "
+            f"this version reads {FORMAT_VERSION}"
         )
     return found
 

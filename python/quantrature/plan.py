@@ -160,7 +160,8 @@ class Plan:
             raise InvalidArgumentError(f'[plan] {origin} is no plan: expected an object with "format": "{FORMAT}"')
         if data.get("format_version") != FORMAT_VERSION:
             raise InvalidArgumentError(
-                f"[plan] {origin} has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+                f"[plan] {origin} has format_version {data.get('format_version')!r}; "
+                f"this version reads {FORMAT_VERSION}"
             )
         if not isinstance(data.get("entries"), dict) or not data["entries"]:
             raise InvalidArgumentError(f'[plan] {origin} must have "entries": an object with at least one module')

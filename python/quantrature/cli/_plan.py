@@ -25,7 +25,9 @@ REFERENCE_BITS = (2, 3, 4)
 def run(
     model: Annotated[
         str | None,
-        typer.Argument(help="Folder of a model or of an analysis, or id on the Hugging Face Hub.", metavar="MODEL|SENS"),
+        typer.Argument(
+            help="Folder of a model or of an analysis, or id on the Hugging Face Hub.", metavar="MODEL|SENS"
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="uniform, mxq, sensiboost, kurtboost or pqi.")] = "pqi",
     avg_bits: Annotated[
@@ -42,7 +44,9 @@ def run(
     group_sizes: Annotated[str | None, typer.Option(help="Group sizes to choose from, with commas: 32,64,128.")] = None,
     outliers: Annotated[str, typer.Option(help="Shares of weights kept exactly to choose from: 0,0.005.")] = "0",
     host: Annotated[str | None, typer.Option(help="One of 'quantrature list methods'; as analyzed by default.")] = None,
-    meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zeros to so many bits; 0 for none.")] = None,
+    meta_bits: Annotated[
+        int | None, typer.Option(help="Quantize scales and zeros to so many bits; 0 for none.")
+    ] = None,
     groups: Annotated[
         str | None, typer.Option(help="fused stores alike what serving engines fuse; none does not.")
     ] = None,
@@ -275,7 +279,9 @@ def _bytes(text: str) -> int:
             raise ValueError
         return int(float(found[1]) * unit)
     except ValueError:
-        raise InvalidArgumentError(f"[plan] --target-size must be a size such as 4.2GiB or 900MB: got {text!r}") from None
+        raise InvalidArgumentError(
+            f"[plan] --target-size must be a size such as 4.2GiB or 900MB: got {text!r}"
+        ) from None
 
 
 @contextlib.contextmanager

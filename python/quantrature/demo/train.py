@@ -25,6 +25,7 @@ FINAL_LEARNING_RATE = 0.02  # as a fraction of the peak
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m quantrature.demo.train",
         description="Train the demo model on the standard library of the running Python.",
@@ -71,10 +72,12 @@ def train_tokenizer(corpus: str, vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, part: str) -> torch.Tensor:
+    """Return the token ids of a text, int64, one-dimensional."""
     return torch.tensor(tokenizer.backend_tokenizer.encode(part).ids)
 
 
 def build_model(options: argparse.Namespace, end_of_text: int) -> LlamaForCausalLM:
+    """Return a model with random weights."""
     config = LlamaConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
@@ -175,6 +178,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def main() -> None:
+    """Train, evaluate and save."""
     options = parse_arguments()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
