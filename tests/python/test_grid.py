@@ -133,8 +133,9 @@ def test_torch_dtypes_are_widened_and_rounded(dtype, axis, every_target):
     for _ in every_target():
         q = ops.quantize(w, 4, axis=axis)
         assert q.dtype == str(dtype).removeprefix("torch.")
-        assert isinstance(q.codes, torch.Tensor) and isinstance(q.scale, torch.Tensor)
-        assert torch.equal(q.codes, wide.codes) and torch.equal(q.scale, wide.scale) and torch.equal(q.zero, wide.zero)
+        for part in ("codes", "scale", "zero"):
+            assert isinstance(getattr(q, part), torch.Tensor)
+            assert torch.equal(getattr(q, part), getattr(wide, part))
         assert q.dequantize().dtype == dtype
         assert torch.equal(q.dequantize(), wide.dequantize().to(dtype))
         assert torch.equal(q.dequantize("bfloat16"), wide.dequantize().to(torch.bfloat16))
@@ -143,7 +144,8 @@ def test_torch_dtypes_are_widened_and_rounded(dtype, axis, every_target):
 def test_numpy_float16():
     w = weights(3, 100).astype(np.float16)
     q = ops.quantize(w, 3)
-    assert q.dtype == "float16" and q.dequantize().dtype == np.float16
+    assert q.dtype == "float16"
+    assert q.dequantize().dtype == np.float16
     np.testing.assert_array_equal(q.dequantize(), values_of(q).astype(np.float16))
 
 
@@ -189,7 +191,7 @@ def solved_by_hqq(groups, bits, round_zero):
 @pytest.mark.parametrize("group_size", [32, 50, 64, 100])
 def test_hqq_is_the_loop_over_the_whole_matrix(bits, group_size, spread, every_target):
     w = weights(20, group_size * 4, seed=bits) * np.float32(spread / 0.02)
-    for round_zero in (None, not bits == 4):
+    for round_zero in (None, bits != 4):
         codes, scale, zero = solved_by_hqq(
             w.reshape(-1, group_size), bits, bits == 4 if round_zero is None else round_zero
         )
@@ -445,8 +447,8 @@ def test_parts_that_do_not_go_together_are_refused(q, message):
         q.dequantize()
 
 
-def test_out_must_be_writeable():
+def test_out_must_be_writable():
     out = np.zeros((4, 64), np.float32)
     out.flags.writeable = False
-    with pytest.raises(InvalidArgumentError, match=r"\[dequantize\] out must be writeable"):
+    with pytest.raises(InvalidArgumentError, match=r"\[dequantize\] out must be writable"):
         ops.dequantize(ops.quantize(W, 4), out=out)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, dtype_name, empty_like_kind, is_torch
+from .._arrays import FLOATS, Array, as_input, as_output, dtype_name, empty_like_kind, is_torch
 from ._packing import unpack
 
 SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2}
@@ -95,14 +96,14 @@ def quantize(
         axis: 1 for groups along each row. 0 for the columns of ``w`` read as a matrix of group_size rows, as the hqq
             package means it; there group_size must divide the size of ``w``.
         solver: "minmax", from the smallest to the largest weight of a group; "mse", that range times 1, 0.99, ...,
-            0.21, with the least squared error; "hqq", the half-quadratic solver for the zero (Badri & Shaji 2023; p 0.7,
-            at most 20 iterations), not with sym.
+            0.21, with the least squared error; "hqq", the half-quadratic solver for the zero (Badri & Shaji 2023; p
+            0.7, at most 20 iterations), not with sym.
         round_zero: make the zero an integer (hqq: at the start). By default only for hqq at 4 bits.
         meta_bits: quantize scales and zeros in turn, each to codes of this many bits by minmax.
         meta_group: scales, or zeros, of a group of those; -1 for all of them.
-        scale_dtype: of the stored scales and zeros (with meta_bits, of their scales and zeros): "float16", "float32", or
-            "auto" for float16 where all scales are normal numbers of float16 and all zeros at most 1024. Codes are found
-            before this rounding.
+        scale_dtype: of the stored scales and zeros (with meta_bits, of their scales and zeros): "float16", "float32",
+            or "auto" for float16 where all scales are normal numbers of float16 and all zeros at most 1024. Codes are
+            found before this rounding.
         exclude: positions that are stored otherwise, an object with ``row_offsets`` and ``columns`` such as a
             SparseCSR. They do not take part in the fit, and get the code of the nearest number in the range of the rest
             of their group.
@@ -152,16 +153,14 @@ def quantize(
         scale,
         zero,
     )
-    stored: tuple[Any, Any]
     if meta_bits is None:
-        stored = _narrow(scale, zero, scale_dtype)
+        scale, zero = _narrow(scale, zero, scale_dtype)
     else:
-        meta = [
+        scale, zero = (
             None if x is None else quantize(x.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype)
             for x in (scale, zero)
-        ]
-        stored = (meta[0], meta[1])
-    return QuantizedTensor(codes, *stored, int(bits), int(group_size), int(axis), bool(sym), shape, dtype_name(w))
+        )
+    return QuantizedTensor(codes, scale, zero, int(bits), int(group_size), int(axis), bool(sym), shape, dtype_name(w))
 
 
 def dequantize(q: QuantizedTensor, dtype: str | None = None, out: Array | None = None) -> Array:
@@ -177,20 +176,19 @@ def dequantize(q: QuantizedTensor, dtype: str | None = None, out: Array | None =
         ``out``, or a new array of the library of ``q``.
 
     Raises:
-        InvalidArgumentError: for another dtype, an ``out`` that does not fit, or parts of ``q`` that do not go together.
+        InvalidArgumentError: for another dtype, an ``out`` that does not fit, or parts of ``q`` that do not go
+            together.
     """
     name = dtype if dtype is not None else (dtype_name(out) if out is not None else q.dtype)
     if name not in FLOATS:
         raise _C.InvalidArgumentError(f"[dequantize] dtype must be {' or '.join(FLOATS)}: got dtype={name}")
     if out is None:
         out = empty_like_kind(q.codes, q.shape, name)
-    target = as_input(out, "dequantize", "out", dtypes=(name,))
+    target = as_output(out, "dequantize", "out", dtypes=(name,))
     if tuple(out.shape) != tuple(q.shape):
         raise _C.InvalidArgumentError(
             f"[dequantize] out must have the shape of q: got shape={tuple(out.shape)}, expected {tuple(q.shape)}"
         )
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise _C.InvalidArgumentError("[dequantize] out must be writeable")
     _check_grid("dequantize", q.bits, q.group_size, q.axis)
     scale, zero = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
@@ -230,9 +228,8 @@ def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
     if exclude is None:
         return None, None
     if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
-        raise _C.InvalidArgumentError(
-            f"[quantize] exclude must have row_offsets and columns: got {type(exclude).__module__}.{type(exclude).__qualname__}"
-        )
+        kind = f"{type(exclude).__module__}.{type(exclude).__qualname__}"
+        raise _C.InvalidArgumentError(f"[quantize] exclude must have row_offsets and columns: got {kind}")
     return (
         np.ascontiguousarray(np.asarray(exclude.row_offsets), dtype=np.int64),
         np.ascontiguousarray(np.asarray(exclude.columns), dtype=np.int32),
@@ -257,4 +254,5 @@ def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array 
 
 
 def _half(x: Array) -> Array:
-    return x.half() if is_torch(x) else x.astype(np.float16)
+    half = np.asarray(x).astype(np.float16)
+    return sys.modules["torch"].from_numpy(half) if is_torch(x) else half
