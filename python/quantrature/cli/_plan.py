@@ -184,14 +184,26 @@ class _Model:
             seed=self.text["seed"],
             progress=self.progress,
         )
-        return found, {"weights": model}
+        return found, {"weights": self.path}
 
     def cost(self, method: str, wishes: Mapping[str, Any]) -> dict[str, Any]:
         """What it would take."""
         from ..allocation import estimate
 
-        windows = self.text["nsamples"] if method in ("pqi", "sensiboost") and not self.analyzed else 0
-        return estimate(self.path, method, windows=windows, nodes=self.nodes * len(REFERENCE_BITS))
+        passed = {
+            name: wishes[name] for name in ("bits", "group_sizes", "outliers", "host", "meta_bits") if name in wishes
+        }
+        cost = estimate(self.path, method=method, trust_remote_code=self.trust_remote_code, **passed)
+        if method in ("pqi", "sensiboost") and not self.analyzed:
+            from .._estimate import analyzing
+            from ..models import find_linears
+
+            model, tokens = self._loaded(method)
+            passes = self.nodes * len(REFERENCE_BITS) if method == "pqi" else 1
+            more = analyzing(model, tokens, find_linears(model, experts=False), passes, 1)
+            cost["memory_bytes"] += more.memory_bytes
+            cost["seconds"] = round(cost["seconds"] + more.seconds, 1)
+        return cost
 
     def _loaded(self, method: str) -> tuple[Any, Any]:
         from .. import models
@@ -286,7 +298,7 @@ def _bytes(text: str) -> int:
 
 @contextlib.contextmanager
 def _native_output_kept_off_stdout() -> Iterator[None]:
-    """Send to stderr what HiGHS, the solver of integer programs, prints past Python."""
+    """Drop what HiGHS, the solver of integer programs, prints past Python."""
     sys.stdout.flush()
     try:
         kept = os.dup(1)
@@ -294,7 +306,9 @@ def _native_output_kept_off_stdout() -> Iterator[None]:
         yield
         return
     try:
-        os.dup2(2, 1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
         yield
     finally:
         sys.stdout.flush()
