@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 import quantrature
 from quantrature import InvalidArgumentError, models
-from quantrature.allocation import Option, activation_sensitivity, allocate, conspicuous, estimate, stored_bytes
+from quantrature.allocation import (
+    Option,
+    Validation,
+    activation_sensitivity,
+    allocate,
+    conspicuous,
+    estimate,
+    measured_loss_changes,
+    random_plans,
+    stored_bytes,
+    validate,
+)
 from quantrature.allocation.sources import Source
 from quantrature.analysis import Sensitivity, analyze
 from quantrature.cli import main
@@ -224,6 +235,41 @@ def test_sensiboost_of_a_model():
     assert 7 in plan.allocation["flagged"]["mlp.down_proj"]
 
 
+# Validation
+
+
+def test_predictions_are_compared_with_measurements():
+    model = tiny_model("llama")
+    for linear in models.find_linears(model):
+        linear.parameter.data *= 5  # so that the loss bends
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = analyze(model, TOKENS, metrics=["pqi"], bits=[2, 3, 4], group_size=16, nodes=4)
+    uniform = [allocate(found, method="uniform", avg_bits=32, bits=[b], group_sizes=[16]) for b in (2, 4)]
+    measured = measured_loss_changes(model, TOKENS, uniform)
+    proofs = {proof.setting: proof.measured_loss_change for proof in found.proofs}
+    assert measured == pytest.approx([proofs["b2g16"], proofs["b4g16"]])
+    plans = random_plans(found, 4, seed=3)
+    assert plans == random_plans(found, 4, seed=3) != random_plans(found, 4, seed=4)
+    assert {entry.bits for plan in plans for _, entry in plan} == {2, 3, 4}
+    validation = validate(model, TOKENS, found, count=4, seed=3)
+    assert validation.predicted == tuple(plan.predicted_loss_change for plan in plans)
+    assert validation.measured == tuple(measured_loss_changes(model, TOKENS, plans))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    about = validation.to_json()
+    assert about["plans"] == 4
+    with pytest.raises(InvalidArgumentError, match="a validation takes at least one plan: got 0"):
+        random_plans(found, 0)
+    with pytest.raises(InvalidArgumentError, match="is no quantizable matrix of this model"):
+        measured_loss_changes(model, TOKENS, [Plan({"a": PlanEntry(3)})])
+
+
+def test_figures_of_a_validation():
+    found = Validation((1.0, 2.0, 3.0, 4.0), (1.1, 2.0, 4.0, 3.9))
+    assert found.spearman == pytest.approx(0.8)
+    assert found.median_relative_error == pytest.approx((0.1 / 1.1 + 0.1 / 3.9) / 2)
+    assert math.isnan(Validation((1.0,), (1.0,)).spearman)
+
+
 # Activation sensitivity
 
 
@@ -360,10 +406,13 @@ def run_json(capfd, *arguments):
 
 def test_plan_by_pqi_from_a_model(capfd, folder, tmp_path):
     text = ("--calibration", folder / "text.txt", "--nsamples", 2, "--seqlen", 32, "--nodes", 2)
-    found = run_json(capfd, "plan", folder / "model", "--avg-bits", 4.5, *text, "-o", tmp_path / "plan.json")
+    more = ("-o", tmp_path / "plan.json", "--validate", 3)
+    found = run_json(capfd, "plan", folder / "model", "--avg-bits", 4.5, *text, *more)
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.to_json() == found
     assert found["allocation"]["method"] == "pqi"
+    assert found["allocation"]["validation"]["plans"] == 3
+    assert len(found["allocation"]["validation"]["measured"]) == 3
     assert found["allocation"]["bits_per_weight"] <= 4.5
     assert set(found["allocation"]["floored"]) == {"b2g64", "b3g64", "b4g64"}
     status, _, err = run(capfd, "quantize", folder / "model", "--plan", tmp_path / "plan.json", "-o", tmp_path / "q")
@@ -450,6 +499,10 @@ def test_dry_runs(capfd, folder, tmp_path, analyzed):
         ([], "takes either a model, an analysis of one, or --table"),
         (["MODEL", "--table", "t.csv"], "takes either a model, an analysis of one, or --table"),
         (["MODEL", "--avg-bits", "4", "--method", "best"], "--method must be one of uniform, mxq, "),
+        (
+            ["MODEL", "--avg-bits", "4", "--method", "mxq", "--validate", "2"],
+            "--validate is for plans by pqi from a model",
+        ),
         (["MODEL"], "a budget is given as either --avg-bits or --target-size"),
         (["MODEL", "--avg-bits", "4", "--target-size", "4"], "a budget is given as either"),
         (

@@ -1,5 +1,6 @@
 """From what each matrix costs to a plan that fits a budget."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from ._allocate import ALLOCATORS, allocate
@@ -14,14 +15,22 @@ from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table
 
 if TYPE_CHECKING:
     from .activation import activation_sensitivity
+    from .validation import Validation, measured_loss_changes, random_plans, validate
+
+_LAZY = {
+    "activation_sensitivity": "activation",
+    "Validation": "validation",
+    "measured_loss_changes": "validation",
+    "random_plans": "validation",
+    "validate": "validation",
+}
+"""What needs torch, and the module it is in."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "activation_sensitivity":  # which needs torch
-        from .activation import activation_sensitivity
-
-        return activation_sensitivity
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
 
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "Option",
     "Selection",
     "TableChoice",
+    "Validation",
     "activation_sensitivity",
     "allocate",
     "boost",
@@ -42,7 +52,10 @@ __all__ = [
     "estimate",
     "fusion_groups",
     "ladder",
+    "measured_loss_changes",
     "mxq",
+    "random_plans",
     "read_table",
     "stored_bytes",
+    "validate",
 ]
