@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -115,7 +114,6 @@ def allocate(
         raise InvalidArgumentError(f"[allocate] method must be one of {', '.join(ALLOCATORS)}: got {method!r}")
     if groups not in (None, "fused", "none"):
         raise InvalidArgumentError(f"[allocate] groups must be fused or none: got {groups!r}")
-    started = time.perf_counter()
     origin = Source.of(source, weights, trust_remote_code)
     constraints = Constraints(pin or {}, minimum or {}, maximum or {}, skip)
     everything = [m.name for m in origin.matrices]
@@ -159,7 +157,6 @@ def allocate(
         "host": host_name,
         **budget.report(sum(facts.size(i, option) for i, option in enumerate(choice.options))),
         **choice.about,
-        "seconds": round(time.perf_counter() - started, 3),
         **origin.about,
     }
     if method in PAPERS:
