@@ -80,19 +80,18 @@ def stored(model, plan):
 )
 def test_sizes_are_those_of_the_ops(rows, columns, bits, group_size, sym, meta_bits, outliers, dtype):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)).to(dtype)
-    weight += 0.3 * torch.arange(columns) % 2  # no group without a spread
     entry = PlanEntry(bits, group_size, sym=sym, meta_bits=meta_bits, outliers=outliers)
     quantized = quantize_matrix("w", weight, entry)
     size = stored_bytes(rows, columns, entry, str(dtype).removeprefix("torch."))
+    scale, zero = quantized.dense.scale, quantized.dense.zero
+    # What only the weights tell: whether float16 holds the scales.
     if meta_bits is None:
-        assert {part.dtype for part in (quantized.dense.scale, quantized.dense.zero) if part is not None} == {
-            torch.float16
-        }
-        assert quantized.nbytes == size
-    else:  # float16 holds the scales of the scales of some matrices, and the size counts on none
-        scale = quantized.dense.scale
-        spared = 4 * scale.scale.numel() if scale.scale.dtype == torch.float16 else 0
-        assert quantized.nbytes == size - spared
+        wide = [part for part in (scale, zero) if part is not None and part.dtype == torch.float32]
+        size += sum(2 * part.numel() for part in wide)
+    else:
+        size -= 4 * scale.scale.numel() if scale.scale.dtype == torch.float16 else 0
+        size += 4 * zero.scale.numel() if zero is not None and zero.scale.dtype == torch.float32 else 0
+    assert quantized.nbytes == size
 
 
 def test_scales_too_small_for_float16_are_seen(model):

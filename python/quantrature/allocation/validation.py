@@ -128,7 +128,7 @@ def random_plans(
     chance = random.Random(seed)
     plans = []
     for _ in range(count):
-        pin = {}
+        pin: dict[str, int | str] = {}
         for members in fusion_groups(names):
             setting = f"b{chance.choice(bits)}g{sensitivity.settings['group_size']}"
             pin |= {names[i]: setting for i in members}
