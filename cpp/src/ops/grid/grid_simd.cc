@@ -148,7 +148,17 @@ HWY_INLINE void LinesOfRanges(int64_t groups, const GridRule& rule, const GridLi
   const Float top = hn::Set(d, top_code(rule.bits)), max_inv = hn::Set(d, rule.max_inv),
               one = hn::Set(d, 1.0f), smallest = hn::Set(d, 0x1p-100f), largest = hn::Set(d, 3.40282347e38f);
   int64_t g = 0;
-  for (; g + kWidth <= groups; g += kWidth) {
+  for (; rule.sym && g + kWidth <= groups; g += kWidth) {
+    const Float m = hn::Max(hn::Abs(hn::LoadU(d, lines.inv + g)), hn::Abs(hn::LoadU(d, lines.scale + g)));
+    const Float range = hn::Add(m, m);
+    finite = finite && hn::AllTrue(d, hn::Le(range, largest));
+    const auto nothing = hn::Lt(m, smallest);
+    hn::StoreU(hn::IfThenZeroElse(nothing, hn::Div(top, range)), d, lines.inv + g);
+    hn::StoreU(hn::Set(d, symmetric_zero(rule.bits)), d, lines.zero + g);
+    const Float empty = rule.bits == 1 ? hn::Zero(d) : one;
+    hn::StoreU(hn::IfThenElse(nothing, empty, hn::Div(range, top)), d, lines.scale + g);
+  }
+  for (; !rule.sym && g + kWidth <= groups; g += kWidth) {
     const Float lo = hn::Add(hn::LoadU(d, lines.inv + g), hn::Zero(d)), hi = hn::LoadU(d, lines.scale + g);
     const Float range = hn::Sub(hi, lo);
     finite = finite && hn::AllTrue(d, hn::Le(range, largest));
@@ -164,7 +174,7 @@ HWY_INLINE void LinesOfRanges(int64_t groups, const GridRule& rule, const GridLi
   }
   for (; g < groups; ++g) {
     const Range range{lines.inv[g], lines.scale[g]};
-    finite = finite && range_is_finite(range.lo, range.hi, false);
+    finite = finite && range_is_finite(range.lo, range.hi, rule.sym);
     const GridLine line = line_of_range(range.lo, range.hi, rule);
     lines.inv[g] = line.inv;
     lines.zero[g] = line.zero;
@@ -176,7 +186,7 @@ bool GridFit(const float* x, int64_t n, int64_t group, const GridRule& rule, con
   const Floats d;
   Float odd = hn::Zero(d);
   bool finite = true;
-  const bool many = !rule.sym && !rule.round_zero && !rule.mse;
+  const bool many = !rule.round_zero && !rule.mse;
   for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group) {
     const int64_t size = std::min(group, n - begin);
     const Range range = RangeOf(x + begin, size, odd);
