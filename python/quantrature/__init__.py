@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from . import _transformers_hook
 from ._C import (
     DeviceError,
     InvalidArgumentError,
@@ -17,7 +18,6 @@ from ._C import (
     target,
 )
 from ._C import version as _version
-from . import _transformers_hook
 
 __version__ = _version()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 
 from ._arrays import dtype_name
 from .methods import quantize_matrix
-from .models import Linears
+from .models import Linears, LinearWeight
 from .plan import Plan, PlanEntry
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan) -> Cost:
 
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     size = sum(
-        stored_bytes(linear.out_features, linear.in_features, entry, dtype_name(linear.parameter)) for linear, entry in work
+        stored_bytes(linear.out_features, linear.in_features, entry, dtype_name(linear.parameter))
+        for linear, entry in work
     )
     weights = sum(linear.numel for linear, _ in work)
     total = _bytes(model.parameters())
@@ -92,14 +94,16 @@ def _seconds_per_weight(entry: PlanEntry) -> float:
 
 def analyzing(model: torch.nn.Module, windows: torch.Tensor, linears: Linears, passes: int, batch_size: int) -> Cost:
     """Of an analysis that takes so many gradients of each window."""
-    from .analysis.path import gradients_to, next_token_nll
-    from .analysis.path import Moved
+    from .analysis.path import Moved, gradients_to, next_token_nll
     from .evaluate._forward import not_training
 
-    moved = [Moved(linear, lambda linear=linear: linear.weight) for linear in linears]
+    def image(linear: LinearWeight) -> torch.Tensor:
+        return linear.weight
+
+    moved = [Moved(linear, functools.partial(image, linear)) for linear in linears]
     with not_training(model), gradients_to(model, moved, lambda m, gradient: None):
         start = time.perf_counter()
-        next_token_nll(model, windows[:batch_size]).backward()  # type: ignore[no-untyped-call]
+        next_token_nll(model, windows[:batch_size]).backward()
         seconds = time.perf_counter() - start
     maps = 4 * sum(linear.numel for linear in linears)
     total = _bytes(model.parameters())

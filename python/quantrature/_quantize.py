@@ -138,7 +138,7 @@ def _check_weight(linear: LinearWeight) -> None:
         raise InvalidArgumentError(f"[quantize] {linear.name} must hold finite numbers: it has a NaN or infinity")
 
 
-def _declare(model: Any, specs: dict[str, MatrixSpec]) -> None:
+def _declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     """Tell transformers what the model has become, as if it had been loaded so."""
     from transformers import PreTrainedModel
 
@@ -146,8 +146,9 @@ def _declare(model: Any, specs: dict[str, MatrixSpec]) -> None:
         return
     from .hf import QuantratureConfig, QuantratureHfQuantizer
 
+    typed: Any = model
     config = QuantratureConfig(modules={name: spec.to_json() for name, spec in specs.items()})
-    model.config.quantization_config = config
-    model.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
-    model.is_quantized = True
-    model.quantization_method = config.quant_method
+    typed.config.quantization_config = config
+    typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
+    typed.is_quantized = True
+    typed.quantization_method = config.quant_method

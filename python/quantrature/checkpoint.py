@@ -115,8 +115,8 @@ library_name: transformers
 ---
 # {Path(source).name or "Model"}, {contents.bits_per_weight:.2f} bits per weight
 
-Quantized by [quantrature](https://pypi.org/project/quantrature). {len(contents.modules)} matrices take {contents.bytes:,}
-bytes, {contents.bits_per_weight:.3f} bits per weight, scales, zeros and outliers included.
+Quantized by [quantrature](https://pypi.org/project/quantrature). {len(contents.modules)} matrices take
+{contents.bytes:,} bytes, {contents.bits_per_weight:.3f} bits per weight, scales, zeros and outliers included.
 
 ```python
 import quantrature  # registers the format with transformers
@@ -162,7 +162,8 @@ def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise InvalidArgumentError(f"[checkpoint] {folder} holds no model quantized by quantrature")
     if found.get("format_version") != FORMAT_VERSION:
         raise InvalidArgumentError(
-            f"[checkpoint] {path} has format_version {found.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+            f"[checkpoint] {path} has format_version {found.get('format_version')!r}; "
+            f"this version reads {FORMAT_VERSION}"
         )
     return found
 
@@ -178,7 +179,7 @@ def inspect(folder: str | os.PathLike[str]) -> Contents:
 
     described_modules = quantization_config(folder).get("modules", {})
     shapes = _tensor_bytes(Path(folder))
-    modules = {}
+    modules: dict[str, dict[str, Any]] = {}
     for name, described in described_modules.items():
         spec = MatrixSpec.from_json(described)
         for tensor, _, _ in spec.layout():

@@ -20,7 +20,7 @@ from .checkpoint import FORMAT_VERSION, QUANT_METHOD
 
 
 @auto.register_quantization_config(QUANT_METHOD)
-class QuantratureConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class QuantratureConfig(QuantizationConfigMixin):
     """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
 
     Args:
@@ -54,7 +54,7 @@ class QuantratureConfig(QuantizationConfigMixin):  # type: ignore[misc]
                 f"[load] format_version of the checkpoint is {format_version}; quantrature {__version__} reads "
                 f"{FORMAT_VERSION}"
             )
-        self.quant_method = QUANT_METHOD
+        self.quant_method: Any = QUANT_METHOD
         self.modules = None if modules is None else dict(modules)
         self.dequantize = dequantize
         self.wish = {
@@ -87,7 +87,7 @@ class QuantratureConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 # Without this, transformers ignores what callers set for a quantized checkpoint.
-auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[assignment]
 
 
 @auto.register_quantizer(QUANT_METHOD)
@@ -95,6 +95,7 @@ class QuantratureHfQuantizer(HfQuantizer):
     """Loads quantized checkpoints, and quantizes dense ones after loading."""
 
     requires_calibration = False
+    quantization_config: QuantratureConfig
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
         if not self.pre_quantized:
@@ -140,8 +141,8 @@ class QuantratureHfQuantizer(HfQuantizer):
         return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
 
     def _quantize(self, model: Any) -> Any:
-        from .plan import Plan
         from ._quantize import quantize
+        from .plan import Plan
 
         wish = dict(self.quantization_config.wish)
         if isinstance(wish["plan"], Mapping):

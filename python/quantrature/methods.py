@@ -49,8 +49,10 @@ class QuantizedMatrix:
 
     def dequantize(self, dtype: str | None = None) -> torch.Tensor:
         """The matrix that the stored form stands for, (out_features, in_features)."""
-        dense = self.dense.dequantize(dtype)
-        return dense if self.outliers is None else self.outliers.add_to(dense)
+        dense: torch.Tensor = self.dense.dequantize(dtype)
+        if self.outliers is not None:
+            self.outliers.add_to(dense)
+        return dense
 
 
 def quantize_matrix(name: str, weight: torch.Tensor, entry: PlanEntry) -> QuantizedMatrix:

@@ -77,7 +77,7 @@ class QuantLinear(nn.Module):
         dense: nn.Module
         with torch.device("meta"):
             if self.transposed:
-                dense = Conv1D(self.out_features, self.in_features)  # type: ignore[no-untyped-call]
+                dense = Conv1D(self.out_features, self.in_features)
                 weight = weight.mT.contiguous()
             else:
                 dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
@@ -114,7 +114,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     if hook is not None:
         from accelerate.hooks import add_hook_to_module
 
-        add_hook_to_module(module, hook)  # type: ignore[no-untyped-call]
+        add_hook_to_module(module, hook)
     model.set_submodule(name, module)
 
 

@@ -54,13 +54,17 @@ class PlanEntry:
 
         demand(is_int(self.bits) and (1 <= self.bits <= 8 or self.bits == KEEP_BITS), "bits", "1 to 8, or 16 to keep")
         demand(
-            is_int(self.group_size) and (self.group_size == -1 or self.group_size >= 1), "group_size", "-1 or at least 1"
+            is_int(self.group_size) and (self.group_size == -1 or self.group_size >= 1),
+            "group_size",
+            "-1 or at least 1",
         )
         demand(isinstance(self.sym, bool), "sym", "true or false")
         demand(self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
         demand(not (self.sym and self.solver == "hqq"), "solver", "minmax or mse when sym is true")
         demand(
-            self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8), "meta_bits", "null or 1 to 8"
+            self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8),
+            "meta_bits",
+            "null or 1 to 8",
         )
         number = isinstance(self.outliers, (int, float)) and not isinstance(self.outliers, bool)
         demand(number and 0 <= self.outliers <= 1, "outliers", "a share between 0 and 1")
@@ -156,7 +160,8 @@ class Plan:
             raise InvalidArgumentError(f'[plan] {origin} is no plan: expected an object with "format": "{FORMAT}"')
         if data.get("format_version") != FORMAT_VERSION:
             raise InvalidArgumentError(
-                f"[plan] {origin} has format_version {data.get('format_version')!r}; this version reads {FORMAT_VERSION}"
+                f"[plan] {origin} has format_version {data.get('format_version')!r}; "
+                f"this version reads {FORMAT_VERSION}"
             )
         if not isinstance(data.get("entries"), dict) or not data["entries"]:
             raise InvalidArgumentError(f'[plan] {origin} must have "entries": an object with at least one module')

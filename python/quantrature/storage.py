@@ -56,7 +56,9 @@ class GridSpec:
     def to_json(self) -> dict[str, Any]:
         """The description as a JSON object."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v.to_json() if isinstance(v, GridSpec) else v for k, v in values.items()} | {"shape": list(self.shape)}
+        return {k: v.to_json() if isinstance(v, GridSpec) else v for k, v in values.items()} | {
+            "shape": list(self.shape)
+        }
 
     @classmethod
     def from_json(cls, data: Any) -> GridSpec:
@@ -81,7 +83,11 @@ class GridSpec:
             return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**48
 
         shape = given["shape"]
-        demand(isinstance(shape, (list, tuple)) and len(shape) in (1, 2) and all(map(natural, shape)), "shape", "1 or 2 sizes")
+        demand(
+            isinstance(shape, (list, tuple)) and len(shape) in (1, 2) and all(map(natural, shape)),
+            "shape",
+            "1 or 2 sizes",
+        )
         given["shape"] = tuple(shape)
         demand(natural(given["bits"]) and given["bits"] <= 8, "bits", "1 to 8")
         demand(natural(given["group_size"]) or given["group_size"] == -1, "group_size", "-1 or at least 1")
@@ -215,9 +221,13 @@ class MatrixSpec:
 
     def matrix(self, tensors: Mapping[str, torch.Tensor]) -> QuantizedMatrix:
         """The reverse of :meth:`tensors`; the positions of the outliers are checked."""
-        rows, cols = self.grid.shape
-        sparse = SparseCSR(*(tensors[name] for name in OUTLIERS), shape=(rows, cols)) if self.outliers else None
+        sparse = self._outliers(tensors) if self.outliers else None
         return QuantizedMatrix(self.grid.quantized(tensors, "weight"), sparse)
+
+    def _outliers(self, tensors: Mapping[str, torch.Tensor]) -> SparseCSR:
+        values, columns, row_offsets = (tensors[name] for name in OUTLIERS)
+        rows, cols = self.grid.shape
+        return SparseCSR(values, columns, row_offsets, (rows, cols))
 
     @property
     def nbytes(self) -> int:

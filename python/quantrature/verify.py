@@ -59,7 +59,9 @@ class Verification:
         return (*(name for name, found in self.modules.items() if not found.fits), *self.changed)
 
 
-def verify(folder: str | os.PathLike[str], source: str | os.PathLike[str], trust_remote_code: bool = False) -> Verification:
+def verify(
+    folder: str | os.PathLike[str], source: str | os.PathLike[str], trust_remote_code: bool = False
+) -> Verification:
     """Dequantize every matrix of a quantized folder and compare it with the source; compare all other tensors exactly.
 
     Raises:
@@ -104,6 +106,4 @@ def _changed(quantized: Any, original: Any, layers: Mapping[str, QuantLinear]) -
     stored = {f"{name}.{part}" for name, layer in layers.items() for part in layer.stored()}
     ours = {name: tensor for name, tensor in quantized.state_dict().items() if name not in stored}
     theirs = original.state_dict()
-    return tuple(
-        name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name])
-    )
+    return tuple(name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name]))

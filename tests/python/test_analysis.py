@@ -31,9 +31,9 @@ def loss(model, tokens=TOKENS):
 
 def images(model, bits, group_size):
     return {
-        linear.name: quantize_matrix(
-            linear.name, linear.weight.contiguous(), PlanEntry(bits, group_size)
-        ).dequantize("float32")
+        linear.name: quantize_matrix(linear.name, linear.weight.contiguous(), PlanEntry(bits, group_size)).dequantize(
+            "float32"
+        )
         for linear in models.find_linears(model)
     }
 
@@ -46,7 +46,9 @@ def test_rules_are_means_over_the_unit_interval(rule):
     assert all(0 <= t <= 1 for t, _ in nodes)
 
 
-@pytest.mark.parametrize(("rule", "degree"), [("gauss", 7), ("midpoint", 1), ("trapezoid", 1), ("left", 0), ("right", 0)])
+@pytest.mark.parametrize(
+    ("rule", "degree"), [("gauss", 7), ("midpoint", 1), ("trapezoid", 1), ("left", 0), ("right", 0)]
+)
 def test_rules_integrate_what_they_should(rule, degree):
     nodes = analysis.quadrature(rule, 4)
     for power in range(degree + 1):
@@ -132,9 +134,7 @@ def test_checkpointing_does_not_change_the_result():
 
 def test_accumulators_in_files_hold_the_same(tmp_path):
     plain = qtr.analyze(sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=2)
-    mapped = qtr.analyze(
-        sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=2, map_folder=tmp_path
-    )
+    mapped = qtr.analyze(sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=2, map_folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == len(plain.matrices)
     for name, values in plain.maps["pqi"].items():
         assert torch.equal(mapped.maps["pqi"][name], values)
@@ -142,9 +142,9 @@ def test_accumulators_in_files_hold_the_same(tmp_path):
 
 def test_where_the_absolute_value_is_taken():
     maps = {
-        mode: qtr.analyze(
-            sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=3, abs_mode=mode
-        ).maps["pqi"]
+        mode: qtr.analyze(sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=3, abs_mode=mode).maps[
+            "pqi"
+        ]
         for mode in analysis.ABS_MODES
     }
     strictly = False
@@ -159,9 +159,12 @@ def test_where_the_absolute_value_is_taken():
 
 def test_signed_shares_do_not_depend_on_where_the_absolute_value_is_taken():
     signed = [
-        [m.loss_change["b2g16"] for m in qtr.analyze(
-            sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=2, abs_mode=mode
-        ).matrices]
+        [
+            m.loss_change["b2g16"]
+            for m in qtr.analyze(
+                sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=2, abs_mode=mode
+            ).matrices
+        ]
         for mode in analysis.ABS_MODES
     ]
     assert signed[1] == pytest.approx(signed[0], rel=1e-3, abs=1e-7)
@@ -188,8 +191,11 @@ def test_a_tolerance_that_is_missed_is_said():
 def test_other_metrics_are_what_they_say():
     model = sharp_model()
     found = qtr.analyze(
-        model, TOKENS, metrics=["first_order", "fisher", "magnitude", "error", "activation_error", "kurtosis"],
-        bits=2, group_size=16,
+        model,
+        TOKENS,
+        metrics=["first_order", "fisher", "magnitude", "error", "activation_error", "kurtosis"],
+        bits=2,
+        group_size=16,
     )
     assert found.proofs == ()
     moved = images(model, 2, 16)
@@ -230,7 +236,9 @@ def test_other_metrics_are_what_they_say():
 
 
 def test_a_result_survives_its_folder(tmp_path):
-    found = qtr.analyze(sharp_model(), TOKENS, metrics=["pqi", "fisher", "kurtosis"], bits=(2, 4), group_size=16, nodes=2)
+    found = qtr.analyze(
+        sharp_model(), TOKENS, metrics=["pqi", "fisher", "kurtosis"], bits=(2, 4), group_size=16, nodes=2
+    )
     found.save(tmp_path / "sens")
     loaded = Sensitivity.load(tmp_path / "sens")
     assert loaded.matrices == found.matrices
@@ -298,7 +306,13 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_the_state_of_another_analysis_is_not_taken_up(tmp_path):
     with pytest.raises(InvalidArgumentError, match="resume is required, but .*state.b2g16 holds no state"):
         qtr.analyze(
-            sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, state_file=tmp_path / "state", resume="required"
+            sharp_model(),
+            TOKENS,
+            metrics=["pqi"],
+            bits=2,
+            group_size=16,
+            state_file=tmp_path / "state",
+            resume="required",
         )
     with pytest.raises(InvalidArgumentError, match="resume must be one of"):
         qtr.analyze(
@@ -311,7 +325,9 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_model_restored():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     up = model.model.layers[1].mlp.up_proj
     handle = up.register_full_backward_pre_hook(lambda module, gradient: (gradient[0] * math.inf,))
-    with pytest.raises(QuantratureError, match=r"gradient of model.layers.* is not finite at node t=0.\d+, calibration sample 0"):
+    with pytest.raises(
+        QuantratureError, match=r"gradient of model.layers.* is not finite at node t=0.\d+, calibration sample 0"
+    ):
         qtr.analyze(model, TOKENS, metrics=["pqi"], bits=2, group_size=16)
     handle.remove()
     for name, p in model.named_parameters():
@@ -372,8 +388,6 @@ def test_prediction_on_a_trained_model(shared):
     model = models.load_model(shared / "models" / "books-llama", "float32")
     tokenizer = models.load_tokenizer(shared / "models" / "books-llama")
     text = shared / "data" / "books-calibration.txt"
-    found = qtr.analyze(
-        model, text, tokenizer=tokenizer, metrics=["pqi"], bits=2, nsamples=2, seqlen=128, nodes=3
-    )
+    found = qtr.analyze(model, text, tokenizer=tokenizer, metrics=["pqi"], bits=2, nsamples=2, seqlen=128, nodes=3)
     assert found.measured_loss_change > 0.05
     assert found.proofs[0].relative_error < 0.02

@@ -38,7 +38,8 @@ def test_remainder_and_sparse_are_the_matrix(rows, cols, levels, dtype, fraction
     order = np.argsort(-whole.abs().double().numpy(), axis=1, kind="stable")[:, :count]
     expected = np.sort((order + np.arange(len(whole))[:, None] * whole.shape[1]).ravel())
     np.testing.assert_array_equal(sparse.positions().numpy(), expected)
-    assert sparse.nnz == expected.size and sparse.values.dtype == dtype
+    assert sparse.nnz == expected.size
+    assert sparse.values.dtype == dtype
     assert not remainder.view(-1)[sparse.positions()].view(bits(w).dtype).any()
     assert torch.equal(sparse.to_dense() + remainder, w)
     assert sparse.add_to(remainder) is remainder
@@ -57,7 +58,8 @@ def test_is_what_scipy_makes(library):
     np.testing.assert_array_equal(np.asarray(sparse.row_offsets), expected.indptr)
     np.testing.assert_array_equal(np.asarray(remainder), w * ~keep)
     np.testing.assert_array_equal(np.asarray(sparse.to_dense()), w * keep)
-    assert type(sparse.columns) is type(library(w)) and sparse.shape == (60, 500)
+    assert type(sparse.columns) is type(library(w))
+    assert sparse.shape == (60, 500)
     assert sparse.nbytes == 321 * 6 + 61 * 4
 
 
@@ -96,7 +98,8 @@ def test_the_remainder_may_take_the_place_of_the_matrix():
 def test_a_vector_is_one_row():
     w = matrix(1, 50, 10**9)[0]
     remainder, sparse = ops.extract_outliers(w, count=3)
-    assert remainder.shape == w.shape and sparse.shape == (1, 50)
+    assert remainder.shape == w.shape
+    assert sparse.shape == (1, 50)
     assert torch.equal(sparse.add_to(remainder), w)
 
 

@@ -18,7 +18,8 @@ def check(x: torch.Tensor, k: int, key: str) -> None:
     values, indices = ops.topk(x, k, key)
     expected = by_sorting(x.float().numpy(), k, key)
     np.testing.assert_array_equal(indices.numpy(), expected)
-    assert values.dtype == x.dtype and indices.dtype == torch.int64
+    assert values.dtype == x.dtype
+    assert indices.dtype == torch.int64
     bits = torch.int32 if x.dtype is torch.float32 else torch.int16
     assert torch.equal(values.view(bits), x.reshape(-1)[torch.from_numpy(expected)].view(bits))
 
@@ -82,7 +83,8 @@ def test_agrees_with_argpartition(library):
         np.asarray(indices), np.sort(np.argpartition(np.abs(x).ravel(), x.size - k)[x.size - k :])
     )
     np.testing.assert_array_equal(np.asarray(values), x.ravel()[np.asarray(indices)])
-    assert type(values) is type(library(x)) and type(indices) is type(library(x))
+    assert type(values) is type(library(x))
+    assert type(indices) is type(library(x))
 
 
 def test_every_target_and_thread_count_selects_the_same(every_target):

@@ -14,92 +14,98 @@ from .constraints import Constraints
 from .groups import fusion_groups
 from .knapsack import choose, smallest
 from .loss import LossModel
-from .options import Option, stored_bytes
+from .options import Option
+from .published import conspicuous
+from .sources import Grid, Matrix, Source, size_of
+from .table import Configuration
 
 if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+    import torch
+
     from ..analysis.sensitivity import Sensitivity
 
 ALLOCATORS = {
     "uniform": "the same setting for every matrix, the largest that fits",
+    "mxq": "the least sum of the Frobenius norms of the errors; needs the weights",
+    "sensiboost": "more for layers whose outputs are conspicuously sensitive; needs the model and calibration text",
+    "kurtboost": "more for layers whose weights are conspicuously heavy-tailed; needs the weights",
     "pqi": "the least predicted loss change, from the signed PQI of each matrix; needs an analysis",
 }
 """Names that ``--method`` of the verb plan takes, and a line about each."""
 
-BITS = (2, 3, 4, 5, 6, 7, 8)
-GROUP_SIZES = (32, 64, 128)
-SOLVERS = {"rtn": "minmax", "mse": "mse", "hqq": "hqq"}
+PAPERS = ("mxq", "sensiboost", "kurtboost")
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """What an allocation has to know of a weight matrix."""
+class Choice:
+    """What an allocator chose for each matrix, why, and what is to be said of the whole."""
 
-    name: str
-    rows: int
-    columns: int
-    dtype: str
-
-    @property
-    def numel(self) -> int:
-        """How many weights it has."""
-        return self.rows * self.columns
-
-
-@dataclass(frozen=True)
-class Host:
-    """How the entries of a plan are quantized, apart from what is chosen for each."""
-
-    solver: str
-    sym: bool = False
-    meta_bits: int | None = None
-
-    def entry(self, option: Option) -> PlanEntry:
-        """The plan entry of an option."""
-        return option.entry(self.solver, self.sym, self.meta_bits)
-
-    def size(self, matrix: Matrix, option: Option) -> int:
-        """Bytes of a matrix stored so."""
-        return stored_bytes(matrix.rows, matrix.columns, self.entry(option), matrix.dtype)
+    options: list[Option]
+    reasons: list[str]
+    about: dict[str, Any]
 
 
 def allocate(
-    source: Sensitivity,
+    source: Sensitivity | torch.nn.Module | str | os.PathLike[str],
     *,
     method: str = "pqi",
     avg_bits: float | None = None,
     target_bytes: int | None = None,
-    bits: Iterable[int] = BITS,
+    bits: Iterable[int] | None = None,
     group_sizes: Iterable[int] | None = None,
     outliers: Iterable[float] = (0.0,),
     host: str | None = None,
-    meta_bits: int | None = None,
+    sym: bool | None = None,
+    meta_bits: int | str | None = "default",
     groups: str | None = None,
     pin: Mapping[str, int | str] | None = None,
     minimum: Mapping[str, int] | None = None,
     maximum: Mapping[str, int] | None = None,
     skip: Sequence[str] = (),
+    stops: int = 2,
+    top_m: int = 0,
+    weights: torch.nn.Module | str | os.PathLike[str] | None = None,
+    sensitivity: Mapping[str, float] | None = None,
+    trust_remote_code: bool = False,
+    progress: bool | None = None,
 ) -> Plan:
     """Choose how each matrix of a model is stored, within a budget.
 
-    Sizes are counted as stored: codes, scales, zeros and outliers with their positions. The plan never exceeds its
-    budget; ``plan.allocation`` says how much of it is left, what loss change is predicted and how far from the least
-    possible one that can be.
+    Sizes are counted as stored: codes, scales, zeros and outliers with their positions. ``plan.allocation`` says how
+    much of the budget is left, and what loss change is predicted.
 
-    ``uniform`` takes the largest setting that fits for all matrices. ``pqi`` minimises the predicted loss change, the
-    sum of what :class:`quantrature.allocation.LossModel` says of each matrix, by an integer program.
+    - ``uniform``: the largest setting that fits, for all matrices.
+    - ``pqi``: the least predicted loss change, the sum of what :class:`LossModel` says of each matrix, by an integer
+      program; ``plan.allocation["gap"]`` says how far from the least it can be.
+    - ``mxq`` (Zhang et al., ICAART 2025): the least sum of the Frobenius norms of w~ - w, by the same program.
+    - ``sensiboost``, ``kurtboost`` (arXiv 2503.06518): the largest published setting whose label is within avg_bits,
+      and one some stops larger for conspicuous layers; see :func:`boost`. What is boosted comes on top of the budget,
+      as published; every other method never exceeds it.
 
     Args:
-        source: the result of :func:`quantrature.analyze`.
+        source: the result of :func:`quantrature.analyze`, a model, or the folder of either. Of a model's folder the
+            weights are read one matrix at a time.
         method: name out of ``ALLOCATORS``.
         avg_bits: bits of storage for each weight, everything included, on average over the matrices of the plan.
         target_bytes: the same budget in bytes, of all matrices of the plan together; give one of the two.
-        bits, group_sizes, outliers: what may be chosen. Groups of 32, 64, 128 and what was analyzed, unless given;
-            shares of outliers must have been part of the analysis.
-        host: method of quantization, as in :func:`quantrature.quantize`; that of the analysis unless given.
-        meta_bits: of quantized scales and zeros, as in :class:`quantrature.plan.PlanEntry`.
+        bits, group_sizes, outliers: what may be chosen. Unless given, for the published methods their twelve settings;
+            else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Shares of outliers need the weights.
+        host: method of quantization, as in :func:`quantrature.quantize`. Unless given, that of the analysis; without
+            one ``hqq`` for the published methods and ``rtn`` for ``uniform``.
+        sym: grids symmetric around zero; as analyzed unless given.
+        meta_bits: of quantized scales and zeros, as in :class:`quantrature.plan.PlanEntry`; unless given, 8 for the
+            published methods and ``None`` otherwise.
         groups: ``fused`` stores alike what serving engines fuse (q, k and v; gate and up), ``none`` does not; the
-            former for ``pqi`` unless given.
-        pin, minimum, maximum, skip: see :class:`quantrature.allocation.Constraints`.
+            former for ``pqi`` unless given. Boosts know no groups.
+        pin, minimum, maximum, skip: see :class:`Constraints`; not for boosts, but for skip.
+        stops, top_m: of a boost, as in :func:`boost`.
+        weights: the model that was analyzed, or its folder, to measure what the analysis did not.
+        sensitivity: for ``sensiboost``, matrix name to the score of :func:`activation_sensitivity`.
+        trust_remote_code: run code that comes with a model's folder.
+        progress: show a bar; ``None`` for when stderr is a terminal.
 
     Raises:
         InvalidArgumentError: naming the argument, the constraint or the matrix; for a budget below the smallest
@@ -107,74 +113,62 @@ def allocate(
     """
     if method not in ALLOCATORS:
         raise InvalidArgumentError(f"[allocate] method must be one of {', '.join(ALLOCATORS)}: got {method!r}")
-    grouping = groups if groups is not None else "fused" if method == "pqi" else "none"
-    if grouping not in ("fused", "none"):
+    if groups not in (None, "fused", "none"):
         raise InvalidArgumentError(f"[allocate] groups must be fused or none: got {groups!r}")
-    host_name = host if host is not None else source.settings["method"]
-    if host_name not in SOLVERS:
-        raise InvalidArgumentError(f"[allocate] host must be one of {', '.join(SOLVERS)}: got {host_name!r}")
-    store = Host(SOLVERS[host_name], bool(source.settings["sym"]), meta_bits)
-    constraints = Constraints(pin or {}, minimum or {}, maximum or {}, skip)
-
-    everything = [m.name for m in source.matrices]
-    skipped = constraints.skipped(everything)
-    found = [m for m in source.matrices if m.name not in skipped]
-    if not found:
-        raise InvalidArgumentError("[allocate] a plan needs a matrix that is not skipped: got none")
-    matrices = [Matrix(m.name, m.out_features, m.in_features, m.dtype) for m in found]
-    options = _options(source, bits, group_sizes, outliers, store)
-    allowed = constraints.allowed([m.name for m in matrices], options)
-    model = None
-    if method == "pqi" or all(m.loss_change for m in found):
-        model = LossModel(
-            [m.name for m in matrices],
-            [m.columns for m in matrices],
-            [m.numel for m in matrices],
-            [m.loss_change for m in found],
-            [m.error for m in found],
-        )
-    budget = Budget.of(matrices, avg_bits, target_bytes)
     started = time.perf_counter()
-    if method == "uniform":
-        chosen, about = _uniform(matrices, options, allowed, store, budget)
-        reasons = [f"uniform {option.key}" if option == about["setting"] else "constraint" for option in chosen]
-        about["setting"] = about["setting"].key
-    else:
-        assert model is not None
-        together = (
-            fusion_groups([m.name for m in matrices]) if grouping == "fused" else [[i] for i in range(len(matrices))]
-        )
-        chosen, reasons, about = _least_loss(matrices, together, allowed, store, budget, model)
-    predictions = [None if model is None else model.predict(i, option) for i, option in enumerate(chosen)]
+    origin = Source.of(source, weights, trust_remote_code)
+    constraints = Constraints(pin or {}, minimum or {}, maximum or {}, skip)
+    everything = [m.name for m in origin.matrices]
+    skipped = constraints.skipped(everything)
+    matrices = [m for m in origin.matrices if m.name not in skipped]
+    if not matrices:
+        raise InvalidArgumentError("[allocate] a plan needs a matrix that is not skipped: got none")
+    budget = Budget.of(matrices, avg_bits, target_bytes)
+    host_name, grid = _grid(origin, method, host, sym, meta_bits)
+    options = _options(origin, method, bits, group_sizes, outliers, grid)
 
-    entries = {}
-    for matrix, option, reason, predicted in zip(matrices, chosen, reasons, predictions, strict=True):
-        entries[matrix.name] = replace(store.entry(option), reason=reason, predicted_loss_change=predicted)
-    used = sum(store.size(matrix, option) for matrix, option in zip(matrices, chosen, strict=True))
-    for name in skipped:
-        entries[name] = PlanEntry(KEEP_BITS, reason="skipped as asked", predicted_loss_change=0.0)
-    plan = Plan(
-        {name: entries[name] for name in everything},
-        {
-            "method": method,
-            "host": host_name,
-            **budget.report(used),
-            "groups": grouping,
-            **about,
-            "seconds": round(time.perf_counter() - started, 3),
-            "model": source.model,
-            "calibration": source.calibration,
-        },
-    )
-    if model is not None:
-        energies = "measured" if model.measured else "analytic"
-        prediction = {
-            "predicted_loss_change": plan.predicted_loss_change,
-            "error_energies": energies,
-            "references": {key: {"floored": count} for key, count in model.floored.items()},
-        }
-        plan = replace(plan, allocation={**plan.allocation, **prediction})
-    return plan
+    if method in ("sensiboost", "kurtboost"):
+        if pin or minimum or maximum or groups == "fused":
+            raise InvalidArgumentError(f"[allocate] {method} takes no constraints but skip, and no groups: got some")
+        scores = _boost_scores(origin, matrices, method, sensitivity)
+        facts = Facts.of(origin, matrices, [], grid, progress)
+        choice = _boost(matrices, options, grid, budget, method, scores, stops, top_m)
+    else:
+        allowed = constraints.allowed([m.name for m in matrices], options)
+        measured = [] if method == "uniform" else sorted({o for found in allowed.values() for o in found})
+        facts = Facts.of(origin, matrices, measured, grid, progress)
+        together = [[i] for i in range(len(matrices))]
+        if groups == "fused" or (groups is None and method == "pqi"):
+            together = fusion_groups([m.name for m in matrices])
+        if method == "uniform":
+            choice = _uniform(matrices, options, allowed, facts, budget)
+        elif method == "mxq":
+            choice = _least(matrices, together, allowed, facts, budget, facts.norm, "norm")
+        else:
+            facts.demand_predictions()
+            choice = _least(matrices, together, allowed, facts, budget, facts.loss, "nats")
+
+    entries = {name: PlanEntry(KEEP_BITS, reason="skipped as asked", predicted_loss_change=0.0) for name in skipped}
+    for i, (matrix, option, reason) in enumerate(zip(matrices, choice.options, choice.reasons, strict=True)):
+        predicted = facts.loss(i, option) if facts.model is not None else None
+        entries[matrix.name] = replace(grid.entry(option), reason=reason, predicted_loss_change=predicted)
+    plan = Plan({name: entries[name] for name in everything})
+    about = {
+        "method": method,
+        "host": host_name,
+        **budget.report(sum(facts.size(i, option) for i, option in enumerate(choice.options))),
+        **choice.about,
+        "seconds": round(time.perf_counter() - started, 3),
+        **origin.about,
+    }
+    if method in PAPERS:
+        nominal = sum(m.numel * _nominal(o, grid).nominal_bits for m, o in zip(matrices, choice.options, strict=True))
+        about["nominal_bits_per_weight"] = nominal / budget.weights
+    if facts.model is not None:
+        about["predicted_loss_change"] = plan.predicted_loss_change
+        about["error_energies"] = "measured" if facts.model.measured else "analytic"
+        about["floored"] = dict(facts.model.floored)
+    return replace(plan, allocation=about)
 
 
 @dataclass(frozen=True)
@@ -205,6 +199,11 @@ class Budget:
         limit = value * weights / 8 if name == "avg_bits" else value
         return cls(math.floor(limit + 1e-6), weights, (name, value))
 
+    @property
+    def bits(self) -> float:
+        """For each weight."""
+        return self.asked[1] if self.asked[0] == "avg_bits" else 8 * self.limit / self.weights
+
     def demand(self, least: int) -> None:
         """Refuse when even the smallest plan is larger.
 
@@ -230,25 +229,132 @@ class Budget:
         }
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each matrix (by its index) in each setting.
+
+    Attributes:
+        matrices: that the plan is about.
+        grid: of the plan.
+        errors, sizes: for each matrix, setting to error energy and to bytes, as far as they were seen.
+        model: predicts loss changes; ``None`` without references.
+    """
+
+    matrices: Sequence[Matrix]
+    grid: Grid
+    errors: Sequence[Mapping[str, float]]
+    sizes: Sequence[Mapping[str, int]]
+    model: LossModel | None
+
+    @classmethod
+    def of(
+        cls, origin: Source, matrices: Sequence[Matrix], options: Sequence[Option], grid: Grid, progress: bool | None
+    ) -> Facts:
+        """From the analysis; what it does not have of the options is measured where there are weights."""
+        same = grid == origin.grid
+        errors = [dict(m.error) for m in matrices] if same else [{} for _ in matrices]
+        sizes = [dict(m.nbytes) for m in matrices] if same else [{} for _ in matrices]
+        missing = [o for o in options if any(o.key not in known for known in errors)]
+        outcomes = origin.outcomes(matrices, missing, grid, progress) if missing else None
+        for i, found in enumerate(outcomes or []):
+            errors[i] |= {key: outcome.error for key, outcome in found.items()}
+            sizes[i] |= {key: outcome.nbytes for key, outcome in found.items()}
+        model = None
+        if all(m.loss_change for m in matrices):
+            model = LossModel(
+                [m.name for m in matrices],
+                [m.columns for m in matrices],
+                [m.numel for m in matrices],
+                [m.loss_change for m in matrices],
+                [m.error for m in matrices],
+                errors if all(errors) else None,
+            )
+        return cls(matrices, grid, errors, sizes, model)
+
+    def size(self, i: int, option: Option) -> int:
+        """Bytes."""
+        return size_of(self.matrices[i], option, self.grid, self.sizes[i])
+
+    def norm(self, i: int, option: Option) -> float:
+        """Frobenius norm of the error.
+
+        Raises:
+            InvalidArgumentError: when it was not measured.
+        """
+        if option.key not in self.errors[i]:
+            raise InvalidArgumentError(
+                f"[allocate] method mxq needs the weights, or an analysis that measured them: got nothing for "
+                f"{self.matrices[i].name} at {option.key}"
+            )
+        return math.sqrt(self.errors[i][option.key])
+
+    def loss(self, i: int, option: Option) -> float:
+        """Predicted loss change, nats per token.
+
+        Raises:
+            InvalidArgumentError: when it cannot be predicted.
+        """
+        assert self.model is not None
+        predicted = self.model.predict(i, option)
+        if predicted is None:
+            raise InvalidArgumentError(
+                f"[allocate] the effect of outliers cannot be predicted without the weights: got {option.key}, "
+                f"not measured for {self.matrices[i].name}"
+            )
+        return predicted
+
+    def demand_predictions(self) -> None:
+        """Refuse matrices without references.
+
+        Raises:
+            InvalidArgumentError: naming the first.
+        """
+        for matrix in self.matrices:
+            if not matrix.loss_change:
+                raise InvalidArgumentError(
+                    f"[allocate] method pqi needs an analysis with the metric pqi: got none for {matrix.name}"
+                )
+
+
+def _grid(
+    origin: Source, method: str, host: str | None, sym: bool | None, meta_bits: int | str | None
+) -> tuple[str, Grid]:
+    """The host method and the form of its grids."""
+    from ..methods import solver_of
+
+    name = host or origin.host or ("hqq" if method in PAPERS else "rtn")
+    symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
+    if meta_bits == "default":
+        meta_bits = 8 if method in PAPERS else None
+    if isinstance(meta_bits, str):
+        raise InvalidArgumentError(f"[allocate] meta_bits must be None or 1 to 8: got {meta_bits!r}")
+    return name, Grid(solver_of(name), symmetric, meta_bits)
+
+
 def _options(
-    source: Sensitivity,
-    bits: Iterable[int],
+    origin: Source,
+    method: str,
+    bits: Iterable[int] | None,
     group_sizes: Iterable[int] | None,
     outliers: Iterable[float],
-    store: Host,
+    grid: Grid,
 ) -> list[Option]:
     """All combinations, each one that can be stored."""
+    if bits is None:
+        bits = (2, 3, 4, 8) if method in PAPERS else (2, 3, 4, 5, 6, 7, 8)
     if group_sizes is None:
-        analyzed = source.settings["group_size"]
-        group_sizes = [-1] if analyzed == -1 else sorted({*GROUP_SIZES, analyzed})
-    options = [Option(b, g, o) for b in bits for g in group_sizes for o in outliers]
+        analyzed = origin.group_size
+        also = set() if method in PAPERS else {analyzed}
+        group_sizes = [-1] if analyzed == -1 else sorted({32, 64, 128} | also)
+    shares, sizes = list(outliers), list(group_sizes)
+    options = [Option(b, g, o) for b in bits for g in sizes for o in shares]
     if not options:
         raise InvalidArgumentError("[allocate] bits, group_sizes and outliers must leave a choice: got none")
     for option in options:
         if option.bits > 8:
             raise InvalidArgumentError(f"[allocate] bits must be 1 to 8: got {option.bits}")
         try:
-            store.entry(option)
+            grid.entry(option)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"[allocate] {error}") from None
     return options
@@ -258,9 +364,9 @@ def _uniform(
     matrices: Sequence[Matrix],
     options: Sequence[Option],
     allowed: Mapping[str, Sequence[Option]],
-    store: Host,
+    facts: Facts,
     budget: Budget,
-) -> tuple[list[Option], dict[str, Any]]:
+) -> Choice:
     """The largest setting that fits; where constraints forbid it to a matrix, the nearest that they allow."""
 
     def distance(a: Option, b: Option) -> tuple[float, ...]:
@@ -272,22 +378,24 @@ def _uniform(
             option if option in allowed[m.name] else min(allowed[m.name], key=lambda o: distance(o, option))
             for m in matrices
         ]
-        size = sum(store.size(matrix, taken) for matrix, taken in zip(matrices, choice, strict=True))
+        size = sum(facts.size(i, taken) for i, taken in enumerate(choice))
         ladder.append((size, option, choice))
     budget.demand(min(size for size, _, _ in ladder))
     _, option, choice = max((step for step in ladder if step[0] <= budget.limit), key=lambda step: step[:2])
-    return choice, {"setting": option}
+    reasons = [f"uniform {option.key}" if taken == option else "constraint" for taken in choice]
+    return Choice(choice, reasons, {"setting": option.key})
 
 
-def _least_loss(
+def _least(
     matrices: Sequence[Matrix],
     together: Sequence[Sequence[int]],
     allowed: Mapping[str, Sequence[Option]],
-    store: Host,
+    facts: Facts,
     budget: Budget,
-    model: LossModel,
-) -> tuple[list[Option], list[str], dict[str, Any]]:
-    """The options of least predicted loss change, why, and how good they are."""
+    cost: Any,
+    unit: str,
+) -> Choice:
+    """The options of the least sum of costs, why, and how good they are."""
     settings: list[list[Option]] = []
     costs: list[list[float]] = []
     sizes: list[list[int]] = []
@@ -300,15 +408,8 @@ def _least_loss(
                 "alike; groups=none lifts that"
             )
         settings.append(common)
-        costs.append([])
-        for option in common:
-            predicted = [model.predict(i, option) for i in members]
-            if None in predicted:
-                raise InvalidArgumentError(
-                    f"[allocate] outliers must have been analyzed: got {option.key}, unknown for {names[0]}"
-                )
-            costs[-1].append(sum(p for p in predicted if p is not None))
-        sizes.append([sum(store.size(matrices[i], option) for i in members) for option in common])
+        costs.append([sum(cost(i, option) for i in members) for option in common])
+        sizes.append([sum(facts.size(i, option) for i in members) for option in common])
     budget.demand(int(smallest(sizes)))
     best = choose(costs, sizes, budget.limit, relative_gap=1e-6)
 
@@ -316,16 +417,21 @@ def _least_loss(
     reasons = [""] * len(matrices)
     for k, members in enumerate(together):
         taken = best.chosen[k]
-        reason = _reason(settings[k], costs[k], sizes[k], taken)
+        reason = _reason(settings[k], costs[k], sizes[k], taken, unit)
         for i in members:
             chosen[i] = settings[k][taken]
-            reasons[i] = reason if len(members) == 1 else f"{reason} ({len(members)} fused)"
-    return chosen, reasons, {"gap": best.gap, "settings": sorted({o.key for options in settings for o in options})}
+            reasons[i] = reason if len(members) == 1 else f"{reason} ({len(members)} stored alike)"
+    about = {
+        "objective": best.cost,
+        "gap": best.gap,
+        "groups": "none" if len(together) == len(matrices) else "fused",
+        "settings": [o.key for o in sorted({o for options in settings for o in options})],
+    }
+    return Choice(chosen, reasons, about)
 
 
-def _reason(options: Sequence[Option], costs: Sequence[float], sizes: Sequence[int], taken: int) -> str:
-    """What the next smaller and the next larger setting worth considering would change."""
-    parts = []
+def _reason(options: Sequence[Option], costs: Sequence[float], sizes: Sequence[int], taken: int, unit: str) -> str:
+    """What the best smaller and the best larger setting would change."""
     smaller = [k for k in range(len(options)) if sizes[k] < sizes[taken]]
     larger = [k for k in range(len(options)) if sizes[k] > sizes[taken] and costs[k] < costs[taken]]
     neighbours = []
@@ -333,6 +439,81 @@ def _reason(options: Sequence[Option], costs: Sequence[float], sizes: Sequence[i
         neighbours.append(min(smaller, key=lambda k: (costs[k] - costs[taken]) / (sizes[taken] - sizes[k])))
     if larger:
         neighbours.append(min(larger, key=lambda k: (costs[k] - costs[taken]) / (sizes[k] - sizes[taken])))
-    for k in neighbours:
-        parts.append(f"{options[k].key} {costs[k] - costs[taken]:+.2e} nats for {sizes[k] - sizes[taken]:+d} bytes")
-    return "pqi: " + ("; ".join(parts) or "the only setting allowed")
+    parts = [
+        f"{options[k].key} {costs[k] - costs[taken]:+.2e} {unit} for {sizes[k] - sizes[taken]:+d} bytes"
+        for k in neighbours
+    ]
+    return "; ".join(parts) or "the only setting allowed"
+
+
+def _nominal(option: Option, grid: Grid) -> Configuration:
+    """The published configuration of an option; float16 scales and zeros count as a first level of 16 bits."""
+    return Configuration(option.bits, option.group_size, grid.meta_bits or 16, 128 if grid.meta_bits else 0)
+
+
+def _boost_scores(
+    origin: Source, matrices: Sequence[Matrix], method: str, sensitivity: Mapping[str, float] | None
+) -> list[float]:
+    """The score of each matrix that a boost goes by."""
+    if method == "sensiboost":
+        for m in matrices:
+            if sensitivity is None or m.name not in sensitivity:
+                raise InvalidArgumentError(
+                    f"[allocate] sensiboost needs the activation sensitivity of every matrix: got none for {m.name}"
+                )
+            if not sensitivity[m.name] > 0:
+                raise InvalidArgumentError(
+                    "[allocate] every sensitivity must be above 0, for ratios are taken: got "
+                    f"{sensitivity[m.name]} for {m.name}"
+                )
+        assert sensitivity is not None
+        return [sensitivity[m.name] for m in matrices]
+    if all(m.kurtosis is not None for m in matrices):
+        return [float(m.kurtosis or 0) for m in matrices]
+    if origin.weight is None:
+        raise InvalidArgumentError("[allocate] kurtboost needs the weights, or an analysis with the metric kurtosis")
+    from .. import ops
+
+    return [float(ops.kurtosis(origin.weight(m.name), fisher=False)) for m in matrices]
+
+
+def _boost(
+    matrices: Sequence[Matrix],
+    options: Sequence[Option],
+    grid: Grid,
+    budget: Budget,
+    method: str,
+    scores: Sequence[float],
+    stops: int,
+    top_m: int,
+) -> Choice:
+    """The rule of :func:`quantrature.allocation.boost` on the matrices of a model."""
+    import numpy as np
+
+    if stops < 0 or top_m < 0:
+        raise InvalidArgumentError(
+            f"[allocate] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
+        )
+    steps = sorted(options, key=lambda o: (_nominal(o, grid).nominal_bits, o))
+    within = [k for k, o in enumerate(steps) if _nominal(o, grid).label <= budget.bits + 1e-9]
+    if not within:
+        least = _nominal(steps[0], grid).label
+        raise InvalidArgumentError(
+            f"[allocate] {method} needs a budget of at least {least:.2f} bits a weight: got {budget.bits:.4f}"
+        )
+    base, boosted = steps[within[-1]], steps[min(within[-1] + stops, len(steps) - 1)]
+    chosen, reasons = [base] * len(matrices), [f"{method}: base"] * len(matrices)
+    flagged: dict[str, list[int]] = {}
+    roles: dict[str, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        roles.setdefault(matrix.role, []).append(i)
+    for role, members in roles.items():
+        members.sort(key=lambda i: matrices[i].block)
+        of_role: np.ndarray[Any, np.dtype[np.float64]] = np.array([scores[i] for i in members])
+        found = conspicuous(of_role, ratio=method == "sensiboost")
+        for place, position in enumerate(found[: top_m or None]):
+            i = members[position]
+            chosen[i] = boosted
+            reasons[i] = f"{method}: conspicuous, place {place + 1} among {role}"
+            flagged.setdefault(role, []).append(matrices[i].block)
+    return Choice(chosen, reasons, {"setting": base.key, "boosted": boosted.key, "flagged": flagged})

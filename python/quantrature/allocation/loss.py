@@ -56,7 +56,8 @@ class LossModel:
     Args:
         names, columns, numels: name, in_features and number of weights of each matrix.
         loss_changes: for each matrix, setting to loss change at the references.
-        errors: for each matrix, setting to error energy, where measured.
+        errors: for each matrix, setting to error energy, where measured, in the analysis.
+        candidates: the same for the grids to predict, where they are of another kind.
 
     Attributes:
         floored: reference to how many matrices counted as more than their own PQI says there.
@@ -66,13 +67,14 @@ class LossModel:
         InvalidArgumentError: for a matrix without references, and for numbers that are not finite.
     """
 
-    def __init__(  # noqa: D107 (the class says it)
+    def __init__(
         self,
         names: Sequence[str],
         columns: Sequence[int],
         numels: Sequence[int],
         loss_changes: Sequence[Mapping[str, float]],
         errors: Sequence[Mapping[str, float]],
+        candidates: Sequence[Mapping[str, float]] | None = None,
     ) -> None:
         settings = list(loss_changes[0]) if loss_changes else []
         for name, changes, error in zip(names, loss_changes, errors, strict=True):
@@ -108,6 +110,8 @@ class LossModel:
                 references.append(Reference(energy, max(loss, low)))
         for references in self._references:
             references.sort(key=lambda reference: reference.error)
+        if candidates is not None and self.measured:
+            self._errors = [{Option.parse(key): value for key, value in error.items()} for error in candidates]
 
     def error(self, i: int, option: Option) -> float | None:
         """Error energy of matrix i at a setting; ``None`` for outliers that were not measured."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -86,14 +85,9 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     else:
         each = row_bytes(entry.meta_bits, parameters) + 4 * groups_in(parameters, META_GROUP)
     size = rows * row_bytes(entry.bits, columns) + each * (1 if entry.sym else 2)
-    outliers = outlier_count(rows * columns, entry.outliers)
-    if outliers:
+    if entry.outliers > 0:
+        outliers = round(entry.outliers * rows * columns)
         column = 2 if columns <= 1 << 16 else 4
         offset = 4 if outliers < 1 << 31 else 8
         size += outliers * (VALUE_BYTES[dtype] + column) + offset * (rows + 1)
     return size
-
-
-def outlier_count(numel: int, share: float) -> int:
-    """How many weights a share of outliers is."""
-    return math.floor(share * numel)

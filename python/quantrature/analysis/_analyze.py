@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import fingerprint
+from .._arrays import dtype_name
 from .._C import InvalidArgumentError
+from ..allocation.options import Option
 from ..evaluate._forward import not_training
-from ..methods import METHODS, image_of, solver_of
+from ..methods import image_of, solver_of
 from ..models import Linears, find_linears
 from ..plan import PlanEntry
 from ..progress import Bar
 from ..progress import progress as progress_bar
 from ..text import token_windows
+from .errors import Outcome, candidates, outcomes
 from .integral import Integral, integrate
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
 from .path import Moved, WeightPath, gradient_checkpointing, mean_nll
@@ -118,12 +121,18 @@ def analyze(
     checkpointed = gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext()
     scores: dict[str, Mapping[str, float]] = {}
     maps: dict[str, Mapping[str, torch.Tensor]] = {}
+    ways: dict[str, dict[str, Outcome]] = {}
     proofs: list[Proof] = []
     changes: dict[str, Mapping[str, float]] = {}
     snapshots: list[Snapshot] = []
     with not_training(model), progress_bar("analyzing", total, progress) as bar:
         moved = work.towards(entries[0])
         scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
+        if "pqi" in metrics:
+            options = sorted({*candidates(group_size), *(Option(e.bits, e.group_size) for e in entries)})
+            for linear in linears:
+                weight = linear.weight.cpu().contiguous()
+                ways[linear.name] = outcomes(linear.name, weight, options, lambda option: option.entry(solver, sym))
         with WeightPath(model, moved) as path, checkpointed:
             if "activation_error" in metrics:
                 scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
@@ -160,6 +169,9 @@ def analyze(
             linear.in_features,
             {metric: scores[metric][linear.name] for metric in metrics},
             {setting: signed[linear.name] for setting, signed in changes.items()},
+            {setting: found.error for setting, found in ways.get(linear.name, {}).items()},
+            {setting: found.nbytes for setting, found in ways.get(linear.name, {}).items()},
+            dtype_name(linear.parameter),
         )
         for linear in linears
     )
@@ -220,7 +232,5 @@ class _Work:
             predicted = sum(integral.signed.values())
             within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
             if within is not False or nodes >= effort.max_nodes:
-                return integral, Proof(
-                    setting, method, effort.rule, nodes, predicted, measured, evaluations, within
-                )
+                return integral, Proof(setting, method, effort.rule, nodes, predicted, measured, evaluations, within)
             nodes = min(2 * nodes, effort.max_nodes)

@@ -83,7 +83,9 @@ def check_gradient(m: Moved, gradient: torch.Tensor, t: float, sample: int) -> N
 def check_loss(loss: torch.Tensor, t: float, sample: int) -> None:
     """The same for a loss."""
     if not math.isfinite(float(loss.detach())):
-        raise QuantratureError(f"[analyze] the loss is {float(loss.detach())} at node t={t:.4g}, calibration sample {sample}")
+        raise QuantratureError(
+            f"[analyze] the loss is {float(loss.detach())} at node t={t:.4g}, calibration sample {sample}"
+        )
 
 
 def integrate(
@@ -136,7 +138,9 @@ def integrate(
             ops.pqi_accumulate(of_sample[m.name], gradient, step.weight)
             return
         if abs_mode == "per_node":
-            signed[m.name] += step.weight * ops.pqi_sum(gradient.float(), path.original(m).cpu(), m.stored_image().cpu())
+            signed[m.name] += step.weight * ops.pqi_sum(
+                gradient.float(), path.original(m).cpu(), m.stored_image().cpu()
+            )
             gradient.abs_()
         ops.pqi_accumulate(sums[m.name], gradient, step.weight)
 
@@ -153,7 +157,7 @@ def integrate(
                     at = step.t
                 loss = next_token_nll(path.model, mine[step.first : step.first + batch_size])
                 check_loss(loss, step.t, step.first * ranks + rank)
-                (loss / tokens_in_all).backward()  # type: ignore[no-untyped-call]
+                (loss / tokens_in_all).backward()
                 advance(windows_at[step.first])
             for m in path.moved if abs_mode == "per_sample" else ():
                 share = of_sample[m.name]

@@ -108,7 +108,7 @@ def gradient_scores(
         for sample in range(len(windows)):
             loss = next_token_nll(path.model, windows[sample : sample + 1])
             check_loss(loss, 0.0, sample)
-            (loss / (windows.shape[1] - 1)).backward()  # type: ignore[no-untyped-call]
+            (loss / (windows.shape[1] - 1)).backward()
             advance(1)
 
     scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}

@@ -57,8 +57,8 @@ class MatrixSensitivity:
         name, role, block, out_features, in_features: as in :class:`quantrature.models.LinearWeight`.
         scores: metric to score; see ``METRICS``.
         loss_change: setting to the predicted loss change (the signed PQI of the matrix), nats per token.
-        error: setting to the energy of the quantization error, sum of (w~ - w)^2; of the settings that an allocator
-            may choose from, all that was measured.
+        error: setting to the energy of the quantization error, sum of (w~ - w)^2, for settings to choose from.
+        nbytes: setting to bytes as stored, for the same settings.
         dtype: of the weights; unless known, the one that takes the most room.
     """
 
@@ -70,6 +70,7 @@ class MatrixSensitivity:
     scores: Mapping[str, float]
     loss_change: Mapping[str, float]
     error: Mapping[str, float] = field(default_factory=dict)
+    nbytes: Mapping[str, int] = field(default_factory=dict)
     dtype: str = "float32"
 
     @property

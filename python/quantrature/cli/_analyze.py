@@ -41,7 +41,9 @@ def run(
         bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
     ] = False,
     map_folder: Annotated[str | None, typer.Option(help="Keep the accumulators in files of this folder.")] = None,
-    state_file: Annotated[str | None, typer.Option(help="Save the state there, to go on after an interruption.")] = None,
+    state_file: Annotated[
+        str | None, typer.Option(help="Save the state there, to go on after an interruption.")
+    ] = None,
     resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,

@@ -22,7 +22,9 @@ def run(
     outliers: Annotated[float, typer.Option(help="Share of the weights kept exactly.")] = 0.0,
     ignore: Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")] = None,
     calibration: Annotated[str | None, typer.Option(help="Text for methods that read one; none does yet.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
+    ] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Of one safetensors file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large and how long.")] = False,
@@ -96,6 +98,6 @@ def run(
         ("matrices", str(len(found.modules))),
         ("bits per weight", f"{found.bits_per_weight:.3f}, scales, zeros and outliers included"),
         ("bytes", f"{found.bytes:,} and {found.other_bytes:,} of other tensors"),
-        ("written to", output),
+        ("written to", str(output)),
     ]
     print_table(f"{model}, quantized", rows)

@@ -20,7 +20,6 @@ from ..methods import solver_of
 from ..models import find_linears, load_model, load_tokenizer
 from ..models.loading import quiet
 from ..plan import Plan, PlanEntry
-from ..progress import progress as progress_bar
 from ..text import token_windows
 from . import text
 
@@ -73,9 +72,7 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
     calibration = token_windows(
         [text.calibration_text()], tokenizer, seqlen=SEQLEN, nsamples=CALIBRATION_WINDOWS, seed=0
     )
-    evaluation = token_windows(
-        [text.evaluation_text()], tokenizer, seqlen=SEQLEN, max_tokens=EVALUATION_TOKENS
-    )
+    evaluation = token_windows([text.evaluation_text()], tokenizer, seqlen=SEQLEN, max_tokens=EVALUATION_TOKENS)
     original = load_model(MODEL, "float32")
     reference = evaluate.perplexity(original, evaluation, progress=progress)
     weights = [linear.weight for linear in find_linears(original)]

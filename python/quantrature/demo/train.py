@@ -25,6 +25,7 @@ FINAL_LEARNING_RATE = 0.02  # as a fraction of the peak
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m quantrature.demo.train",
         description="Train the demo model on the standard library of the running Python.",
@@ -71,10 +72,12 @@ def train_tokenizer(corpus: str, vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, part: str) -> torch.Tensor:
+    """Return the token ids of a text, int64, one-dimensional."""
     return torch.tensor(tokenizer.backend_tokenizer.encode(part).ids)
 
 
 def build_model(options: argparse.Namespace, end_of_text: int) -> LlamaForCausalLM:
+    """Return a model with random weights."""
     config = LlamaConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
@@ -106,17 +109,17 @@ def batches(tokens: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor
 def learning_rate(step: int, options: argparse.Namespace) -> float:
     """Return the rate of a step, counted from 1: a linear warm-up and then half a cosine."""
     if step <= options.warmup:
-        return options.learning_rate * step / options.warmup
+        return float(options.learning_rate * step / options.warmup)
     progress = (step - options.warmup) / (options.steps - options.warmup)
     cosine = (1 + math.cos(math.pi * progress)) / 2
-    return options.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+    return float(options.learning_rate * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine))
 
 
 @torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
     """Return the mean loss, in nats a token, over consecutive windows that share no context."""
     windows = _windows(tokens)
-    total = sum(float(model(input_ids=b, labels=b, use_cache=False).loss) * len(b) for b in windows.split(32))
+    total = math.fsum(float(model(input_ids=b, labels=b, use_cache=False).loss) * len(b) for b in windows.split(32))
     return total / len(windows)
 
 
@@ -175,6 +178,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def main() -> None:
+    """Train, evaluate and save."""
     options = parse_arguments()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
@@ -192,7 +196,8 @@ def main() -> None:
     evaluation_text = text.evaluation_text()
     evaluation = encode(tokenizer, evaluation_text)
     print(f"evaluation loss {held_out_loss(model, evaluation):.4f} in float32", flush=True)
-    save(model.to(torch.bfloat16), tokenizer, options.output)
+    model.bfloat16()
+    save(model, tokenizer, options.output)
     loss = held_out_loss(model.float(), evaluation)
     bits = loss * len(evaluation) / len(evaluation_text.encode()) / math.log(2)
     print(f"evaluation loss {loss:.4f} with bfloat16 weights: perplexity {math.exp(loss):.3f}, {bits:.4f} bits/byte")

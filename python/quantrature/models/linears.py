@@ -304,7 +304,7 @@ def _acts_as_linear(kind: Any) -> bool:
     if kind.forward in (nn.Linear.forward, Conv1D.forward):
         return True
     with torch.device("meta"):  # so that no random number is drawn
-        small: nn.Module = nn.Linear(3, 2) if issubclass(kind, nn.Linear) else Conv1D(2, 3)  # type: ignore[no-untyped-call]
+        small: nn.Module = nn.Linear(3, 2) if issubclass(kind, nn.Linear) else Conv1D(2, 3)
     small.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in small.parameters():

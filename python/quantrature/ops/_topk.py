@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,4 +60,4 @@ def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
     if not together:
         return values, indices
     ends = [0, *np.cumsum(counts).tolist()]
-    return [(values[a:b], indices[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [(values[a:b], indices[a:b]) for a, b in pairwise(ends)]

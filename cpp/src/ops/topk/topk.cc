@@ -21,8 +21,8 @@ namespace {
 constexpr int64_t kSpan = 4096;  // elements that a kernel sees at once
 constexpr int64_t kTaskSpans = 16;
 constexpr int64_t kSmall = 1 << 16;  // up to here all elements are candidates
-constexpr int64_t kSampleLines = 4096;
-constexpr int64_t kLine = 4;  // neighbours that a sample takes at one place
+constexpr int64_t kSampleLines = 1024;
+constexpr int64_t kLine = 16;  // neighbours that a sample takes at one place: a cache line
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
@@ -71,35 +71,51 @@ void put_value(void* values, DType dtype, int64_t at, float value) {
 struct Cut {
   uint32_t threshold;
   int64_t ties;
+  bool has_nan;
 };
 
-// The k-th largest of n keys, 1 <= k <= n, which are overwritten. counts holds kBins.
+constexpr uint32_t kNanKey = 0xFFFFFFFFu;
 constexpr uint32_t kBins = 4096;
 
-Cut cut_keys(uint32_t* keys, int64_t n, int64_t k, uint32_t* counts) {
-  for (;;) {
-    uint32_t low = keys[0], high = keys[0];
-    for (int64_t i = 1; i < n; ++i) {
-      low = std::min(low, keys[i]);
-      high = std::max(high, keys[i]);
-    }
-    const uint32_t bins = static_cast<uint32_t>(std::clamp<int64_t>(n, 16, kBins));
-    uint32_t shift = 0;
-    while ((high - low) >> shift >= bins) ++shift;
-    const uint32_t used = ((high - low) >> shift) + 1;
-    std::fill_n(counts, used, 0u);
-    for (int64_t i = 0; i < n; ++i) ++counts[(keys[i] - low) >> shift];
-    uint32_t bin = used - 1;
-    while (counts[bin] < k) k -= counts[bin--];
-    if (shift == 0) return {low + bin, k};
-    int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t key = keys[i];
-      keys[kept] = key;
-      kept += (key - low) >> shift == bin;
-    }
-    n = kept;
+struct Keys {
+  const uint32_t* keys;
+  uint32_t operator()(int64_t i) const { return keys[i]; }
+};
+
+struct KeysOfValues {
+  const float* values;
+  bool by_abs;
+  uint32_t operator()(int64_t i) const { return ordered_key(score_of(values[i], by_abs)); }
+};
+
+// The k-th largest of n keys, 1 <= k <= n. counts holds kBins; kept is scratch, and may be the keys.
+template <class KeyAt>
+Cut cut_keys(const KeyAt& key_at, int64_t n, int64_t k, uint32_t* counts, std::vector<uint32_t>& kept) {
+  uint32_t low = key_at(0), high = low;
+  for (int64_t i = 1; i < n; ++i) {
+    const uint32_t key = key_at(i);
+    low = std::min(low, key);
+    high = std::max(high, key);
   }
+  if (high == kNanKey) return {0, 0, true};
+  const uint32_t bins = static_cast<uint32_t>(std::clamp<int64_t>(n, 16, kBins));
+  uint32_t shift = 0;
+  while ((high - low) >> shift >= bins) ++shift;
+  const uint32_t used = ((high - low) >> shift) + 1;
+  std::fill_n(counts, used, 0u);
+  for (int64_t i = 0; i < n; ++i) ++counts[(key_at(i) - low) >> shift];
+  uint32_t bin = used - 1;
+  while (counts[bin] < k) k -= counts[bin--];
+  if (shift == 0) return {low + bin, k, false};
+  const int64_t in_bin = counts[bin];
+  if (kept.size() <= static_cast<size_t>(in_bin)) kept.resize(static_cast<size_t>(in_bin) + 1);
+  int64_t at = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t key = key_at(i);
+    kept[static_cast<size_t>(at)] = key;
+    at += (key - low) >> shift == bin;
+  }
+  return cut_keys(Keys{kept.data()}, in_bin, k, counts, kept);
 }
 
 // Candidates that a span contributed: [start, start + count) of the buffers.
@@ -111,14 +127,14 @@ struct Batch {
 struct Candidates {
   int64_t capacity;
   std::unique_ptr<float[]> values;
-  std::unique_ptr<uint32_t[]> offsets;
+  std::unique_ptr<uint16_t[]> offsets;
   std::vector<Batch> of_span;
   std::atomic<int64_t> used{0};
 
   Candidates(int64_t spans, int64_t room)
       : capacity(room),
         values(new float[static_cast<size_t>(room)]),
-        offsets(new uint32_t[static_cast<size_t>(room)]),
+        offsets(new uint16_t[static_cast<size_t>(room)]),
         of_span(static_cast<size_t>(spans)) {}
 };
 
@@ -132,15 +148,6 @@ struct Selection {
   const Span& span(int64_t i) const { return spans[static_cast<size_t>(i)]; }
 
   uint32_t key_of(float x) const { return ordered_key(score_of(x, by_abs())); }
-
-  void emit(const Span& s, uint32_t offset, float value, int64_t at) const {
-    args.indices[at] = s.base + offset;
-    put_value(args.values, s.m->dtype, at, value);
-  }
-
-  void count(const Span& s, int64_t selected) const {
-    if (args.counts != nullptr) args.counts[s.matrix] += selected;
-  }
 };
 
 // A score which about k elements, and with great likelihood at least k, reach; and how many to expect.
@@ -150,85 +157,145 @@ struct Bound {
 };
 
 Bound sample_bound(const Selection& s, uint32_t* counts) {
-  std::vector<uint32_t> keys;
-  keys.reserve(kSampleLines * kLine);
+  struct Place {
+    const Span* span;
+    int64_t begin;
+  };
+  std::vector<Place> places(kSampleLines);
   uint64_t state = 0x9E3779B97F4A7C15u;
   const auto draw = [&](int64_t below) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return static_cast<int64_t>((state >> 33) % static_cast<uint64_t>(below));
   };
-  for (int64_t line = 0; line < kSampleLines; ++line) {
-    const Span& span = s.span(draw(s.span_count()));
-    const int64_t n = std::min(kLine, span.n);
+  for (Place& place : places) {
+    place.span = &s.span(draw(s.span_count()));
+    place.begin = place.span->begin + draw(place.span->n - std::min(kLine, place.span->n) + 1);
+    const Matrix& m = *place.span->m;
+    __builtin_prefetch(static_cast<const char*>(m.data) +
+                       (place.span->row * m.row_stride + place.begin) * element_size(m.dtype));
+  }
+  std::vector<uint32_t> keys;
+  keys.reserve(kSampleLines * kLine);
+  for (const Place& place : places) {
+    const int64_t n = std::min(kLine, place.span->n);
     float buffer[kLine];
-    const float* x = float_row(*span.m, span.row, span.begin + draw(span.n - n + 1), n, buffer);
+    const float* x = float_row(*place.span->m, place.span->row, place.begin, n, buffer);
     for (int64_t i = 0; i < n; ++i) keys.push_back(s.key_of(x[i]));
   }
   const double size = static_cast<double>(keys.size());
   const double likely = static_cast<double>(s.args.k) / static_cast<double>(s.total) * size;
   const int64_t rank = static_cast<int64_t>(likely + 4 * std::sqrt(likely) + 4);
   if (rank >= static_cast<int64_t>(keys.size())) return {kLowest, s.total};
-  const uint32_t key = cut_keys(keys.data(), static_cast<int64_t>(keys.size()), rank, counts).threshold;
+  const Cut cut = cut_keys(Keys{keys.data()}, static_cast<int64_t>(keys.size()), rank, counts, keys);
+  if (cut.has_nan) return {kLowest, 0};
   const double expected = static_cast<double>(rank) / size * static_cast<double>(s.total);
-  return {score_of_key(key), static_cast<int64_t>(expected)};
+  return {score_of_key(cut.threshold), static_cast<int64_t>(expected)};
+}
+
+// What was gathered from one span, in order; and room for it.
+struct Found {
+  const float* values;
+  const uint16_t* offsets;
+  int64_t count;
+};
+
+struct Scratch {
+  float wide[kSpan];
+  float values[kSpan];
+  uint16_t offsets[kSpan];
+};
+
+Found gather_span(const Selection& s, int64_t i, float low, Scratch& scratch) {
+  const int64_t count = kernels().topk_gather(read(s.span(i), scratch.wide), s.span(i).n, s.by_abs(), low,
+                                              scratch.values, scratch.offsets);
+  return {scratch.values, scratch.offsets, count};
 }
 
 // Gathers everything from low up; false where that is more than there is room for.
-bool gather(const Selection& s, float low, Candidates& found) {
+bool gather(const Selection& s, float low, Candidates& candidates) {
   parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
-    float wide[kSpan], values[kSpan];
-    uint32_t offsets[kSpan];
+    Scratch scratch;
     for (int64_t i = first; i < last; ++i) {
-      const Span& span = s.span(i);
-      const int64_t count = kernels().topk_gather(read(span, wide), span.n, s.by_abs(), low, values, offsets);
-      const int64_t start = found.used.fetch_add(count);
-      found.of_span[static_cast<size_t>(i)] = {start, count};
-      if (start + count > found.capacity) continue;
-      std::copy_n(values, count, found.values.get() + start);
-      std::copy_n(offsets, count, found.offsets.get() + start);
+      const Found found = gather_span(s, i, low, scratch);
+      const int64_t start = candidates.used.fetch_add(found.count);
+      candidates.of_span[static_cast<size_t>(i)] = {start, found.count};
+      if (start + found.count > candidates.capacity) continue;
+      std::copy_n(found.values, found.count, candidates.values.get() + start);
+      std::copy_n(found.offsets, found.count, candidates.offsets.get() + start);
     }
   });
-  return found.used <= found.capacity;
+  return candidates.used <= candidates.capacity;
 }
 
-// Writes what the cut selects among the candidates, in order.
-void emit_candidates(const Selection& s, const Candidates& found, Cut cut) {
-  int64_t at = 0;
-  for (int64_t i = 0; at < s.args.k; ++i) {
-    const Span& span = s.span(i);
-    const Batch batch = found.of_span[static_cast<size_t>(i)];
-    const int64_t before = at;
-    for (int64_t c = batch.start; c < batch.start + batch.count && at < s.args.k; ++c) {
-      const uint32_t key = s.key_of(found.values[static_cast<size_t>(c)]);
-      const int64_t tie = key == cut.threshold && cut.ties > 0;
-      s.emit(span, found.offsets[static_cast<size_t>(c)], found.values[static_cast<size_t>(c)], at);
-      cut.ties -= tie;
-      at += key > cut.threshold || tie;
+// Writes what the cut selects, in order. found_in(i, scratch) has at least that of span i.
+template <class FoundIn>
+void write_selected(const Selection& s, Cut cut, FoundIn&& found_in) {
+  const float reached = score_of_key(cut.threshold);
+  const bool by_abs = s.by_abs();
+  struct Share {
+    int64_t above, ties, start;
+  };
+  std::vector<Share> shares(s.spans.size());
+  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
+    Scratch scratch;
+    for (int64_t i = first; i < last; ++i) {
+      const Found found = found_in(i, scratch);
+      Share& share = shares[static_cast<size_t>(i)];
+      for (int64_t c = 0; c < found.count; ++c) {
+        const float score = score_of(found.values[c], by_abs);
+        share.above += score > reached;
+        share.ties += score == reached;
+      }
     }
-    s.count(span, at - before);
+  });
+  int64_t at = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    shares[i].start = at;
+    shares[i].ties = std::min(shares[i].ties, cut.ties);
+    cut.ties -= shares[i].ties;
+    const int64_t selected = shares[i].above + shares[i].ties;
+    at += selected;
+    if (s.args.counts != nullptr) s.args.counts[s.spans[i].matrix] += selected;
   }
+  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
+    Scratch scratch;
+    for (int64_t i = first; i < last; ++i) {
+      const Share& share = shares[static_cast<size_t>(i)];
+      int64_t to = share.start, ties = share.ties;
+      const int64_t end = to + share.above + ties;
+      if (to == end) continue;
+      const Found found = found_in(i, scratch);
+      const Span& span = s.span(i);
+      // Written whether selected or not, and then kept or not, because which are is not to be predicted.
+      for (int64_t c = 0; to < end; ++c) {
+        const float score = score_of(found.values[c], by_abs);
+        const bool tie = score == reached && ties > 0;
+        s.args.indices[to] = span.base + found.offsets[c];
+        put_value(s.args.values, span.m->dtype, to, found.values[c]);
+        ties -= tie;
+        to += score > reached || tie;
+      }
+    }
+  });
 }
 
-// One pass over the data; false where the candidates are too few or too many.
+// One pass over the data; false where the candidates are too few or too many, or NaN is among them.
 bool select_among_candidates(const Selection& s, uint32_t* counts) {
   Bound bound{kLowest, s.total};
   if (s.total > kSmall) {
     if (s.args.k > s.total / 8) return false;
     bound = sample_bound(s, counts);
   }
-  const int64_t room = std::min(s.total, 2 * bound.expected + kSpan);
-  Candidates found(s.span_count(), room);
-  if (!gather(s, bound.low, found) || found.used < s.args.k) return false;
-  const int64_t n = found.used;
-  const std::unique_ptr<uint32_t[]> keys(new uint32_t[static_cast<size_t>(n)]);
-  bool has_nan = false;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t key = s.key_of(found.values[static_cast<size_t>(i)]);
-    keys[static_cast<size_t>(i)] = key;
-    has_nan |= key == 0xFFFFFFFFu;
-  }
-  if (has_nan) return false;
-  emit_candidates(s, found, cut_keys(keys.get(), n, s.args.k, counts));
+  Candidates candidates(s.span_count(), std::min(s.total, 2 * bound.expected + kSpan));
+  if (!gather(s, bound.low, candidates) || candidates.used < s.args.k) return false;
+  std::vector<uint32_t> kept;
+  const Cut cut =
+      cut_keys(KeysOfValues{candidates.values.get(), s.by_abs()}, candidates.used, s.args.k, counts, kept);
+  if (cut.has_nan) return false;
+  write_selected(s, cut, [&](int64_t i, Scratch&) {
+    const Batch batch = candidates.of_span[static_cast<size_t>(i)];
+    return Found{candidates.values.get() + batch.start, candidates.offsets.get() + batch.start, batch.count};
+  });
   return true;
 }
 
@@ -247,7 +314,7 @@ void select_by_digits(const Selection& s) {
   const int64_t per_piece = std::max<int64_t>(1, (s.span_count() + 63) / 64);
   const int64_t pieces = (s.span_count() + per_piece - 1) / per_piece;
   std::vector<uint32_t> counts(static_cast<size_t>(pieces) * kBins);
-  Cut cut{0, s.args.k};
+  Cut cut{0, s.args.k, false};
   KeyDigit digit{20, 12, 0};
   for (;;) {
     std::fill(counts.begin(), counts.end(), 0u);
@@ -271,47 +338,7 @@ void select_by_digits(const Selection& s) {
   }
 
   const float low = score_of_key(cut.threshold);
-  struct Share {
-    int64_t above, ties;
-  };
-  std::vector<Share> shares(s.spans.size());
-  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
-    float wide[kSpan], values[kSpan];
-    uint32_t offsets[kSpan];
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t count =
-          kernels().topk_gather(read(s.span(i), wide), s.span(i).n, s.by_abs(), low, values, offsets);
-      int64_t above = 0;
-      for (int64_t c = 0; c < count; ++c) above += s.key_of(values[c]) > cut.threshold;
-      shares[static_cast<size_t>(i)] = {above, count - above};
-    }
-  });
-  std::vector<int64_t> starts(s.spans.size());
-  int64_t at = 0;
-  for (size_t i = 0; i < shares.size(); ++i) {
-    starts[i] = at;
-    shares[i].ties = std::min(shares[i].ties, cut.ties);
-    cut.ties -= shares[i].ties;
-    at += shares[i].above + shares[i].ties;
-    s.count(s.spans[i], shares[i].above + shares[i].ties);
-  }
-  parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
-    float wide[kSpan], values[kSpan];
-    uint32_t offsets[kSpan];
-    for (int64_t i = first; i < last; ++i) {
-      int64_t ties = shares[static_cast<size_t>(i)].ties;
-      if (shares[static_cast<size_t>(i)].above + ties == 0) continue;
-      const int64_t count =
-          kernels().topk_gather(read(s.span(i), wide), s.span(i).n, s.by_abs(), low, values, offsets);
-      int64_t to = starts[static_cast<size_t>(i)];
-      for (int64_t c = 0; c < count; ++c) {
-        const bool above = s.key_of(values[c]) > cut.threshold;
-        if (!above && ties == 0) continue;
-        ties -= !above;
-        s.emit(s.span(i), offsets[c], values[c], to++);
-      }
-    }
-  });
+  write_selected(s, cut, [&](int64_t i, Scratch& scratch) { return gather_span(s, i, low, scratch); });
 }
 
 // The same within each row on its own; row by row the bound comes from the row before.
@@ -321,28 +348,29 @@ void select_rows(const TopkArgs& a) {
   const size_t cols = static_cast<size_t>(m.cols);
   const int64_t pieces = std::min<int64_t>(m.rows, 4 * num_threads());
   const int64_t per_piece = (m.rows + pieces - 1) / pieces;
-  struct Scratch {
+  struct RowScratch {
     std::vector<float> values;
-    std::vector<uint32_t> offsets, keys, counts;
+    std::vector<uint32_t> columns, kept, counts;
   };
-  std::vector<Scratch> scratch(static_cast<size_t>(pieces));
-  for (Scratch& s : scratch)
-    s = {std::vector<float>(cols), std::vector<uint32_t>(cols), std::vector<uint32_t>(cols),
+  std::vector<RowScratch> scratch(static_cast<size_t>(pieces));
+  for (RowScratch& s : scratch)
+    s = {std::vector<float>(cols), std::vector<uint32_t>(cols), std::vector<uint32_t>(cols + 1),
          std::vector<uint32_t>(kBins)};
   std::atomic<int64_t> first_nan = m.rows * m.cols;
 
   parallel_for_pieces(m.rows, per_piece, [&](int64_t first, int64_t last) {
-    Scratch& own = scratch[static_cast<size_t>(first / per_piece)];
+    RowScratch& own = scratch[static_cast<size_t>(first / per_piece)];
     float wide[kSpan];
+    uint16_t offsets[kSpan];
     float low = kLowest;
     const auto gather_row = [&](int64_t row) {
       int64_t found = 0;
       for (int64_t begin = 0; begin < m.cols; begin += kSpan) {
         const int64_t n = std::min(kSpan, m.cols - begin);
         const int64_t count = kernels().topk_gather(float_row(m, row, begin, n, wide), n, by_abs, low,
-                                                    own.values.data() + found, own.offsets.data() + found);
-        for (int64_t c = found; c < found + count; ++c)
-          own.offsets[static_cast<size_t>(c)] += static_cast<uint32_t>(begin);
+                                                    own.values.data() + found, offsets);
+        for (int64_t c = 0; c < count; ++c)
+          own.columns[static_cast<size_t>(found + c)] = static_cast<uint32_t>(begin + offsets[c]);
         found += count;
       }
       return found;
@@ -353,26 +381,26 @@ void select_rows(const TopkArgs& a) {
         low = kLowest;
         n = gather_row(row);
       }
-      for (int64_t c = 0; c < n; ++c) {
-        const size_t i = static_cast<size_t>(c);
-        own.keys[i] = ordered_key(score_of(own.values[i], by_abs));
-        if (own.keys[i] != 0xFFFFFFFFu) continue;
-        const int64_t at = row * m.cols + own.offsets[i];
+      Cut cut = cut_keys(KeysOfValues{own.values.data(), by_abs}, n, a.k, own.counts.data(), own.kept);
+      if (cut.has_nan) {
+        const auto nan =
+            std::find_if(own.values.begin(), own.values.end(), [](float x) { return std::isnan(x); });
+        const int64_t at = row * m.cols + own.columns[static_cast<size_t>(nan - own.values.begin())];
         for (int64_t before = first_nan; at < before && !first_nan.compare_exchange_weak(before, at);) {
         }
         return;
       }
-      Cut cut = cut_keys(own.keys.data(), n, a.k, own.counts.data());
-      int64_t to = row * a.k;
-      for (int64_t c = 0; c < n; ++c) {
-        const size_t i = static_cast<size_t>(c);
-        const uint32_t key = ordered_key(score_of(own.values[i], by_abs));
-        if (key < cut.threshold || (key == cut.threshold && cut.ties == 0)) continue;
-        cut.ties -= key == cut.threshold;
-        a.indices[to] = row * m.cols + own.offsets[i];
-        put_value(a.values, m.dtype, to++, own.values[i]);
-      }
       const float reached = score_of_key(cut.threshold);
+      const int64_t end = (row + 1) * a.k;
+      int64_t to = row * a.k;
+      for (size_t c = 0; to < end; ++c) {
+        const float score = score_of(own.values[c], by_abs);
+        const bool tie = score == reached && cut.ties > 0;
+        a.indices[to] = row * m.cols + own.columns[c];
+        put_value(a.values, m.dtype, to, own.values[c]);
+        cut.ties -= tie;
+        to += score > reached || tie;
+      }
       low = reached > 0 ? 0.8f * reached : kLowest;
     }
   });

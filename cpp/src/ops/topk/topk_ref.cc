@@ -6,12 +6,12 @@ namespace {
 // Values and offsets, in order, of the elements whose score is at least low, and of every NaN; returns how
 // many.
 int64_t topk_gather(const float* x, int64_t n, bool by_abs, float low, float* values,
-                    uint32_t* offsets) noexcept {
+                    uint16_t* offsets) noexcept {
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (score_of(x[i], by_abs) < low) continue;
     values[count] = x[i];
-    offsets[count++] = static_cast<uint32_t>(i);
+    offsets[count++] = static_cast<uint16_t>(i);
   }
   return count;
 }

@@ -1,0 +1,441 @@
+"""Times the ops of this package beside what users call instead and beside the machine's own copy and read.
+
+    python bench/peers.py [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
+
+Within a round the machine, this package and the peer take turns, so that what else the machine does meets all three.
+A figure is the median over the rounds, a ratio the median of the rounds' ratios; with --best both are of minima, for a
+machine that is busy otherwise. Peers that are not installed are named in their rows and left out. Results are written
+where the caller keeps them: outputs are allocated beforehand for this package and its peers where both can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import quantrature
+from quantrature import ops
+
+Call = Callable[[], Any]
+Make = Callable[[], Call]
+
+SLOW_SECONDS = 1.0
+"""A peer that takes longer is timed once."""
+
+
+class Data:
+    """The arrays that rows share: a heavy-tailed matrix (std 0.02, every 839th number times 8) and companions."""
+
+    def __init__(self, side: int) -> None:
+        torch.manual_seed(0)
+        self.side = side
+        self.w = torch.randn(side, side) * 0.02
+        self.w.view(-1)[torch.randperm(self.w.numel())[: self.w.numel() // 839]] *= 8
+        self.acc = torch.zeros_like(self.w)
+        self.k = int(self.w.numel() * 0.005)
+
+    @cached_property
+    def gradient(self) -> torch.Tensor:
+        """Shaped like the matrix."""
+        return torch.randn_like(self.w)
+
+    @cached_property
+    def half_gradient(self) -> torch.Tensor:
+        """The same in bfloat16."""
+        return self.gradient.bfloat16()
+
+    @cached_property
+    def image(self) -> torch.Tensor:
+        """Stands for quantized weights, at a distance of about 1, so that finalizing in place again and again keeps its
+        input what it is."""
+        return self.w + torch.where(self.gradient < 0, -1.0, 1.0)
+
+    @cached_property
+    def out(self) -> torch.Tensor:
+        """Where results go."""
+        return torch.zeros_like(self.w)
+
+    @cached_property
+    def codes(self) -> torch.Tensor:
+        """4-bit codes, one in each byte."""
+        return torch.randint(0, 16, (self.side, self.side), dtype=torch.uint8)
+
+    @cached_property
+    def flat(self) -> np.ndarray:
+        """The matrix as a NumPy vector."""
+        return self.w.numpy().ravel()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: an op, what it is compared with, and how to make the calls; what is absent fails there."""
+
+    op: str
+    goal: str
+    unit: str
+    ours: Make
+    peer: str
+    theirs: Make
+
+
+def _hqq(d: Data, bits: int, axis: int, optimize: bool) -> Call:
+    from hqq.core.quantize import Quantizer
+
+    return lambda: Quantizer.quantize(
+        d.w, nbits=bits, group_size=64, optimize=optimize, axis=axis, device="cpu", compute_dtype=torch.float32
+    )
+
+
+def _hqq_dequantize(d: Data) -> Call:
+    from hqq.core.quantize import Quantizer
+
+    codes, meta = _hqq(d, 4, 1, False)()
+    return lambda: Quantizer.dequantize(codes, meta)
+
+
+def _dequantize(d: Data) -> Call:
+    quantized = ops.quantize(d.w, 4, 64)
+    return lambda: ops.dequantize(quantized, out=d.out)
+
+
+def _scipy_kurtosis(d: Data, axis: int | None) -> Call:
+    from scipy.stats import kurtosis
+
+    return lambda: kurtosis(d.w.numpy(), axis=axis)
+
+
+def _torch_kurtosis(d: Data) -> Call:
+    def call() -> torch.Tensor:
+        apart = d.w - d.w.mean()
+        return (apart**4).mean() / (apart * apart).mean() ** 2 - 3
+
+    return call
+
+
+def _torch_split(d: Data) -> Call:
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        keep = d.w.abs() >= torch.topk(d.w.abs().view(-1), d.k, sorted=False).values.min()
+        return (d.w * keep).to_sparse_csr(), d.w.masked_fill(keep, 0)
+
+    return call
+
+
+def _finalize_and_select(d: Data) -> Call:
+    sums = d.gradient.clone()
+
+    def call() -> Any:
+        return ops.topk(ops.pqi_finalize(sums, d.w, d.image), d.k)
+
+    return call
+
+
+def _torch_finalize_and_select(d: Data) -> Call:
+    return lambda: torch.topk((d.gradient * (d.image - d.w)).abs_().view(-1), d.k, sorted=False)
+
+
+def _finalize(d: Data) -> Call:
+    sums = d.gradient.clone()
+    return lambda: ops.pqi_finalize(sums, d.w, d.image)
+
+
+def _sklearn_kmeans(d: Data) -> Call:
+    from sklearn.cluster import KMeans
+
+    row = d.w[0].numpy().reshape(-1, 1)
+    weight = np.random.default_rng(0).random(len(row))
+    return lambda: KMeans(n_clusters=16, random_state=0, n_init="auto", max_iter=50).fit(row, sample_weight=weight)
+
+
+def _none() -> Call:
+    raise LookupError("no peer has this op")
+
+
+def rows(d: Data) -> list[Row]:
+    """All lines, in the order of the table."""
+    return [
+        Row(
+            "quantize 4-bit g64 (minmax), packed",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64),
+            "hqq, no optimise",
+            lambda: _hqq(d, 4, 1, False),
+        ),
+        Row(
+            "HQQ solver 4-bit g64, rows",
+            "40 x hqq",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64, solver="hqq"),
+            "hqq",
+            lambda: _hqq(d, 4, 1, True),
+        ),
+        Row(
+            "HQQ solver 3-bit g64, columns",
+            "40 x hqq",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 3, 64, axis=0, solver="hqq"),
+            "hqq",
+            lambda: _hqq(d, 3, 0, True),
+        ),
+        Row(
+            "dequantize 4-bit g64 to float32",
+            "1.5 x copy",
+            "copy",
+            lambda: _dequantize(d),
+            "hqq",
+            lambda: _hqq_dequantize(d),
+        ),
+        Row(
+            "pack 4-bit codes",
+            "1.5 x own bytes",
+            "copy 0.75 byte",
+            lambda: lambda: ops.pack(d.codes, 4),
+            "-",
+            _none,
+        ),
+        Row(
+            "top-k of abs(w), 0.5 %",
+            "4 x read",
+            "read",
+            lambda: lambda: ops.topk(d.w, d.k),
+            "torch.topk",
+            lambda: lambda: torch.topk(d.w.abs().view(-1), d.k, sorted=False),
+        ),
+        Row(
+            "top-k of abs(w), 0.5 %",
+            "4 x read",
+            "read",
+            lambda: lambda: ops.topk(d.flat, d.k),
+            "numpy.argpartition",
+            lambda: lambda: np.argpartition(np.abs(d.flat), d.flat.size - d.k)[-d.k :],
+        ),
+        Row(
+            "outliers to CSR and remainder, 0.5 %",
+            "3 x copy",
+            "copy",
+            lambda: lambda: ops.extract_outliers(d.w, count=d.k, out=d.out),
+            "torch",
+            lambda: _torch_split(d),
+        ),
+        Row(
+            "the same, remainder newly allocated",
+            "",
+            "new copy",
+            lambda: lambda: ops.extract_outliers(d.w, count=d.k),
+            "torch",
+            lambda: _torch_split(d),
+        ),
+        Row(
+            "kurtosis",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.kurtosis(d.w),
+            "torch expression",
+            lambda: _torch_kurtosis(d),
+        ),
+        Row(
+            "kurtosis",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.kurtosis(d.w),
+            "scipy.stats",
+            lambda: _scipy_kurtosis(d, None),
+        ),
+        Row(
+            "kurtosis of each row",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.kurtosis(d.w, axis=1),
+            "scipy.stats",
+            lambda: _scipy_kurtosis(d, 1),
+        ),
+        Row(
+            "PQI accumulate, float32",
+            "1 x torch",
+            "copy",
+            lambda: lambda: ops.pqi_accumulate(d.acc, d.gradient, 1e-3),
+            "torch add_",
+            lambda: lambda: d.acc.add_(d.gradient, alpha=1e-3),
+        ),
+        Row(
+            "PQI accumulate, bfloat16",
+            "6 x torch",
+            "copy",
+            lambda: lambda: ops.pqi_accumulate(d.acc, d.half_gradient, 1e-3),
+            "torch add_",
+            lambda: lambda: d.acc.add_(d.half_gradient, alpha=1e-3),
+        ),
+        Row(
+            "PQI finalize (absolute)",
+            "",
+            "read",
+            lambda: _finalize(d),
+            "torch",
+            lambda: lambda: (d.gradient * (d.image - d.w)).abs_(),
+        ),
+        Row(
+            "PQI finalize and global top-k, 0.5 %",
+            "6 x read",
+            "read",
+            lambda: _finalize_and_select(d),
+            "torch",
+            lambda: _torch_finalize_and_select(d),
+        ),
+        Row(
+            "weighted 1-D k-means, 16 centroids, one row",
+            "50 x scikit-learn",
+            "read",
+            lambda: lambda: ops.kmeans_1d(d.w[0]),
+            "scikit-learn",
+            lambda: _sklearn_kmeans(d),
+        ),
+    ]
+
+
+def _machine(d: Data, unit: str) -> Call:
+    if unit == "read":
+        return lambda: d.w.sum()
+    if unit == "copy":
+        return lambda: d.acc.copy_(d.w)
+    if unit == "new copy":
+        return lambda: d.w.clone()
+    half = d.codes.numel() * 3 // 4
+    source, target = d.codes.view(-1)[:half], torch.empty(half, dtype=torch.uint8)
+    return lambda: target.copy_(source)
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _prepare(make: Make) -> tuple[Call | None, str]:
+    try:
+        call = make()
+        call()
+    except Exception as e:  # whatever an absent or broken peer raises is the reason to print
+        return None, f"{type(e).__name__}: {e}".splitlines()[0][:100]
+    return call, ""
+
+
+def measure(row: Row, d: Data, rounds: int, best: bool) -> dict[str, Any]:
+    """Medians or minima in milliseconds, and the ratios."""
+    result: dict[str, Any] = {"op": row.op, "goal": row.goal, "unit": row.unit, "peer": row.peer}
+    calls = {"machine": _machine(d, row.unit)}
+    for name, make in (("ours", row.ours), ("peer", row.theirs)):
+        call, reason = _prepare(make)
+        if call is None:
+            result[f"{name}_absent"] = reason
+        else:
+            calls[name] = call
+    if "ours" not in calls:
+        return result
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds):
+        for name, call in calls.items():
+            if i == 0 or name != "peer" or times["peer"][0] < SLOW_SECONDS:
+                times[name].append(_seconds(call))
+    pick = min if best else statistics.median
+
+    def ratio(of: str, to: str) -> float:
+        if best:
+            return min(times[of]) / min(times[to])
+        return statistics.median(a / b for a, b in zip(times[of], times[to], strict=False))
+
+    result |= {f"{name}_ms": pick(t) * 1e3 for name, t in times.items()}
+    result["ratio"] = ratio("ours", "machine")
+    if "peer" in calls:
+        result["speedup"] = ratio("peer", "ours")
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| op | ours ms | machine ms | ratio | goal | peer | peer ms | our speedup |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        if "ours_absent" in r:
+            lines.append(f"| {r['op']} | not in this build: {r['ours_absent']} | | | {r['goal']} | {r['peer']} | | |")
+            continue
+        peer_ms, speedup = f"left out: {r.get('peer_absent', '')}", ""
+        if "speedup" in r:
+            peer_ms, speedup = f"{r['peer_ms']:.2f}", f"{r['speedup']:.1f}"
+        lines.append(
+            f"| {r['op']} | {r['ours_ms']:.2f} | {r['unit']} {r['machine_ms']:.2f} | {r['ratio']:.2f} | {r['goal']} "
+            f"| {r['peer']} | {peer_ms} | {speedup} |"
+        )
+    return "\n".join(lines)
+
+
+def machine(threads: int) -> str:
+    """One line about where this runs."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = models[0] if models else model
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{model}, {os.cpu_count()} cores, {threads} threads{load}; kernels {quantrature.target()}; "
+        f"torch {torch.__version__}, numpy {np.__version__}"
+    )
+
+
+def main() -> None:
+    """Measure, print, and keep the table where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=4096, help="rows and columns of the matrix")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="rows whose op contains this text")
+    parser.add_argument("--best", action="store_true", help="minima instead of medians")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
+    parser.add_argument("--output", type=Path, help="folder for a Markdown file named after the date")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    quantrature.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+
+    d = Data(options.side)
+    results = []
+    for row in rows(d):
+        if options.only in row.op:
+            print(f"{row.op} / {row.peer}", file=sys.stderr)
+            results.append(measure(row, d, options.rounds, options.best))
+    about = machine(options.threads)
+    if options.json:
+        print(json.dumps({"machine": about, "side": options.side, "rows": results}))
+    else:
+        print(f"{about}\n\n{table(results)}")
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        command = " ".join(["python", *sys.argv])
+        text = (
+            f"# Ops beside their peers, {date.today()}\n\n    {command}\n\n{about}. {options.side} x {options.side} "
+            f"float32 unless stated; {'minima' if options.best else 'medians'} of {options.rounds} rounds, in which "
+            f"machine, ours and peer take turns.\n\n{table(results)}\n"
+        )
+        (options.output / f"peers-{date.today()}.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

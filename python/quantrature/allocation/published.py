@@ -1,0 +1,180 @@
+"""MXQ (Zhang et al., ICAART 2025), SensiBoost and KurtBoost (arXiv 2503.06518), as their authors run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._C import InvalidArgumentError
+from .knapsack import choose, smallest
+from .table import Configuration, CostTable, Floats, ladder
+
+TRIM = 0.05
+THRESHOLD = 3.0
+
+
+@dataclass(frozen=True)
+class TableChoice:
+    """A configuration for each matrix of a table.
+
+    Attributes:
+        chosen: one for each of ``table.matrices``.
+        objective: sum of the Frobenius norms; NaN where the table has none.
+        memory_mib: of the choice, as the table counts.
+        budget_mib: avg_bits for each weight.
+        bits_per_weight: of the choice.
+        gap: how far the objective may be from the least, relative to it; ``None`` without an optimisation.
+        flagged: module to the layers that a boost flagged, the most conspicuous first; empty without a boost.
+    """
+
+    chosen: tuple[Configuration, ...]
+    objective: float
+    memory_mib: float
+    budget_mib: float
+    bits_per_weight: float
+    gap: float | None
+    flagged: dict[str, list[int]]
+
+    @classmethod
+    def of(
+        cls,
+        table: CostTable,
+        chosen: Sequence[Configuration],
+        avg_bits: float,
+        gap: float | None = None,
+        flagged: dict[str, list[int]] | None = None,
+    ) -> TableChoice:
+        """With sums over the table."""
+        columns = [table.configurations.index(c) for c in chosen]
+        rows = np.arange(len(columns))
+        memory = float(table.memory[rows, columns].sum())
+        weights = float(table.params.sum())
+        return cls(
+            tuple(chosen),
+            float(table.fnorm[rows, columns].sum()),
+            memory,
+            avg_bits * weights / 8 / 2**20,
+            memory * 8 * 2**20 / weights,
+            gap,
+            flagged or {},
+        )
+
+    def to_json(self, table: CostTable) -> dict[str, Any]:
+        """What the verb plan prints for a table."""
+        weights = float(table.params.sum())
+        hqq = sum(n * c.hqq_bits for n, c in zip(table.params, self.chosen, strict=True)) / weights
+        return {
+            "objective": self.objective,
+            "memory_mib": self.memory_mib,
+            "budget_mib": self.budget_mib,
+            "bits_per_weight": self.bits_per_weight,
+            "hqq_stored_bits_per_weight": float(hqq),
+            "gap": self.gap,
+            "flagged": self.flagged,
+            "allocation": [
+                {"layer": layer, "module": module, "bits": c.bits, "group_size": c.group_size}
+                for (layer, module), c in zip(table.matrices, self.chosen, strict=True)
+            ],
+        }
+
+
+def mxq(table: CostTable, avg_bits: float) -> TableChoice:
+    """One configuration for each matrix, the least sum of Frobenius norms (not squared) within the budget.
+
+    Raises:
+        InvalidArgumentError: for a table without norms, and naming the least budget that can be met.
+    """
+    _demand(table, table.fnorm, "fnorm", "mxq")
+    weights = float(table.params.sum())
+    budget = avg_bits * weights / 8 / 2**20
+    sizes = [[float(m) for m in row] for row in table.memory]
+    least = smallest(sizes)
+    if not least <= budget:
+        raise InvalidArgumentError(
+            f"[allocate] avg_bits must be at least {np.ceil(least * 8 * 2**20 / weights * 1e4) / 1e4:.4f} for these "
+            f"matrices and settings: got avg_bits={avg_bits}"
+        )
+    found = choose([[float(f) for f in row] for row in table.fnorm], sizes, budget, relative_gap=1e-6, time_limit=30)
+    return TableChoice.of(table, [table.configurations[k] for k in found.chosen], avg_bits, found.gap)
+
+
+def boost(table: CostTable, method: str, avg_bits: float, stops: int = 2, top_m: int = 0) -> TableChoice:
+    """A base configuration for all matrices, and one that is some stops larger for those of conspicuous layers.
+
+    The base is the largest whose label is within avg_bits; what a boost adds comes on top of it, and is taken from no
+    other matrix.
+
+    Args:
+        table: with sensitivities for ``sensiboost``, with kurtosis for ``kurtboost``.
+        method: one of the two.
+        avg_bits: of the base.
+        stops: how far up the ladder of configurations; clipped at its end.
+        top_m: boost no more than so many layers of each module, the most conspicuous; 0 for all.
+
+    Raises:
+        InvalidArgumentError: naming the argument, or the score that the table lacks.
+    """
+    name = {"sensiboost": "sensitivity", "kurtboost": "kurtosis"}[method]
+    scores = table.sensitivity if method == "sensiboost" else table.kurtosis
+    _demand(table, scores, name, method)
+    if stops < 0 or top_m < 0:
+        raise InvalidArgumentError(
+            f"[allocate] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
+        )
+    steps = ladder(table.configurations)
+    within = [k for k, c in enumerate(steps) if c.label <= avg_bits + 1e-9]
+    if not within:
+        raise InvalidArgumentError(
+            f"[allocate] avg_bits must be at least {steps[0].label:.2f} for these matrices and settings: "
+            f"got avg_bits={avg_bits}"
+        )
+    base = within[-1]
+    chosen = [steps[base]] * len(table.matrices)
+    flagged = {}
+    for module, triples in table.of_modules(scores).items():
+        found = conspicuous(np.array([score for _, _, score in triples]), ratio=method == "sensiboost")
+        if top_m:
+            found = found[:top_m]
+        for position in found:
+            chosen[triples[position][1]] = steps[min(base + stops, len(steps) - 1)]
+        if found:
+            flagged[module] = [triples[position][0] for position in found]
+    return TableChoice.of(table, chosen, avg_bits, flagged=flagged)
+
+
+def conspicuous(scores: Floats, ratio: bool) -> list[int]:
+    """Positions whose score departs from that of the layer before, the most conspicuous first.
+
+    With d_i the ratio or the difference of neighbours, a layer is conspicuous when abs(d - mu) / sigma > 3, where mu
+    and sigma are the mean and the standard deviation (ddof 1) without the int(0.05 n) smallest and largest d. The
+    first layer never is. Formulas as in the authors' code, which their figures come from; the paper's equation 15
+    puts the square root elsewhere.
+    """
+    if len(scores) < 4:  # three differences at least, or there is no spread to speak of
+        return []
+    with np.errstate(all="ignore"):
+        d = scores[1:] / scores[:-1] if ratio else scores[1:] - scores[:-1]
+        cut = int(TRIM * len(d))
+        kept = np.sort(d)[cut : len(d) - cut]
+        z = np.abs(d - kept.mean()) / kept.std(ddof=1)
+    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
+    return [i + 1 for i in order if z[i] > THRESHOLD]
+
+
+def _demand(table: CostTable, scores: Floats, name: str, method: str) -> None:
+    """Refuse a table that lacks the scores of a method."""
+    missing = np.isnan(scores.reshape(len(table.matrices), -1)).any(1)
+    if missing.any():
+        layer, module = table.matrices[int(np.argmax(missing))]
+        raise InvalidArgumentError(
+            f"[allocate] method {method} needs the column {name}: got none for {module} of layer {layer}"
+        )
+    if method == "sensiboost" and (scores <= 0).any():
+        layer, module = table.matrices[int(np.argmax(scores <= 0))]
+        raise InvalidArgumentError(
+            f"[allocate] every sensitivity must be above 0, for ratios are taken: got {scores.min()} "
+            f"for {module} of layer {layer}"
+        )

@@ -1,0 +1,253 @@
+"""What an allocation starts from: an analysis, a model in memory, or a folder whose weights are read one by one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._C import InvalidArgumentError
+from ..plan import PlanEntry
+from ..progress import progress as progress_bar
+from .options import Option, stored_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..analysis.errors import Outcome
+    from ..analysis.sensitivity import Sensitivity
+    from ..models import LinearWeight
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What an allocation has to know of a weight matrix.
+
+    Attributes:
+        name, role, block: as in :class:`quantrature.models.LinearWeight`.
+        rows, columns: out_features and in_features.
+        dtype: of the weights.
+        loss_change, error, nbytes: as in :class:`quantrature.analysis.MatrixSensitivity`; empty without an analysis.
+        kurtosis: where it was analyzed.
+    """
+
+    name: str
+    role: str
+    block: int
+    rows: int
+    columns: int
+    dtype: str
+    loss_change: Mapping[str, float] = field(default_factory=dict)
+    error: Mapping[str, float] = field(default_factory=dict)
+    nbytes: Mapping[str, int] = field(default_factory=dict)
+    kurtosis: float | None = None
+
+    @property
+    def numel(self) -> int:
+        """How many weights it has."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the entries of a plan are quantized, apart from what is chosen for each."""
+
+    solver: str
+    sym: bool = False
+    meta_bits: int | None = None
+
+    def entry(self, option: Option) -> PlanEntry:
+        """The plan entry of an option."""
+        return option.entry(self.solver, self.sym, self.meta_bits)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Matrices, and how to get at their weights.
+
+    Attributes:
+        matrices: in model order.
+        host: method of the analysis.
+        grid: of the analysis; what the matrices' errors and bytes belong to.
+        group_size: of the analysis.
+        weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
+        about: fingerprints, for plan.json.
+    """
+
+    matrices: tuple[Matrix, ...]
+    host: str | None = None
+    grid: Grid | None = None
+    group_size: int = 64
+    weight: Callable[[str], torch.Tensor] | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: Any, weights: Any = None, trust_remote_code: bool = False) -> Source:
+        """Of a Sensitivity, a model, or the path of either.
+
+        Raises:
+            InvalidArgumentError: for anything else, and for weights of another model.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            from ..analysis.sensitivity import SUMMARY, Sensitivity
+
+            if (Path(source) / SUMMARY).is_file():
+                source = Sensitivity.load(source)
+            else:
+                return _of_folder(source, trust_remote_code)
+        if hasattr(source, "proofs"):
+            return _of_analysis(source, weights, trust_remote_code)
+        if hasattr(source, "named_modules"):
+            return _of_model(source)
+        raise InvalidArgumentError(
+            f"[allocate] source must be an analysis, a model or a folder with one: got {type(source).__name__}"
+        )
+
+    def outcomes(
+        self, matrices: Sequence[Matrix], options: Iterable[Option], grid: Grid, progress: bool | None = None
+    ) -> list[dict[str, Outcome]] | None:
+        """Error energies and sizes of all options for each matrix, measured; ``None`` without the weights."""
+        if self.weight is None:
+            return None
+        from ..analysis.errors import outcomes
+
+        options = list(options)
+        with progress_bar("measuring settings", len(matrices) * len(options), progress) as bar:
+            return [outcomes(m.name, self.weight(m.name), options, grid.entry, bar.advance) for m in matrices]
+
+
+def size_of(matrix: Matrix, option: Option, grid: Grid, known: Mapping[str, int]) -> int:
+    """Bytes of a matrix stored so: those that were seen, or those that its shape tells."""
+    if option.key in known:
+        return known[option.key]
+    return stored_bytes(matrix.rows, matrix.columns, grid.entry(option), matrix.dtype)
+
+
+def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> Source:
+    from ..methods import solver_of
+
+    matrices = tuple(
+        Matrix(
+            m.name,
+            m.role,
+            m.block,
+            m.out_features,
+            m.in_features,
+            m.dtype,
+            m.loss_change,
+            m.error,
+            m.nbytes,
+            m.scores.get("kurtosis"),
+        )
+        for m in found.matrices
+    )
+    reader = None
+    if weights is not None:
+        other = Source.of(weights, trust_remote_code=trust_remote_code)
+        shapes = {m.name: (m.rows, m.columns) for m in other.matrices}
+        for m in matrices:
+            if shapes.get(m.name) != (m.rows, m.columns):
+                raise InvalidArgumentError(
+                    f"[allocate] the weights must be those of the model that was analyzed: got {shapes.get(m.name)} "
+                    f"for {m.name} of shape {(m.rows, m.columns)}"
+                )
+        reader = other.weight
+    method = str(found.settings["method"])
+    return Source(
+        matrices,
+        method,
+        Grid(solver_of(method), bool(found.settings["sym"])),
+        int(found.settings["group_size"]),
+        reader,
+        {"model": found.model, "calibration": found.calibration},
+    )
+
+
+def _of_model(model: Any) -> Source:
+    from .._arrays import dtype_name
+    from ..models import find_linears
+
+    linears = find_linears(model, experts=False)
+    matrices = tuple(
+        Matrix(x.name, x.role, x.block, x.out_features, x.in_features, dtype_name(x.parameter)) for x in linears
+    )
+    return Source(matrices, weight=lambda name: linears.find(name).weight.cpu().contiguous())
+
+
+def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Source:
+    """Weights are read from the safetensors files when they are asked for; nothing else of the model is loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ..models import find_linears, load_config, load_model
+    from ..models.loading import quiet
+
+    config = load_config(folder, trust_remote_code)
+    files = _tensors(Path(folder))
+    with torch.device("meta"), quiet():
+        skeleton = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust_remote_code
+        )
+    linears = find_linears(skeleton, experts=False)
+    keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}
+    if any(key not in files for key in keys.values()):
+        _log.warning("%s does not hold its weights under the names of the model; it is loaded as a whole", folder)
+        return _of_model(load_model(folder, "auto", trust_remote_code=trust_remote_code))
+    dtypes = {name: _dtype(files[key], key) for name, key in keys.items()}
+    matrices = tuple(Matrix(x.name, x.role, x.block, x.out_features, x.in_features, dtypes[x.name]) for x in linears)
+
+    def weight(name: str) -> torch.Tensor:
+        linear: LinearWeight = linears.find(name)
+        with _opened(files[keys[name]]) as file:
+            tensor = file.get_tensor(keys[name])
+        return linear.view(tensor).contiguous()
+
+    return Source(matrices, weight=weight)
+
+
+def _tensors(folder: Path) -> dict[str, Path]:
+    """Names of the tensors in a model's safetensors files, and the file of each."""
+    from ..models.loading import WEIGHTS
+
+    index = folder / WEIGHTS[1]
+    if (folder / WEIGHTS[0]).is_file():
+        files = [folder / WEIGHTS[0]]
+    elif index.is_file():
+        try:
+            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidArgumentError(f"[allocate] {index} is not a valid index of shards") from None
+    else:
+        return {}
+    found = {}
+    for path in files:
+        with _opened(path) as file:
+            found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InvalidArgumentError(f"[allocate] {path} is missing, truncated or corrupted: {error}") from None
+
+
+def _dtype(path: Path, key: str) -> str:
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    with _opened(path) as file:
+        found = str(file.get_slice(key).get_dtype())
+    if found not in names:
+        raise InvalidArgumentError(f"[allocate] {key} must be float32, float16 or bfloat16: got {found}")
+    return names[found]

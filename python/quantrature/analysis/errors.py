@@ -1,0 +1,62 @@
+"""How far from its original each setting leaves a matrix, and how many bytes it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..allocation.options import Option
+from ..methods import quantize_matrix
+from ..plan import PlanEntry
+
+BITS = range(1, 9)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one setting makes of one matrix.
+
+    Attributes:
+        error: sum of (w~ - w)^2.
+        nbytes: as stored.
+    """
+
+    error: float
+    nbytes: int
+
+
+def candidates(group_size: int) -> list[Option]:
+    """The settings whose outcomes an analysis notes: all bits, in groups of half, once and twice the size."""
+    sizes = [group_size] if group_size < 16 else [group_size // 2, group_size, 2 * group_size]
+    return [Option(bits, size) for bits in BITS for size in sizes]
+
+
+def outcomes(
+    name: str,
+    weight: torch.Tensor,
+    options: Iterable[Option],
+    entry: Callable[[Option], PlanEntry],
+    advance: Callable[[int], object] = lambda count: None,
+) -> dict[str, Outcome]:
+    """Quantize a matrix in several ways.
+
+    Args:
+        name: for messages.
+        weight: (out_features, in_features), contiguous, on the CPU.
+        options: what to try.
+        entry: makes the plan entry of an option.
+        advance: called with 1 after each.
+
+    Returns:
+        Key of the option to its outcome.
+    """
+    exact = weight.float()
+    found = {}
+    for option in options:
+        stored = quantize_matrix(name, weight, entry(option))
+        apart = torch.linalg.vector_norm(stored.dequantize("float32") - exact, dtype=torch.float64)
+        found[option.key] = Outcome(float(apart) ** 2, stored.nbytes)
+        advance(1)
+    return found

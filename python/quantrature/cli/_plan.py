@@ -1,0 +1,302 @@
+"""``quantrature plan``: how each matrix of a model is to be stored, within a budget."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._C import InvalidArgumentError
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+REFERENCE_BITS = (2, 3, 4)
+"""Where the loss changes are integrated when a plan by pqi starts from a model."""
+
+
+def run(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder of a model or of an analysis, or id on the Hugging Face Hub.", metavar="MODEL|SENS"
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="uniform, mxq, sensiboost, kurtboost or pqi.")] = "pqi",
+    avg_bits: Annotated[
+        float | None, typer.Option(help="Bits of storage for each weight of the plan, everything included.")
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="The same budget as a size of all quantized matrices: 4.2GiB, 900MB, 123456.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.", metavar="PLAN")] = None,
+    table: Annotated[
+        str | None, typer.Option(help="A published cost table (CSV) in place of a model; for the published methods.")
+    ] = None,
+    bits: Annotated[str | None, typer.Option(help="Bits to choose from, with commas: 2,3,4,8.")] = None,
+    group_sizes: Annotated[str | None, typer.Option(help="Group sizes to choose from, with commas: 32,64,128.")] = None,
+    outliers: Annotated[str, typer.Option(help="Shares of weights kept exactly to choose from: 0,0.005.")] = "0",
+    host: Annotated[str | None, typer.Option(help="One of 'quantrature list methods'; as analyzed by default.")] = None,
+    meta_bits: Annotated[
+        int | None, typer.Option(help="Quantize scales and zeros to so many bits; 0 for none.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="fused stores alike what serving engines fuse; none does not.")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="MATRIX=4 or MATRIX=b4g64; MATRIX may be re:PATTERN; repeatable.")
+    ] = None,
+    min_bits: Annotated[list[str] | None, typer.Option(help="MATRIX=4: no fewer bits; repeatable.")] = None,
+    max_bits: Annotated[list[str] | None, typer.Option(help="MATRIX=4: no more bits; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Matrix to leave as it is; repeatable.")] = None,
+    boost_stops: Annotated[int, typer.Option(help="How far up the ladder of settings a boost goes.")] = 2,
+    top_m: Annotated[int, typer.Option(help="Boost so many layers of each module; 0 for all conspicuous ones.")] = 0,
+    weights: Annotated[
+        str | None, typer.Option(help="The model that SENS is of, to measure settings that it does not have.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+    ] = None,
+    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
+    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
+    dtype: Annotated[str, typer.Option(help="What to analyze in: auto, float32, bfloat16.")] = "float32",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose how each matrix is stored, within a budget."""
+    if (model is None) == (table is None):
+        raise InvalidArgumentError("[plan] takes either a model, an analysis of one, or --table")
+    with stdout_kept_clean(as_json), _native_output_kept_off_stdout():
+        from ..allocation import ALLOCATORS, allocate
+
+        if method not in ALLOCATORS:
+            raise InvalidArgumentError(f"[plan] --method must be one of {', '.join(ALLOCATORS)}: got {method}")
+        if (avg_bits is None) == (target_size is None):
+            raise InvalidArgumentError("[plan] a budget is given as either --avg-bits or --target-size")
+        target = None if target_size is None else _bytes(target_size)
+        wishes: dict[str, Any] = {
+            "bits": None if bits is None else _numbers("--bits", bits, int),
+            "group_sizes": None if group_sizes is None else _numbers("--group-sizes", group_sizes, int),
+            "outliers": _numbers("--outliers", outliers, float),
+            "host": host,
+            "groups": groups,
+            "pin": _pairs("--pin", pin),
+            "minimum": {name: _whole("--min-bits", value) for name, value in _pairs("--min-bits", min_bits).items()},
+            "maximum": {name: _whole("--max-bits", value) for name, value in _pairs("--max-bits", max_bits).items()},
+            "skip": skip or (),
+            "stops": boost_stops,
+            "top_m": top_m,
+            "progress": False if as_json else None,
+        }
+        if meta_bits is not None:
+            wishes["meta_bits"] = meta_bits or None
+        if table is not None:
+            found = _of_table(table, method, avg_bits, boost_stops, top_m)
+        else:
+            assert model is not None
+            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed}
+            made = _Model(model, dtype, trust_remote_code, calibration, text, nodes, wishes["progress"])
+            if dry_run:
+                cost = made.cost(method, wishes)
+            else:
+                source, more = made.source(method, host)
+                if weights is not None:
+                    more["weights"] = weights
+                plan = allocate(
+                    source,
+                    method=method,
+                    avg_bits=avg_bits,
+                    target_bytes=target,
+                    trust_remote_code=trust_remote_code,
+                    **wishes,
+                    **more,
+                )
+                if output is not None:
+                    _write(plan, output)
+    if table is not None:
+        if as_json:
+            print_json(found)
+        else:
+            print_table(f"{table}: {method}", [(name, str(found[name])) for name in found if name != "allocation"])
+    elif dry_run:
+        if as_json:
+            print_json(cost)
+        else:
+            print_table(f"plan of {model}", [(name.replace("_", " "), f"{value:,}") for name, value in cost.items()])
+    elif as_json:
+        print_json(plan.to_json())
+    else:
+        print_table(f"{model}: {len(plan)} matrices", _rows(plan, output))
+
+
+class _Model:
+    """What the verb's argument turns out to be, and what a method makes of it."""
+
+    def __init__(
+        self,
+        path: str,
+        dtype: str,
+        trust_remote_code: bool,
+        calibration: str | None,
+        text: Mapping[str, Any],
+        nodes: int,
+        progress: bool | None,
+    ) -> None:
+        from ..analysis.sensitivity import SUMMARY
+
+        self.path, self.dtype, self.trust_remote_code = path, dtype, trust_remote_code
+        self.calibration, self.text, self.nodes, self.progress = calibration, text, nodes, progress
+        self.analyzed = (Path(path) / SUMMARY).is_file()
+
+    def source(self, method: str, host: str | None) -> tuple[Any, dict[str, Any]]:
+        """What to allocate from, and further arguments."""
+        if method == "sensiboost":
+            if self.analyzed:
+                raise InvalidArgumentError("[plan] sensiboost measures outputs: give it the model, not an analysis")
+            from ..allocation.activation import activation_sensitivity
+
+            model, tokens = self._loaded(method)
+            return model, {"sensitivity": activation_sensitivity(model, tokens, progress=self.progress)}
+        if method != "pqi" or self.analyzed:
+            return self.path, {}
+        from ..analysis import analyze
+
+        model, tokens = self._loaded(method)
+        found = analyze(
+            model,
+            tokens,
+            metrics=["pqi", "kurtosis"],
+            bits=REFERENCE_BITS,
+            method=host or "rtn",
+            nodes=self.nodes,
+            seed=self.text["seed"],
+            progress=self.progress,
+        )
+        return found, {"weights": model}
+
+    def cost(self, method: str, wishes: Mapping[str, Any]) -> dict[str, Any]:
+        """What it would take."""
+        from ..allocation import estimate
+
+        windows = self.text["nsamples"] if method in ("pqi", "sensiboost") and not self.analyzed else 0
+        return estimate(self.path, method, windows=windows, nodes=self.nodes * len(REFERENCE_BITS))
+
+    def _loaded(self, method: str) -> tuple[Any, Any]:
+        from .. import models
+        from ..text import token_windows
+
+        if self.calibration is None:
+            raise InvalidArgumentError(f"[plan] --calibration must name the text that {method} needs")
+        tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
+        config = models.load_config(self.path, self.trust_remote_code)
+        tokens = token_windows(self.calibration, tokenizer, model=config, **self.text)
+        return models.load_model(self.path, self.dtype, trust_remote_code=self.trust_remote_code), tokens
+
+
+def _of_table(path: str, method: str, avg_bits: float | None, stops: int, top_m: int) -> dict[str, Any]:
+    from ..allocation import boost, mxq, read_table
+
+    if method not in ("mxq", "sensiboost", "kurtboost"):
+        raise InvalidArgumentError(f"[plan] --table is for mxq, sensiboost and kurtboost: got {method}")
+    if avg_bits is None:
+        raise InvalidArgumentError("[plan] with --table a budget is given as --avg-bits")
+    costs = read_table(path)
+    found = mxq(costs, avg_bits) if method == "mxq" else boost(costs, method, avg_bits, stops, top_m)
+    return found.to_json(costs)
+
+
+def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
+    about = plan.allocation
+    rows = [
+        ("method", f"{about['method']}, quantized by {about['host']}"),
+        ("bits per weight", f"{about['bits_per_weight']:.4f}"),
+        ("bytes", f"{about['bytes']:,} of {about['budget_bytes']:,}"),
+    ]
+    if about.get("predicted_loss_change") is not None:
+        rows.append(("predicted loss change", f"{about['predicted_loss_change']:+.6f} nats a token"))
+    settings: dict[str, int] = {}
+    for _, entry in plan:
+        key = "kept" if entry.keeps else entry.setting + (f" and {entry.outliers:g} outliers" if entry.outliers else "")
+        settings[key] = settings.get(key, 0) + 1
+    rows += [(key, f"{count} matrices") for key, count in sorted(settings.items())]
+    if output is not None:
+        rows.append(("written to", output))
+    return rows
+
+
+def _write(plan: Plan, output: str) -> None:
+    try:
+        plan.save(output)
+    except OSError as error:
+        raise InvalidArgumentError(f"[plan] cannot write {output}: {error.strerror}") from None
+
+
+def _numbers(option: str, text: str, kind: Any) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidArgumentError(f"[plan] {option} must be numbers with commas between: got {text!r}") from None
+
+
+def _whole(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidArgumentError(f"[plan] {option} must be MATRIX=BITS: got {text!r} for the bits") from None
+
+
+def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in given or ():
+        name, equals, value = text.rpartition("=")
+        if not (name and equals and value):
+            raise InvalidArgumentError(f"[plan] {option} must be MATRIX=VALUE: got {text!r}")
+        pairs[name] = value
+    return pairs
+
+
+_UNITS = {"": 1, "B": 1} | {f"{p}B": 1000**k for k, p in enumerate("KMGT", 1)}
+_UNITS |= {f"{p}IB": 1024**k for k, p in enumerate("KMGT", 1)}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    try:
+        if found is None or unit is None:
+            raise ValueError
+        return int(float(found[1]) * unit)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"[plan] --target-size must be a size such as 4.2GiB or 900MB: got {text!r}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _native_output_kept_off_stdout() -> Iterator[None]:
+    """Send to stderr what HiGHS, the solver of integer programs, prints past Python."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no such descriptor
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
