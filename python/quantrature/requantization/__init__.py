@@ -2,11 +2,12 @@
 
 from ._requant import requant
 from .folder import requant_folder
-from .outliers import SELECTIONS, TEMPERATURES
+from .outliers import SELECTIONS, SHARES, TEMPERATURES
 from .record import KeptWeights, Requantization, Stage, Trial
 
 __all__ = [
     "SELECTIONS",
+    "SHARES",
     "TEMPERATURES",
     "KeptWeights",
     "Requantization",
