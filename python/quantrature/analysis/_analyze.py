@@ -25,6 +25,7 @@ from .metrics import METRICS, activation_error, gradient_scores, weight_scores
 from .path import Moved, WeightPath, gradient_checkpointing
 from .proving import Effort, Prover
 from .quadrature import quadrature
+from .ranks import rank_of
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
 from .snapshot import Snapshot
 
@@ -148,7 +149,9 @@ def analyze(
                         if state_file is None:
                             return None
                         about = {**settings, "nodes": nodes, "model": model_print, "calibration": text_print}
-                        snapshots.append(Snapshot(Path(f"{state_file}.{setting}"), about, resume))
+                        rank, ranks = rank_of()
+                        of_rank = f".rank-{rank}-of-{ranks}" if ranks > 1 else ""
+                        snapshots.append(Snapshot(Path(f"{state_file}.{setting}{of_rank}"), about, resume))
                         return snapshots[-1]
 
                     integral, proof = prover.prove(path, entry.setting, method, effort, bar.advance, snapshot)
