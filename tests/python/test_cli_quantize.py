@@ -13,8 +13,9 @@ from tiny_models import byte_tokenizer, tiny_model
 TEXT = "It was the age of wisdom, it was the age of foolishness. " * 30
 
 
-REQUANT = ("quantize", "MODEL", "--bits", "3", "--requant", "--calibration", "TEXT", "--seqlen", "32", "-o", "NEW")
-FROM = ("--source", "MODEL", "--calibration", "TEXT", "--seqlen", "32")
+FEW = ("--nsamples", "2", "--seqlen", "32")
+REQUANT = ("quantize", "MODEL", "--bits", "3", "--requant", "--calibration", "TEXT", "-o", "NEW", *FEW)
+FROM = ("--source", "MODEL", "--calibration", "TEXT", *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,7 @@ def test_quantize_with_requant(capfd, folder, tmp_path):
 def test_requant_leaves_the_dtype_of_the_rest(capfd, folder, tmp_path):
     models.load_model(folder / "model", "bfloat16").save_pretrained(tmp_path / "half")
     byte_tokenizer().save_pretrained(tmp_path / "half")
+    capfd.readouterr()  # transformers' bar
     arguments = ("--bits", 2, "--requant", "--outliers", 1, "--calibration", folder / "text.txt", *CALIBRATION)
     run_json(capfd, "quantize", tmp_path / "half", *arguments, "-o", tmp_path / "out")
     loaded = models.load_model(tmp_path / "out")

@@ -152,7 +152,7 @@ def test_every_step_integrates_anew():
 def test_everything_can_be_kept():
     model = sharp_model()
     original = weights_of(model)
-    _, record = qtr.requant(model, TOKENS, **QUICK, outliers=5.0, significant=95.0, max_outliers=5.0, prove=False)
+    _, record = qtr.requant(model, TOKENS, **QUICK, outliers=2.0, significant=98.0, prove=False)
     for name, layer in quantized_layers(model).items():
         assert torch.equal(layer.dequantize(), original[name])
     assert record.measured_loss_change == 0
@@ -280,7 +280,9 @@ def test_a_folder_is_improved_within_its_budget(folders, tmp_path, host):
     )
     found = checkpoint.inspect(tmp_path / "out")
     assert before.bytes < found.bytes == record.nbytes <= before.bytes + 3000
-    assert record.significant >= 350  # 6 bytes each, and row offsets
+    rows = sum(layer.out_features + 1 for layer in quantized_layers(host_model).values())
+    room = 3000 - (4 * rows if host == "plain" else 0)  # row offsets, and 6 bytes a weight
+    assert record.significant == room // 6
     assert record.measured_loss_change < record.stages[0].measured_loss_change
     improved = models.load_model(tmp_path / "out")
     earlier, places = kept_places(host_model), kept_places(improved)

@@ -20,7 +20,7 @@ def rank_of() -> tuple[int, int]:
 
 @contextmanager
 def joined() -> Iterator[int]:
-    """Join the other processes where torchrun started several (NCCL where each has a GPU, else gloo); yields the rank."""
+    """Join the other processes that torchrun started, by NCCL where each has a GPU, else by gloo; yields the rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0
         return

@@ -69,6 +69,10 @@ def run(
         raise InvalidArgumentError("[quantize] --requant needs --calibration, a text to integrate on")
     if significant is not None and not requant:
         raise InvalidArgumentError("[quantize] --significant goes with --requant, which finds the significant weights")
+    if compute_dtype not in ("float32", "bfloat16", "float16"):
+        raise InvalidArgumentError(
+            f"[quantize] --compute-dtype must be float32, bfloat16 or float16: got {compute_dtype}"
+        )
     percent = outliers if outliers is not None else (0.45 if requant else 0.0)
     if not 0 <= percent <= 100:
         raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
@@ -175,13 +179,8 @@ def _requant(
     from ..analysis.path import computing_in
     from ..requantization import requant
 
-    dtype = getattr(torch, compute_dtype, None)
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise InvalidArgumentError(
-            f"[quantize] --compute-dtype must be float32, bfloat16 or float16: got {compute_dtype}"
-        )
     if dry_run:
         return None, requantizing(model, windows, linears, plan, settings)
-    with computing_in(model, dtype):
+    with computing_in(model, getattr(torch, compute_dtype)):
         _, record = requant(model, windows, plan=plan, **settings)
     return record, None
