@@ -18,7 +18,7 @@ import typer
 from .. import __version__
 from .._C import QuantratureError
 
-VERBS = ("analyze", "plan", "quantize", "eval", "inspect", "verify", "demo", "doctor", "list")
+VERBS = ("analyze", "plan", "quantize", "requant", "eval", "inspect", "verify", "demo", "doctor", "list")
 """In the order of the help text."""
 
 app = typer.Typer(

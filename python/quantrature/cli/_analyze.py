@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,18 +53,23 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict what quantizing costs, matrix by matrix, and prove it by measurement."""
+    """Predict what quantizing costs, matrix by matrix, and prove it by measurement.
+
+    Processes that torchrun starts (torchrun --no-python quantrature analyze ...) divide the windows among them.
+    """
     settings = _numbers(bits)
     if calibration is None:
         raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
     if output is None and not (as_json or dry_run):
         raise InvalidArgumentError("[analyze] -o must name a folder for the result")
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    with stdout_kept_clean(as_json):
+    with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
+        from ..analysis.ranks import joined
         from ..checkpoint import check_new_folder
         from ..text import token_windows
 
+        rank = processes.enter_context(joined())
         if output is not None:
             check_new_folder(output, overwrite)
         analysis.quadrature(rule, nodes)
@@ -98,8 +104,10 @@ def run(
                 map_folder=map_folder,
                 state_file=state_file,
                 resume=resume,
-                progress=False if as_json else None,
+                progress=False if as_json or rank else None,
             )
+            if rank:
+                return  # the first process has the same result
             if output is not None:
                 found.save(output, overwrite)
     if cost is not None:
