@@ -14,7 +14,7 @@ from itertools import pairwise
 from .._C import InvalidArgumentError
 
 TEMPERATURES = (math.inf, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
-"""What is tried: powers 0, 1/2, 1, 2, 4, 8 and 16 of mean PQI; the last fill matrix after matrix to the largest share."""
+"""What is tried: powers 0, 1/2, 1, 2, 4, 8 and 16 of mean PQI; the last fill one matrix after the other."""
 
 SELECTIONS = ("temperature", "greedy")
 
