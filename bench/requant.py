@@ -33,6 +33,7 @@ from quantrature.evaluate._forward import not_training
 from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
+from quantrature.requantization._requant import greedy_counts
 from quantrature.requantization.matrices import narrowest
 from quantrature.requantization.outliers import split
 from quantrature.text import token_windows
@@ -141,6 +142,10 @@ class Bench:
         sizes = [linear.numel for linear in self.linears]
         even = split(record.outliers, sizes, sizes, float("inf"), 1.0)
         self.add("+ outliers, the same ratio everywhere", self.host(entry, self.outliers(even)))
+        mean_pqi = {matrix.name: matrix.mean_pqi for matrix in record.matrices}
+        entries = dict.fromkeys(mean_pqi, entry)
+        greedy = greedy_counts(self.linears, entries, mean_pqi, record.outliers, 0.05)
+        self.add("+ outliers, greedy on predicted PQI", self.host(entry, self.outliers(greedy)))
         parts, found, spent = self.requant(entry, **{**budgets, "outliers": 0.0}, prove=False)
         self.add("+ significant", parts, found.predicted_loss_change, found.measured_loss_change, spent)
         self.add("+ both", stored, record.predicted_loss_change, record.measured_loss_change, seconds)

@@ -13,6 +13,7 @@ from tiny_models import byte_tokenizer, tiny_model
 TEXT = "It was the age of wisdom, it was the age of foolishness. " * 30
 
 
+ANALYZE = ("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW")
 FEW = ("--nsamples", "2", "--seqlen", "32")
 REQUANT = ("quantize", "MODEL", "--bits", "3", "--requant", "--calibration", "TEXT", "-o", "NEW", *FEW)
 FROM = ("--source", "MODEL", "--calibration", "TEXT", *FEW)
@@ -52,6 +53,14 @@ def test_analyze_writes_and_prints(capfd, folder, tmp_path):
     assert (status, err) == (0, "")
     for words in ("predicted loss change", "measured loss change", "apart by", "written to"):
         assert words in " ".join(out.split())
+
+
+def test_analyze_on_devices_with_limits(capfd, folder):
+    pytest.importorskip("accelerate")
+    settings = ("--calibration", folder / "text.txt", "--nsamples", 2, "--seqlen", 32, "--bits", 2, "--nodes", 2)
+    found = run_json(capfd, "analyze", folder / "model", *settings, "--device-map", "auto", "--max-memory", "cpu=1GiB")
+    plain = run_json(capfd, "analyze", folder / "model", *settings)
+    assert found["predicted_loss_change"] == pytest.approx(plain["predicted_loss_change"], rel=1e-5)
 
 
 def test_analyze_says_what_it_would_take(capfd, folder, tmp_path):
@@ -226,6 +235,9 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         (("analyze", "MODEL", "--calibration", "TEXT"), "-o must name a folder"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "OUT"), "exists and is not empty"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--bits", "x"), "--bits must be numbers"),
+        ((*ANALYZE, "--max-memory", "cpu=1GiB"), "--max-memory goes with --device-map"),
+        ((*ANALYZE, "--device-map", "auto", "--max-memory", "1GiB"), "--max-memory must be DEVICE=SIZE: got '1GiB'"),
+        ((*ANALYZE, "--device-map", "auto", "--max-memory", "cpu=x"), "--max-memory must be a size such as"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--nodes", "0"), "nodes must be at least 1"),
         (("quantize", "MODEL", "--bits", "3", "--outliers", "101", "-o", "NEW"), "must be 0 to 100 percent: got 101"),
         (("quantize", "MODEL", "--bits", "3", "--requant", "-o", "NEW"), "--requant needs --calibration"),

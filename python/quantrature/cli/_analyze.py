@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
+from ._input import size_in_bytes
 from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def run(
     abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.")] = "after_mean",
     dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
     ] = False,
@@ -58,6 +63,9 @@ def run(
     Processes that torchrun starts (torchrun --no-python quantrature analyze ...) divide the windows among them.
     """
     settings = _numbers(bits)
+    limits = _limits(max_memory)
+    if limits is not None and device_map is None:
+        raise InvalidArgumentError("[analyze] --max-memory goes with --device-map")
     if calibration is None:
         raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
     if output is None and not (as_json or dry_run):
@@ -76,7 +84,7 @@ def run(
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
         tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
-        loaded = models.load_model(model, dtype, device_map, trust_remote_code)
+        loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None
         if dry_run:
             from .._estimate import analyzing
@@ -123,6 +131,16 @@ def _numbers(bits: str) -> list[int]:
         return [int(part) for part in bits.split(",")]
     except ValueError:
         raise InvalidArgumentError(f"[analyze] --bits must be numbers with commas between: got {bits!r}") from None
+
+
+def _limits(given: list[str] | None) -> dict[int | str, int | str] | None:
+    limits: dict[int | str, int | str] = {}
+    for text in given or ():
+        device, equals, size = text.partition("=")
+        if not (device and equals and size):
+            raise InvalidArgumentError(f"[analyze] --max-memory must be DEVICE=SIZE: got {text!r}")
+        limits[int(device) if device.isdigit() else device] = size_in_bytes("analyze", size, "--max-memory")
+    return limits or None
 
 
 def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ _UNITS = {"": 1, "B": 1} | {f"{p}B": 1000**k for k, p in enumerate("KMGT", 1)}
 _UNITS |= {f"{p}IB": 1024**k for k, p in enumerate("KMGT", 1)}
 
 
-def size_in_bytes(verb: str, text: str) -> int:
-    """The number of bytes that --target-size names.
+def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
+    """The number of bytes that an option names.
 
     Raises:
         InvalidArgumentError: for anything but a number and a unit.
@@ -23,6 +23,4 @@ def size_in_bytes(verb: str, text: str) -> int:
             raise ValueError
         return int(float(found[1]) * unit)
     except ValueError:
-        raise InvalidArgumentError(
-            f"[{verb}] --target-size must be a size such as 4.2GiB or 900MB: got {text!r}"
-        ) from None
+        raise InvalidArgumentError(f"[{verb}] {option} must be a size such as 4.2GiB or 900MB: got {text!r}") from None

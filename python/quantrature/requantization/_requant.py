@@ -161,7 +161,7 @@ def requant(
                 del maps
                 state = "outliers"
                 if selection == "greedy":
-                    counts = _greedy(chosen, entries, mean_pqi, budgets[0], max_outliers / 100)
+                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100)
                     matrices.stored = _without_outliers(chosen, entries, counts)
                 else:
                     counts, temperature, trials = _search(
@@ -264,7 +264,7 @@ def _search(
     return best[0], best[1], trials
 
 
-def _greedy(
+def greedy_counts(
     linears: Sequence[LinearWeight],
     entries: Mapping[str, PlanEntry],
     mean_pqi: Mapping[str, float],

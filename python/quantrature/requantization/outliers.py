@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from .._C import InvalidArgumentError
 
-TEMPERATURES = (math.inf, 2.0, 1.0, 2 / 3, 1 / 2, 1 / 3, 1 / 4)
-"""What is tried: powers 0, 1/2, 1, 3/2, 2, 3 and 4 of mean PQI."""
+TEMPERATURES = (math.inf, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
+"""What is tried: powers 0, 1/2, 1, 2, 4, 8 and 16 of mean PQI; the last fill one matrix after the other."""
 
 SELECTIONS = ("temperature", "greedy")
 
