@@ -16,11 +16,15 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 def dtype_name(x: Array) -> str:
     """'float32', 'bfloat16', ... of an array or tensor."""
+    if isinstance(x, np.ndarray) and x.dtype.isnative:  # to print a NumPy dtype takes microseconds
+        return str(x.dtype.type.__name__)
     return str(x.dtype).removeprefix("torch.")
 
 
 def is_torch(x: object) -> bool:
     """Whether x is a torch tensor; answers without importing torch."""
+    if isinstance(x, np.ndarray):  # torch's own check takes microseconds
+        return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
@@ -76,3 +80,11 @@ def as_output(
     if not is_torch(x) and not x.flags.writeable:
         raise InvalidArgumentError(f"[{op}] {name} must be writable: got a read-only array")
     return shared
+
+
+def core_view(x: Array) -> Array:
+    """The NumPy array that shares the memory of x, bfloat16 as its bits: what the core takes soonest."""
+    if is_torch(x):
+        x = x.detach()
+        return (x.view(sys.modules["torch"].uint16) if dtype_name(x) == "bfloat16" else x).numpy()
+    return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x

@@ -86,6 +86,17 @@ class PlanEntry:
         """Bits and group size in short: ``b3g64``."""
         return f"b{self.bits}g{self.group_size}"
 
+    def __str__(self) -> str:
+        """How the matrix is stored, in short: ``b3g64 hqq, meta 8, outliers 0.005``, or ``kept``."""
+        if self.keeps:
+            return "kept"
+        parts = [f"{self.setting} {self.solver}{' sym' if self.sym else ''}"]
+        if self.meta_bits is not None:
+            parts.append(f"meta {self.meta_bits}")
+        if self.outliers:
+            parts.append(f"outliers {self.outliers:g}")
+        return ", ".join(parts)
+
 
 _FIELDS = {f.name for f in fields(PlanEntry)}
 
@@ -124,6 +135,20 @@ class Plan:
     def replace(self, name: str, **changes: Any) -> Plan:
         """This plan with some fields of one entry changed."""
         return replace(self, entries={**self.entries, name: replace(self.entries[name], **changes)})
+
+    def diff(self, other: Plan) -> dict[str, tuple[PlanEntry | None, PlanEntry | None]]:
+        """Entries that are stored in another way in the other plan; reasons and predictions do not count.
+
+        Returns:
+            Module name to its entry here and there, ``None`` where a plan has none, in the order of this plan.
+        """
+
+        def stored(entry: PlanEntry | None) -> PlanEntry | None:
+            return entry and replace(entry, reason="", predicted_loss_change=None)
+
+        names = dict.fromkeys([*self.entries, *other.entries])
+        pairs = {name: (self.entries.get(name), other.entries.get(name)) for name in names}
+        return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if stored(ours) != stored(theirs)}
 
     def check_modules(self, names: Iterable[str]) -> None:
         """Refuse an entry for a module that is not among names, the quantizable matrices of a model.

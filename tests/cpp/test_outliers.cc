@@ -159,6 +159,9 @@ TEST(Outliers, RefusesWhatBreaksTheContract) {
         a.w.cols = a.w.row_stride = a.remainder.cols = a.remainder.row_stride = 1LL << 31;
       },
       "w must have fewer than 2^31 columns");
+  const float nan[4] = {0, 0, 0, std::numeric_limits<float>::quiet_NaN()};
+  refuses([&](OutliersArgs& a) { a.w.data = nan; },
+          "[extract_outliers] w must have no NaN: got row=1, column=1");
   const int64_t outside[1] = {4}, twice[2] = {1, 1};
   refuses([&](OutliersArgs& a) { a.indices = outside; }, "indices must be within w: got index=4");
   refuses([&](OutliersArgs& a) { a.indices = twice, a.count = 2; }, "indices must ascend, each given once");

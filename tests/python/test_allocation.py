@@ -68,6 +68,8 @@ def test_size_of_an_entry():
     assert stored_bytes(10, 65, PlanEntry(3, 32)) == 10 * (27 + 12)
     assert stored_bytes(10, 65, PlanEntry(3, -1)) == 10 * (27 + 4)
     assert stored_bytes(10, 64, PlanEntry(16), "float32") == 10 * 64 * 4
+    assert stored_bytes(10, 64, PlanEntry(3, 2, meta_bits=8)) == 10 * 24 + 320 + 8 * 3 + 320 + 4 * 3
+    assert stored_bytes(10, 64, PlanEntry(3, 2, sym=True, meta_bits=4)) == 10 * 24 + 160 + 8 * 3
     sparse = PlanEntry(4, 64, outliers=0.01)
     assert stored_bytes(10, 64, sparse) == 10 * 36 + 6 * (2 + 2) + 4 * 11
     assert stored_bytes(10, 64, sparse, "float32") == 10 * 36 + 6 * (4 + 2) + 4 * 11

@@ -8,7 +8,8 @@
 //
 // Elements that may be among the k are gathered in one pass over the data, above a lower bound taken from a
 // sample, and the rest is done among them; where that fails, because the bound was too high or many elements
-// are equal, the k-th largest is found digit by digit instead. Memory beside the outputs: O(k) or 1 MiB.
+// are equal, the k-th largest is found digit by digit instead. Memory beside the outputs: 24 bytes an element
+// of k or 1 MiB, and half a percent of the data.
 #pragma once
 
 #include "quantrature/types.hpp"

@@ -1,13 +1,37 @@
 """From what each matrix costs to a plan that fits a budget."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ._allocate import ALLOCATORS, allocate
 from .constraints import Constraints
+from .estimate import estimate
 from .groups import fusion_groups
 from .knapsack import Selection, choose
 from .loss import LossModel
 from .options import Option, stored_bytes
 from .published import TableChoice, boost, conspicuous, mxq
 from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table
+
+if TYPE_CHECKING:
+    from .activation import activation_sensitivity
+    from .validation import Validation, measured_loss_changes, random_plans, validate
+
+_LAZY = {
+    "activation_sensitivity": "activation",
+    "Validation": "validation",
+    "measured_loss_changes": "validation",
+    "random_plans": "validation",
+    "validate": "validation",
+}
+"""What needs torch, and the module it is in."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+
 
 __all__ = [
     "ALLOCATORS",
@@ -19,13 +43,19 @@ __all__ = [
     "Option",
     "Selection",
     "TableChoice",
+    "Validation",
+    "activation_sensitivity",
     "allocate",
     "boost",
     "choose",
     "conspicuous",
+    "estimate",
     "fusion_groups",
     "ladder",
+    "measured_loss_changes",
     "mxq",
+    "random_plans",
     "read_table",
     "stored_bytes",
+    "validate",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -115,7 +114,6 @@ def allocate(
         raise InvalidArgumentError(f"[allocate] method must be one of {', '.join(ALLOCATORS)}: got {method!r}")
     if groups not in (None, "fused", "none"):
         raise InvalidArgumentError(f"[allocate] groups must be fused or none: got {groups!r}")
-    started = time.perf_counter()
     origin = Source.of(source, weights, trust_remote_code)
     constraints = Constraints(pin or {}, minimum or {}, maximum or {}, skip)
     everything = [m.name for m in origin.matrices]
@@ -124,8 +122,8 @@ def allocate(
     if not matrices:
         raise InvalidArgumentError("[allocate] a plan needs a matrix that is not skipped: got none")
     budget = Budget.of(matrices, avg_bits, target_bytes)
-    host_name, grid = _grid(origin, method, host, sym, meta_bits)
-    options = _options(origin, method, bits, group_sizes, outliers, grid)
+    host_name, grid = grid_of(origin, method, host, sym, meta_bits)
+    options = options_of(origin, method, bits, group_sizes, outliers, grid)
 
     if method in ("sensiboost", "kurtboost"):
         if pin or minimum or maximum or groups == "fused":
@@ -133,6 +131,7 @@ def allocate(
         scores = _boost_scores(origin, matrices, method, sensitivity)
         facts = Facts.of(origin, matrices, [], grid, progress)
         choice = _boost(matrices, options, grid, budget, method, scores, stops, top_m)
+        facts.weigh(choice.options)
     else:
         allowed = constraints.allowed([m.name for m in matrices], options)
         measured = [] if method == "uniform" else sorted({o for found in allowed.values() for o in found})
@@ -158,7 +157,6 @@ def allocate(
         "host": host_name,
         **budget.report(sum(facts.size(i, option) for i, option in enumerate(choice.options))),
         **choice.about,
-        "seconds": round(time.perf_counter() - started, 3),
         **origin.about,
     }
     if method in PAPERS:
@@ -238,13 +236,15 @@ class Facts:
         grid: of the plan.
         errors, sizes: for each matrix, setting to error energy and to bytes, as far as they were seen.
         model: predicts loss changes; ``None`` without references.
+        origin: has the weights, perhaps.
     """
 
     matrices: Sequence[Matrix]
     grid: Grid
     errors: Sequence[Mapping[str, float]]
-    sizes: Sequence[Mapping[str, int]]
+    sizes: Sequence[dict[str, int]]
     model: LossModel | None
+    origin: Source
 
     @classmethod
     def of(
@@ -269,11 +269,22 @@ class Facts:
                 [m.error for m in matrices],
                 errors if all(errors) else None,
             )
-        return cls(matrices, grid, errors, sizes, model)
+        return cls(matrices, grid, errors, sizes, model, origin)
 
     def size(self, i: int, option: Option) -> int:
         """Bytes."""
         return size_of(self.matrices[i], option, self.grid, self.sizes[i])
+
+    def weigh(self, options: Sequence[Option]) -> int:
+        """Bytes of one option for each matrix; seen, not computed, where there are weights."""
+        total = 0
+        for i, (matrix, option) in enumerate(zip(self.matrices, options, strict=True)):
+            if option.key not in self.sizes[i]:
+                seen = self.origin.outcomes([matrix], [option], self.grid, False)
+                if seen is not None:
+                    self.sizes[i][option.key] = seen[0][option.key].nbytes
+            total += self.size(i, option)
+        return total
 
     def norm(self, i: int, option: Option) -> float:
         """Frobenius norm of the error.
@@ -316,7 +327,7 @@ class Facts:
                 )
 
 
-def _grid(
+def grid_of(
     origin: Source, method: str, host: str | None, sym: bool | None, meta_bits: int | str | None
 ) -> tuple[str, Grid]:
     """The host method and the form of its grids."""
@@ -331,7 +342,7 @@ def _grid(
     return name, Grid(solver_of(name), symmetric, meta_bits)
 
 
-def _options(
+def options_of(
     origin: Source,
     method: str,
     bits: Iterable[int] | None,
@@ -380,8 +391,13 @@ def _uniform(
         ]
         size = sum(facts.size(i, taken) for i, taken in enumerate(choice))
         ladder.append((size, option, choice))
-    budget.demand(min(size for size, _, _ in ladder))
-    _, option, choice = max((step for step in ladder if step[0] <= budget.limit), key=lambda step: step[:2])
+    ladder.sort(key=lambda step: step[:2], reverse=True)
+    for _, option, choice in (step for step in ladder if step[0] <= budget.limit):  # noqa: B007 (used below)
+        if facts.weigh(choice) <= budget.limit:
+            break
+    else:
+        option, choice = ladder[-1][1:]
+        budget.demand(facts.weigh(choice))
     reasons = [f"uniform {option.key}" if taken == option else "constraint" for taken in choice]
     return Choice(choice, reasons, {"setting": option.key})
 

@@ -104,11 +104,11 @@ def _parts(model: torch.nn.Module, linears: Sequence[LinearWeight]) -> tuple[lis
             continue
         (linear,) = group
         value = by_name.get(f"{parent}.v_proj")
-        if linear.name == f"{parent}.o_proj" and value is not None:
-            if (linear.out_features, linear.in_features) != (value.out_features, value.in_features):
-                followers[linear.name] = value.name
-                continue
-        parts.append(_Part(linear.module, group))
+        shape = (linear.out_features, linear.in_features)
+        if linear.name == f"{parent}.o_proj" and value and shape != (value.out_features, value.in_features):
+            followers[linear.name] = value.name
+        else:
+            parts.append(_Part(linear.module, group))
     return parts, followers
 
 

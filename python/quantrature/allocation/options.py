@@ -67,10 +67,13 @@ def groups_in(columns: int, group_size: int) -> int:
 
 
 def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat16") -> int:
-    """Bytes that a matrix takes in memory and in a checkpoint, exactly.
+    """Bytes that a matrix takes in memory and in a checkpoint, as far as its shape tells.
 
-    Codes, scales and zeros (float16, or quantized once more), and of each outlier its value, its column (two bytes up
-    to 65,536 columns, else four) and for each row an offset. A matrix that is kept takes what it takes now.
+    Codes, scales and zeros, and of each outlier its value, its column (two bytes up to 65,536 columns, else four) and
+    for each row an offset. A matrix that is kept takes what it takes now. Scales and zeros are float16, unless some are
+    out of its range, which only the weights tell (:func:`quantrature.ops.quantize`). Quantized once more they have
+    float16 scales and zeros in turn, but for the scales of scales, which are mostly too small for it and counted as
+    float32.
 
     Args:
         rows, columns: out_features and in_features.
@@ -80,11 +83,12 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     if entry.keeps:
         return rows * columns * VALUE_BYTES[dtype]
     parameters = rows * groups_in(columns, entry.group_size)
+    size = rows * row_bytes(entry.bits, columns)
     if entry.meta_bits is None:
-        each = 2 * parameters
+        size += 2 * parameters * (1 if entry.sym else 2)
     else:
-        each = row_bytes(entry.meta_bits, parameters) + 4 * groups_in(parameters, META_GROUP)
-    size = rows * row_bytes(entry.bits, columns) + each * (1 if entry.sym else 2)
+        inner, pairs = row_bytes(entry.meta_bits, parameters), groups_in(parameters, META_GROUP)
+        size += inner + 8 * pairs + (0 if entry.sym else inner + 4 * pairs)
     if entry.outliers > 0:
         outliers = round(entry.outliers * rows * columns)
         column = 2 if columns <= 1 << 16 else 4

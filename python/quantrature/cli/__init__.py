@@ -1,7 +1,8 @@
 """The command line: ``quantrature VERB MODEL [options]``, a file for each verb.
 
 A verb is a function ``run`` in ``_<verb>.py`` whose docstring is its help, and its name in VERBS. It imports what it
-needs inside ``run``, so that help comes without torch.
+needs inside ``run``, so that help comes without torch. A verb of two words, in ``_<first>_<second>.py``, goes before
+one of the first word alone: ``quantrature plan diff`` compares plans, and a model in a folder of that name is ./diff.
 """
 
 from __future__ import annotations
@@ -18,7 +19,21 @@ import typer
 from .. import __version__
 from .._C import QuantratureError
 
-VERBS = ("analyze", "plan", "quantize", "requant", "eval", "inspect", "verify", "demo", "doctor", "list")
+VERBS = (
+    "analyze",
+    "plan",
+    "plan diff",
+    "plan validate",
+    "plan export",
+    "quantize",
+    "requant",
+    "eval",
+    "inspect",
+    "verify",
+    "demo",
+    "doctor",
+    "list",
+)
 """In the order of the help text."""
 
 app = typer.Typer(
@@ -43,7 +58,7 @@ def quantrature(
 
 
 for _verb in VERBS:
-    app.command(_verb)(importlib.import_module(f"._{_verb}", __name__).run)
+    app.command(_verb)(importlib.import_module(f"._{_verb.replace(' ', '_')}", __name__).run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes.setFormatter(logging.Formatter("quantrature: note: %(message)s"))
     logging.getLogger("quantrature").addHandler(notes)
     try:
-        status = app(arguments, prog_name="quantrature", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if " ".join(given[:2]) in VERBS:
+            given[:2] = [" ".join(given[:2])]
+        status = app(given, prog_name="quantrature", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return 130

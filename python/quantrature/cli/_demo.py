@@ -39,15 +39,15 @@ def _print(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 1))
     table.add_column("plan", no_wrap=True)
-    for title in ("bits per weight", "bytes", "perplexity", "divergence", "predicted", "measured"):
-        table.add_column(title, justify="right")
+    for title in ("bits", "KiB", "perplexity", "divergence", "predicted", "measured"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
             f"{row.bits_per_weight:.3f}",
-            f"{row.bytes:,}",
+            f"{row.bytes / 1024:,.0f}",
             f"{row.perplexity:.3f}",
             f"{row.divergence:.4f}",
             f"{row.predicted_loss_change:+.4f}",
@@ -56,7 +56,8 @@ def _print(rows: list[Row]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "Predicted: loss change in nats a token, from the calibration text, before anything was quantized.\n"
-        "Measured: the same on held-out text. Divergence: from the original model, there, in nats a token.",
+        "\nBits are per weight, everything stored counted. Predicted is the loss change in nats a token, from "
+        "calibration text, before anything was quantized; measured is what it came to on held-out text, as are "
+        "perplexity and the divergence from the original model.",
         style="dim",
     )

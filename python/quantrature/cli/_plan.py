@@ -68,6 +68,9 @@ def run(
     seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
     seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
+    validate: Annotated[
+        int, typer.Option(help="Measure so many random plans, and store how well they were predicted.")
+    ] = 0,
     dtype: Annotated[str, typer.Option(help="What to analyze in: auto, float32, bfloat16.")] = "float32",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     trust_remote_code: Annotated[
@@ -108,6 +111,8 @@ def run(
             assert model is not None
             text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed}
             made = _Model(model, dtype, trust_remote_code, calibration, text, nodes, wishes["progress"])
+            if validate and (method != "pqi" or made.analyzed):
+                raise InvalidArgumentError("[plan] --validate is for plans by pqi from a model")
             if dry_run:
                 cost = made.cost(method, wishes)
             else:
@@ -123,6 +128,8 @@ def run(
                     **wishes,
                     **more,
                 )
+                if validate:
+                    plan = made.validated(plan, source, validate)
                 if output is not None:
                     _write(plan, output)
     if table is not None:
@@ -158,6 +165,8 @@ class _Model:
 
         self.path, self.dtype, self.trust_remote_code = path, dtype, trust_remote_code
         self.calibration, self.text, self.nodes, self.progress = calibration, text, nodes, progress
+        self.loaded: Any = None
+        self.tokens: Any = None
         self.analyzed = (Path(path) / SUMMARY).is_file()
 
     def source(self, method: str, host: str | None) -> tuple[Any, dict[str, Any]]:
@@ -174,6 +183,7 @@ class _Model:
         from ..analysis import analyze
 
         model, tokens = self._loaded(method)
+        self.loaded, self.tokens = model, tokens
         found = analyze(
             model,
             tokens,
@@ -184,14 +194,35 @@ class _Model:
             seed=self.text["seed"],
             progress=self.progress,
         )
-        return found, {"weights": model}
+        return found, {"weights": self.path}
+
+    def validated(self, plan: Plan, sensitivity: Any, count: int) -> Plan:
+        """The plan with the validation of its predictions, on the text of the analysis."""
+        from dataclasses import replace
+
+        from ..allocation import validate
+
+        found = validate(self.loaded, self.tokens, sensitivity, count=count, progress=self.progress)
+        return replace(plan, allocation={**plan.allocation, "validation": found.to_json()})
 
     def cost(self, method: str, wishes: Mapping[str, Any]) -> dict[str, Any]:
         """What it would take."""
         from ..allocation import estimate
 
-        windows = self.text["nsamples"] if method in ("pqi", "sensiboost") and not self.analyzed else 0
-        return estimate(self.path, method, windows=windows, nodes=self.nodes * len(REFERENCE_BITS))
+        passed = {
+            name: wishes[name] for name in ("bits", "group_sizes", "outliers", "host", "meta_bits") if name in wishes
+        }
+        cost = estimate(self.path, method=method, trust_remote_code=self.trust_remote_code, **passed)
+        if method in ("pqi", "sensiboost") and not self.analyzed:
+            from .._estimate import analyzing
+            from ..models import find_linears
+
+            model, tokens = self._loaded(method)
+            passes = self.nodes * len(REFERENCE_BITS) if method == "pqi" else 1
+            more = analyzing(model, tokens, find_linears(model, experts=False), passes, 1)
+            cost["memory_bytes"] += more.memory_bytes
+            cost["seconds"] = round(cost["seconds"] + more.seconds, 1)
+        return cost
 
     def _loaded(self, method: str) -> tuple[Any, Any]:
         from .. import models
@@ -226,6 +257,10 @@ def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
     ]
     if about.get("predicted_loss_change") is not None:
         rows.append(("predicted loss change", f"{about['predicted_loss_change']:+.6f} nats a token"))
+    if "validation" in about:
+        found = about["validation"]
+        error = f"median relative error {found['median_relative_error']:.1%}"
+        rows.append(("validation", f"{found['plans']} random plans: Spearman {found['spearman']:.3f}, {error}"))
     settings: dict[str, int] = {}
     for _, entry in plan:
         key = (
@@ -273,7 +308,7 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _native_output_kept_off_stdout() -> Iterator[None]:
-    """Send to stderr what HiGHS, the solver of integer programs, prints past Python."""
+    """Drop what HiGHS, the solver of integer programs, prints past Python."""
     sys.stdout.flush()
     try:
         kept = os.dup(1)
@@ -281,7 +316,9 @@ def _native_output_kept_off_stdout() -> Iterator[None]:
         yield
         return
     try:
-        os.dup2(2, 1)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
         yield
     finally:
         sys.stdout.flush()

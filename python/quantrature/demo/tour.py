@@ -30,7 +30,7 @@ METHOD = "rtn"
 SEQLEN = 256
 CALIBRATION_WINDOWS = 32
 NODES = 3
-EVALUATION_TOKENS = 32_768
+EVALUATION_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
     original = load_model(MODEL, "float32")
     reference = evaluate.perplexity(original, evaluation, progress=progress)
     weights = [linear.weight for linear in find_linears(original)]
-    yield Row("original, bfloat16", 16.0, 2 * sum(w.numel() for w in weights), reference.perplexity, 0.0, 0.0, 0.0)
+    yield Row("original", 16.0, 2 * sum(w.numel() for w in weights), reference.perplexity, 0.0, 0.0, 0.0)
 
     sensitivity = analyze(
         original,
@@ -96,7 +96,7 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
             row = _measured(f"uniform, {bits} bits", uniform, folder / f"uniform-{bits}", evaluation, original)
             yield replace(row, predicted_loss_change=proof.predicted_loss_change)
             plan = allocate(sensitivity, method="pqi", avg_bits=row.bits_per_weight)
-            yield _measured(f"PQI plan, the size of {bits} bits", plan, folder / f"pqi-{bits}", evaluation, original)
+            yield _measured(f"PQI plan, {bits} bits", plan, folder / f"pqi-{bits}", evaluation, original)
 
 
 def _measured(name: str, plan: Plan, folder: Path, evaluation: torch.Tensor, original: PreTrainedModel) -> Row:

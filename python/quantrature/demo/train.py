@@ -1,6 +1,8 @@
-"""Train the model in ``model/`` from random weights.
+"""Train the model in ``model/`` from random weights: ``python -m quantrature.demo.train --compile``.
 
-DOCSTRING
+The model that ships saw the standard library of Python 3.11 for 2,200 steps, 9 million tokens, in an hour or so on two
+busy cores: 1,600 steps of a run with ``--steps 4000``, which a checkpoint took over into one with ``--steps 2200``. Its
+perplexity on :func:`quantrature.demo.text.evaluation_text` was 10.88 then, 1.116 bits a byte.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--checkpoint", type=Path, help="file to keep progress in, and to resume from")
-    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=16, help="windows in a step")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the cosine schedule")
     parser.add_argument("--warmup", type=int, default=200, help="steps up to the peak")

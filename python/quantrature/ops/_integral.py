@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, dtype_name, empty_like_kind
+from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind
 
 
 def _weights(op: str, shape: tuple[int, ...], w: Array, w_quantized: Array) -> tuple[Array, Array]:
     pair = as_input(w, op, "w"), as_input(w_quantized, op, "w_quantized")
     _check_shapes(op, shape, w=pair[0], w_quantized=pair[1])
-    return pair
+    return core_view(pair[0]), core_view(pair[1])
 
 
 def _check_shapes(op: str, shape: tuple[int, ...], **arrays: Array) -> None:
@@ -38,7 +38,7 @@ def pqi_accumulate(acc: Array, grad: Array, weight: float) -> None:
     acc = as_output(acc, "pqi_accumulate", "acc", dtypes=("float32",))
     grad = as_input(grad, "pqi_accumulate", "grad")
     _check_shapes("pqi_accumulate", tuple(acc.shape), grad=grad)
-    _C.pqi_accumulate(acc, grad, weight)
+    _C.pqi_accumulate(core_view(acc), core_view(grad), weight)
 
 
 def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False, *, out: Array | None = None) -> Array:
@@ -62,7 +62,7 @@ def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False,
     acc = as_input(acc, "pqi_finalize", "acc", dtypes=("float32",))
     shape = tuple(acc.shape)
     _check_shapes("pqi_finalize", shape, out=target)
-    _C.pqi_finalize(acc, *_weights("pqi_finalize", shape, w, w_quantized), signed, target)
+    _C.pqi_finalize(core_view(acc), *_weights("pqi_finalize", shape, w, w_quantized), signed, core_view(target))
     return result
 
 
@@ -79,7 +79,7 @@ def pqi_sum(acc: Array, w: Array, w_quantized: Array) -> float:
         InvalidArgumentError: for other dtypes or shapes.
     """
     acc = as_input(acc, "pqi_sum", "acc", dtypes=("float32",))
-    return _C.pqi_sum(acc, *_weights("pqi_sum", tuple(acc.shape), w, w_quantized))
+    return _C.pqi_sum(core_view(acc), *_weights("pqi_sum", tuple(acc.shape), w, w_quantized))
 
 
 def interpolate(w: Array, w_quantized: Array, t: float, out: Array | None = None) -> Array:
@@ -102,5 +102,5 @@ def interpolate(w: Array, w_quantized: Array, t: float, out: Array | None = None
     result = empty_like_kind(w, tuple(start.shape), dtype_name(w)) if out is None else out
     target = as_output(result, "interpolate", "out")
     _check_shapes("interpolate", tuple(start.shape), out=target)
-    _C.interpolate(*_weights("interpolate", tuple(start.shape), w, w_quantized), t, target)
+    _C.interpolate(*_weights("interpolate", tuple(start.shape), w, w_quantized), t, core_view(target))
     return result

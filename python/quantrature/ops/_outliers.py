@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, as_output, dtype_name, empty_like_kind, is_torch
-from ._topk import _core_view
+from .._arrays import FLOATS, Array, as_input, as_output, core_view, dtype_name, empty_like_kind, is_torch
 
 PER = ("tensor", "row")
 
@@ -67,8 +66,7 @@ class SparseCSR:
                 raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
             if not is_torch(array) and not array.flags.c_contiguous:
                 raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
-        values = self.values.detach() if is_torch(self.values) else _core_view(self.values)
-        _C.check_csr(values, self.columns, self.row_offsets, rows, cols)
+        _C.check_csr(core_view(self.values), core_view(self.columns), core_view(self.row_offsets), rows, cols)
 
     @property
     def nnz(self) -> int:
@@ -194,5 +192,6 @@ def extract_outliers(
     values = empty_like_kind(w, (nnz,), dtype_name(w))
     columns = empty_like_kind(w, (nnz,), _column_dtype(cols))
     row_offsets = empty_like_kind(w, (rows + 1,), _offset_dtype(nnz))
-    _C.extract_outliers(source, taken, per == "row", chosen, target, _core_view(values), columns, row_offsets)
+    arrays = [core_view(a) for a in (target, values, columns, row_offsets)]
+    _C.extract_outliers(core_view(source), taken, per == "row", None if chosen is None else core_view(chosen), *arrays)
     return remainder, SparseCSR(values, columns, row_offsets, shape)

@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, dtype_name, empty_like_kind, is_torch
+from .._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch
 
 KEYS = ("abs", "value")
-
-
-def _core_view(x: Array) -> Array:
-    return x.view(np.uint16) if not is_torch(x) and dtype_name(x) == "bfloat16" else x
 
 
 def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
@@ -56,7 +52,7 @@ def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
     values = empty_like_kind(arrays[0], (k,), dtype_name(arrays[0]))
     indices = empty_like_kind(arrays[0], (k,), "int64")
     counts = np.empty(len(inputs), np.int64)
-    _C.topk(inputs, k, key == "abs", _core_view(values), indices, counts)
+    _C.topk([core_view(a) for a in inputs], k, key == "abs", core_view(values), core_view(indices), counts)
     if not together:
         return values, indices
     ends = [0, *np.cumsum(counts).tolist()]

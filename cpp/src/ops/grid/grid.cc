@@ -19,6 +19,8 @@ namespace {
 
 constexpr int64_t kSpan = 4096;               // numbers of a piece, about: they stay in the first-level cache
 constexpr int64_t kLongestAligned = 1 << 16;  // pieces of whole groups and whole blocks, if they are shorter
+constexpr int64_t kColumns = 256;             // of a piece on axis 0: whole blocks of each row
+constexpr int64_t kRows = 16;                 // of a piece on axis 0, turned at a time
 constexpr int64_t kTasksPerThread = 4;
 
 int64_t ceil_div(int64_t n, int64_t d) {
@@ -65,7 +67,7 @@ struct Pieces {
                                                                     : aligned * ceil_div(kSpan, aligned);
       span = std::min(span, v.cols);
     } else {
-      span = std::min(std::clamp<int64_t>(kSpan / v.group / 16 * 16, 16, 64), v.cols);
+      span = std::min(kColumns, v.cols);
     }
     per_row = ceil_div(v.cols, span);
   }
@@ -93,7 +95,7 @@ struct Piece {
 // Memory of one task.
 struct Scratch {
   std::vector<float> x, inv, zero, scale;
-  std::vector<uint8_t> codes, excluded;
+  std::vector<uint8_t> codes;
 };
 
 class Quantizer {
@@ -115,7 +117,6 @@ class Quantizer {
         s.x.resize(static_cast<size_t>(pieces_.longest()));
     }
     if (args.exclude_row_offsets != nullptr) mark_excluded();
-    if (view.axis == 0) unpacked_.resize(static_cast<size_t>(view.rows * view.cols));
   }
 
   void run() {
@@ -128,7 +129,6 @@ class Quantizer {
         store(x, piece, s);
         return true;
       });
-    if (pieces_.view.axis == 0) pack_view();
   }
 
  private:
@@ -156,11 +156,16 @@ class Quantizer {
     if (v.axis == 1) {
       x = float_row(w_, piece.row, piece.begin, piece.size, s.x.data());
     } else {
-      float row[64];
-      for (int64_t r = 0; r < v.rows; ++r) {
-        const float* source = float_row(w_, r, piece.begin, piece.end - piece.begin, row);
-        for (int64_t c = 0; c < piece.end - piece.begin; ++c)
-          s.x[static_cast<size_t>(c * v.group + r)] = source[c];
+      // A line of the cache at a time: single numbers, a group apart, would evict each other.
+      float rows[kRows * kColumns];
+      const float* sources[kRows];
+      for (int64_t first = 0; first < v.rows; first += kRows) {
+        const int64_t count = std::min(kRows, v.rows - first), width = piece.end - piece.begin;
+        for (int64_t k = 0; k < count; ++k)
+          sources[k] = float_row(w_, first + k, piece.begin, width, rows + k * kColumns);
+        for (int64_t c = 0; c < width; ++c)
+          for (int64_t k = 0; k < count; ++k)
+            s.x[static_cast<size_t>(c * v.group + first + k)] = sources[k][c];
       }
     }
     if (excluded_.empty()) return x;
@@ -186,16 +191,16 @@ class Quantizer {
                           a_.codes + piece.row * row_bytes_);
       return;
     }
-    const int64_t width = piece.end - piece.begin;
-    for (int64_t r = 0; r < v.rows; ++r)
-      for (int64_t c = 0; c < width; ++c)
-        unpacked_[static_cast<size_t>(r * v.cols + piece.begin + c)] =
-            s.codes[static_cast<size_t>(c * v.group + r)];
-  }
-
-  void pack_view() {
-    const View& v = pieces_.view;
-    pack({sizeof(PackArgs), unpacked_.data(), v.rows, v.cols, v.cols, a_.bits, a_.codes, row_bytes_});
+    uint8_t rows[kRows * kColumns];
+    for (int64_t first = 0; first < v.rows; first += kRows) {
+      const int64_t count = std::min(kRows, v.rows - first);
+      for (int64_t c = 0; c < piece.end - piece.begin; ++c)
+        for (int64_t k = 0; k < count; ++k)
+          rows[k * kColumns + c] = s.codes[static_cast<size_t>(c * v.group + first + k)];
+      for (int64_t k = 0; k < count; ++k)
+        kernels().pack_span(rows + k * kColumns, PackedSpan{piece.begin, piece.end, v.cols, a_.bits},
+                            a_.codes + (first + k) * row_bytes_);
+    }
   }
 
   // Every group goes through all iterations while it is in the cache; which of them was the last is known
@@ -301,7 +306,6 @@ class Quantizer {
   int64_t row_bytes_;
   std::vector<Scratch> scratch_;
   std::vector<uint8_t> excluded_;  // of each weight, if any is
-  std::vector<uint8_t> unpacked_;  // the codes on axis 0
 };
 
 }  // namespace

@@ -3,7 +3,6 @@
 // to 255.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/grid/grid_simd.cc"
-#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -35,15 +34,10 @@ HWY_INLINE float AddLanes(float* lanes) {
   return lanes[0];
 }
 
-// 2^23 plus the code.
-HWY_INLINE Float RaisedCode(Float scaled, Float zero, Float top) {
+HWY_INLINE Float Code(Float scaled, Float zero, Float top) {
   const Floats d;
   const Float at = hn::Min(hn::Max(hn::Add(scaled, zero), hn::Zero(d)), top);
-  return hn::Add(at, hn::Set(d, kRounder));
-}
-
-HWY_INLINE Float Code(Float scaled, Float zero, Float top) {
-  return hn::Sub(RaisedCode(scaled, zero, top), hn::Set(Floats(), kRounder));
+  return hn::Sub(hn::Add(at, hn::Set(d, kRounder)), hn::Set(d, kRounder));
 }
 
 float ScalarCode(float x, float inv, float zero, float top) {
@@ -90,8 +84,7 @@ HWY_INLINE Range RangeOf(const float* HWY_RESTRICT x, int64_t n, Float& odd) {
   return {hn::GetLane(hn::MinOfLanes(d, lo[0])), hn::GetLane(hn::MaxOfLanes(d, hi[0]))};
 }
 
-// Calls body(at, mask) for n numbers 16 at a time; the last call, on a copy with zeros behind the end, has
-// masks for the numbers that are there.
+// The last numbers of a group, fewer than 16, with zeros behind them, and masks for those that are there.
 struct Tail {
   float x[kLanes];
   int64_t whole;
@@ -148,7 +141,17 @@ HWY_INLINE void LinesOfRanges(int64_t groups, const GridRule& rule, const GridLi
   const Float top = hn::Set(d, top_code(rule.bits)), max_inv = hn::Set(d, rule.max_inv),
               one = hn::Set(d, 1.0f), smallest = hn::Set(d, 0x1p-100f), largest = hn::Set(d, 3.40282347e38f);
   int64_t g = 0;
-  for (; g + kWidth <= groups; g += kWidth) {
+  for (; rule.sym && g + kWidth <= groups; g += kWidth) {
+    const Float m = hn::Max(hn::Abs(hn::LoadU(d, lines.inv + g)), hn::Abs(hn::LoadU(d, lines.scale + g)));
+    const Float range = hn::Add(m, m);
+    finite = finite && hn::AllTrue(d, hn::Le(range, largest));
+    const auto nothing = hn::Lt(m, smallest);
+    hn::StoreU(hn::IfThenZeroElse(nothing, hn::Div(top, range)), d, lines.inv + g);
+    hn::StoreU(hn::Set(d, symmetric_zero(rule.bits)), d, lines.zero + g);
+    const Float empty = rule.bits == 1 ? hn::Zero(d) : one;
+    hn::StoreU(hn::IfThenElse(nothing, empty, hn::Div(range, top)), d, lines.scale + g);
+  }
+  for (; !rule.sym && g + kWidth <= groups; g += kWidth) {
     const Float lo = hn::Add(hn::LoadU(d, lines.inv + g), hn::Zero(d)), hi = hn::LoadU(d, lines.scale + g);
     const Float range = hn::Sub(hi, lo);
     finite = finite && hn::AllTrue(d, hn::Le(range, largest));
@@ -164,7 +167,7 @@ HWY_INLINE void LinesOfRanges(int64_t groups, const GridRule& rule, const GridLi
   }
   for (; g < groups; ++g) {
     const Range range{lines.inv[g], lines.scale[g]};
-    finite = finite && range_is_finite(range.lo, range.hi, false);
+    finite = finite && range_is_finite(range.lo, range.hi, rule.sym);
     const GridLine line = line_of_range(range.lo, range.hi, rule);
     lines.inv[g] = line.inv;
     lines.zero[g] = line.zero;
@@ -176,7 +179,7 @@ bool GridFit(const float* x, int64_t n, int64_t group, const GridRule& rule, con
   const Floats d;
   Float odd = hn::Zero(d);
   bool finite = true;
-  const bool many = !rule.sym && !rule.round_zero && !rule.mse;
+  const bool many = !rule.round_zero && !rule.mse;
   for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group) {
     const int64_t size = std::min(group, n - begin);
     const Range range = RangeOf(x + begin, size, odd);
@@ -288,20 +291,23 @@ void GridHqq(const float* x, int64_t n, int64_t group, int bits, const GridLines
 
 // ---- codes ----
 
+// The bits of 2^23 + v, as integers, rise with v: so what is too large for a code still is when the integers
+// are narrowed to bytes, where one comparison stops four times as many numbers.
 void GridEncode(const float* HWY_RESTRICT x, int64_t n, int64_t group, int bits,
                 const float* HWY_RESTRICT inv, const float* HWY_RESTRICT zero, uint8_t* HWY_RESTRICT codes) {
   const Floats d;
   const Ints ints;
-  const Float top = hn::Set(d, top_code(bits));
-  const auto raised = hn::BitCast(ints, hn::Set(d, kRounder));
+  const Float rounder = hn::Set(d, kRounder);
+  const auto raised = hn::BitCast(ints, rounder);
+  const auto top = hn::Set(Bytes(), static_cast<uint8_t>(top_code(bits)));
   for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group) {
     const int64_t end = std::min(begin + group, n);
     const Float inverse = hn::Set(d, inv[g]), zeros = hn::Set(d, zero[g]);
     int64_t i = begin;
     for (; i + kWidth <= end; i += kWidth) {
-      hwy::Prefetch(x + n + i);  // what is fitted next, while there is nothing else to wait for
-      const Float code = RaisedCode(hn::Mul(hn::LoadU(d, x + i), inverse), zeros, top);
-      hn::StoreU(hn::DemoteTo(Bytes(), hn::Sub(hn::BitCast(ints, code), raised)), Bytes(), codes + i);
+      const Float at = hn::Max(hn::Add(hn::Mul(hn::LoadU(d, x + i), inverse), zeros), hn::Zero(d));
+      const auto code = hn::Sub(hn::BitCast(ints, hn::Add(at, rounder)), raised);
+      hn::StoreU(hn::Min(hn::DemoteTo(Bytes(), code), top), Bytes(), codes + i);
     }
     for (; i < end; ++i) codes[i] = static_cast<uint8_t>(ScalarCode(x[i], inv[g], zero[g], top_code(bits)));
   }

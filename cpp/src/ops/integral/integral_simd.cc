@@ -26,9 +26,13 @@ void PqiAccumulate(float* acc, const float* grad, float weight, int64_t n) {
   const Floats f;
   const int64_t width = static_cast<int64_t>(hn::Lanes(f));
   const auto factor = hn::Set(f, weight);
+  const auto step = [&](int64_t at) HWY_ATTR {
+    hn::StoreU(hn::Add(hn::LoadU(f, acc + at), hn::Mul(factor, hn::LoadU(f, grad + at))), f, acc + at);
+  };
   int64_t i = 0;
-  for (; i + width <= n; i += width)
-    hn::StoreU(hn::Add(hn::LoadU(f, acc + i), hn::Mul(factor, hn::LoadU(f, grad + i))), f, acc + i);
+  for (; i + 4 * width <= n; i += 4 * width)
+    for (int64_t v = 0; v < 4; ++v) step(i + v * width);
+  for (; i + width <= n; i += width) step(i);
   for (; i < n; ++i) acc[i] += weight * grad[i];
 }
 

@@ -6,7 +6,7 @@
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
-#include "quantrature/topk.hpp"
+#include "ops/topk/select.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
@@ -114,7 +114,9 @@ void extract_outliers(const OutliersArgs& a) {
     return split(a, a.indices, a.count);
   }
   std::vector<int64_t> indices(static_cast<size_t>(a.per_row ? a.w.rows * a.count : a.count));
-  topk({sizeof(TopkArgs), &a.w, 1, a.count, QTR_KEY_ABS, a.per_row, indices.data(), a.values, nullptr});
+  select_largest(
+      {sizeof(TopkArgs), &a.w, 1, a.count, QTR_KEY_ABS, a.per_row, indices.data(), a.values, nullptr},
+      {"extract_outliers", "w"});
   split(a, indices.data(), static_cast<int64_t>(indices.size()));
 }
 

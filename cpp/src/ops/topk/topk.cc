@@ -5,12 +5,14 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "common/half.hpp"
 #include "common/ordered_key.hpp"
+#include "ops/topk/select.hpp"
 #include "quantrature/runtime.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
@@ -58,13 +60,12 @@ void put_value(void* values, DType dtype, int64_t at, float value) {
     static_cast<uint16_t*>(values)[at] = dtype == QTR_F16 ? f16_from_f32(value) : bf16_from_f32(value);
 }
 
-[[noreturn]] void refuse_nan(const TopkArgs& a, int64_t matrix, int64_t index) {
-  const int64_t cols = a.x[matrix].cols;
-  if (a.x_count == 1)
-    throw InvalidArgument(
-        complaint("[topk] x must have no NaN", "row", index / cols, "column", index % cols));
-  throw InvalidArgument(
-      complaint("[topk] x must have no NaN", "array", matrix, "row", index / cols, "column", index % cols));
+[[noreturn]] void refuse_nan(const TopkArgs& a, const Asker& asker, int64_t matrix, int64_t index) {
+  const std::string rule = std::string("[") + asker.op + "] " + asker.name + " must have no NaN";
+  const int64_t row = index / a.x[matrix].cols, column = index % a.x[matrix].cols;
+  throw InvalidArgument(a.x_count == 1
+                            ? complaint(rule.c_str(), "row", row, "column", column)
+                            : complaint(rule.c_str(), "array", matrix, "row", row, "column", column));
 }
 
 // What selects k of a set: all elements of a larger key than threshold, and the first `ties` of an equal one.
@@ -140,6 +141,7 @@ struct Candidates {
 
 struct Selection {
   const TopkArgs& args;
+  const Asker& asker;
   std::vector<Span> spans;
   int64_t total;
 
@@ -304,7 +306,7 @@ bool select_among_candidates(const Selection& s, uint32_t* counts) {
   for (const Span& span : s.spans) {
     const float* x = read(span, wide);
     for (int64_t i = 0; i < span.n; ++i)
-      if (std::isnan(x[i])) refuse_nan(s.args, span.matrix, span.base + i);
+      if (std::isnan(x[i])) refuse_nan(s.args, s.asker, span.matrix, span.base + i);
   }
   throw InvalidArgument("[topk] x changed during the call");
 }
@@ -342,7 +344,7 @@ void select_by_digits(const Selection& s) {
 }
 
 // The same within each row on its own; row by row the bound comes from the row before.
-void select_rows(const TopkArgs& a) {
+void select_rows(const TopkArgs& a, const Asker& asker) {
   const Matrix& m = a.x[0];
   const bool by_abs = a.key == QTR_KEY_ABS;
   const size_t cols = static_cast<size_t>(m.cols);
@@ -404,11 +406,28 @@ void select_rows(const TopkArgs& a) {
       low = reached > 0 ? 0.8f * reached : kLowest;
     }
   });
-  if (first_nan < m.rows * m.cols) refuse_nan(a, 0, first_nan);
+  if (first_nan < m.rows * m.cols) refuse_nan(a, asker, 0, first_nan);
   if (a.counts != nullptr) a.counts[0] = m.rows * a.k;
 }
 
 }  // namespace
+
+void select_largest(const TopkArgs& a, const Asker& asker) {
+  if (a.counts != nullptr) std::fill_n(a.counts, a.x_count, 0);
+  if (a.k == 0) return;
+  if (a.per_row) return select_rows(a, asker);
+
+  std::vector<Matrix> rows;
+  rows.reserve(static_cast<size_t>(a.x_count));
+  Selection s{a, asker, {}, 0};
+  for (int64_t i = 0; i < a.x_count; ++i) {
+    rows.push_back(joined(a.x[i]));
+    append_spans(s.spans, rows.back(), i);
+    s.total += a.x[i].rows * a.x[i].cols;
+  }
+  std::vector<uint32_t> counts(kBins);
+  if (!select_among_candidates(s, counts.data())) select_by_digits(s);
+}
 
 void topk(const TopkArgs& a) {
   check(a.x != nullptr && a.x_count >= 1, "[topk] x must hold at least one matrix", "x_count", a.x_count);
@@ -427,20 +446,9 @@ void topk(const TopkArgs& a) {
     check(a.k <= a.x[0].cols, "[topk] k must not exceed the length of a row", "k", a.k, "cols", a.x[0].cols);
   else
     check(a.k <= total, "[topk] k must not exceed the number of elements", "k", a.k, "elements", total);
-  if (a.counts != nullptr) std::fill_n(a.counts, a.x_count, 0);
-  if (a.k == 0) return;
-  check(a.indices != nullptr && a.values != nullptr, "[topk] indices and values must not be null");
-  if (a.per_row) return select_rows(a);
-
-  std::vector<Matrix> rows;
-  rows.reserve(static_cast<size_t>(a.x_count));
-  Selection s{a, {}, total};
-  for (int64_t i = 0; i < a.x_count; ++i) {
-    rows.push_back(joined(a.x[i]));
-    append_spans(s.spans, rows.back(), i);
-  }
-  std::vector<uint32_t> counts(kBins);
-  if (!select_among_candidates(s, counts.data())) select_by_digits(s);
+  check(a.k == 0 || (a.indices != nullptr && a.values != nullptr),
+        "[topk] indices and values must not be null");
+  select_largest(a, {"topk", "x"});
 }
 
 }  // namespace quantrature

@@ -1,0 +1,58 @@
+"""What making a plan will take: the answer to ``--dry-run``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ._allocate import grid_of, options_of
+from .sources import Source
+
+SAMPLE = (256, 1024)
+"""Shape of the matrix that is quantized to see how long it takes."""
+
+
+def estimate(
+    source: Any,
+    *,
+    method: str,
+    bits: Iterable[int] | None = None,
+    group_sizes: Iterable[int] | None = None,
+    outliers: Iterable[float] = (0.0,),
+    host: str | None = None,
+    meta_bits: int | str | None = "default",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Time and memory of :func:`allocate`, found without loading the model or measuring anything on it.
+
+    Args:
+        source, method, bits, group_sizes, outliers, host, meta_bits, trust_remote_code: as there.
+
+    Returns:
+        ``matrices`` and ``weights`` of the model; ``settings`` that will be measured on each matrix; ``memory_bytes``
+        at the peak: one matrix as it is read, its float32 copy, its image and their difference, but nothing for an
+        analysis, which has measured; ``seconds``, extrapolated from a small matrix quantized here and now.
+    """
+    import torch
+
+    from ..analysis.errors import outcomes
+
+    origin = Source.of(source, trust_remote_code=trust_remote_code)
+    weights = sum(matrix.numel for matrix in origin.matrices)
+    largest = max(matrix.numel for matrix in origin.matrices)
+    _, grid = grid_of(origin, method, host, None, meta_bits)
+    chosen = []
+    if origin.weight is not None and method in ("mxq", "pqi"):
+        chosen = options_of(origin, method, bits, group_sizes, outliers, grid)
+    sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    outcomes("sample", sample, chosen, grid.entry)
+    seconds = (time.perf_counter() - started) * weights / sample.numel()
+    return {
+        "matrices": len(origin.matrices),
+        "weights": weights,
+        "settings": len(chosen),
+        "memory_bytes": (4 + 4 + 4 + 4) * largest if chosen or (origin.weight and method == "kurtboost") else 0,
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,163 @@
+"""How well the predicted loss change of a plan is the one that is measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._C import InvalidArgumentError
+from ..analysis.path import Moved, WeightPath, mean_nll
+from ..analysis.sensitivity import Sensitivity
+from ..evaluate._forward import not_training
+from ..methods import image_of
+from ..models import find_linears
+from ..plan import Plan
+from ..progress import progress as progress_bar
+from ..text import token_windows
+from ._allocate import allocate
+from .groups import fusion_groups
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Predicted against measured loss changes of several plans, nats per token.
+
+    Attributes:
+        predicted, measured: of each plan.
+        spearman: rank correlation of the two; NaN for fewer than two plans.
+        median_relative_error: of predicted against measured.
+    """
+
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+    @property
+    def spearman(self) -> float:
+        """Rank correlation."""
+        from scipy.stats import spearmanr
+
+        if len(self.predicted) < 2:
+            return float("nan")
+        return float(spearmanr(self.predicted, self.measured).statistic)
+
+    @property
+    def median_relative_error(self) -> float:
+        """Half of the plans are predicted better than so."""
+        predicted, measured = np.array(self.predicted), np.array(self.measured)
+        return float(np.median(np.abs(predicted - measured) / np.abs(measured)))
+
+    def to_json(self) -> dict[str, Any]:
+        """For plan.json."""
+        return {
+            "plans": len(self.predicted),
+            "spearman": self.spearman,
+            "median_relative_error": self.median_relative_error,
+            "predicted": list(self.predicted),
+            "measured": list(self.measured),
+        }
+
+
+def measured_loss_changes(
+    model: torch.nn.Module,
+    tokens: Any,
+    plans: Sequence[Plan],
+    *,
+    tokenizer: Any = None,
+    seqlen: int | None = None,
+    nsamples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    progress: bool | None = None,
+) -> list[float]:
+    """Loss changes of a model under plans, nats per token; afterwards the model is, bit for bit, what it was.
+
+    Args:
+        model: causal language model from transformers.
+        tokens, tokenizer, seqlen, nsamples, seed: text, as in :func:`quantrature.text.token_windows`.
+        plans: each for this model.
+        batch_size: windows of one forward pass.
+        progress: show a bar; ``None`` for when stderr is a terminal.
+
+    Raises:
+        InvalidArgumentError: for a plan with a matrix that the model does not have.
+    """
+    linears = find_linears(model, experts=False)
+    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    for plan in plans:
+        plan.check_modules(linear.name for linear in linears)
+    changes = []
+    with not_training(model), progress_bar("measuring plans", len(plans) + 1, progress) as bar:
+        before = mean_nll(model, windows, batch_size)
+        bar.advance()
+        for plan in plans:
+            moved = [
+                Moved(linears.find(name), image_of(name, linears.find(name).weight.cpu(), entry))
+                for name, entry in plan
+                if not entry.keeps
+            ]
+            with WeightPath(model, moved) as path:
+                path.move_to(1)
+                changes.append(mean_nll(model, windows, batch_size) - before)
+            bar.advance()
+    return changes
+
+
+def random_plans(
+    sensitivity: Sensitivity, count: int, bits: Sequence[int] = (2, 3, 4), seed: int = 0, **wishes: Any
+) -> list[Plan]:
+    """Plans whose bits are drawn at random for each fusion group, with predictions.
+
+    Args:
+        sensitivity: of the model.
+        count: of plans.
+        bits: to draw from.
+        seed: the same plans on every platform.
+        wishes: further arguments of :func:`allocate`.
+
+    Raises:
+        InvalidArgumentError: for less than one plan.
+    """
+    if count < 1:
+        raise InvalidArgumentError(f"[allocate] a validation takes at least one plan: got {count}")
+    names = [m.name for m in sensitivity.matrices]
+    chance = random.Random(seed)
+    plans = []
+    for _ in range(count):
+        pin: dict[str, int | str] = {}
+        for members in fusion_groups(names):
+            setting = f"b{chance.choice(bits)}g{sensitivity.settings['group_size']}"
+            pin |= {names[i]: setting for i in members}
+        plans.append(allocate(sensitivity, method="pqi", avg_bits=32, pin=pin, **wishes))
+    return plans
+
+
+def validate(
+    model: torch.nn.Module,
+    tokens: Any,
+    sensitivity: Sensitivity,
+    *,
+    count: int = 20,
+    bits: Sequence[int] = (2, 3, 4),
+    seed: int = 0,
+    batch_size: int = 1,
+    progress: bool | None = None,
+) -> Validation:
+    """Compare predicted and measured loss changes of :func:`random_plans`.
+
+    Args:
+        model: that was analyzed.
+        tokens: text to measure on, as in :func:`quantrature.text.token_windows`; that of the analysis shows the
+            error of the prediction alone.
+        sensitivity: the analysis.
+        count, bits, seed: of the plans.
+        batch_size: windows of one forward pass.
+        progress: show a bar; ``None`` for when stderr is a terminal.
+    """
+    plans = random_plans(sensitivity, count, bits, seed)
+    measured = measured_loss_changes(model, tokens, plans, batch_size=batch_size, progress=progress)
+    return Validation(tuple(plan.predicted_loss_change or 0.0 for plan in plans), tuple(measured))

@@ -1,0 +1,48 @@
+"""``quantrature plan diff``: in what two plans differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+
+def run(
+    one: Annotated[str, typer.Argument(help="A plan.", metavar="A")],
+    other: Annotated[str, typer.Argument(help="Another one.", metavar="B")],
+    as_json: Json = False,
+) -> None:
+    """Show which matrices two plans store in different ways."""
+    with stdout_kept_clean(as_json):
+        from dataclasses import asdict
+
+        from ..plan import Plan
+
+        a, b = Plan.load(one), Plan.load(other)
+        differing = a.diff(b)
+    figures = {name: (_figure(a, name), _figure(b, name)) for name in ("bytes", "bits_per_weight", "loss_change")}
+    if as_json:
+        entries = {
+            name: {"a": ours and asdict(ours), "b": theirs and asdict(theirs)}
+            for name, (ours, theirs) in differing.items()
+        }
+        totals = {name: {"a": ours, "b": theirs} for name, (ours, theirs) in figures.items()}
+        print_json({"entries": entries, **totals})
+        return
+    rows = [(name, f"{ours or 'not there'} → {theirs or 'not there'}") for name, (ours, theirs) in differing.items()]
+    rows += [
+        (name.replace("_", " "), f"{ours:{form}} → {theirs:{form}}")
+        for (name, (ours, theirs)), form in zip(figures.items(), (",", ".4f", "+.6f"), strict=True)
+        if ours is not None and theirs is not None
+    ]
+    print_table(f"{one} → {other}: {len(differing)} of {len(a)} matrices differ", rows)
+
+
+def _figure(plan: Plan, name: str) -> Any:
+    """What a plan says of itself as a whole, or ``None``."""
+    return plan.predicted_loss_change if name == "loss_change" else plan.allocation.get(name)
