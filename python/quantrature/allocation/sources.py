@@ -192,9 +192,7 @@ def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Sourc
     config = load_config(folder, trust_remote_code)
     files = _tensors(Path(folder))
     with torch.device("meta"), quiet():
-        skeleton = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code
-        )
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     linears = find_linears(skeleton, experts=False)
     keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}
     if any(key not in files for key in keys.values()):
