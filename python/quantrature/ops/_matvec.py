@@ -45,8 +45,7 @@ class PackedMatrix:
         if outliers is None or outliers.nnz == 0:
             return cls(grid, None)
         values = empty_like_kind(outliers.values, (outliers.nnz,), "float32")
-        sparse = [core_view(a) for a in (outliers.values, outliers.columns, outliers.row_offsets)]
-        _C.residuals(*_arguments(grid), *sparse, core_view(values))
+        _C.residuals(*_arguments(grid), *_parts(outliers), core_view(values))
         return cls(grid, dataclasses.replace(outliers, values=values))
 
     def matvec(self, x: Array, out: Array | None = None) -> Array:
@@ -66,8 +65,7 @@ class PackedMatrix:
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "
                 f"expected={shape}"
             )
-        r = self.residuals
-        sparse = (None, None, None) if r is None else [core_view(a) for a in (r.values, r.columns, r.row_offsets)]
+        sparse = (None, None, None) if self.residuals is None else _parts(self.residuals)
         _C.matvec(*_arguments(self.grid), *sparse, core_view(source), core_view(target))
         return out
 
@@ -112,6 +110,10 @@ def _plain(values: Any) -> Any:
 def _arguments(grid: QuantizedTensor) -> tuple[np.ndarray, int, int, int, np.ndarray, np.ndarray | None]:
     zero = None if grid.zero is None else _one_row(grid.zero)
     return core_view(grid.codes), grid.shape[1], grid.bits, grid.group_size, _one_row(grid.scale), zero
+
+
+def _parts(sparse: SparseCSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return core_view(sparse.values), core_view(sparse.columns), core_view(sparse.row_offsets)
 
 
 def _one_row(values: Array) -> np.ndarray:
