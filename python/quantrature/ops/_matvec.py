@@ -65,8 +65,9 @@ class PackedMatrix:
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "
                 f"expected={shape}"
             )
-        sparse = (None, None, None) if self.residuals is None else _parts(self.residuals)
-        _C.matvec(*_arguments(self.grid), *sparse, core_view(source), core_view(target))
+        none = (None, None, None)
+        values, columns, offsets = none if self.residuals is None else _parts(self.residuals)
+        _C.matvec(*_arguments(self.grid), values, columns, offsets, core_view(source), core_view(target))
         return out
 
 
