@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "cases.hpp"
-#include "ops/matvec/block.hpp"
 
 namespace quantrature {
 namespace {
@@ -129,7 +128,9 @@ TEST(Matvec, ThreadsAndOtherVectorsChangeNothing) {
   std::string of;
   cases::on_every_target([&] {
     const std::vector<float> y = packed.times(all);
-    if (of == target()) EXPECT_EQ(y, expected);
+    if (of == target()) {
+      EXPECT_EQ(y, expected);
+    }
     of = target(), expected = y;
     for (int64_t v = 0; v < 6; ++v) {
       cases::Sample one = all;
