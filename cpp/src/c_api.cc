@@ -6,6 +6,7 @@
 #include "common/check.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/integral.hpp"
+#include "quantrature/kmeans.hpp"
 #include "quantrature/matvec.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/outliers.hpp"
@@ -142,4 +143,7 @@ qtr_status qtr_residuals(const qtr_residuals_args* args) {
 }
 qtr_status qtr_matvec(const qtr_matvec_args* args) {
   return call(matvec, args);
+}
+qtr_status qtr_kmeans(const qtr_kmeans_args* args) {
+  return call(kmeans, args);
 }

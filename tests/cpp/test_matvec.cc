@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "cases.hpp"
-#include "ops/matvec/block.hpp"
 
 namespace quantrature {
 namespace {

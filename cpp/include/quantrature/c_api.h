@@ -284,6 +284,19 @@ typedef struct qtr_matvec_args {
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
 QTR_API qtr_status qtr_matvec(const qtr_matvec_args* args);
 
+/* ---- kmeans (kmeans.hpp) ---- */
+
+typedef struct qtr_kmeans_args {
+  size_t struct_size;
+  qtr_matrix x;
+  qtr_matrix weights; /* of the shape of x; data NULL: all 1 */
+  int32_t k;
+  qtr_mutable_matrix centroids; /* float32, k for each row */
+  uint8_t* assignment;          /* rows x cols */
+} qtr_kmeans_args;
+
+QTR_API qtr_status qtr_kmeans(const qtr_kmeans_args* args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -2,6 +2,7 @@
 
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
+from ._kmeans import kmeans_1d
 from ._matvec import PackedMatrix, matvec
 from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
@@ -16,6 +17,7 @@ __all__ = [
     "dequantize",
     "extract_outliers",
     "interpolate",
+    "kmeans_1d",
     "kurtosis",
     "matvec",
     "moments",
