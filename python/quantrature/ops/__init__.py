@@ -2,6 +2,7 @@
 
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
+from ._matvec import PackedMatrix, matvec
 from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
@@ -9,12 +10,14 @@ from ._topk import topk
 
 __all__ = [
     "Moments",
+    "PackedMatrix",
     "QuantizedTensor",
     "SparseCSR",
     "dequantize",
     "extract_outliers",
     "interpolate",
     "kurtosis",
+    "matvec",
     "moments",
     "pack",
     "pqi_accumulate",
