@@ -323,6 +323,22 @@ def test_the_output_projection_has_a_score_of_its_own_where_v_has_its_shape():
     assert full[f"{attention}.o_proj"] != full[f"{attention}.q_proj"]
 
 
+def test_a_source_remembers_what_it_measured(model, monkeypatch):
+    import quantrature.analysis.errors as errors
+
+    quantized = []
+    true = errors.quantize_matrix
+    monkeypatch.setattr(
+        errors, "quantize_matrix", lambda name, w, entry: (quantized.append((name, entry)), true(name, w, entry))[1]
+    )
+    source = Source.of(model)
+    plans = [allocate(source, method="mxq", avg_bits=b, bits=(2, 3), group_sizes=(16,)) for b in (4, 4.2)]
+    assert len(quantized) == len(set(quantized)) == 2 * len(plans[0])
+    assert plans[1] == allocate(model, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,))
+    allocate(source, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,), host="mse")
+    assert len(quantized) == len(set(quantized)) == 6 * len(plans[0])
+
+
 # What is refused
 
 

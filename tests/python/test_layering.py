@@ -9,7 +9,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "python" / "quantrature"
 
-WITHOUT_TORCH = ("__init__", "_arrays", "_transformers_hook", "checkpoint", "formats", "methods", "plan", "progress", "storage")
+WITHOUT_TORCH = (
+    "__init__",
+    "_arrays",
+    "_transformers_hook",
+    "checkpoint",
+    "formats",
+    "methods",
+    "plan",
+    "progress",
+    "storage",
+)
 """Modules that are imported without torch and transformers; they may import both inside functions."""
 
 
