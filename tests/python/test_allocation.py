@@ -176,7 +176,8 @@ def test_a_loss_change_has_a_floor():
     model = LossModel(["a", "b", "c"], [64] * 3, [100] * 3, changes, [{"b3g64": 2.0}, {"b3g64": 1.0}, {"b3g64": 2.0}])
     predict = [model.cost(i, Option(3)) for i in range(3)]
     average = 0.01 / 5
-    assert predict == pytest.approx([0.02, FLOOR * average * 1, FLOOR * average * 2])
+    raised = [0.02, FLOOR * average * 1, FLOOR * average * 2]
+    assert predict == pytest.approx([0.01 * loss / sum(raised) for loss in raised])
     assert model.floored == {"b3g64": 2}
     nothing_lost = LossModel(["a", "b"], [64] * 2, [100] * 2, [{"b3g64": -0.02}, {"b3g64": -0.01}], [{}, {}])
     assert nothing_lost.cost(0, Option(3)) == pytest.approx(FLOOR * 0.03 / 2)

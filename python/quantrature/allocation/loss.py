@@ -17,7 +17,7 @@ last.
 
 A signed PQI may be negative or next to nothing, by chance of the calibration text, and no allocation should trade on
 that. A loss change therefore counts as at least FLOOR times what its error energy costs on average over all matrices
-at the same reference: FLOOR * E_i * sum_j loss_j / sum_j E_j.
+at the same reference: FLOOR * E_i * sum_j loss_j / sum_j E_j. What that adds is taken from all, for their sum is known.
 """
 
 from __future__ import annotations
@@ -109,20 +109,21 @@ class LossModel:
         ]
         energies = {key: [self.error(i, Option.parse(key)) or 0.0 for i in range(len(names))] for key in settings}
         losses_at = {key: [of_matrix[key] for of_matrix in loss_changes] for key in settings}
+        self.power = _power([(energies[key], losses_at[key]) for key in settings])
         self.floored: dict[str, int] = {}
+        self._references: list[list[Reference]] = [[] for _ in names]
         for key, losses in losses_at.items():
             # A reference that as a whole harms nothing has no average to speak of; the sizes of its changes have.
             of_all = sum(losses) if sum(losses) > 0 else sum(map(abs, losses))
             rate = of_all / sum(energies[key]) if sum(energies[key]) > 0 else 0.0
             least = [FLOOR * rate * energy for energy in energies[key]]
             self.floored[key] = sum(loss < low for loss, low in zip(losses, least, strict=True))
-            losses_at[key] = [max(loss, low) for loss, low in zip(losses, least, strict=True)]
-        self.power = _power([(energies[key], losses_at[key]) for key in settings])
-        self._references: list[list[Reference]] = [[] for _ in names]
-        for key, losses in losses_at.items():
-            unit = sum(losses) ** (1 - 1 / self.power)
-            for references, energy, loss in zip(self._references, energies[key], losses, strict=True):
-                references.append(Reference(energy, loss / unit if unit > 0 else 0.0))
+            raised = [max(loss, low) for loss, low in zip(losses, least, strict=True)]
+            # Together the matrices cost what was measured, whatever the floor has added.
+            whole = sum(losses) if sum(losses) > 0 else sum(raised)
+            unit = sum(raised) / whole ** (1 / self.power) if whole > 0 else 1.0
+            for references, energy, loss in zip(self._references, energies[key], raised, strict=True):
+                references.append(Reference(energy, loss / unit))
         for references in self._references:
             references.sort(key=lambda reference: reference.error)
         if candidates is not None and self.measured:
