@@ -35,6 +35,9 @@ ALLOCATORS = {
 }
 """Names that ``--method`` of the verb plan takes, and a line about each."""
 
+NEARLY = 1.02
+"""How much less than its shape tells a matrix may take as stored."""
+
 PAPERS = ("mxq", "sensiboost", "kurtboost")
 
 
@@ -402,7 +405,8 @@ def _uniform(
         size = sum(facts.size(i, taken) for i, taken in enumerate(choice))
         ladder.append((size, option, choice))
     ladder.sort(key=lambda step: step[:2], reverse=True)
-    for _, option, choice in (step for step in ladder if step[0] <= budget.limit):  # noqa: B007 (used below)
+    # A shape tells the size of quantized scales only nearly; what comes near the budget is weighed.
+    for _, option, choice in (step for step in ladder if step[0] <= NEARLY * budget.limit):  # noqa: B007 (used below)
         if facts.weigh(choice) <= budget.limit:
             break
     else:
