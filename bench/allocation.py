@@ -267,32 +267,36 @@ def write(
         f"{date.today()}, {machine(torch.get_num_threads())}; {evaluation[:, 1:].numel():,} tokens in windows of "
         f"{evaluation.shape[1]}; {Path(model).name}, perplexity {judge.perplexity:.4f} as it is.",
         "",
+        "Least divergence of each budget in bold. Methods that made the same plan share a row; planning took what the "
+        "first of them did, on a busy machine.",
+        "",
         "| budget | method | stored bits per weight | bytes | perplexity | divergence (nats a token) | predicted loss "
         "change | planning, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: row["budget"]):
-        least = min(r["divergence"] for r in rows if r["budget"] == row["budget"] and r["bits"] <= _allowed(rows, row))
-        mark = "**" if row["divergence"] == least else ""
+    same: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        same.setdefault((row["budget"], row["bytes"], row["divergence"]), []).append(row)
+    for (budget, _, divergence), equals in sorted(same.items(), key=lambda pair: pair[0][0]):
+        row, mark = equals[0], "**" * (divergence == min(key[2] for key in same if key[0] == budget))
         predicted = "" if row["predicted"] is None else f"{row['predicted']:+.4f}"
         lines.append(
-            f"| {row['budget']:g} | {row['method']} | {row['bits']:.4f} | {row['bytes']:,} | {row['perplexity']:.3f} | "
-            f"{mark}{row['divergence']:.5f}{mark} ± {row['error']:.5f} | {predicted} | {row['seconds']:.1f} |"
+            f"| {budget:g} | {', '.join(r['method'] for r in equals)} | {row['bits']:.4f} | {row['bytes']:,} | "
+            f"{row['perplexity']:.3f} | {mark}{divergence:.5f}{mark} ± {row['error']:.5f} | {predicted} | "
+            f"{row['seconds']:.1f} |"
         )
     if "validation" in notes.known:
         found = notes.known["validation"]
         lines += [
             "",
-            f"Validation of the loss model on {found['plans']} random plans of {REFERENCES} bits: Spearman "
-            f"{found['spearman']:.4f}, median relative error {found['median_relative_error']:.1%}.",
+            f"Validation of the loss model on {found['plans']} random plans of {REFERENCES} bits, on the calibration "
+            f"text: Spearman {found['spearman']:.4f}, median relative error {found['median_relative_error']:.1%}.",
         ]
+    remarks = folder / "allocation-remarks.md"
+    if remarks.is_file():
+        lines += ["", remarks.read_text().strip()]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "allocation.md").write_text("\n".join([*lines, ""]))
-
-
-def _allowed(rows: list[dict[str, Any]], row: dict[str, Any]) -> float:
-    """Bits of the largest plan that keeps to a row's budget: boosts do not."""
-    return max(r["bits"] for r in rows if r["budget"] == row["budget"] and "Boost" not in r["method"])
 
 
 def draw(path: Path, rows: list[dict[str, Any]], judge: Judge) -> None:

@@ -171,6 +171,20 @@ def test_matrices_that_harm_each_other():
     assert LossModel(["a"], [64], [1], [{"b2g64": -1.0, "b3g64": -2.0}], [energy[0]]).power >= 1
 
 
+def test_what_is_expected_is_an_average_over_references():
+    error = [{"b2g64": 16.0, "b3g64": 4.0, "b5g64": 0.5}, {"b2g64": 8.0, "b3g64": 2.0, "b5g64": 0.25}]
+    model = LossModel(
+        ["a", "b"], [64] * 2, [100] * 2, [{"b2g64": 0.8, "b3g64": 0.3}, {"b2g64": 0.4, "b3g64": 0.2}], error
+    )
+    for i in range(2):
+        costs = [model.cost(i, Option(bits)) for bits in (2, 3)]
+        rate = sum(costs) / (error[i]["b2g64"] + error[i]["b3g64"])
+        assert model.expected_cost(i, Option(5)) == pytest.approx(rate * error[i]["b5g64"])
+        assert model.expected_cost(i, Option(2)) != pytest.approx(costs[0])
+    assert model.expected_cost(0, Option(2, 64, 0.01)) is None
+    assert LossModel(["a"], [64], [100], [{"b3g64": 0.0}], [{"b3g64": 0.0}]).expected_cost(0, Option(3)) == 0
+
+
 def test_a_loss_change_has_a_floor():
     changes = [{"b3g64": 0.02}, {"b3g64": -0.01}, {"b3g64": 0.0}]
     model = LossModel(["a", "b", "c"], [64] * 3, [100] * 3, changes, [{"b3g64": 2.0}, {"b3g64": 1.0}, {"b3g64": 2.0}])

@@ -80,7 +80,7 @@ def allocate(
     much of the budget is left, and what loss change is predicted.
 
     - ``uniform``: the largest setting that fits, for all matrices.
-    - ``pqi``: the least predicted loss change, from what :class:`LossModel` says each matrix costs, by an integer
+    - ``pqi``: the least loss change to be expected from what :class:`LossModel` says each matrix costs, by an integer
       program; ``plan.allocation["gap"]`` says how far from the least it can be.
     - ``mxq`` (Zhang et al., ICAART 2025): the least sum of the Frobenius norms of w~ - w, by the same program.
     - ``sensiboost``, ``kurtboost`` (arXiv 2503.06518): the largest published setting whose label is within avg_bits,
@@ -149,7 +149,7 @@ def allocate(
             choice = _least(matrices, together, allowed, facts, budget, facts.norm, lambda total: 1.0, "norm")
         else:
             facts.demand_predictions()
-            choice = _least(matrices, together, allowed, facts, budget, facts.cost, facts.nats, "nats")
+            choice = _least(matrices, together, allowed, facts, budget, facts.expected_cost, facts.nats, "nats")
 
     entries = {name: PlanEntry(KEEP_BITS, reason="skipped as asked", predicted_loss_change=0.0) for name in skipped}
     losses: Sequence[float | None] = [None] * len(matrices)
@@ -307,19 +307,26 @@ class Facts:
         return math.sqrt(self.errors[i][option.key])
 
     def cost(self, i: int, option: Option) -> float:
-        """What a matrix costs in loss, in the unit of :meth:`LossModel.cost`.
+        """What a matrix costs in loss, see :meth:`LossModel.cost`.
 
         Raises:
             InvalidArgumentError: when it cannot be predicted.
         """
         assert self.model is not None
-        predicted = self.model.cost(i, option)
-        if predicted is None:
+        return self._known(i, option, self.model.cost(i, option))
+
+    def expected_cost(self, i: int, option: Option) -> float:
+        """The same to choose by, see :meth:`LossModel.expected_cost`."""
+        assert self.model is not None
+        return self._known(i, option, self.model.expected_cost(i, option))
+
+    def _known(self, i: int, option: Option, cost: float | None) -> float:
+        if cost is None:
             raise InvalidArgumentError(
                 f"[allocate] the effect of outliers cannot be predicted without the weights: got {option.key}, "
                 f"not measured for {self.matrices[i].name}"
             )
-        return predicted
+        return cost
 
     def nats(self, total: float) -> float:
         """Nats per token for one more unit of cost in a plan of so many."""

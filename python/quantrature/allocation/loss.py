@@ -13,7 +13,12 @@ PQIs just add up, where there is one reference or the loss grows slower than the
 the plan of the least cost is that of the least loss change.
 
 Between references log c_i is interpolated linearly in log E, and c_i is proportional to E beyond the first and the
-last.
+last. That is what predicts best for the calibration text.
+
+A plan is to be good for any text, and a choice among many costs finds those that are low by chance. What a text adds by
+chance is the first-order part of PQI, its gradient times the error, whose variance grows like E, as the cost itself
+does; the estimate of the least variance of a matrix's cost for each unit of energy is then the sum of its costs at
+all references over the sum of their energies. Plans are chosen by that.
 
 A signed PQI may be negative or next to nothing, by chance of the calibration text, and no allocation should trade on
 that. A loss change therefore counts as at least FLOOR times what its error energy costs on average over all matrices
@@ -144,8 +149,16 @@ class LossModel:
         ratio, known = min(ratios, key=lambda pair: abs(math.log(pair[0])))
         return measured[known] * ratio
 
+    def expected_cost(self, i: int, option: Option) -> float | None:
+        """What matrix i costs on any text, in the unit of :meth:`cost`, to choose by."""
+        energy = self.error(i, option)
+        if energy is None:
+            return None
+        energies = sum(reference.error for reference in self._references[i])
+        return sum(reference.cost for reference in self._references[i]) / energies * energy if energies > 0 else 0.0
+
     def cost(self, i: int, option: Option) -> float | None:
-        """What matrix i costs, nats to the power of 1/p; ``None`` when its error energy is not known."""
+        """What matrix i costs on the calibration text, nats to the power of 1/p; ``None`` without its error energy."""
         energy = self.error(i, option)
         if energy is None:
             return None
