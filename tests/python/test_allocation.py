@@ -138,37 +138,75 @@ def test_the_budget_holds_to_the_byte_in_large_programs():
 def test_references_are_met_and_joined_in_the_logarithm_of_the_error():
     error = {"b2g64": 16.0, "b3g64": 4.0, "b4g64": 1.0, "b5g64": 0.25, "b1g64": 64.0, "b3g32": 2.0}
     model = LossModel(["a"], [64], [100], [{"b2g64": 0.9, "b3g64": 0.1, "b4g64": 0.02}], [error])
-    predict = {key: model.predict(0, Option.parse(key)) for key in error}
+    predict = {key: model.loss_changes([model.cost(0, Option.parse(key))])[0] for key in error}
     assert predict["b2g64"] == pytest.approx(0.9)
     assert predict["b3g64"] == pytest.approx(0.1)
     assert predict["b4g64"] == pytest.approx(0.02)
     assert predict["b3g32"] == pytest.approx(math.sqrt(0.1 * 0.02))
-    assert predict["b5g64"] == pytest.approx(0.02 / 4)
-    assert predict["b1g64"] == pytest.approx(0.9 * 4)
+    assert predict["b5g64"] == pytest.approx(0.02 / 4**model.power)
+    assert predict["b1g64"] == pytest.approx(0.9 * 4**model.power)
+    assert model.power == pytest.approx((math.log(9, 4) + math.log(5, 4)) / 2)
     assert model.floored == {"b2g64": 0, "b3g64": 0, "b4g64": 0}
+
+
+def test_matrices_that_harm_each_other():
+    """A model whose loss is a power of a sum over error energies; PQI shares the loss of a reference out among them."""
+    rates, power = (1e-3, 4e-3, 2e-3), 1.3
+    energy = [{"b2g64": 90.0, "b3g64": 20.0, "b4g64": 5.0}, {"b2g64": 40.0, "b3g64": 9.0, "b4g64": 2.0}]
+    energy.append({"b2g64": 30.0, "b3g64": 7.0, "b4g64": 1.5})
+
+    def loss(keys):
+        return sum(r * e[k] for r, e, k in zip(rates, energy, keys, strict=True)) ** power
+
+    changes = [
+        {key: r * e[key] * loss([key] * 3) ** (1 - 1 / power) for key in e} for r, e in zip(rates, energy, strict=True)
+    ]
+    model = LossModel(["a", "b", "c"], [64] * 3, [100] * 3, changes, energy)
+    assert model.power == pytest.approx(power)
+    for keys in itertools.product(energy[0], repeat=3):
+        shares = model.loss_changes([model.cost(i, Option.parse(key)) for i, key in enumerate(keys)])
+        assert sum(shares) == pytest.approx(loss(keys))
+    slower = [{key: math.sqrt(value) for key, value in of_matrix.items()} for of_matrix in changes]
+    assert LossModel(["a", "b", "c"], [64] * 3, [100] * 3, slower, energy).power == 1
+    assert LossModel(["a"], [64], [1], [{"b2g64": -1.0, "b3g64": -2.0}], [energy[0]]).power >= 1
+
+
+def test_what_is_expected_is_an_average_over_references():
+    error = [{"b2g64": 16.0, "b3g64": 4.0, "b5g64": 0.5}, {"b2g64": 8.0, "b3g64": 2.0, "b5g64": 0.25}]
+    model = LossModel(
+        ["a", "b"], [64] * 2, [100] * 2, [{"b2g64": 0.8, "b3g64": 0.3}, {"b2g64": 0.4, "b3g64": 0.2}], error
+    )
+    for i in range(2):
+        costs = [model.cost(i, Option(bits)) for bits in (2, 3)]
+        rate = sum(costs) / (error[i]["b2g64"] + error[i]["b3g64"])
+        assert model.expected_cost(i, Option(5)) == pytest.approx(rate * error[i]["b5g64"])
+        assert model.expected_cost(i, Option(2)) != pytest.approx(costs[0])
+    assert model.expected_cost(0, Option(2, 64, 0.01)) is None
+    assert LossModel(["a"], [64], [100], [{"b3g64": 0.0}], [{"b3g64": 0.0}]).expected_cost(0, Option(3)) == 0
 
 
 def test_a_loss_change_has_a_floor():
     changes = [{"b3g64": 0.02}, {"b3g64": -0.01}, {"b3g64": 0.0}]
     model = LossModel(["a", "b", "c"], [64] * 3, [100] * 3, changes, [{"b3g64": 2.0}, {"b3g64": 1.0}, {"b3g64": 2.0}])
-    predict = [model.predict(i, Option(3)) for i in range(3)]
+    predict = [model.cost(i, Option(3)) for i in range(3)]
     average = 0.01 / 5
-    assert predict == pytest.approx([0.02, FLOOR * average * 1, FLOOR * average * 2])
+    raised = [0.02, FLOOR * average * 1, FLOOR * average * 2]
+    assert predict == pytest.approx([0.01 * loss / sum(raised) for loss in raised])
     assert model.floored == {"b3g64": 2}
     nothing_lost = LossModel(["a", "b"], [64] * 2, [100] * 2, [{"b3g64": -0.02}, {"b3g64": -0.01}], [{}, {}])
-    assert nothing_lost.predict(0, Option(3)) == pytest.approx(FLOOR * 0.03 / 2)
+    assert nothing_lost.cost(0, Option(3)) == pytest.approx(FLOOR * 0.03 / 2)
 
 
 def test_unmeasured_errors_follow_the_step_of_the_grid():
     model = LossModel(["a"], [64], [100], [{"b3g64": 0.07}], [{}])
     assert not model.measured
-    assert model.predict(0, Option(4)) == pytest.approx(0.07 * (7 / 15) ** 2)
-    assert model.predict(0, Option(3, 32)) < 0.07
-    assert model.predict(0, Option(3, -1)) == pytest.approx(0.07)
+    assert model.cost(0, Option(4)) == pytest.approx(0.07 * (7 / 15) ** 2)
+    assert model.cost(0, Option(3, 32)) < 0.07
+    assert model.cost(0, Option(3, -1)) == pytest.approx(0.07)
     measured = LossModel(["a"], [64], [100], [{"b3g64": 0.07}], [{"b3g64": 1.0, "b4g64": 0.2}])
     assert measured.measured
-    assert measured.predict(0, Option(4)) == pytest.approx(0.07 * 0.2)
-    assert measured.predict(0, Option(5)) == pytest.approx(0.07 * 0.2 * (15 / 31) ** 2)
+    assert measured.cost(0, Option(4)) == pytest.approx(0.07 * 0.2)
+    assert measured.cost(0, Option(5)) == pytest.approx(0.07 * 0.2 * (15 / 31) ** 2)
 
 
 # Plans
@@ -231,7 +269,7 @@ def test_pqi_is_optimal():
 def test_the_budget_is_never_exceeded(losses, avg_bits, method, groups):
     sens = sensitivity(losses)
     plan = allocate(sens, method=method, avg_bits=avg_bits, groups=groups)
-    assert 8 * size(sens, plan) <= avg_bits * weights(sens)
+    assert 8 * size(sens, plan) <= avg_bits * weights(sens) + 1e-5
     assert plan.allocation["bytes"] == size(sens, plan)
 
 

@@ -323,6 +323,36 @@ def test_the_output_projection_has_a_score_of_its_own_where_v_has_its_shape():
     assert full[f"{attention}.o_proj"] != full[f"{attention}.q_proj"]
 
 
+def test_uniform_takes_the_setting_that_just_fits_as_stored():
+    model = tiny_model("llama")
+    for linear in models.find_linears(model):
+        linear.weight.mul_(1000)  # float16 holds the scales of their scales
+    plan = allocate(model, method="uniform", avg_bits=9, bits=(4,), group_sizes=(16,), meta_bits=8)
+    size = stored(model, plan)
+    shapes = [(m.rows, m.columns, m.dtype) for m in Source.of(model).matrices]
+    of_shape = sum(stored_bytes(rows, columns, PlanEntry(4, 16, meta_bits=8), dtype) for rows, columns, dtype in shapes)
+    assert size < of_shape
+    wishes = {"method": "uniform", "bits": (2, 4), "group_sizes": (16,), "meta_bits": 8}
+    assert allocate(model, target_bytes=size, **wishes).allocation["setting"] == "b4g16"
+    assert allocate(model, target_bytes=size - 1, **wishes).allocation["setting"] == "b2g16"
+
+
+def test_a_source_remembers_what_it_measured(model, monkeypatch):
+    import quantrature.analysis.errors as errors
+
+    quantized = []
+    true = errors.quantize_matrix
+    monkeypatch.setattr(
+        errors, "quantize_matrix", lambda name, w, entry: (quantized.append((name, entry)), true(name, w, entry))[1]
+    )
+    source = Source.of(model)
+    plans = [allocate(source, method="mxq", avg_bits=b, bits=(2, 3), group_sizes=(16,)) for b in (4, 4.2)]
+    assert len(quantized) == len(set(quantized)) == 2 * len(plans[0])
+    assert plans[1] == allocate(model, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,))
+    allocate(source, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,), host="mse")
+    assert len(quantized) == len(set(quantized)) == 4 * len(plans[0])
+
+
 # What is refused
 
 

@@ -11,6 +11,7 @@ from .knapsack import Selection, choose
 from .loss import LossModel
 from .options import Option, stored_bytes
 from .published import TableChoice, boost, conspicuous, mxq
+from .sources import Source
 from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "LossModel",
     "Option",
     "Selection",
+    "Source",
     "TableChoice",
     "Validation",
     "activation_sensitivity",

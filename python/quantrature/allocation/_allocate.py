@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,9 @@ ALLOCATORS = {
 }
 """Names that ``--method`` of the verb plan takes, and a line about each."""
 
+NEARLY = 1.02
+"""How much less than its shape tells a matrix may take as stored."""
+
 PAPERS = ("mxq", "sensiboost", "kurtboost")
 
 
@@ -48,7 +51,7 @@ class Choice:
 
 
 def allocate(
-    source: Sensitivity | torch.nn.Module | str | os.PathLike[str],
+    source: Sensitivity | torch.nn.Module | Source | str | os.PathLike[str],
     *,
     method: str = "pqi",
     avg_bits: float | None = None,
@@ -77,7 +80,7 @@ def allocate(
     much of the budget is left, and what loss change is predicted.
 
     - ``uniform``: the largest setting that fits, for all matrices.
-    - ``pqi``: the least predicted loss change, the sum of what :class:`LossModel` says of each matrix, by an integer
+    - ``pqi``: the least loss change to be expected from what :class:`LossModel` says each matrix costs, by an integer
       program; ``plan.allocation["gap"]`` says how far from the least it can be.
     - ``mxq`` (Zhang et al., ICAART 2025): the least sum of the Frobenius norms of w~ - w, by the same program.
     - ``sensiboost``, ``kurtboost`` (arXiv 2503.06518): the largest published setting whose label is within avg_bits,
@@ -86,7 +89,8 @@ def allocate(
 
     Args:
         source: the result of :func:`quantrature.analyze`, a model, or the folder of either. Of a model's folder the
-            weights are read one matrix at a time.
+            weights are read one matrix at a time. For several plans, a :class:`Source` of these remembers what it
+            measured.
         method: name out of ``ALLOCATORS``.
         avg_bits: bits of storage for each weight, everything included, on average over the matrices of the plan.
         target_bytes: the same budget in bytes, of all matrices of the plan together; give one of the two.
@@ -142,14 +146,16 @@ def allocate(
         if method == "uniform":
             choice = _uniform(matrices, options, allowed, facts, budget)
         elif method == "mxq":
-            choice = _least(matrices, together, allowed, facts, budget, facts.norm, "norm")
+            choice = _least(matrices, together, allowed, facts, budget, facts.norm, lambda total: 1.0, "norm")
         else:
             facts.demand_predictions()
-            choice = _least(matrices, together, allowed, facts, budget, facts.loss, "nats")
+            choice = _least(matrices, together, allowed, facts, budget, facts.expected_cost, facts.nats, "nats")
 
     entries = {name: PlanEntry(KEEP_BITS, reason="skipped as asked", predicted_loss_change=0.0) for name in skipped}
-    for i, (matrix, option, reason) in enumerate(zip(matrices, choice.options, choice.reasons, strict=True)):
-        predicted = facts.loss(i, option) if facts.model is not None else None
+    losses: Sequence[float | None] = [None] * len(matrices)
+    if facts.model is not None:
+        losses = facts.model.loss_changes([facts.cost(i, option) for i, option in enumerate(choice.options)])
+    for matrix, option, reason, predicted in zip(matrices, choice.options, choice.reasons, losses, strict=True):
         entries[matrix.name] = replace(grid.entry(option), reason=reason, predicted_loss_change=predicted)
     plan = Plan({name: entries[name] for name in everything})
     about = {
@@ -165,6 +171,7 @@ def allocate(
     if facts.model is not None:
         about["predicted_loss_change"] = plan.predicted_loss_change
         about["error_energies"] = "measured" if facts.model.measured else "analytic"
+        about["power"] = facts.model.power
         about["floored"] = dict(facts.model.floored)
     return replace(plan, allocation=about)
 
@@ -299,20 +306,33 @@ class Facts:
             )
         return math.sqrt(self.errors[i][option.key])
 
-    def loss(self, i: int, option: Option) -> float:
-        """Predicted loss change, nats per token.
+    def cost(self, i: int, option: Option) -> float:
+        """What a matrix costs in loss, see :meth:`LossModel.cost`.
 
         Raises:
             InvalidArgumentError: when it cannot be predicted.
         """
         assert self.model is not None
-        predicted = self.model.predict(i, option)
-        if predicted is None:
+        return self._known(i, option, self.model.cost(i, option))
+
+    def expected_cost(self, i: int, option: Option) -> float:
+        """The same to choose by, see :meth:`LossModel.expected_cost`."""
+        assert self.model is not None
+        return self._known(i, option, self.model.expected_cost(i, option))
+
+    def _known(self, i: int, option: Option, cost: float | None) -> float:
+        if cost is None:
             raise InvalidArgumentError(
                 f"[allocate] the effect of outliers cannot be predicted without the weights: got {option.key}, "
                 f"not measured for {self.matrices[i].name}"
             )
-        return predicted
+        return cost
+
+    def nats(self, total: float) -> float:
+        """Nats per token for one more unit of cost in a plan of so many."""
+        assert self.model is not None
+        power = self.model.power
+        return float(power * total ** (power - 1)) if total > 0 else 1.0
 
     def demand_predictions(self) -> None:
         """Refuse matrices without references.
@@ -392,7 +412,8 @@ def _uniform(
         size = sum(facts.size(i, taken) for i, taken in enumerate(choice))
         ladder.append((size, option, choice))
     ladder.sort(key=lambda step: step[:2], reverse=True)
-    for _, option, choice in (step for step in ladder if step[0] <= budget.limit):  # noqa: B007 (used below)
+    # A shape tells the size of quantized scales only nearly; what comes near the budget is weighed.
+    for _, option, choice in (step for step in ladder if step[0] <= NEARLY * budget.limit):  # noqa: B007 (used below)
         if facts.weigh(choice) <= budget.limit:
             break
     else:
@@ -408,10 +429,11 @@ def _least(
     allowed: Mapping[str, Sequence[Option]],
     facts: Facts,
     budget: Budget,
-    cost: Any,
+    cost: Callable[[int, Option], float],
+    worth: Callable[[float], float],
     unit: str,
 ) -> Choice:
-    """The options of the least sum of costs, why, and how good they are."""
+    """The options of the least sum of costs, why, and how good they are; worth is that of a cost, given their sum."""
     settings: list[list[Option]] = []
     costs: list[list[float]] = []
     sizes: list[list[int]] = []
@@ -428,12 +450,13 @@ def _least(
         sizes.append([sum(facts.size(i, option) for i in members) for option in common])
     budget.demand(int(smallest(sizes)))
     best = choose(costs, sizes, budget.limit, relative_gap=1e-6)
+    rate = worth(best.cost)
 
     chosen: list[Option] = [settings[0][0]] * len(matrices)
     reasons = [""] * len(matrices)
     for k, members in enumerate(together):
         taken = best.chosen[k]
-        reason = _reason(settings[k], costs[k], sizes[k], taken, unit)
+        reason = _reason(settings[k], [rate * each for each in costs[k]], sizes[k], taken, unit)
         for i in members:
             chosen[i] = settings[k][taken]
             reasons[i] = reason if len(members) == 1 else f"{reason} ({len(members)} stored alike)"

@@ -1,17 +1,33 @@
 """What a matrix is expected to cost in loss when it is stored in some way, from its signed PQI at a few settings.
 
-PQI gives the loss change of each matrix at reference settings, for example 2, 3 and 4 bits in groups of 64. Between
-them the loss change follows the energy of the quantization error, E = sum (w~ - w)^2: log loss is interpolated
-linearly in log E between the two references whose energies enclose that of the setting, and is proportional to E
-beyond the first and the last reference.
+PQI gives the loss change of each matrix at reference settings, for example 2, 3 and 4 bits in groups of 64, where all
+other matrices are at the same setting. Matrices interact: the loss change of them together grows faster than their
+error energies E = sum (w~ - w)^2, and one matrix costs less beside matrices that cost little. Hence
+
+    loss change of a plan = (sum_i c_i) ** p,
+
+where c_i is what matrix i costs: S_i / L ** (1 - 1/p) at a reference where its PQI is S_i and that of all is L. The
+power p >= 1 is what makes costs grow like energies from one reference to the next: with the energies of b relative to
+those of a, weighted by the PQI at a, p = log(L_b / L_a) / log(sum_i S_ia E_ib / E_ia / L_a). It is 1, so that signed
+PQIs just add up, where there is one reference or the loss grows slower than the energies. As the power is monotone,
+the plan of the least cost is that of the least loss change.
+
+Between references log c_i is interpolated linearly in log E, and c_i is proportional to E beyond the first and the
+last. That is what predicts best for the calibration text.
+
+A plan is to be good for any text, and a choice among many costs finds those that are low by chance. What a text adds by
+chance is the first-order part of PQI, its gradient times the error, whose variance grows like E, as the cost itself
+does; the estimate of the least variance of a matrix's cost for each unit of energy is then the sum of its costs at
+all references over the sum of their energies. Plans are chosen by that.
 
 A signed PQI may be negative or next to nothing, by chance of the calibration text, and no allocation should trade on
 that. A loss change therefore counts as at least FLOOR times what its error energy costs on average over all matrices
-at the same reference: FLOOR * E_i * sum_j loss_j / sum_j E_j.
+at the same reference: FLOOR * E_i * sum_j loss_j / sum_j E_j. What that adds is taken from all, for their sum is known.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +44,10 @@ FLOOR = 0.1
 
 @dataclass(frozen=True)
 class Reference:
-    """A setting at which the loss change of a matrix is known."""
+    """A setting at which the cost of a matrix is known."""
 
     error: float
-    loss_change: float
+    cost: float
 
 
 def analytic_error(option: Option, columns: int) -> float:
@@ -48,7 +64,7 @@ def analytic_error(option: Option, columns: int) -> float:
 
 
 class LossModel:
-    """Predicts the loss change of each matrix of a model, nats per token, for any setting.
+    """Predicts the loss change of plans from what each matrix costs in any setting.
 
     Error energies are those that were measured. Where one is missing, that of the setting most like it is scaled by
     the ratio of their analytic energies; when a reference's is missing for any matrix, all are analytic.
@@ -60,6 +76,7 @@ class LossModel:
         candidates: the same for the grids to predict, where they are of another kind.
 
     Attributes:
+        power: p, of the sum of the costs.
         floored: reference to how many matrices counted as more than their own PQI says there.
         measured: whether the energies of the references were measured.
 
@@ -95,19 +112,23 @@ class LossModel:
         self._errors = [
             {Option.parse(key): value for key, value in error.items()} if self.measured else {} for error in errors
         ]
-        self._references: list[list[Reference]] = [[] for _ in names]
+        energies = {key: [self.error(i, Option.parse(key)) or 0.0 for i in range(len(names))] for key in settings}
+        losses_at = {key: [of_matrix[key] for of_matrix in loss_changes] for key in settings}
+        self.power = _power([(energies[key], losses_at[key]) for key in settings])
         self.floored: dict[str, int] = {}
-        for key in settings:
-            option = Option.parse(key)
-            energies = [self.error(i, option) or 0.0 for i in range(len(names))]
-            losses = [changes[key] for changes in loss_changes]
+        self._references: list[list[Reference]] = [[] for _ in names]
+        for key, losses in losses_at.items():
             # A reference that as a whole harms nothing has no average to speak of; the sizes of its changes have.
             of_all = sum(losses) if sum(losses) > 0 else sum(map(abs, losses))
-            rate = of_all / sum(energies) if sum(energies) > 0 else 0.0
-            least = [FLOOR * rate * energy for energy in energies]
+            rate = of_all / sum(energies[key]) if sum(energies[key]) > 0 else 0.0
+            least = [FLOOR * rate * energy for energy in energies[key]]
             self.floored[key] = sum(loss < low for loss, low in zip(losses, least, strict=True))
-            for references, energy, loss, low in zip(self._references, energies, losses, least, strict=True):
-                references.append(Reference(energy, max(loss, low)))
+            raised = [max(loss, low) for loss, low in zip(losses, least, strict=True)]
+            # Together the matrices cost what was measured, whatever the floor has added.
+            whole = sum(losses) if sum(losses) > 0 else sum(raised)
+            unit = sum(raised) / whole ** (1 / self.power) if whole > 0 else 1.0
+            for references, energy, loss in zip(self._references, energies[key], raised, strict=True):
+                references.append(Reference(energy, loss / unit))
         for references in self._references:
             references.sort(key=lambda reference: reference.error)
         if candidates is not None and self.measured:
@@ -128,18 +149,45 @@ class LossModel:
         ratio, known = min(ratios, key=lambda pair: abs(math.log(pair[0])))
         return measured[known] * ratio
 
-    def predict(self, i: int, option: Option) -> float | None:
-        """Loss change of matrix i, nats per token; ``None`` when its error energy is not known."""
+    def expected_cost(self, i: int, option: Option) -> float | None:
+        """What matrix i costs on any text, in the unit of :meth:`cost`, to choose by."""
         energy = self.error(i, option)
         if energy is None:
             return None
-        known = [r for r in self._references[i] if r.error > 0 and r.loss_change > 0]
+        energies = sum(reference.error for reference in self._references[i])
+        return sum(reference.cost for reference in self._references[i]) / energies * energy if energies > 0 else 0.0
+
+    def cost(self, i: int, option: Option) -> float | None:
+        """What matrix i costs on the calibration text, nats to the power of 1/p; ``None`` without its error energy."""
+        energy = self.error(i, option)
+        if energy is None:
+            return None
+        known = [r for r in self._references[i] if r.error > 0 and r.cost > 0]
         if not known or energy <= 0:
             return 0.0
         first, last = known[0], known[-1]
         if energy <= first.error:
-            return first.loss_change * energy / first.error
+            return first.cost * energy / first.error
         if energy >= last.error:
-            return last.loss_change * energy / last.error
-        at = np.interp(math.log(energy), [math.log(r.error) for r in known], [math.log(r.loss_change) for r in known])
+            return last.cost * energy / last.error
+        at = np.interp(math.log(energy), [math.log(r.error) for r in known], [math.log(r.cost) for r in known])
         return math.exp(float(at))
+
+    def loss_changes(self, costs: Sequence[float]) -> list[float]:
+        """What each matrix adds to the loss change of a plan, nats per token, from what all of them cost."""
+        rate = math.fsum(costs) ** (self.power - 1)
+        return [cost * rate for cost in costs]
+
+
+def _power(references: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """How the loss changes of all matrices grow with their error energies: the median over neighbouring references."""
+    growing = sorted(references, key=lambda reference: sum(reference[0]))
+    powers = []
+    for (small, less), (large, more) in itertools.pairwise(growing):
+        known = [k for k in range(len(small)) if small[k] > 0]
+        if sum(less[k] for k in known) <= 0 or sum(more) <= 0:
+            continue
+        growth = sum(less[k] * large[k] / small[k] for k in known) / sum(less[k] for k in known)
+        if growth > 1:
+            powers.append(math.log(sum(more) / sum(less)) / math.log(growth))
+    return max(1.0, float(np.median(powers))) if powers else 1.0

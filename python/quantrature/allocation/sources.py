@@ -79,6 +79,7 @@ class Source:
         group_size: of the analysis.
         weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
         about: fingerprints, for plan.json.
+        measured: outcomes found so far by matrix, grid and setting, for the next plan from the same source.
     """
 
     matrices: tuple[Matrix, ...]
@@ -87,14 +88,17 @@ class Source:
     group_size: int = 64
     weight: Callable[[str], torch.Tensor] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    measured: dict[tuple[str, Grid, str], Outcome] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, source: Any, weights: Any = None, trust_remote_code: bool = False) -> Source:
-        """Of a Sensitivity, a model, or the path of either.
+        """Of a Sensitivity, a model, or the path of either; a source is its own.
 
         Raises:
             InvalidArgumentError: for anything else, and for weights of another model.
         """
+        if isinstance(source, Source):
+            return source
         if isinstance(source, (str, os.PathLike)):
             from ..analysis.sensitivity import SUMMARY, Sensitivity
 
@@ -113,14 +117,22 @@ class Source:
     def outcomes(
         self, matrices: Sequence[Matrix], options: Iterable[Option], grid: Grid, progress: bool | None = None
     ) -> list[dict[str, Outcome]] | None:
-        """Error energies and sizes of all options for each matrix, measured; ``None`` without the weights."""
+        """Error energies and sizes of all options for each matrix, measured; ``None`` without the weights.
+
+        What was measured before is not measured again.
+        """
         if self.weight is None:
             return None
         from ..analysis.errors import outcomes
 
         options = list(options)
-        with progress_bar("measuring settings", len(matrices) * len(options), progress) as bar:
-            return [outcomes(m.name, self.weight(m.name), options, grid.entry, bar.advance) for m in matrices]
+        missing = {m.name: [o for o in options if (m.name, grid, o.key) not in self.measured] for m in matrices}
+        with progress_bar("measuring settings", sum(map(len, missing.values())), progress) as bar:
+            for name, new in missing.items():
+                if new:
+                    found = outcomes(name, self.weight(name), new, grid.entry, bar.advance)
+                    self.measured.update({(name, grid, key): outcome for key, outcome in found.items()})
+        return [{o.key: self.measured[m.name, grid, o.key] for o in options} for m in matrices]
 
 
 def size_of(matrix: Matrix, option: Option, grid: Grid, known: Mapping[str, int]) -> int:
