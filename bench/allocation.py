@@ -251,7 +251,7 @@ def main() -> None:
     notes.of("validation", validation)
     if options.output is not None:
         write(options.output, options.model, judge, rows, notes, evaluation)
-        draw(options.output / "allocation.png", rows, judge)
+        draw(options.output / "allocation.png", rows)
 
 
 def write(
@@ -298,7 +298,7 @@ def write(
     path.write_text("\n".join([*lines, ""]) + heading + remarks)
 
 
-def draw(path: Path, rows: list[dict[str, Any]], judge: Judge) -> None:
+def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Divergence by stored bits."""
     import matplotlib
 
@@ -307,17 +307,21 @@ def draw(path: Path, rows: list[dict[str, Any]], judge: Judge) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     styles = {
-        "uniform": ("o", "0.4", "uniform HQQ"),
-        "MXQ": ("s", "tab:blue", "MXQ"),
-        "SensiBoost 2-0": ("^", "tab:orange", "SensiBoost 2-0"),
-        "KurtBoost 2-0": ("v", "tab:green", "KurtBoost 2-0"),
-        "PQI": ("D", "tab:red", "PQI plan"),
-        "PQI with outliers": ("P", "tab:purple", "PQI plan with outliers"),
+        "uniform": ("o", "0.4"),
+        "MXQ": ("s", "tab:blue"),
+        "SensiBoost 2-0": ("^", "tab:orange"),
+        "KurtBoost 2-0": ("v", "tab:green"),
+        "PQI": ("D", "tab:red"),
+        "PQI with outliers": ("P", "tab:brown"),
+        "PQI, not fused": ("X", "tab:purple"),
     }
-    for method, (marker, colour, label) in styles.items():
-        points = sorted((row["bits"], row["divergence"]) for row in rows if row["method"] == method)
-        if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label, ms=5, lw=1)
+    curves: dict[tuple[tuple[float, float], ...], list[str]] = {}
+    for method in styles:
+        points = tuple(sorted({(row["bits"], row["divergence"]) for row in rows if row["method"] == method}))
+        curves.setdefault(points, []).append(method)
+    for points, methods in curves.items():
+        marker, colour = styles[methods[0]]
+        axes.plot(*zip(*points, strict=True), marker=marker, color=colour, label=", ".join(methods), ms=5, lw=1)
     axes.set_yscale("log")
     axes.set_xlabel("stored bits per weight, everything included")
     axes.set_ylabel("KL divergence from the original, nats a token")

@@ -348,9 +348,9 @@ def test_a_source_remembers_what_it_measured(model, monkeypatch):
     source = Source.of(model)
     plans = [allocate(source, method="mxq", avg_bits=b, bits=(2, 3), group_sizes=(16,)) for b in (4, 4.2)]
     assert len(quantized) == len(set(quantized)) == 2 * len(plans[0])
-    assert plans[1] == allocate(model, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,))
     allocate(source, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,), host="mse")
     assert len(quantized) == len(set(quantized)) == 4 * len(plans[0])
+    assert plans[1] == allocate(model, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,))
 
 
 # What is refused
