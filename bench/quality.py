@@ -84,7 +84,7 @@ def main() -> None:
 
     reference = evaluate.perplexity(original, evaluation, options.seqlen)
     for bits, group_size in GRIDS:
-        for method in ("rtn", "mse", "hqq"):
+        for method in ("rtn", "hqq"):
             entry = PlanEntry(bits, group_size, solver=solver_of(method))
             add_plan(f"{method}, {bits} bits, g{group_size}", Plan.uniform(names, entry))
         if importlib.util.find_spec("hqq"):

@@ -34,7 +34,7 @@ if(NOT highway_target)
   include(FetchContent)
   set(HWY_ENABLE_CONTRIB OFF CACHE BOOL "" FORCE)
   set(HWY_ENABLE_EXAMPLES OFF CACHE BOOL "" FORCE)
-  set(HWY_ENABLE_INSTALL OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_INSTALL ON CACHE BOOL "" FORCE) # beside a static core, which needs it
   set(HWY_ENABLE_TESTS OFF CACHE BOOL "" FORCE)
   set(HWY_FORCE_STATIC_LIBS ON CACHE BOOL "" FORCE)
   FetchContent_Declare(highway URL "${highway_archive}" URL_HASH SHA256=${highway_sha256}

@@ -6,6 +6,8 @@
 #include "common/check.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/integral.hpp"
+#include "quantrature/kmeans.hpp"
+#include "quantrature/matvec.hpp"
 #include "quantrature/moments.hpp"
 #include "quantrature/outliers.hpp"
 #include "quantrature/packing.hpp"
@@ -135,4 +137,13 @@ qtr_status qtr_quantize(const qtr_quantize_args* args) {
 }
 qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
   return call(dequantize, args);
+}
+qtr_status qtr_residuals(const qtr_residuals_args* args) {
+  return call(residuals, args);
+}
+qtr_status qtr_matvec(const qtr_matvec_args* args) {
+  return call(matvec, args);
+}
+qtr_status qtr_kmeans(const qtr_kmeans_args* args) {
+  return call(kmeans, args);
 }

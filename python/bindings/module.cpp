@@ -9,6 +9,8 @@ namespace nb = nanobind;
 void bind_runtime(nb::module_& m);
 void bind_grid(nb::module_& m);
 void bind_integral(nb::module_& m);
+void bind_kmeans(nb::module_& m);
+void bind_matvec(nb::module_& m);
 void bind_moments(nb::module_& m);
 void bind_outliers(nb::module_& m);
 void bind_packing(nb::module_& m);
@@ -28,6 +30,8 @@ NB_MODULE(_C, m) {
   bind_runtime(m);
   bind_grid(m);
   bind_integral(m);
+  bind_kmeans(m);
+  bind_matvec(m);
   bind_moments(m);
   bind_outliers(m);
   bind_packing(m);

@@ -29,6 +29,7 @@ _LAZY: dict[str, str] = {
     "Plan": ".plan",
     "PlanEntry": ".plan",
     "QuantratureConfig": ".hf",
+    "Requantization": ".requantization",
     "Sensitivity": ".analysis",
     "allocate": ".allocation",
     "analyze": ".analysis",
@@ -36,6 +37,8 @@ _LAZY: dict[str, str] = {
     "models": ".models",
     "ops": ".ops",
     "quantize": "._quantize",
+    "requant": ".requantization",
+    "requant_folder": ".requantization",
     "text": ".text",
 }
 
@@ -46,6 +49,7 @@ __all__ = [
     "PlanEntry",
     "QuantratureConfig",
     "QuantratureError",
+    "Requantization",
     "Sensitivity",
     "UnsupportedError",
     "allocate",
@@ -56,6 +60,8 @@ __all__ = [
     "num_threads",
     "ops",
     "quantize",
+    "requant",
+    "requant_folder",
     "set_num_threads",
     "set_target",
     "target",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from .models import Linears, LinearWeight
 from .plan import Plan, PlanEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 SAMPLE = (256, 1024)
 """Shape of the matrix that is quantized to see how long it takes."""
@@ -78,6 +78,25 @@ def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan) -> Cost:
         memory_bytes=total + size + 8 * largest,
         seconds=sum(linear.numel * rates[_grid_alone(entry)] for linear, entry in work),
         bits_per_weight=8 * size / weights if weights else None,
+    )
+
+
+def requantizing(
+    model: torch.nn.Module, windows: torch.Tensor, linears: Linears, plan: Plan, settings: Mapping[str, Any]
+) -> Cost:
+    """Of :func:`quantrature.requant` with a plan that fits the model, and with these of its arguments."""
+    from .requantization import SHARES, TEMPERATURES
+
+    share = (settings["outliers"] + settings["significant"]) / 100
+    kept = replace(plan, entries={name: e if e.keeps else replace(e, outliers=share) for name, e in plan})
+    once = quantizing(model, linears, kept)
+    integrals = bool(settings["outliers"]) + settings["steps"] * bool(settings["significant"]) + 1
+    analysis = analyzing(model, windows, linears, integrals * settings["nodes"], settings["batch_size"])
+    trials = len(TEMPERATURES) if settings["selection"] == "temperature" else len(SHARES)
+    return replace(
+        once,
+        memory_bytes=analysis.memory_bytes + 2 * once.bytes,
+        seconds=analysis.seconds + once.seconds * (1 + trials * bool(settings["outliers"])),
     )
 
 

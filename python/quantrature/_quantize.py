@@ -11,7 +11,7 @@ import torch
 
 from . import ops
 from ._C import InvalidArgumentError
-from .methods import quantize_matrix, solver_of
+from .methods import QuantizedMatrix, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
@@ -70,19 +70,14 @@ def quantize(
     )
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     for linear, _ in work:
-        _check_weight(linear)
+        check_weight(linear)
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
-            weight = linear.weight
-            matrix = quantize_matrix(linear.name, weight.cpu().contiguous(), entry)
-            layer = QuantLinear.replacing(linear, MatrixSpec.of(matrix))
-            layer.store(matrix, weight.device)
-            for name in (linear.name, *linear.aliases):
-                replace_module(model, name, layer)
-            specs[linear.name] = layer.spec
+            matrix = quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry)
+            specs[linear.name] = put(model, linear, matrix)
             bar.advance(linear.numel, linear.name)
-    _declare(model, specs)
+    declare(model, specs)
     return model
 
 
@@ -127,7 +122,7 @@ def plan_for(
     return linears, Plan.uniform((linear.name for linear in linears), entry)
 
 
-def _check_weight(linear: LinearWeight) -> None:
+def check_weight(linear: LinearWeight) -> None:
     """Refuse what the ops would refuse, before anything is replaced."""
     weight = linear.weight
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -138,7 +133,16 @@ def _check_weight(linear: LinearWeight) -> None:
         raise InvalidArgumentError(f"[quantize] {linear.name} must hold finite numbers: it has a NaN or infinity")
 
 
-def _declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
+def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix) -> MatrixSpec:
+    """Give a matrix's place in the model to its quantized form; returns what config.json will say of it."""
+    layer = QuantLinear.replacing(linear, MatrixSpec.of(matrix))
+    layer.store(matrix, linear.parameter.device)
+    for name in (linear.name, *linear.aliases):
+        replace_module(model, name, layer)
+    return layer.spec
+
+
+def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     """Tell transformers what the model has become, as if it had been loaded so."""
     from transformers import PreTrainedModel
 

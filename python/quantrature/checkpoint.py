@@ -16,6 +16,7 @@ from ._C import InvalidArgumentError, QuantratureError
 
 if TYPE_CHECKING:
     from .plan import Plan
+    from .requantization import Requantization
 
 QUANT_METHOD = "quantrature"
 FORMAT_VERSION = 1
@@ -75,6 +76,7 @@ def save(
     *,
     tokenizer: Any = None,
     plan: Plan | None = None,
+    requant: Requantization | None = None,
     source: str = "",
     overwrite: bool = False,
     max_shard_size: str = "5GB",
@@ -86,6 +88,7 @@ def save(
         folder: appears complete or not at all.
         tokenizer: written beside the model.
         plan: written as plan.json.
+        requant: written as requant.json. A plan cannot say which weights ReQuant keeps, so one goes without the other.
         source: name of the original model, for the card.
         overwrite: replace a folder that is not empty.
         max_shard_size: of one safetensors file.
@@ -102,6 +105,8 @@ def save(
             tokenizer.save_pretrained(partial)
         if plan is not None:
             plan.save(partial / "plan.json")
+        if requant is not None:
+            requant.save(partial / "requant.json")
         (partial / "README.md").write_text(_card(inspect(partial), source))
 
 

@@ -55,15 +55,25 @@ class QuantizedMatrix:
         return dense
 
 
-def quantize_matrix(name: str, weight: torch.Tensor, entry: PlanEntry) -> QuantizedMatrix:
+def quantize_matrix(
+    name: str, weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None = None
+) -> QuantizedMatrix:
     """Quantize one matrix, (out_features, in_features) and contiguous, as its plan entry says.
+
+    Args:
+        name: for messages.
+        weight: on the CPU; float32, float16 or bfloat16.
+        entry: the grid, and how many outliers are left out of its fit and kept exactly.
+        kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
 
     Raises:
         QuantratureError: of the kind the op raised, naming the matrix.
     """
     try:
         outliers = None
-        if entry.outliers > 0:
+        if kept is not None and len(kept):
+            _, outliers = ops.extract_outliers(weight, indices=kept)
+        elif kept is None and entry.outliers > 0:
             _, outliers = ops.extract_outliers(weight, fraction=entry.outliers)
         dense = ops.quantize(
             weight,
@@ -71,8 +81,8 @@ def quantize_matrix(name: str, weight: torch.Tensor, entry: PlanEntry) -> Quanti
             entry.group_size,
             sym=entry.sym,
             solver=entry.solver,
-            # The package hqq rounds the starting zeros of 4-bit grids in its layers, for the sake of old kernels, and not
-            # in its quantizer; unrounded ones have the smaller error.
+            # The package hqq rounds the starting zeros of 4-bit grids in its layers, and not in its quantizer;
+            # unrounded ones have the smaller error.
             round_zero=False if entry.solver == "hqq" else None,
             meta_bits=entry.meta_bits,
             exclude=outliers,

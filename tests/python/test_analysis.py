@@ -56,6 +56,48 @@ def test_rules_integrate_what_they_should(rule, degree):
     assert sum(w * t ** (degree + 1) for t, w in nodes) != pytest.approx(1 / (degree + 2), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rule", "ends", "ratio"),
+    [("left", 0, 2), ("right", 0, 2), ("paper", 1, 2), ("midpoint", 0, 4), ("trapezoid", 1, 4)],
+)
+def test_rules_converge_at_their_order(rule, ends, ratio):
+    def error(intervals):
+        nodes = analysis.quadrature(rule, intervals + ends)
+        return abs(sum(weight * math.exp(t) for t, weight in nodes) - (math.e - 1))
+
+    for intervals in (16, 32, 64):
+        assert error(intervals) / error(2 * intervals) == pytest.approx(ratio, rel=0.05)
+    assert abs(sum(w * math.exp(t) for t, w in analysis.quadrature("gauss", 4)) - (math.e - 1)) < 1e-8
+
+
+@pytest.mark.parametrize(("rule", "sign"), [("left", -1), ("right", 1)])
+def test_one_sided_sums_are_off_by_half_a_step_of_the_slope(rule, sign):
+    def predicted(rule, nodes):
+        found = qtr.analyze(
+            sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, rule=rule, nodes=nodes, batch_size=4
+        )
+        return found.predicted_loss_change
+
+    # Both sums have the inner nodes in common: they differ by (F'(1) - F'(0)) / N.
+    slopes = [predicted("right", 1), predicted("left", 1)]
+    expected = sign * (slopes[0] - slopes[1]) / (2 * 8)
+    assert predicted(rule, 8) - predicted("trapezoid", 9) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_weight_that_does_not_move_has_no_pqi():
+    model = sharp_model()
+    for linear in models.find_linears(model):
+        linear.weight[::2] = 0.25  # a constant group is its own image
+    images_of = images(model, 2, 16)
+    weights = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    found = qtr.analyze(model, TOKENS, metrics=["pqi"], bits=2, group_size=16, nodes=2)
+    for name, values in found.maps["pqi"].items():
+        still = images_of[name] == weights[name]
+        assert still[::2].all()
+        assert not values[still].any()
+        assert values[~still].any()
+
+
 def test_the_rule_of_the_paper_has_both_ends_and_equal_weights():
     assert analysis.quadrature("paper", 5) == [(0, 0.2), (0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (1, 0.2)]
 
@@ -391,3 +433,32 @@ def test_prediction_on_a_trained_model(shared):
     found = qtr.analyze(model, text, tokenizer=tokenizer, metrics=["pqi"], bits=2, nsamples=2, seqlen=128, nodes=3)
     assert found.measured_loss_change > 0.05
     assert found.proofs[0].relative_error < 0.02
+
+
+def test_what_the_paper_found_of_pqi_holds_on_a_trained_model(shared):
+    """Local metrics underpredict, absolute values mostly cancel, few weights have much of the sum (Tables 1, 4, 5)."""
+    model = models.load_model(shared / "models" / "books-llama", "float32")
+    found = qtr.analyze(
+        model,
+        shared / "data" / "books-calibration.txt",
+        tokenizer=models.load_tokenizer(shared / "models" / "books-llama"),
+        metrics=["pqi", "first_order"],
+        bits=2,
+        nsamples=4,
+        seqlen=128,
+        batch_size=4,
+        rule="midpoint",
+        nodes=6,
+    )
+    assert found.proofs[0].relative_error < 0.01
+    assert abs(sum(m.scores["first_order"] for m in found.matrices)) < 0.3 * found.measured_loss_change
+    every = torch.cat([values.flatten() for values in found.maps["pqi"].values()]).double()
+    assert float(every.sum()) > 10 * found.measured_loss_change
+    top = every.sort(descending=True).values
+    for share, least in ((0.0015, 0.02), (0.0071, 0.06), (0.0525, 0.25)):  # Table 5: 0.045, 0.11, 0.34
+        assert float(top[: round(share * len(top))].sum() / top.sum()) > least
+    by_role = {}
+    for matrix in found.matrices:
+        by_role.setdefault(matrix.role, []).append(matrix.scores["pqi"])
+    mean = {role: sum(values) / len(values) for role, values in by_role.items()}
+    assert mean["self_attn.v_proj"] > mean["self_attn.q_proj"]  # Table 4

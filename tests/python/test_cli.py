@@ -262,3 +262,14 @@ def test_list_reads_what_is_registered(capfd, monkeypatch):
     _, out, _ = run(capfd, "list")
     assert "round to nearest" in out
     assert "none yet" in out
+
+
+def test_what_needs_torch_says_how_to_get_it(folders):
+    done = run_python(
+        "import sys\nsys.modules['torch'] = None\nfrom quantrature.cli import main\n"
+        f"sys.exit(main(['eval', {str(folders / 'model')!r}, '--text', 'x']))"
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "quantrature: error: this needs torch, which is not installed: pip install 'quantrature[hf]'\n"
+    )

@@ -5,12 +5,18 @@ import json
 import pytest
 import torch
 
-from quantrature import Plan, PlanEntry, Sensitivity, checkpoint, models
+from quantrature import Plan, PlanEntry, Requantization, Sensitivity, checkpoint, models
 from quantrature.cli import main
 from quantrature.nn import quantized_layers
 from tiny_models import byte_tokenizer, tiny_model
 
 TEXT = "It was the age of wisdom, it was the age of foolishness. " * 30
+
+
+ANALYZE = ("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW")
+FEW = ("--nsamples", "2", "--seqlen", "32")
+REQUANT = ("quantize", "MODEL", "--bits", "3", "--requant", "--calibration", "TEXT", "-o", "NEW", *FEW)
+FROM = ("--source", "MODEL", "--calibration", "TEXT", *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,14 @@ def test_analyze_writes_and_prints(capfd, folder, tmp_path):
         assert words in " ".join(out.split())
 
 
+def test_analyze_on_devices_with_limits(capfd, folder):
+    pytest.importorskip("accelerate")
+    settings = ("--calibration", folder / "text.txt", "--nsamples", 2, "--seqlen", 32, "--bits", 2, "--nodes", 2)
+    found = run_json(capfd, "analyze", folder / "model", *settings, "--device-map", "auto", "--max-memory", "cpu=1GiB")
+    plain = run_json(capfd, "analyze", folder / "model", *settings)
+    assert found["predicted_loss_change"] == pytest.approx(plain["predicted_loss_change"], rel=1e-5)
+
+
 def test_analyze_says_what_it_would_take(capfd, folder, tmp_path):
     cost = run_json(
         capfd,
@@ -84,7 +98,7 @@ def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
         "--method",
         "hqq",
         "--outliers",
-        0.01,
+        1,
         "--ignore",
         "re:.*o_proj",
         "-o",
@@ -103,6 +117,58 @@ def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
     assert set(quantized_layers(models.load_model(out))) == set(found["modules"])
 
 
+CALIBRATION = ("--nsamples", 2, "--seqlen", 32, "--nodes", 2)
+
+
+def test_quantize_with_requant(capfd, folder, tmp_path):
+    arguments = ("quantize", folder / "model", "--bits", 2, "--group-size", 16, "--method", "mse", "--requant")
+    budgets = ("--outliers", 2, "--significant", 1, "--calibration", folder / "text.txt", *CALIBRATION)
+    cost = run_json(capfd, *arguments, *budgets, "--dry-run")
+    said = run_json(capfd, *arguments, *budgets, "-o", tmp_path / "out")
+    assert cost["bytes"] == pytest.approx(said["bytes"], rel=0.05)  # some matrices keep nothing
+    found = checkpoint.inspect(tmp_path / "out")
+    record = Requantization.load(tmp_path / "out" / "requant.json")
+    assert said["bytes"] == found.bytes == record.nbytes
+    assert said["bits_per_weight"] == found.bits_per_weight
+    assert said["paper_bits_per_weight"] == record.paper_bits_per_weight
+    assert [stage["name"] for stage in said["stages"]] == ["host", "outliers", "detach 1", "detach 2"]
+    assert said["outliers"] + said["significant"] == sum(m["outliers"] for m in found.modules.values())
+    assert not (tmp_path / "out" / "plan.json").exists()
+    assert run_json(capfd, "verify", tmp_path / "out", "--source", folder / "model")["ok"]
+    status, out, _ = run(capfd, *arguments, *budgets, "-o", tmp_path / "again")
+    assert status == 0
+    for words in ("by the paper's rule", "kept exactly", "detach 2", "gradient evaluations"):
+        assert words in " ".join(out.split())
+
+
+def test_requant_leaves_the_dtype_of_the_rest(capfd, folder, tmp_path):
+    models.load_model(folder / "model", "bfloat16").save_pretrained(tmp_path / "half")
+    byte_tokenizer().save_pretrained(tmp_path / "half")
+    capfd.readouterr()  # transformers' bar
+    arguments = ("--bits", 2, "--requant", "--outliers", 1, "--calibration", folder / "text.txt", *CALIBRATION)
+    run_json(capfd, "quantize", tmp_path / "half", *arguments, "-o", tmp_path / "out")
+    loaded = models.load_model(tmp_path / "out")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.model.layers[0].mlp.up_proj.outlier_values.dtype == torch.bfloat16
+    assert run_json(capfd, "verify", tmp_path / "out", "--source", tmp_path / "half")["ok"]
+
+
+def test_requant_improves_a_folder(capfd, folder, tmp_path):
+    before = checkpoint.inspect(folder / "out").bytes
+    arguments = ("--source", folder / "model", "--calibration", folder / "text.txt", *CALIBRATION)
+    target = ("--target-size", f"{1.2 * before}B", "-o", tmp_path / "better")
+    said = run_json(capfd, "requant", folder / "out", *arguments, *target)
+    assert before < said["bytes"] <= 1.2 * before
+    assert said["bytes"] == checkpoint.inspect(tmp_path / "better").bytes
+    assert run_json(capfd, "verify", tmp_path / "better", "--source", folder / "model")["ok"]
+    again = ("--significant", 1, "--overwrite")
+    status, out, err = run(capfd, "requant", tmp_path / "better", *arguments, *again)
+    assert (status, err) == (0, "")
+    assert "improved" in out
+    assert checkpoint.inspect(tmp_path / "better").bytes > said["bytes"]
+    assert [path.name for path in tmp_path.iterdir()] == ["better"]
+
+
 def test_quantize_by_a_plan(capfd, folder, tmp_path):
     names = [linear.name for linear in models.find_linears(tiny_model("llama"))]
     plan = Plan.uniform(names, PlanEntry(4, 16)).replace(names[0], bits=16).replace(names[1], bits=2)
@@ -116,7 +182,7 @@ def test_quantize_by_a_plan(capfd, folder, tmp_path):
 
 
 def test_quantize_says_what_it_would_take(capfd, folder, tmp_path):
-    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outliers", 0.01)
+    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outliers", 1)
     cost = run_json(capfd, *arguments, "--dry-run")
     said = run_json(capfd, *arguments, "-o", tmp_path / "out")
     assert {key: cost[key] for key in ("bits_per_weight", "bytes", "other_bytes")} == {
@@ -169,7 +235,20 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         (("analyze", "MODEL", "--calibration", "TEXT"), "-o must name a folder"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "OUT"), "exists and is not empty"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--bits", "x"), "--bits must be numbers"),
+        ((*ANALYZE, "--max-memory", "cpu=1GiB"), "--max-memory goes with --device-map"),
+        ((*ANALYZE, "--device-map", "auto", "--max-memory", "1GiB"), "--max-memory must be DEVICE=SIZE: got '1GiB'"),
+        ((*ANALYZE, "--device-map", "auto", "--max-memory", "cpu=x"), "--max-memory must be a size such as"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--nodes", "0"), "nodes must be at least 1"),
+        (("quantize", "MODEL", "--bits", "3", "--outliers", "101", "-o", "NEW"), "must be 0 to 100 percent: got 101"),
+        (("quantize", "MODEL", "--bits", "3", "--requant", "-o", "NEW"), "--requant needs --calibration"),
+        (("quantize", "MODEL", "--bits", "3", "--significant", "1", "-o", "NEW"), "--significant goes with --requant"),
+        ((*REQUANT, "--compute-dtype", "int8"), "--compute-dtype must be float32, bfloat16 or float16: got int8"),
+        ((*REQUANT, "--selection", "magic"), "selection must be one of temperature, greedy"),
+        (("requant", "OUT", *FROM, "--significant", "1"), "-o must name a folder to write, or --overwrite"),
+        (("requant", "OUT", *FROM, "-o", "NEW"), "a budget is given as exactly one of"),
+        (("requant", "OUT", *FROM, "-o", "NEW", "--target-size", "x"), "--target-size must be a size such as"),
+        (("requant", "OUT", *FROM, "-o", "NEW", "--avg-bits", "1"), "the budget must have room for"),
+        (("requant", "MODEL", *FROM, "-o", "NEW", "--avg-bits", "4"), "holds no matrix quantized by quantrature"),
         (("inspect", "MODEL"), "holds no model quantized by quantrature"),
         (("inspect", "NOWHERE/x"), "cannot read"),
         (("verify", "MODEL", "--source", "MODEL"), "holds no quantized matrix"),

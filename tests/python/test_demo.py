@@ -14,9 +14,12 @@ def test_the_package_ships_its_model():
     assert sum(path.stat().st_size for path in files) <= 3 * 2**20
     model = models.load_model(tour.MODEL)
     assert model.dtype == torch.bfloat16
-    assert models.load_tokenizer(tour.MODEL).decode(
-        models.load_tokenizer(tour.MODEL)("def f(x):\n    return x")["input_ids"]
-    ) == "def f(x):\n    return x"
+    assert (
+        models.load_tokenizer(tour.MODEL).decode(
+            models.load_tokenizer(tour.MODEL)("def f(x):\n    return x")["input_ids"]
+        )
+        == "def f(x):\n    return x"
+    )
 
 
 def test_no_text_is_in_two_parts_and_all_is_in_one():

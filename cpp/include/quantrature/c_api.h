@@ -252,6 +252,51 @@ typedef struct qtr_dequantize_args {
 QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
 QTR_API qtr_status qtr_dequantize(const qtr_dequantize_args* args);
 
+/* ---- matvec (matvec.hpp) ---- */
+
+/* A matrix on a grid of axis 1. */
+typedef struct qtr_grid_matrix {
+  const uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  int64_t rows;
+  int64_t cols;
+  int32_t bits;
+  int64_t group_size;
+  qtr_matrix scale; /* as many numbers as groups, row-major without gaps */
+  qtr_matrix zero;  /* the same; data NULL: the symmetric grid */
+} qtr_grid_matrix;
+
+typedef struct qtr_residuals_args {
+  size_t struct_size;
+  qtr_grid_matrix w;
+  qtr_csr outliers;
+  float* out; /* outliers.nnz */
+} qtr_residuals_args;
+
+typedef struct qtr_matvec_args {
+  size_t struct_size;
+  qtr_grid_matrix w;
+  qtr_csr residuals;      /* float32; row_offsets NULL: there are none */
+  qtr_matrix x;           /* each row a vector */
+  qtr_mutable_matrix out; /* float32; each row a result */
+} qtr_matvec_args;
+
+QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
+QTR_API qtr_status qtr_matvec(const qtr_matvec_args* args);
+
+/* ---- kmeans (kmeans.hpp) ---- */
+
+typedef struct qtr_kmeans_args {
+  size_t struct_size;
+  qtr_matrix x;
+  qtr_matrix weights; /* of the shape of x; data NULL: all 1 */
+  int32_t k;
+  qtr_mutable_matrix centroids; /* float32, k for each row */
+  uint8_t* assignment;          /* rows x cols */
+} qtr_kmeans_args;
+
+QTR_API qtr_status qtr_kmeans(const qtr_kmeans_args* args);
+
 #ifdef __cplusplus
 }
 #endif

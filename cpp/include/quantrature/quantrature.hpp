@@ -4,6 +4,8 @@
 #include "quantrature/error.hpp"     // what is thrown
 #include "quantrature/grid.hpp"      // quantization grids: quantize, dequantize
 #include "quantrature/integral.hpp"  // the Post-quantization Integral
+#include "quantrature/kmeans.hpp"    // centroids of numbers
+#include "quantrature/matvec.hpp"    // products of a packed matrix and vectors
 #include "quantrature/moments.hpp"   // mean, variance, kurtosis: the op to read first
 #include "quantrature/outliers.hpp"  // dense remainder and sparse outliers
 #include "quantrature/packing.hpp"   // codes of 1 to 8 bits, side by side

@@ -6,6 +6,7 @@
 
 #include "common/ordered_key.hpp"
 #include "ops/grid/line.hpp"
+#include "ops/matvec/block.hpp"
 #include "ops/packing/span.hpp"
 #include "quantrature/moments.hpp"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -18,14 +18,14 @@ from ..evaluate._forward import not_training
 from ..methods import image_of, solver_of
 from ..models import Linears, find_linears
 from ..plan import PlanEntry
-from ..progress import Bar
 from ..progress import progress as progress_bar
 from ..text import token_windows
 from .errors import Outcome, candidates, outcomes
-from .integral import Integral, integrate
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, WeightPath, gradient_checkpointing, mean_nll
+from .path import Moved, WeightPath, gradient_checkpointing
+from .proving import Effort, Prover
 from .quadrature import quadrature
+from .ranks import rank_of
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
 from .snapshot import Snapshot
 
@@ -111,8 +111,8 @@ def analyze(
     settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
 
-    work = _Work(model, linears, windows, batch_size)
-    effort = _Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
+    prover = Prover(model, windows, batch_size)
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
     total = len(windows) * (
         bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
@@ -126,7 +126,7 @@ def analyze(
     changes: dict[str, Mapping[str, float]] = {}
     snapshots: list[Snapshot] = []
     with not_training(model), progress_bar("analyzing", total, progress) as bar:
-        moved = work.towards(entries[0])
+        moved = _towards(linears, entries[0])
         scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
         if "pqi" in metrics:
             options = sorted({*candidates(group_size), *(Option(e.bits, e.group_size) for e in entries)})
@@ -143,16 +143,18 @@ def analyze(
             if "pqi" in metrics:
                 for number, entry in enumerate(entries):
                     if number:
-                        path.moved = work.towards(entry)
+                        path.moved = _towards(linears, entry)
 
                     def snapshot(nodes: int, setting: str = entry.setting) -> Snapshot | None:
                         if state_file is None:
                             return None
                         about = {**settings, "nodes": nodes, "model": model_print, "calibration": text_print}
-                        snapshots.append(Snapshot(Path(f"{state_file}.{setting}"), about, resume))
+                        rank, ranks = rank_of()
+                        of_rank = f".rank-{rank}-of-{ranks}" if ranks > 1 else ""
+                        snapshots.append(Snapshot(Path(f"{state_file}.{setting}{of_rank}"), about, resume))
                         return snapshots[-1]
 
-                    integral, proof = work.prove(path, entry.setting, method, effort, snapshot, bar)
+                    integral, proof = prover.prove(path, entry.setting, method, effort, bar.advance, snapshot)
                     proofs.append(proof)
                     changes[entry.setting] = integral.signed
                     if number == 0:
@@ -178,59 +180,6 @@ def analyze(
     return Sensitivity(matrices, tuple(proofs), settings, model_print, text_print, maps)
 
 
-class _Effort(NamedTuple):
-    """How the integrals of an analysis are taken."""
-
-    rule: str
-    nodes: int
-    tol: float | None
-    max_nodes: int
-    abs_mode: str
-    map_folder: Path | None
-
-
-class _Work:
-    """What all integrals of one analysis share."""
-
-    def __init__(self, model: torch.nn.Module, linears: Linears, windows: torch.Tensor, batch_size: int) -> None:
-        self.model, self.linears, self.windows, self.batch_size = model, linears, windows, batch_size
-        self.loss_before: float | None = None
-
-    def towards(self, entry: PlanEntry) -> list[Moved]:
-        """All matrices on their way to the images of one plan entry."""
-        return [Moved(linear, image_of(linear.name, linear.weight.cpu(), entry)) for linear in self.linears]
-
-    def prove(
-        self,
-        path: WeightPath,
-        setting: str,
-        method: str,
-        effort: _Effort,
-        snapshot: Callable[[int], Snapshot | None],
-        bar: Bar,
-    ) -> tuple[Integral, Proof]:
-        """The integral, with nodes added until the tolerance holds, and its comparison with the measured change."""
-        if self.loss_before is None:
-            path.move_to(0)
-            self.loss_before = mean_nll(self.model, self.windows, self.batch_size)
-        path.move_to(1)
-        measured = mean_nll(self.model, self.windows, self.batch_size) - self.loss_before
-        nodes, evaluations = effort.nodes, 0
-        while True:
-            integral = integrate(
-                path,
-                self.windows,
-                quadrature(effort.rule, nodes),
-                batch_size=self.batch_size,
-                abs_mode=effort.abs_mode,
-                map_folder=effort.map_folder,
-                snapshot=snapshot(nodes),
-                advance=bar.advance,
-            )
-            path.move_to(0)
-            evaluations += integral.gradient_evaluations
-            predicted = sum(integral.signed.values())
-            within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
-            if within is not False or nodes >= effort.max_nodes:
-                return integral, Proof(setting, method, effort.rule, nodes, predicted, measured, evaluations, within)
-            nodes = min(2 * nodes, effort.max_nodes)
+def _towards(linears: Linears, entry: PlanEntry) -> list[Moved]:
+    """All matrices on their way to the images of one plan entry."""
+    return [Moved(linear, image_of(linear.name, linear.weight.cpu(), entry)) for linear in linears]

@@ -17,6 +17,7 @@ import torch
 from .. import ops
 from .._C import InvalidArgumentError, QuantratureError
 from .path import Moved, WeightPath, gradients_to, next_token_nll
+from .ranks import rank_of
 from .snapshot import Snapshot
 
 ABS_MODES = ("after_mean", "per_sample", "per_node")
@@ -60,12 +61,14 @@ def _units(abs_mode: str, nodes: list[tuple[float, float]], firsts: list[int]) -
 def zeros_for(path: WeightPath, folder: Path | None = None) -> dict[str, torch.Tensor]:
     """A float32 accumulator for each moved matrix, in memory, or in files of a folder that the system pages."""
     zeros = {}
+    rank, ranks = rank_of()
+    of_rank = f"-of-rank-{rank}" if ranks > 1 else ""
     for i, m in enumerate(path.moved):
         shape = path.original(m).shape
         if folder is None:
             zeros[m.name] = torch.zeros(shape)
         else:
-            file = folder / f"accumulator-{i:05d}.f32"
+            file = folder / f"accumulator-{i:05d}{of_rank}.f32"
             file.unlink(missing_ok=True)
             zeros[m.name] = torch.from_file(str(file), shared=True, size=shape.numel()).view(shape)
     return zeros
@@ -122,7 +125,7 @@ def integrate(
         raise InvalidArgumentError(f"[analyze] abs_mode must be one of {', '.join(ABS_MODES)}: got {abs_mode!r}")
     if abs_mode != "after_mean":
         batch_size = 1
-    rank, ranks = _rank()
+    rank, ranks = rank_of()
     tokens_in_all = windows[:, 1:].numel()
     mine = windows[rank::ranks]
 
@@ -177,14 +180,6 @@ def integrate(
         if m.linear.transposed:
             sums[m.name] = total.mT
     return Integral(sums, signed, len(nodes))
-
-
-def _rank() -> tuple[int, int]:
-    import torch.distributed as distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def _add_ranks(sums: Mapping[str, torch.Tensor], signed: dict[str, float]) -> None:

@@ -136,6 +136,24 @@ def gradients_to(model: torch.nn.Module, moved: Sequence[Moved], sink: GradientS
 
 
 @contextmanager
+def computing_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """While inside, parameters and buffers of floating point have this dtype; those that remain get theirs back."""
+    before = {name: tensor.dtype for name, tensor in _tensors(model) if tensor.is_floating_point()}
+    model.to(dtype)
+    try:
+        yield
+    finally:
+        for name, tensor in _tensors(model):
+            if name in before and tensor.is_floating_point() and tensor.dtype == dtype:
+                tensor.data = tensor.data.to(before[name])
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextmanager
 def gradient_checkpointing(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> Iterator[None]:
     """While inside, the backward pass recomputes each block's activations instead of keeping them.
 

@@ -26,6 +26,7 @@ VERBS = (
     "plan validate",
     "plan export",
     "quantize",
+    "requant",
     "eval",
     "inspect",
     "verify",
@@ -87,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         usage = getattr(error, "format_message", None)  # Typer's own errors, whichever click it comes with
         text = " ".join((usage() if usage else str(error)).split())
-        if not usage and not isinstance(error, QuantratureError):
+        if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
+            text = f"this needs {error.name}, which is not installed: pip install 'quantrature[hf]'"
+        elif not usage and not isinstance(error, QuantratureError):
             text = f"{type(error).__name__}: {text} (QUANTRATURE_DEBUG=1 shows where)"
         print(f"quantrature: error: {text}", file=sys.stderr)
         return 2 if usage else 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
+from ._input import size_in_bytes
 from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ def run(
     abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.")] = "after_mean",
     dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
     ] = False,
@@ -52,25 +58,33 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict what quantizing costs, matrix by matrix, and prove it by measurement."""
+    """Predict what quantizing costs, matrix by matrix, and prove it by measurement.
+
+    Processes that torchrun starts (torchrun --no-python quantrature analyze ...) divide the windows among them.
+    """
     settings = _numbers(bits)
+    limits = _limits(max_memory)
+    if limits is not None and device_map is None:
+        raise InvalidArgumentError("[analyze] --max-memory goes with --device-map")
     if calibration is None:
         raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
     if output is None and not (as_json or dry_run):
         raise InvalidArgumentError("[analyze] -o must name a folder for the result")
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    with stdout_kept_clean(as_json):
+    with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
+        from ..analysis.ranks import joined
         from ..checkpoint import check_new_folder
         from ..text import token_windows
 
+        rank = processes.enter_context(joined())
         if output is not None:
             check_new_folder(output, overwrite)
         analysis.quadrature(rule, nodes)
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
         tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
-        loaded = models.load_model(model, dtype, device_map, trust_remote_code)
+        loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None
         if dry_run:
             from .._estimate import analyzing
@@ -98,8 +112,10 @@ def run(
                 map_folder=map_folder,
                 state_file=state_file,
                 resume=resume,
-                progress=False if as_json else None,
+                progress=False if as_json or rank else None,
             )
+            if rank:
+                return  # the first process has the same result
             if output is not None:
                 found.save(output, overwrite)
     if cost is not None:
@@ -115,6 +131,16 @@ def _numbers(bits: str) -> list[int]:
         return [int(part) for part in bits.split(",")]
     except ValueError:
         raise InvalidArgumentError(f"[analyze] --bits must be numbers with commas between: got {bits!r}") from None
+
+
+def _limits(given: list[str] | None) -> dict[int | str, int | str] | None:
+    limits: dict[int | str, int | str] = {}
+    for text in given or ():
+        device, equals, size = text.partition("=")
+        if not (device and equals and size):
+            raise InvalidArgumentError(f"[analyze] --max-memory must be DEVICE=SIZE: got {text!r}")
+        limits[int(device) if device.isdigit() else device] = size_in_bytes("analyze", size, "--max-memory")
+    return limits or None
 
 
 def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:

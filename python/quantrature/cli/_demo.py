@@ -56,8 +56,8 @@ def _print(rows: list[Row]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "\nBits are per weight, everything stored counted. Predicted is the loss change in nats a token, from calibration "
-        "text, before anything was quantized; measured is what it came to on held-out text, as are perplexity and the "
-        "divergence from the original model.",
+        "\nBits are per weight, everything stored counted. Predicted is the loss change in nats a token, from "
+        "calibration text, before anything was quantized; measured is what it came to on held-out text, as are "
+        "perplexity and the divergence from the original model.",
         style="dim",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
+from ._input import size_in_bytes
 from ._output import Json, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(
     ] = None,
     bits: Annotated[str | None, typer.Option(help="Bits to choose from, with commas: 2,3,4,8.")] = None,
     group_sizes: Annotated[str | None, typer.Option(help="Group sizes to choose from, with commas: 32,64,128.")] = None,
-    outliers: Annotated[str, typer.Option(help="Shares of weights kept exactly to choose from: 0,0.005.")] = "0",
+    outliers: Annotated[str, typer.Option(help="Percent of weights kept exactly to choose from: 0,0.5.")] = "0",
     host: Annotated[str | None, typer.Option(help="One of 'quantrature list methods'; as analyzed by default.")] = None,
     meta_bits: Annotated[
         int | None, typer.Option(help="Quantize scales and zeros to so many bits; 0 for none.")
@@ -88,11 +88,11 @@ def run(
             raise InvalidArgumentError(f"[plan] --method must be one of {', '.join(ALLOCATORS)}: got {method}")
         if (avg_bits is None) == (target_size is None):
             raise InvalidArgumentError("[plan] a budget is given as either --avg-bits or --target-size")
-        target = None if target_size is None else _bytes(target_size)
+        target = None if target_size is None else size_in_bytes("plan", target_size)
         wishes: dict[str, Any] = {
             "bits": None if bits is None else _numbers("--bits", bits, int),
             "group_sizes": None if group_sizes is None else _numbers("--group-sizes", group_sizes, int),
-            "outliers": _numbers("--outliers", outliers, float),
+            "outliers": [percent / 100 for percent in _numbers("--outliers", outliers, float)],
             "host": host,
             "groups": groups,
             "pin": _pairs("--pin", pin),
@@ -263,7 +263,11 @@ def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
         rows.append(("validation", f"{found['plans']} random plans: Spearman {found['spearman']:.3f}, {error}"))
     settings: dict[str, int] = {}
     for _, entry in plan:
-        key = "kept" if entry.keeps else entry.setting + (f" and {entry.outliers:g} outliers" if entry.outliers else "")
+        key = (
+            "kept"
+            if entry.keeps
+            else entry.setting + (f" and {100 * entry.outliers:g} % outliers" if entry.outliers else "")
+        )
         settings[key] = settings.get(key, 0) + 1
     rows += [(key, f"{count} matrices") for key, count in sorted(settings.items())]
     if output is not None:
@@ -300,23 +304,6 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
             raise InvalidArgumentError(f"[plan] {option} must be MATRIX=VALUE: got {text!r}")
         pairs[name] = value
     return pairs
-
-
-_UNITS = {"": 1, "B": 1} | {f"{p}B": 1000**k for k, p in enumerate("KMGT", 1)}
-_UNITS |= {f"{p}IB": 1024**k for k, p in enumerate("KMGT", 1)}
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(found[2].upper()) if found else None
-    try:
-        if found is None or unit is None:
-            raise ValueError
-        return int(float(found[1]) * unit)
-    except ValueError:
-        raise InvalidArgumentError(
-            f"[plan] --target-size must be a size such as 4.2GiB or 900MB: got {text!r}"
-        ) from None
 
 
 @contextlib.contextmanager

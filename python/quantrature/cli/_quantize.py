@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
 from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
+from ._requant import record_rows, summary
+
+if TYPE_CHECKING:
+    from .._estimate import Cost
+    from ..models import Linears
+    from ..plan import Plan
+    from ..requantization import Requantization
 
 
 def run(
@@ -19,9 +26,31 @@ def run(
     method: Annotated[str, typer.Option(help="One of 'quantrature list methods'.")] = "rtn",
     sym: Annotated[bool, typer.Option("--sym", help="Grids symmetric around zero.")] = False,
     meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zeros to so many bits.")] = None,
-    outliers: Annotated[float, typer.Option(help="Share of the weights kept exactly.")] = 0.0,
+    outliers: Annotated[
+        float | None,
+        typer.Option(help="Percent of the weights kept exactly for their magnitude: 0, or 0.45 with --requant."),
+    ] = None,
+    requant: Annotated[
+        bool,
+        typer.Option("--requant", help="Share outliers out by PQI, and keep the most significant weights, too."),
+    ] = False,
+    significant: Annotated[
+        float | None, typer.Option(help="Percent of the weights kept exactly for their PQI; 0.05 with --requant.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Integrals over which the significant weights are spread.")] = 2,
+    selection: Annotated[str, typer.Option(help="How outliers are shared out: temperature or greedy.")] = "temperature",
     ignore: Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Text for methods that read one; none does yet.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text for --requant: .txt, .jsonl or a data set, NAME[:CONFIGURATION[:SPLIT]].")
+    ] = None,
+    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
+    compute_dtype: Annotated[
+        str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
+    ] = "float32",
     dtype: Annotated[
         str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
     ] = "auto",
@@ -36,44 +65,75 @@ def run(
     """Quantize a model and write it to a folder."""
     if output is None and not dry_run:
         raise InvalidArgumentError("[quantize] -o must name a folder to write")
+    if requant and calibration is None:
+        raise InvalidArgumentError("[quantize] --requant needs --calibration, a text to integrate on")
+    if significant is not None and not requant:
+        raise InvalidArgumentError("[quantize] --significant goes with --requant, which finds the significant weights")
+    if compute_dtype not in ("float32", "bfloat16", "float16"):
+        raise InvalidArgumentError(
+            f"[quantize] --compute-dtype must be float32, bfloat16 or float16: got {compute_dtype}"
+        )
+    percent = outliers if outliers is not None else (0.45 if requant else 0.0)
+    if not 0 <= percent <= 100:
+        raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
     with stdout_kept_clean(as_json):
         import logging
 
         from .. import checkpoint, models
+        from .._estimate import quantizing
         from .._quantize import plan_for, quantize
         from ..plan import Plan
+        from ..text import token_windows
 
-        if calibration is not None:
+        if calibration is not None and not requant:
             logging.getLogger(__name__).warning("method %s reads no calibration text", method)
         if output is not None:
             checkpoint.check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
         loaded = models.load_model(model, dtype, trust_remote_code=trust_remote_code)
-        linears, chosen = plan_for(
-            loaded,
-            bits=bits,
-            group_size=group_size,
-            method=method,
-            sym=sym,
-            meta_bits=meta_bits,
-            outliers=outliers,
-            plan=chosen,
-            ignore=ignore or (),
-        )
+        host: dict[str, Any] = {
+            "bits": bits,
+            "group_size": group_size,
+            "method": method,
+            "sym": sym,
+            "meta_bits": meta_bits,
+            "ignore": ignore or (),
+        }
+        record = None
+        linears, made = plan_for(loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100)
+        tokenizer = None if dry_run and not requant else models.load_tokenizer(model, trust_remote_code)
         cost = None
-        if dry_run:
-            from .._estimate import quantizing
-
-            cost = quantizing(loaded, linears, chosen)
+        if requant:
+            record, cost = _requant(
+                loaded,
+                linears,
+                made,
+                token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=loaded),
+                {
+                    "outliers": percent,
+                    "significant": 0.05 if significant is None else significant,
+                    "steps": steps,
+                    "selection": selection,
+                    "batch_size": batch_size,
+                    "nodes": nodes,
+                    "seed": seed,
+                    "progress": False if as_json else None,
+                },
+                compute_dtype,
+                dry_run,
+            )
+        elif dry_run:
+            cost = quantizing(loaded, linears, made)
         else:
+            quantize(loaded, plan=made, progress=False if as_json else None)
+        if cost is None:
             assert output is not None
-            tokenizer = models.load_tokenizer(model, trust_remote_code)
-            quantize(loaded, plan=chosen, progress=False if as_json else None)
             checkpoint.save(
                 loaded,
                 output,
                 tokenizer=tokenizer,
-                plan=chosen,
+                plan=None if requant else made,
+                requant=record,
                 source=model,
                 overwrite=overwrite,
                 max_shard_size=max_shard_size,
@@ -83,21 +143,44 @@ def run(
         print_cost(f"quantizing {model}", cost, as_json)
         return
     if as_json:
-        print_json(
-            {
-                "output": output,
-                "bits_per_weight": found.bits_per_weight,
-                "bytes": found.bytes,
-                "other_bytes": found.other_bytes,
-                "modules": len(found.modules),
-                "predicted_loss_change": chosen.predicted_loss_change,
-            }
-        )
+        said = {
+            "output": output,
+            "bits_per_weight": found.bits_per_weight,
+            "bytes": found.bytes,
+            "other_bytes": found.other_bytes,
+            "modules": len(found.modules),
+            "predicted_loss_change": made.predicted_loss_change,
+        }
+        print_json(said if record is None else {**said, **summary(record)})
         return
     rows = [
         ("matrices", str(len(found.modules))),
         ("bits per weight", f"{found.bits_per_weight:.3f}, scales, zeros and outliers included"),
         ("bytes", f"{found.bytes:,} and {found.other_bytes:,} of other tensors"),
+        *(record_rows(record) if record is not None else ()),
         ("written to", str(output)),
     ]
     print_table(f"{model}, quantized", rows)
+
+
+def _requant(
+    model: Any,
+    linears: Linears,
+    plan: Plan,
+    windows: Any,
+    settings: dict[str, Any],
+    compute_dtype: str,
+    dry_run: bool,
+) -> tuple[Requantization | None, Cost | None]:
+    """The record of what was done to the model, or what it would take."""
+    import torch
+
+    from .._estimate import requantizing
+    from ..analysis.path import computing_in
+    from ..requantization import requant
+
+    if dry_run:
+        return None, requantizing(model, windows, linears, plan, settings)
+    with computing_in(model, getattr(torch, compute_dtype)):
+        _, record = requant(model, windows, plan=plan, **settings)
+    return record, None

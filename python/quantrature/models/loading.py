@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
     trust_remote_code: bool = False,
+    max_memory: Mapping[int | str, int | str] | None = None,
 ) -> PreTrainedModel:
     """Load a model for evaluation, as the class that its configuration names.
 
@@ -45,6 +46,7 @@ def load_model(
         dtype: ``"auto"`` for the one it was saved in, or the name of another (``"float32"``), or a torch dtype.
         device_map: as in transformers; needs Accelerate.
         trust_remote_code: run Python code that comes with the model.
+        max_memory: with a device_map, device to what of its memory the weights may take, as in transformers.
 
     Raises:
         InvalidArgumentError: for another dtype, a folder that does not exist, and a folder that is no model: without
@@ -58,6 +60,8 @@ def load_model(
     settings: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
     if device_map is not None:
         settings["device_map"] = device_map
+        if max_memory is not None:
+            settings["max_memory"] = dict(max_memory)
     config = load_config(name_or_path, trust_remote_code)
     if folder is not None:
         _check_weights(folder)

@@ -2,6 +2,8 @@
 
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
+from ._kmeans import kmeans_1d
+from ._matvec import PackedMatrix, matvec
 from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
@@ -9,12 +11,15 @@ from ._topk import topk
 
 __all__ = [
     "Moments",
+    "PackedMatrix",
     "QuantizedTensor",
     "SparseCSR",
     "dequantize",
     "extract_outliers",
     "interpolate",
+    "kmeans_1d",
     "kurtosis",
+    "matvec",
     "moments",
     "pack",
     "pqi_accumulate",

@@ -1,0 +1,63 @@
+#include <algorithm>
+
+#include "runtime/reference.hpp"
+
+namespace quantrature::reference {
+namespace {
+
+// Code j of a packed row that lies in a full block of each plane.
+int code_at(const uint8_t* row, int bits, int64_t cols, int64_t j) {
+  int code = 0, left = bits;
+  for (int p : {8, 4, 2, 1}) {
+    if (left < p) continue;
+    left -= p;
+    const int64_t block = j / (256 / p), lane = j % 8, number = j % (256 / p) / 8;
+    const int64_t bit = 256 * block + 32 * lane + p * number;
+    code |= (row[bit / 8] >> bit % 8 & ((1 << p) - 1)) << left;
+    row += p * ((cols + 7) / 8);
+  }
+  return code;
+}
+
+void matvec_blocks(const MatvecBlock& b) noexcept {
+  const int64_t end = b.cols / kMatvecChunk * kMatvecChunk;
+  for (int64_t row = 0; row < b.rows; ++row)
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      double sum = 0;
+      for (int64_t j = 0; j < end; ++j)
+        sum += static_cast<double>(b.scale[row * b.groups + j / b.group]) *
+               code_at(b.codes + row * b.row_bytes, b.bits, b.cols, j) *
+               static_cast<double>(b.x[v * b.cols + j]);
+      b.y[v * b.y_stride + row] += static_cast<float>(sum);
+    }
+}
+
+void matvec_zeros(const MatvecBlock& b) noexcept {
+  for (int64_t row = 0; row < b.rows; ++row)
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      double sum = 0;
+      for (int64_t g = 0; g < b.groups; ++g)
+        sum += static_cast<double>(b.scale[row * b.groups + g]) *
+               static_cast<double>(b.zero[row * b.groups + g]) *
+               static_cast<double>(b.sums[v * b.groups + g]);
+      b.y[v * b.y_stride + row] -= static_cast<float>(sum);
+    }
+}
+
+float matvec_codes(const uint8_t* codes, int64_t begin, int64_t end, int64_t group, const float* scale,
+                   const float* x) noexcept {
+  double sum = 0;
+  for (int64_t j = begin; j < end; ++j)
+    sum += static_cast<double>(scale[j / group]) * codes[j - begin] * static_cast<double>(x[j]);
+  return static_cast<float>(sum);
+}
+
+}  // namespace
+
+void fill_matvec(KernelTable& table) {
+  table.matvec_blocks = matvec_blocks;
+  table.matvec_zeros = matvec_zeros;
+  table.matvec_codes = matvec_codes;
+}
+
+}  // namespace quantrature::reference

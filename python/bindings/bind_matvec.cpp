@@ -1,0 +1,72 @@
+#include <optional>
+
+#include <nanobind/stl/optional.h>
+
+#include "bindings/arrays.hpp"
+
+namespace quantrature::bindings {
+namespace {
+
+using PackedRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using SparsePart = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using SparseResult = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+GridMatrix grid_of(const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
+                   const std::optional<Input>& zero) {
+  return {codes.data(),
+          static_cast<int64_t>(codes.size()),
+          static_cast<int64_t>(codes.shape(0)),
+          cols,
+          bits,
+          group_size,
+          view(scale),
+          zero ? view(*zero) : Matrix{}};
+}
+
+Csr csr_of(const SparsePart& values, const SparsePart& columns, const SparsePart& row_offsets, int64_t cols) {
+  return {values.data(),
+          columns.data(),
+          row_offsets.data(),
+          static_cast<int64_t>(row_offsets.shape(0)) - 1,
+          cols,
+          static_cast<int64_t>(values.shape(0)),
+          dtype_of(values.dtype())};
+}
+
+}  // namespace
+
+void bind_matvec(nb::module_& m) {
+  m.def(
+      "residuals",
+      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
+         const std::optional<Input>& zero, const SparsePart& values, const SparsePart& columns,
+         const SparsePart& row_offsets, const SparseResult& out) {
+        const ResidualsArgs args{sizeof(ResidualsArgs), grid_of(codes, cols, bits, group_size, scale, zero),
+                                 csr_of(values, columns, row_offsets, cols), out.data()};
+        nb::gil_scoped_release release;
+        residuals(args);
+      },
+      "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
+      "zero"_a.noconvert().none(), "values"_a.noconvert(), "columns"_a.noconvert(),
+      "row_offsets"_a.noconvert(), "out"_a.noconvert());
+  m.def(
+      "matvec",
+      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
+         const std::optional<Input>& zero, const std::optional<SparsePart>& values,
+         const std::optional<SparsePart>& columns, const std::optional<SparsePart>& row_offsets,
+         const Input& x, const Output& out) {
+        MatvecArgs args{};
+        args.struct_size = sizeof(args);
+        args.w = grid_of(codes, cols, bits, group_size, scale, zero);
+        if (values && columns && row_offsets) args.residuals = csr_of(*values, *columns, *row_offsets, cols);
+        args.x = view(x);
+        args.out = view(out);
+        nb::gil_scoped_release release;
+        matvec(args);
+      },
+      "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
+      "zero"_a.noconvert().none(), "values"_a.noconvert().none(), "columns"_a.noconvert().none(),
+      "row_offsets"_a.noconvert().none(), "x"_a.noconvert(), "out"_a.noconvert());
+}
+
+}  // namespace quantrature::bindings

@@ -1,0 +1,75 @@
+"""An integral together with its proof: the loss change that it must add up to, measured on the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .integral import Integral, integrate
+from .path import WeightPath, mean_nll
+from .quadrature import quadrature
+from .sensitivity import Proof
+from .snapshot import Snapshot
+
+
+class Effort(NamedTuple):
+    """How an integral is taken; see :func:`quantrature.analyze`."""
+
+    rule: str
+    nodes: int
+    tol: float | None = None
+    max_nodes: int = 32
+    abs_mode: str = "after_mean"
+    map_folder: Path | None = None
+
+
+class Prover:
+    """Integrates along ways that all start at the same weights, whose loss is measured once."""
+
+    def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> None:
+        self.model, self.windows, self.batch_size = model, windows, batch_size
+        self._loss_before: float | None = None
+
+    def measure(self, path: WeightPath) -> float:
+        """F(w~) - F(w), nats per token; leaves the model at w."""
+        if self._loss_before is None:
+            path.move_to(0)
+            self._loss_before = mean_nll(self.model, self.windows, self.batch_size)
+        path.move_to(1)
+        change = mean_nll(self.model, self.windows, self.batch_size) - self._loss_before
+        path.move_to(0)
+        return change
+
+    def prove(
+        self,
+        path: WeightPath,
+        setting: str,
+        method: str,
+        effort: Effort,
+        advance: Callable[[int], Any],
+        snapshot: Callable[[int], Snapshot | None] = lambda nodes: None,
+    ) -> tuple[Integral, Proof]:
+        """The integral, with nodes added until the tolerance holds, and its comparison with the measured change."""
+        measured = self.measure(path)
+        nodes, evaluations = effort.nodes, 0
+        while True:
+            integral = integrate(
+                path,
+                self.windows,
+                quadrature(effort.rule, nodes),
+                batch_size=self.batch_size,
+                abs_mode=effort.abs_mode,
+                map_folder=effort.map_folder,
+                snapshot=snapshot(nodes),
+                advance=advance,
+            )
+            path.move_to(0)
+            evaluations += integral.gradient_evaluations
+            predicted = sum(integral.signed.values())
+            within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
+            if within is not False or nodes >= effort.max_nodes:
+                return integral, Proof(setting, method, effort.rule, nodes, predicted, measured, evaluations, within)
+            nodes = min(2 * nodes, effort.max_nodes)

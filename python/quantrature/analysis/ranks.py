@@ -1,0 +1,38 @@
+"""The processes that torchrun starts, among which an analysis divides its calibration samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def rank_of() -> tuple[int, int]:
+    """Which of how many processes this one is: (0, 1) outside of ``torch.distributed``."""
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+@contextmanager
+def joined() -> Iterator[int]:
+    """Join the other processes that torchrun started, by NCCL where each has a GPU, else by gloo; yields the rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    import torch.distributed as distributed
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.device_count() > local:
+        torch.cuda.set_device(local)
+        distributed.init_process_group("nccl")
+    else:
+        distributed.init_process_group("gloo")
+    try:
+        yield distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,26 @@
+"""What several verbs read from their options."""
+
+from __future__ import annotations
+
+import re
+
+from .._C import InvalidArgumentError
+
+_UNITS = {"": 1, "B": 1} | {f"{p}B": 1000**k for k, p in enumerate("KMGT", 1)}
+_UNITS |= {f"{p}IB": 1024**k for k, p in enumerate("KMGT", 1)}
+
+
+def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
+    """The number of bytes that an option names.
+
+    Raises:
+        InvalidArgumentError: for anything but a number and a unit.
+    """
+    found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(found[2].upper()) if found else None
+    try:
+        if found is None or unit is None:
+            raise ValueError
+        return int(float(found[1]) * unit)
+    except ValueError:
+        raise InvalidArgumentError(f"[{verb}] {option} must be a size such as 4.2GiB or 900MB: got {text!r}") from None

@@ -1,0 +1,116 @@
+"""``quantrature requant``: restore the most significant weights of a quantized folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._C import InvalidArgumentError
+from ._input import size_in_bytes
+from ._output import Json, print_json, print_table, stdout_kept_clean
+
+if TYPE_CHECKING:
+    from ..requantization import Requantization
+
+
+def run(
+    folder: Annotated[str, typer.Argument(help="Folder that quantrature quantized.", metavar="DIR")],
+    source: Annotated[str, typer.Option(help="The model it was made from: folder or id.", metavar="MODEL")],
+    calibration: Annotated[
+        str, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+    ],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
+    ] = None,
+    significant: Annotated[float | None, typer.Option(help="Percent of the weights to restore.")] = None,
+    avg_bits: Annotated[
+        float | None, typer.Option(help="Instead: bits of storage for each weight, everything included.")
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Integrals over which the weights are spread.")] = 2,
+    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
+    rule: Annotated[str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.")] = "gauss",
+    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
+    dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.")] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Of one safetensors file.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Improve a quantized folder: keep the weights that cost most exactly, within a budget."""
+    if output is None and not overwrite:
+        raise InvalidArgumentError("[requant] -o must name a folder to write, or --overwrite allow to replace DIR")
+    if sum(given is not None for given in (significant, avg_bits, target_size)) != 1:
+        raise InvalidArgumentError(
+            "[requant] a budget is given as exactly one of --significant, --avg-bits and --target-size"
+        )
+    target = None if target_size is None else size_in_bytes("requant", target_size)
+    with stdout_kept_clean(as_json):
+        from ..requantization import requant_folder
+
+        record = requant_folder(
+            folder,
+            source,
+            calibration,
+            significant=significant,
+            avg_bits=avg_bits,
+            target_bytes=target,
+            steps=steps,
+            output=output,
+            overwrite=overwrite,
+            nsamples=nsamples,
+            seqlen=seqlen,
+            seed=seed,
+            batch_size=batch_size,
+            rule=rule,
+            nodes=nodes,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            trust_remote_code=trust_remote_code,
+            progress=False if as_json else None,
+        )
+    if as_json:
+        print_json({"output": output or folder, **summary(record)})
+        return
+    rows = [
+        ("bits per weight", f"{record.bits_per_weight:.3f}, scales, zeros and kept weights included"),
+        ("bytes", f"{record.nbytes:,}"),
+        *record_rows(record),
+        ("written to", output or folder),
+    ]
+    print_table(f"{folder}, improved", rows)
+
+
+def summary(record: Requantization) -> dict[str, Any]:
+    """What --json prints of a record: everything but the modules, which requant.json has."""
+    found = record.to_json()
+    for name in ("format", "format_version", "modules"):
+        del found[name]
+    return found
+
+
+def record_rows(record: Requantization) -> list[tuple[str, str]]:
+    """A record for people."""
+    rows = [
+        ("by the paper's rule", f"{record.paper_bits_per_weight:.3f} bits per weight"),
+        ("kept exactly", f"{record.outliers:,} outliers and {record.significant:,} significant weights"),
+        ("gradient evaluations", f"{record.gradient_evaluations} per sample"),
+    ]
+    for stage in record.stages:
+        predicted = stage.predicted_loss_change
+        rows.append(
+            (
+                f"  {stage.name}",
+                f"measured {stage.measured_loss_change:+.6f} nats a token"
+                + ("" if predicted is None else f", predicted {predicted:+.6f}"),
+            )
+        )
+    return rows

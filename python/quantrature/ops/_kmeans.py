@@ -1,0 +1,47 @@
+"""Optimal centroids of numbers (contract: quantrature/kmeans.hpp)."""
+
+from __future__ import annotations
+
+from .. import _C
+from .._arrays import Array, as_input, core_view, empty_like_kind, is_torch
+
+
+def kmeans_1d(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Array]:
+    """The ``k`` centroids for the numbers of each row with the least weighted sum of squared distances.
+
+    This is the global minimum: in one dimension a dynamic program finds it (Wang & Song, The R Journal 3/2, 2011).
+    SqueezeLLM (arXiv 2306.07629, section 4.1) quantizes each output channel so, with the diagonal of the Fisher
+    information as weights.
+
+    Args:
+        x: float32, float16 or bfloat16, one or two dimensions, contiguous, finite; a vector is one row.
+        k: centroids of a row, 1 to 256.
+        weights: of the shape of ``x``, not negative; ``None`` for equal ones. Numbers of weight 0 have no say, and a
+            row of nothing but zeros is taken with equal weights.
+
+    Returns:
+        ``(centroids, assignment)``: float32 of shape ``(rows, k)``, ascending, where a row with fewer distinct numbers
+        than ``k`` repeats the largest; and uint8 of the shape of ``x``, the nearest centroid of each number, of two
+        equally near ones the first. For a vector ``centroids`` has the shape ``(k,)``. The same on every CPU and for
+        every number of threads.
+
+    Raises:
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, k outside 1 to 256, weights of
+            another shape, a negative weight, and a NaN or infinity.
+    """
+    op = "kmeans"
+    source = as_input(x, op, "x")
+    if not 1 <= k <= 256:
+        raise _C.InvalidArgumentError(f"[{op}] k must be 1 to 256: got k={k}")
+    given = None if weights is None else as_input(weights, op, "weights")
+    if given is not None and tuple(given.shape) != tuple(source.shape):
+        raise _C.InvalidArgumentError(
+            f"[{op}] weights must have the shape of x: got shape={tuple(given.shape)}, expected={tuple(source.shape)}"
+        )
+    if given is not None and is_torch(given) != is_torch(x):
+        raise _C.InvalidArgumentError(f"[{op}] weights must be of the library of x: got {type(weights).__module__}")
+    centroids = empty_like_kind(x, (*source.shape[:-1], k), "float32")
+    assignment = empty_like_kind(x, tuple(source.shape), "uint8")
+    arrays = core_view(source), None if given is None else core_view(given)
+    _C.kmeans(*arrays, k, core_view(centroids), core_view(assignment))
+    return centroids, assignment

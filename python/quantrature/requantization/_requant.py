@@ -1,0 +1,288 @@
+"""ReQuant on any host method."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import fingerprint, ops
+from .._C import InvalidArgumentError
+from .._quantize import check_weight, declare, plan_for, put
+from ..analysis.path import gradient_checkpointing
+from ..analysis.proving import Effort
+from ..analysis.quadrature import quadrature
+from ..evaluate._forward import not_training
+from ..methods import QuantizedMatrix, quantize_matrix
+from ..models import LinearWeight
+from ..plan import Plan, PlanEntry
+from ..progress import progress as progress_bar
+from ..text import token_windows
+from .matrices import Matrices, narrowest
+from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split
+from .record import KeptWeights, Requantization, Trial
+
+
+def requant(
+    model: torch.nn.Module,
+    tokens: Any,
+    *,
+    bits: int | None = None,
+    group_size: int = 64,
+    method: str = "rtn",
+    sym: bool = False,
+    meta_bits: int | None = None,
+    plan: Plan | None = None,
+    ignore: str | Iterable[str] = (),
+    outliers: float = 0.45,
+    significant: float = 0.05,
+    steps: int = 2,
+    selection: str = "temperature",
+    temperatures: Sequence[float] = TEMPERATURES,
+    max_outliers: float = 5.0,
+    tokenizer: Any = None,
+    nsamples: int | None = None,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    rule: str = "gauss",
+    nodes: int = 4,
+    tol: float | None = None,
+    max_nodes: int = 32,
+    abs_mode: str = "after_mean",
+    checkpointing: bool = False,
+    map_folder: str | os.PathLike[str] | None = None,
+    prove: bool = True,
+    progress: bool | None = None,
+) -> tuple[torch.nn.Module, Requantization]:
+    """Quantize a model with a host method and keep exactly the weights that cost most (arXiv 2503.01901).
+
+    1. Quantize with the host. 2. Give each matrix a share of the outliers by its mean PQI, at the temperature with
+    the lowest calibration loss. 3. Take the largest weights of each matrix out and quantize the rest anew. 4. In some
+    steps, integrate from the original weights to the current ones and restore those of the largest PQI, ranked over
+    the whole model. Outliers and significant weights of a matrix share one sparse matrix beside its grid, in 16 bits
+    where that holds them exactly. PQI is taken as in :func:`quantrature.analyze`.
+
+    Args:
+        model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
+        tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
+        bits, group_size, method, sym, meta_bits, plan, ignore: the host, as in :func:`quantrature.quantize`; the
+            entries of a plan have no outliers of their own.
+        outliers: percent of all weights that are kept for their magnitude. Mind that this, like in the paper and on
+            the command line, is percent, while :func:`quantrature.quantize` takes a share.
+        significant: percent of all weights that are kept for their PQI.
+        steps: integrals over which these are spread.
+        selection: ``temperature``, or ``greedy``: outliers go where they are predicted to save most PQI, judged by the
+            error of each matrix at a few ratios.
+        temperatures: to try.
+        max_outliers: percent of a matrix that may be outliers.
+        tokenizer, nsamples, seqlen, seed: of the calibration text; all windows of it when nsamples is ``None``.
+        batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
+            :func:`quantrature.analyze`.
+        prove: integrate once more at the end, for a prediction of the result beside its measurement.
+        progress: show a bar; ``None`` for when stderr is a terminal.
+
+    Returns:
+        The same model with its layers quantized, and the record.
+
+    Raises:
+        InvalidArgumentError: naming the argument, the plan's entry, or the matrix whose weights are not finite; the
+            model is then as it was.
+        QuantratureError: naming matrix, sample and node where a loss or gradient is not finite; likewise.
+    """
+    _check(outliers, significant, steps, selection, temperatures, max_outliers)
+    quadrature(rule, nodes)
+    linears, plan = plan_for(
+        model,
+        bits=bits,
+        group_size=group_size,
+        method=method,
+        sym=sym,
+        meta_bits=meta_bits,
+        outliers=0.0,
+        plan=plan,
+        ignore=ignore,
+    )
+    for name, entry in plan:
+        if entry.outliers:
+            raise InvalidArgumentError(f"[requant] the plan must leave outliers to ReQuant: got some for {name!r}")
+    entries = {linears.find(name).name: entry for name, entry in plan if not entry.keeps}
+    chosen = [linear for linear in linears if linear.name in entries]
+    if not chosen:
+        raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
+    for linear in chosen:
+        check_weight(linear)
+    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    settings: dict[str, Any] = {
+        "host": [entry.setting for entry in dict.fromkeys(entries.values())],
+        "solvers": sorted({entry.solver for entry in entries.values()}),
+        "outliers": outliers,
+        "significant": significant,
+        "steps": steps,
+        "selection": selection,
+        "max_outliers": max_outliers,
+        "rule": rule,
+        "nodes": nodes,
+        "tol": tol,
+        "abs_mode": abs_mode,
+        "batch_size": batch_size,
+        "nsamples": len(windows),
+        "seqlen": windows.shape[1],
+        "seed": seed,
+    }
+    total = sum(linear.numel for linear in chosen)
+    budgets = round(outliers / 100 * total), round(significant / 100 * total)
+    split(budgets[0], [linear.numel for linear in chosen], [1.0] * len(chosen), math.inf, max_outliers / 100)
+    model_print, text_print = fingerprint.of_matrices(chosen), fingerprint.of_tokens(windows)
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
+    blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
+    integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
+
+    with not_training(model), progress_bar("requantizing", integrals * nodes * len(windows), progress) as bar:
+        stored = {
+            linear.name: quantize_matrix(linear.name, _original(linear), entries[linear.name]) for linear in chosen
+        }
+        with (
+            gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext(),
+            Matrices(model, chosen, stored, _original, windows, batch_size, effort, bar.advance) as matrices,
+        ):
+            state, mean_pqi = "host", {}
+            counts: Sequence[int] = [0] * len(chosen)
+            trials: list[Trial] = []
+            temperature = None
+            if budgets[0]:
+                maps = matrices.integrate(state).maps
+                mean_pqi = {name: float(values.double().mean()) for name, values in maps.items()}
+                del maps
+                state = "outliers"
+                if selection == "greedy":
+                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100)
+                    matrices.stored = _without_outliers(chosen, entries, counts)
+                else:
+                    counts, temperature, trials = _search(
+                        matrices, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100
+                    )
+            significant_of, last = matrices.detach_stepwise(state, budgets[1], steps, prove=prove)
+            found, stages = matrices.stored, tuple(matrices.stages)
+    specs = {linear.name: put(model, linear, found[linear.name]) for linear in chosen}
+    declare(model, specs)
+    kept = tuple(
+        KeptWeights(
+            linear.name,
+            linear.numel,
+            count,
+            significant_of[linear.name],
+            mean_pqi.get(linear.name),
+            last.signed[linear.name] if last is not None else None,
+        )
+        for linear, count in zip(chosen, counts, strict=True)
+    )
+    return model, Requantization(
+        kept,
+        stages,
+        tuple(trials),
+        temperature,
+        sum(matrix.nbytes for matrix in found.values()),
+        sum(matrix.dense.nbytes for matrix in found.values()),
+        settings,
+        model_print,
+        text_print,
+    )
+
+
+def _check(
+    outliers: float, significant: float, steps: int, selection: str, temperatures: Sequence[float], max_outliers: float
+) -> None:
+    for name, value in (("outliers", outliers), ("significant", significant), ("max_outliers", max_outliers)):
+        if not 0 <= value <= 100:
+            raise InvalidArgumentError(f"[requant] {name} must be 0 to 100 percent: got {name}={value}")
+    if outliers + significant > 100:
+        raise InvalidArgumentError(
+            f"[requant] outliers and significant must be at most 100 percent together: got {outliers + significant:g}"
+        )
+    if not outliers + significant:
+        raise InvalidArgumentError("[requant] outliers and significant must not both be 0: quantize does without")
+    if steps < 1:
+        raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
+    if selection not in SELECTIONS:
+        raise InvalidArgumentError(
+            f"[requant] selection must be one of {', '.join(SELECTIONS)}: got selection={selection!r}"
+        )
+    if not temperatures or not all(temperature > 0 for temperature in temperatures):
+        raise InvalidArgumentError(
+            f"[requant] temperatures must be at least one number above 0: got temperatures={list(temperatures)}"
+        )
+
+
+def _original(linear: LinearWeight) -> torch.Tensor:
+    return narrowest(linear.weight.cpu().contiguous())
+
+
+def _without_outliers(
+    linears: Sequence[LinearWeight], entries: Mapping[str, PlanEntry], counts: Sequence[int]
+) -> dict[str, QuantizedMatrix]:
+    """Each matrix quantized with its largest weights left out of the fit and kept."""
+    return {
+        linear.name: _with_count(linear, entries[linear.name], count)
+        for linear, count in zip(linears, counts, strict=True)
+    }
+
+
+def _with_count(linear: LinearWeight, entry: PlanEntry, count: int) -> QuantizedMatrix:
+    weight = _original(linear)
+    places = ops.topk(weight.view(-1), count)[1] if count else None
+    return quantize_matrix(linear.name, weight, entry, places)
+
+
+def _search(
+    matrices: Matrices,
+    entries: Mapping[str, PlanEntry],
+    mean_pqi: Mapping[str, float],
+    budget: int,
+    temperatures: Sequence[float],
+    largest_share: float,
+) -> tuple[Sequence[int], float, list[Trial]]:
+    """Try every temperature; leave the stored forms of the best one in place."""
+    trials: list[Trial] = []
+    best: tuple[Sequence[int], float, dict[str, QuantizedMatrix]] | None = None
+    sizes = [linear.numel for linear in matrices.linears]
+    for temperature in temperatures:
+        counts = split(
+            budget, sizes, [mean_pqi[linear.name] for linear in matrices.linears], temperature, largest_share
+        )
+        matrices.stored = _without_outliers(matrices.linears, entries, counts)
+        trials.append(Trial(temperature, matrices.measure()))
+        if best is None or trials[-1].measured_loss_change < min(t.measured_loss_change for t in trials[:-1]):
+            best = counts, temperature, matrices.stored
+    assert best is not None
+    matrices.stored = best[2]
+    return best[0], best[1], trials
+
+
+def greedy_counts(
+    linears: Sequence[LinearWeight],
+    entries: Mapping[str, PlanEntry],
+    mean_pqi: Mapping[str, float],
+    budget: int,
+    largest_share: float,
+) -> list[int]:
+    """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
+    errors = []
+    for linear in linears:
+        exact = linear.weight.cpu().float()
+        by_count = {}
+        for share in SHARES:
+            count = math.floor(min(share, largest_share) * linear.numel)
+            if count not in by_count:
+                image = _with_count(linear, entries[linear.name], count).dequantize("float32")
+                by_count[count] = float((image - exact).abs().sum(dtype=torch.float64))
+        errors.append(by_count)
+    sizes = [linear.numel for linear in linears]
+    return greedy_split(
+        budget, sizes, [mean_pqi[linear.name] * linear.numel for linear in linears], errors, largest_share
+    )

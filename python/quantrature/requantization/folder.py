@@ -1,0 +1,203 @@
+"""ReQuant on a folder that holds a quantized model: the most significant weights restored within a budget of bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import fingerprint
+from .._C import InvalidArgumentError, QuantratureError
+from .._quantize import declare
+from ..analysis.proving import Effort
+from ..analysis.quadrature import quadrature
+from ..checkpoint import check_new_folder, save
+from ..evaluate._forward import not_training
+from ..methods import QuantizedMatrix
+from ..models import LinearWeight, find_linears, load_model, load_tokenizer
+from ..nn import QuantLinear, quantized_layers, replace_module
+from ..progress import progress as progress_bar
+from ..storage import MatrixSpec
+from ..text import token_windows
+from ..verify import compare
+from .matrices import Matrices
+from .record import KeptWeights, Requantization
+
+
+def requant_folder(
+    folder: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    tokens: Any,
+    *,
+    significant: float | None = None,
+    avg_bits: float | None = None,
+    target_bytes: int | None = None,
+    steps: int = 2,
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    nsamples: int | None = None,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    rule: str = "gauss",
+    nodes: int = 4,
+    tol: float | None = None,
+    max_nodes: int = 32,
+    abs_mode: str = "after_mean",
+    dtype: str = "float32",
+    prove: bool = True,
+    max_shard_size: str = "5GB",
+    trust_remote_code: bool = False,
+    progress: bool | None = None,
+) -> Requantization:
+    """Improve a quantized folder: restore the weights of the largest PQI from the source, whatever the host was.
+
+    Codes, scales and zeros stay as they are, and so do weights that are kept exactly already; this is step 4 of
+    :func:`quantrature.requant`. The budget is given in one of three ways.
+
+    Args:
+        folder: with a model that quantrature quantized.
+        source: the model it was made from.
+        tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
+        significant: percent of the quantized weights to restore.
+        avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
+        target_bytes: bytes that the quantized matrices of the result may take.
+        steps, tokenizer, nsamples, seqlen, seed, batch_size, rule, nodes, tol, max_nodes, abs_mode, prove, progress:
+            as in :func:`quantrature.requant`; the tokenizer is that of the source unless given.
+        output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
+        overwrite: replace a folder that is not empty.
+        dtype: of the forward and backward passes.
+        max_shard_size: of one safetensors file.
+        trust_remote_code: run code that comes with the model.
+
+    Returns:
+        The record, which is also written to the folder as requant.json. A plan.json of the folder is left out of the
+        result, which it would no longer describe.
+
+    Raises:
+        InvalidArgumentError: naming the argument, or for a budget that has no room for a single weight more.
+        QuantratureError: naming a matrix that was not made from the source.
+    """
+    if output is None and not overwrite:
+        raise InvalidArgumentError(f"[requant] {folder} is only replaced with overwrite; or give an output folder")
+    if sum(given is not None for given in (significant, avg_bits, target_bytes)) != 1:
+        raise InvalidArgumentError(
+            "[requant] the budget is given as exactly one of significant, avg_bits, target_bytes"
+        )
+    if significant is not None and not 0 < significant <= 100:
+        raise InvalidArgumentError(f"[requant] significant must be above 0, to 100 percent: got {significant}")
+    if steps < 1:
+        raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
+    quadrature(rule, nodes)
+    target = Path(folder if output is None else output)
+    check_new_folder(target, overwrite)
+    quantized = load_model(folder, trust_remote_code=trust_remote_code)
+    layers = quantized_layers(quantized)
+    if not layers:
+        raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
+    original = load_model(source, dtype, trust_remote_code=trust_remote_code)
+    found = find_linears(original, experts=False)
+    linears = [found.find(name) for name in layers]
+    for linear, (name, layer) in zip(linears, layers.items(), strict=True):
+        same = tuple(linear.weight.shape) == (layer.out_features, layer.in_features)
+        if not same or not compare(layer, linear.weight.cpu()).fits:
+            raise QuantratureError(f"[requant] {name} of {folder} was not made from {source}")
+    tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
+    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=original)
+
+    stored = {linear.name: layer.matrix for linear, layer in zip(linears, layers.values(), strict=True)}
+    weights = sum(linear.numel for linear in linears)
+    if significant is not None:
+        count = round(significant / 100 * weights)
+    else:
+        budget = int(avg_bits * weights / 8) if avg_bits is not None else target_bytes
+        assert budget is not None
+        count = affordable(stored, budget)
+    before = {name: 0 if matrix.outliers is None else matrix.outliers.nnz for name, matrix in stored.items()}
+    if not 0 < count <= weights - sum(before.values()):
+        raise InvalidArgumentError(
+            f"[requant] the budget must have room for 1 to {weights - sum(before.values())} more weights: got {count}"
+        )
+    settings = {
+        "significant": significant,
+        "avg_bits": avg_bits,
+        "target_bytes": target_bytes,
+        "steps": steps,
+        "rule": rule,
+        "nodes": nodes,
+        "tol": tol,
+        "abs_mode": abs_mode,
+        "batch_size": batch_size,
+        "nsamples": len(windows),
+        "seqlen": windows.shape[1],
+        "seed": seed,
+        "dtype": dtype,
+    }
+    model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
+
+    def kept_as(linear: LinearWeight) -> torch.Tensor:
+        return linear.weight.cpu().contiguous().to(getattr(torch, stored[linear.name].dense.dtype))
+
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode)
+    with (
+        not_training(original),
+        progress_bar("requantizing", (steps + prove) * nodes * len(windows), progress) as bar,
+        Matrices(original, linears, stored, kept_as, windows, batch_size, effort, bar.advance) as matrices,
+    ):
+        restored, last = matrices.detach_stepwise("host", count, steps, prove=prove)
+        result, stages = matrices.stored, tuple(matrices.stages)
+    specs = {}
+    for linear, (name, layer) in zip(linears, layers.items(), strict=True):
+        specs[name] = MatrixSpec.of(result[linear.name])
+        improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta")
+        improved.store(result[linear.name])
+        for alias in (linear.name, *linear.aliases):
+            replace_module(quantized, alias, improved)
+    declare(quantized, specs)
+    record = Requantization(
+        tuple(
+            KeptWeights(
+                linear.name,
+                linear.numel,
+                before[linear.name],
+                restored[linear.name],
+                predicted_loss_change=last.signed[linear.name] if last is not None else None,
+            )
+            for linear in linears
+        ),
+        stages,
+        (),
+        None,
+        sum(matrix.nbytes for matrix in result.values()),
+        sum(matrix.dense.nbytes for matrix in result.values()),
+        settings,
+        model_print,
+        text_print,
+    )
+    save(
+        quantized,
+        target,
+        tokenizer=tokenizer,
+        requant=record,
+        source=str(source),
+        overwrite=overwrite,
+        max_shard_size=max_shard_size,
+    )
+    return record
+
+
+def affordable(stored: dict[str, QuantizedMatrix], budget: int) -> int:
+    """How many more weights can be kept exactly for so many bytes; never one too many, and below 0 for none.
+
+    Matrices that keep none yet are charged for row offsets, whether they will need them or not.
+    """
+    spent, dearest = 0, 0
+    for matrix in stored.values():
+        rows, cols = matrix.dense.shape
+        spent += matrix.nbytes + (4 * (rows + 1) if matrix.outliers is None else 0)
+        value = 4 if matrix.dense.dtype == "float32" else 2
+        dearest = max(dearest, value + (2 if cols <= 1 << 16 else 4))
+    return (budget - spent) // dearest

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import quantrature
+from quantrature import InvalidArgumentError, ops
+
+REFERENCE_LENGTHS = (1, 7, 63, 64, 255, 256, 257, 512, 700, 1111)
+
+
+def matrix(rows, cols, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, cols)) * np.exp(rng.standard_normal((rows, 1)))).astype(np.float32)
+
+
+def exact_and_bound(q, x, outliers=None):
+    """The product in float64, and what matvec.hpp lets the result be off by."""
+    rows, cols = q.shape
+    group = cols if q.group_size == -1 else q.group_size
+
+    def spread(values):
+        plain = values.dequantize("float32") if isinstance(values, ops.QuantizedTensor) else values
+        return np.repeat(np.asarray(plain, np.float64).reshape(rows, -1), group, axis=1)[:, :cols]
+
+    codes = np.asarray(q.unpack(), np.float64)
+    scale = spread(q.scale)
+    zero = np.full_like(scale, 0.5 if q.bits == 1 else 2.0 ** (q.bits - 1)) if q.zero is None else spread(q.zero)
+    values, sizes = (codes - zero) * scale, (codes + np.abs(zero)) * np.abs(scale)
+    if outliers is not None:
+        flat = np.asarray(outliers.positions())
+        kept = np.asarray(outliers.values.float() if hasattr(outliers.values, "float") else outliers.values, np.float64)
+        sizes.reshape(-1)[flat] += np.abs(kept - values.reshape(-1)[flat])
+        values.reshape(-1)[flat] = kept
+    x = np.asarray(x, np.float64)
+    bound = 2.0**-23 * (cols / 8 + 32) * (np.abs(x) @ sizes.T) + 2.0**-110 * np.abs(scale).sum(1)
+    return x @ values.T, bound
+
+
+def check(y, q, x, outliers=None):
+    expected, bound = exact_and_bound(q, x, outliers)
+    y = np.asarray(y)
+    assert y.dtype == np.float32
+    assert y.shape == expected.shape
+    assert (np.abs(y - expected) <= bound).all(), np.max(np.abs(y - expected) / bound)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("cols", REFERENCE_LENGTHS)
+def test_is_the_product_of_the_dequantized_matrix(bits, cols):
+    w = matrix(9, cols)
+    vectors = matrix(6, cols, 1)
+    for group_size in (-1, 1, 12, 32, 64, 128):
+        for sym in (False, True):
+            q = ops.quantize(w, bits, group_size, sym=sym)
+            check(ops.matvec(q, vectors[0]), q, vectors[0])
+            check(ops.matvec(q, vectors), q, vectors)
+
+
+@pytest.mark.parametrize("scale_dtype", ["float16", "float32"])
+@pytest.mark.parametrize("cols", [512, 700])
+def test_outliers_replace_the_values_of_the_grid(cols, scale_dtype, library):
+    w, x = library(matrix(20, cols)), library(matrix(1, cols, 1)[0])
+    _, outliers = ops.extract_outliers(w, fraction=0.05)
+    q = ops.quantize(w, 3, 64, exclude=outliers, scale_dtype=scale_dtype)
+    y = ops.matvec(q, x, outliers)
+    assert type(y) is type(x)
+    check(y, q, x, outliers)
+    dense = outliers.add_to(q.dequantize("float32"))
+    np.testing.assert_allclose(y, np.asarray(dense, np.float64) @ np.asarray(x, np.float64), rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(ops.PackedMatrix.of(q, outliers).matvec(x), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_widened(dtype):
+    w = torch.from_numpy(matrix(30, 600)).to(dtype)
+    _, outliers = ops.extract_outliers(w, fraction=0.01)
+    q = ops.quantize(w, 4, 64, exclude=outliers)
+    x = torch.from_numpy(matrix(3, 600, 1)).to(dtype)
+    y = ops.matvec(q, x, outliers)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, ops.matvec(q, x.float(), outliers))
+    check(y, q, x.float(), outliers)
+
+
+def test_quantized_scales_are_decoded_first():
+    w, x = matrix(40, 512), matrix(1, 512, 1)[0]
+    q = ops.quantize(w, 4, 64, meta_bits=8)
+    assert isinstance(q.scale, ops.QuantizedTensor)
+    check(ops.matvec(q, x), q, x)
+
+
+def test_many_columns_have_wide_positions():
+    w, x = matrix(3, 70_001), matrix(1, 70_001, 1)[0]
+    _, outliers = ops.extract_outliers(w, fraction=0.01)
+    q = ops.quantize(w, 2, 64, exclude=outliers)
+    check(ops.matvec(q, x, outliers), q, x, outliers)
+
+
+def test_tiny_and_huge_vectors():
+    w = matrix(16, 512)
+    for bits in (1, 3, 4, 8):
+        q = ops.quantize(w, bits, 64)
+        for size in (1e-42, 1e-30, 1e30):
+            x = (matrix(1, 512, 1)[0] * np.float32(size)).astype(np.float32)
+            check(ops.matvec(q, x), q, x)
+
+
+def test_nothing_depends_on_threads_or_on_other_vectors(every_target):
+    w, x = matrix(333, 1000), matrix(7, 1000, 1)
+    _, outliers = ops.extract_outliers(w, fraction=0.01)
+    before = quantrature.num_threads()
+    for bits in (3, 4):
+        packed = ops.PackedMatrix.of(ops.quantize(w, bits, 64), outliers)
+        for _ in every_target():
+            expected = packed.matvec(x)
+            for threads in (1, 2, 3):
+                quantrature.set_num_threads(threads)
+                np.testing.assert_array_equal(packed.matvec(x), expected)
+                np.testing.assert_array_equal(packed.matvec(x[5]), expected[5])
+    quantrature.set_num_threads(before)
+
+
+def test_every_target_is_within_the_bound(every_target):
+    w, x = matrix(11, 1111), matrix(5, 1111, 1)
+    _, outliers = ops.extract_outliers(w, fraction=0.02)
+    for _ in every_target():
+        for bits in range(1, 9):
+            for group_size in (32, 64, 70, -1):
+                q = ops.quantize(w, bits, group_size)
+                check(ops.matvec(q, x, outliers), q, x, outliers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 8), st.integers(1, 12), st.integers(1, 900), st.sampled_from([-1, 3, 16, 32, 64, 192]),
+    st.integers(1, 9), st.integers(0, 10**6)
+)  # fmt: skip
+def test_whatever_the_shape(bits, rows, cols, group_size, n, seed):
+    w, x = matrix(rows, cols, seed), matrix(n, cols, seed + 1)
+    _, outliers = ops.extract_outliers(w, fraction=0.03)
+    q = ops.quantize(w, bits, group_size, exclude=outliers)
+    check(ops.matvec(q, x, outliers), q, x, outliers)
+
+
+def test_the_result_goes_where_it_is_wanted():
+    w, x = matrix(20, 300), matrix(2, 300, 1)
+    q = ops.quantize(w, 4, 64)
+    out = np.full((2, 20), np.nan, np.float32)
+    assert ops.matvec(q, x, out=out) is out
+    np.testing.assert_array_equal(out, ops.matvec(q, x))
+
+
+W = matrix(4, 64)
+Q = ops.quantize(W, 4, 32)
+X = np.ones(64, np.float32)
+OUTLIERS = ops.extract_outliers(W, count=3)[1]
+OTHERS = ops.extract_outliers(matrix(4, 65), count=3)[1]
+FIXED = np.zeros(4, np.float32)
+FIXED.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((ops.quantize(W, 4, 4, axis=0), X), r"\[matvec\] q must be a matrix .* axis 1: got shape=\(4, 64\), axis=0"),
+        ((ops.quantize(W[0], 4, 32), X), r"\[matvec\] q must be a matrix .*: got shape=\(64,\), axis=1"),
+        ((W, X), r"\[matvec\] q must be a QuantizedTensor or a PackedMatrix: got numpy.ndarray"),
+        ((Q, X[:63].copy()), r"\[matvec\] x must have as many numbers as q has columns: got shape=\(63,\), cols=64"),
+        ((Q, X.astype(np.float64)), r"\[matvec\] x must be float32 or float16 or bfloat16: got dtype=float64"),
+        ((Q, np.ones((2, 128), np.float32)[:, ::2]), r"\[matvec\] x must be contiguous"),
+        ((Q, X, OTHERS), r"\[matvec\] outliers must have the shape of q: got shape=\(4, 65\), expected=\(4, 64\)"),
+        ((ops.PackedMatrix.of(Q), X, OUTLIERS), r"\[matvec\] outliers must be part of the PackedMatrix"),
+        ((Q, X, None, np.zeros(5, np.float32)), r"\[matvec\] out must have a number .*: got shape=\(5,\)"),
+        ((Q, X, None, np.zeros(4, np.float16)), r"\[matvec\] out must be float32: got dtype=float16"),
+        ((Q, X, None, FIXED), r"\[matvec\] out must be writable"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        ops.matvec(*arguments)
