@@ -21,6 +21,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int kLanes = 8;  // of a block
 constexpr int64_t kUnit = 64;
+constexpr int kUnits = static_cast<int>(kMatvecChunk / kUnit);
 
 using Floats = hn::CappedTag<float, kLanes>;
 using Words = hn::RebindToUnsigned<Floats>;
@@ -132,34 +133,53 @@ HWY_INLINE void AddScaled(const Sums<kVectors>& sums, float scale, Sums<kVectors
     for (int i = 0; i < kParts; ++i) total.part[v][i] = hn::MulAdd(sums.part[v][i], factor, total.part[v][i]);
 }
 
+// Where the scales of a row are read; to divide columns by group sizes would take longer than to multiply.
+struct Scales {
+  const float* next;
+  int64_t units_of_group;
+  int64_t units_left;
+
+  HWY_INLINE float OfUnit() {
+    if (units_left == 0) {
+      units_left = units_of_group;
+      ++next;
+    }
+    --units_left;
+    return *next;
+  }
+};
+
 template <int kBits, bool kHalves, int kIndex, int kVectors>
-HWY_INLINE void AddUnits(const Planes<kBits>& planes, const float* HWY_RESTRICT scale, int64_t unit,
-                         int64_t units_of_group, int64_t x_stride, Sums<kVectors>& total) {
+HWY_INLINE void AddUnits(const Planes<kBits>& planes, Scales& scales, int64_t x_stride,
+                         Sums<kVectors>& total) {
   if constexpr (kHalves) {
     Sums<kVectors> first, second;
     planes.template Add<kIndex, 0>(x_stride, first);
     planes.template Add<kIndex, 1>(x_stride, second);
-    AddScaled(first, scale[2 * (unit + kIndex)], total);
-    AddScaled(second, scale[2 * (unit + kIndex) + 1], total);
+    AddScaled(first, scales.next[2 * kIndex], total);
+    AddScaled(second, scales.next[2 * kIndex + 1], total);
   } else {
     Sums<kVectors> sums;
     planes.template Add<kIndex, 2>(x_stride, sums);
-    AddScaled(sums, scale[(unit + kIndex) / units_of_group], total);
+    AddScaled(sums, scales.OfUnit(), total);
   }
-  if constexpr (kIndex + 1 < kMatvecChunk / kUnit)
-    AddUnits<kBits, kHalves, kIndex + 1>(planes, scale, unit, units_of_group, x_stride, total);
+  if constexpr (kIndex + 1 < kUnits)
+    AddUnits<kBits, kHalves, kIndex + 1>(planes, scales, x_stride, total);
+  else if constexpr (kHalves)
+    scales.next += 2 * kUnits;
 }
 
 template <int kBits, bool kHalves, int kVectors>
 void AddRows(const MatvecBlock& b, int64_t vector) {
   const int64_t x_stride = plane_count(kBits) * b.cols;
-  const int64_t units_of_group = b.group >= b.cols / kMatvecChunk * kMatvecChunk ? b.cols : b.group / kUnit;
+  const int64_t chunks = b.cols / kMatvecChunk;
+  const int64_t units_of_group = b.group >= chunks * kMatvecChunk ? chunks * kUnits : b.group / kUnit;
   for (int64_t row = 0; row < b.rows; ++row) {
     Planes<kBits> planes(b.codes + row * b.row_bytes, b.shifted + vector * x_stride, b.cols);
+    Scales scales{b.scale + row * b.groups, units_of_group, units_of_group};
     Sums<kVectors> total;
-    for (int64_t unit = 0; unit < b.cols / kMatvecChunk * (kMatvecChunk / kUnit);
-         unit += kMatvecChunk / kUnit) {
-      AddUnits<kBits, kHalves, 0>(planes, b.scale + row * b.groups, unit, units_of_group, x_stride, total);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      AddUnits<kBits, kHalves, 0>(planes, scales, x_stride, total);
       planes.Advance();
     }
     for (int v = 0; v < kVectors; ++v) b.y[(vector + v) * b.y_stride + row] += Total(total.part[v]);
