@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._C import InvalidArgumentError, QuantratureError
+from .json_files import read_json
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -156,12 +157,7 @@ def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         InvalidArgumentError: when there is no config.json, or it is not of a model quantized by quantrature.
     """
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError as e:
-        raise InvalidArgumentError(f"[checkpoint] cannot read {path}: {e.strerror}") from None
-    except json.JSONDecodeError as e:
-        raise InvalidArgumentError(f"[checkpoint] {path} is not JSON: {e.msg} in line {e.lineno}") from None
+    config = read_json(path, "checkpoint")
     found = config.get("quantization_config") if isinstance(config, dict) else None
     if not isinstance(found, dict) or found.get("quant_method") != QUANT_METHOD:
         raise InvalidArgumentError(f"[checkpoint] {folder} holds no model quantized by quantrature")

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ._C import InvalidArgumentError
+from .json_files import read_json
 
 FORMAT = "quantrature-plan"
 FORMAT_VERSION = 1
-SOLVERS = ("minmax", "mse", "hqq")
+SOLVERS = {
+    "minmax": "the grid from the smallest to the largest weight of a group",
+    "mse": "that range, shrunk to the least squared error",
+    "hqq": "that grid with its zero solved for sparse errors; not with sym",
+}
+"""How a grid is fitted, and a line about each."""
 KEEP_BITS = 16
 """The `bits` of an entry that leaves its matrix as it is."""
 
@@ -223,12 +229,4 @@ class Plan:
         Raises:
             InvalidArgumentError: naming the file, and the line or entry and field at fault.
         """
-        try:
-            text = Path(path).read_text()
-        except OSError as e:
-            raise InvalidArgumentError(f"[plan] cannot read {path}: {e.strerror}") from None
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise InvalidArgumentError(f"[plan] {path} is not JSON: {e.msg} in line {e.lineno}") from None
-        return cls.from_json(data, str(path))
+        return cls.from_json(read_json(path, "plan"), str(path))

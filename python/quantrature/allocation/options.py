@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .._C import InvalidArgumentError
+from ..ops import row_bytes
 from ..plan import PlanEntry
 
 META_GROUP = 128
@@ -56,11 +57,6 @@ class Option:
         )
 
 
-def row_bytes(bits: int, columns: int) -> int:
-    """Bytes of one row of packed codes: eight codes take as many bytes as a code has bits."""
-    return bits * -(-columns // 8)
-
-
 def groups_in(columns: int, group_size: int) -> int:
     """Groups in one row, a last partial one included."""
     return 1 if group_size == -1 else -(-columns // group_size)
@@ -83,11 +79,11 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     if entry.keeps:
         return rows * columns * VALUE_BYTES[dtype]
     parameters = rows * groups_in(columns, entry.group_size)
-    size = rows * row_bytes(entry.bits, columns)
+    size = rows * row_bytes(columns, entry.bits)
     if entry.meta_bits is None:
         size += 2 * parameters * (1 if entry.sym else 2)
     else:
-        inner, pairs = row_bytes(entry.meta_bits, parameters), groups_in(parameters, META_GROUP)
+        inner, pairs = row_bytes(parameters, entry.meta_bits), groups_in(parameters, META_GROUP)
         size += inner + 8 * pairs + (0 if entry.sym else inner + 4 * pairs)
     if entry.outliers > 0:
         outliers = round(entry.outliers * rows * columns)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
+from ..json_files import read_format
 
 FORMAT = "quantrature-sensitivity"
 FORMAT_VERSION = 1
@@ -152,16 +153,7 @@ class Sensitivity:
             InvalidArgumentError: naming the file that is missing, no JSON, or of another format.
         """
         path = Path(folder) / SUMMARY
-        try:
-            data = json.loads(path.read_text())
-        except OSError as e:
-            raise InvalidArgumentError(f"[sensitivity] cannot read {path}: {e.strerror}") from None
-        except json.JSONDecodeError as e:
-            raise InvalidArgumentError(f"[sensitivity] {path} is not JSON: {e.msg} in line {e.lineno}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
-            raise InvalidArgumentError(
-                f"[sensitivity] {path} is not of the format {FORMAT}, version {FORMAT_VERSION}, that this version reads"
-            )
+        data = read_format(path, "sensitivity", FORMAT, FORMAT_VERSION)
         try:
             return cls(
                 tuple(MatrixSensitivity(**matrix) for matrix in data["modules"]),

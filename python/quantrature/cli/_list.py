@@ -14,7 +14,7 @@ from ._output import Json, print_json, print_table, stdout_kept_clean
 KINDS = {
     "methods": ("quantrature.methods", "METHODS"),
     "metrics": ("quantrature.analysis", "METRICS"),
-    "solvers": ("quantrature.ops", "SOLVERS"),
+    "solvers": ("quantrature.plan", "SOLVERS"),
     "formats": ("quantrature.formats", "FORMATS"),
 }
 """Where each kind is kept, as a mapping from names to a line about each."""

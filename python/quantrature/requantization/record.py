@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._C import InvalidArgumentError
+from ..json_files import read_format
 
 FORMAT = "quantrature-requant"
 FORMAT_VERSION = 1
@@ -185,16 +186,7 @@ class Requantization:
         def temperature(value: Any) -> Any:
             return math.inf if value == "infinite" else value
 
-        try:
-            data = json.loads(Path(path).read_text())
-        except OSError as e:
-            raise InvalidArgumentError(f"[requant] cannot read {path}: {e.strerror}") from None
-        except json.JSONDecodeError as e:
-            raise InvalidArgumentError(f"[requant] {path} is not JSON: {e.msg} in line {e.lineno}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
-            raise InvalidArgumentError(
-                f"[requant] {path} is not of the format {FORMAT}, version {FORMAT_VERSION}, that this version reads"
-            )
+        data = read_format(path, "requant", FORMAT, FORMAT_VERSION)
         try:
             return cls(
                 tuple(KeptWeights(**matrix) for matrix in data["modules"]),
