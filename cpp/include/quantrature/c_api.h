@@ -273,12 +273,18 @@ typedef struct qtr_residuals_args {
   float* out; /* outliers.nnz */
 } qtr_residuals_args;
 
+typedef enum qtr_activations {
+  QTR_ACTIVATIONS_FLOAT32 = 0,
+  QTR_ACTIVATIONS_INT8 = 1 /* x is rounded to integers of 8 bits */
+} qtr_activations;
+
 typedef struct qtr_matvec_args {
   size_t struct_size;
   qtr_grid_matrix w;
   qtr_csr residuals;      /* float32; row_offsets NULL: there are none */
   qtr_matrix x;           /* each row a vector */
-  qtr_mutable_matrix out; /* float32; each row a result */
+  qtr_mutable_matrix out; /* each row a result */
+  qtr_activations activations;
 } qtr_matvec_args;
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
