@@ -183,8 +183,9 @@ std::vector<MatvecLanes> lanes_of(const Grid& w, const Way& way) {
   for (int64_t column = 0; column < way.blocked; column += kMatvecChunk) {
     MatvecLanes chunk{};
     chunk.first = column / w.group;
-    for (int64_t lane = 0; lane < 16; ++lane)
-      chunk.group[lane] = static_cast<int32_t>((column + lane / 2 * 32) / w.group - chunk.first);
+    for (int64_t lane = 0; lane < 16; lane += 2)
+      chunk.group[lane] = chunk.group[lane + 1] =
+          static_cast<int32_t>((column + lane * 16) / w.group - chunk.first);
     chunk.count = chunk.group[15] + 1;
     lanes.push_back(chunk);
   }

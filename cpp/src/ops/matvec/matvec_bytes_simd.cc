@@ -13,12 +13,12 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <hwy/cache_control.h>
+
 #include <array>
 #include <bit>
 
 #include "runtime/simd_kernels.hpp"
-
-#define QUANTRATURE_UNROLL _Pragma("GCC unroll 16")
 
 HWY_BEFORE_NAMESPACE();
 namespace quantrature::HWY_NAMESPACE {
@@ -36,9 +36,8 @@ using Byte = hn::Vec<hn::FixedTag<uint8_t, 64>>;
 using Int = hn::Vec<hn::FixedTag<int32_t, 16>>;
 using Float = hn::Vec<hn::FixedTag<float, 16>>;
 
-constexpr int kRowsAtOnce = 4;
+constexpr int kRows = 4;
 constexpr int kLanes = 16;
-constexpr int kVectorsOfChunk = 4;
 
 // sum += the four products of each lane.
 HWY_INLINE void AddProducts(Byte codes, Byte x, Int& sum) {
@@ -85,11 +84,13 @@ HWY_INLINE Byte Down(Byte x) {
 // The planes of a chunk of a row: vectors whose bytes have the fields of one or more f.
 template <int kBits>
 struct Fields {
-  Byte eight[kVectorsOfChunk], four[2], two, one;
+  Byte eight[4], four[2], two, one;
 
-  HWY_INLINE Fields(const uint8_t* HWY_RESTRICT row, int64_t plane_step, int64_t chunk) {
+  // Those of the row `ahead` bytes on are asked for: rows are too short for the hardware to foresee them.
+  HWY_INLINE Fields(const uint8_t* HWY_RESTRICT row, int64_t plane_step, int64_t chunk, int64_t ahead) {
     if constexpr (kBits == 8) {
       const uint8_t* from = row + 256 * chunk;
+      for (int i = 0; i < 4; ++i) hwy::Prefetch(from + ahead + 64 * i);
       const Byte a = hn::LoadU(kBytes, from), b = hn::LoadU(kBytes, from + 64);
       const Byte c = hn::LoadU(kBytes, from + 128), d = hn::LoadU(kBytes, from + 192);
       const Byte low = Permuted(a, b, kOrder8), high = Permuted(c, d, kOrder8);
@@ -101,17 +102,24 @@ struct Fields {
       return;
     }
     if constexpr ((kBits & 4) != 0) {
-      const Byte a = hn::LoadU(kBytes, row + 128 * chunk), b = hn::LoadU(kBytes, row + 128 * chunk + 64);
+      const uint8_t* from = row + 128 * chunk;
+      hwy::Prefetch(from + ahead);
+      hwy::Prefetch(from + ahead + 64);
+      const Byte a = hn::LoadU(kBytes, from), b = hn::LoadU(kBytes, from + 64);
       four[0] = Permuted(a, b, kOrder4);
       four[1] = Permuted(a, b, kOrder4Next);
       row += 4 * plane_step;
     }
     if constexpr ((kBits & 2) != 0) {
-      two = Permuted(hn::LoadU(kBytes, row + 64 * chunk), kOrder2);
+      const uint8_t* from = row + 64 * chunk;
+      hwy::Prefetch(from + ahead);
+      two = Permuted(hn::LoadU(kBytes, from), kOrder2);
       row += 2 * plane_step;
     }
     if constexpr ((kBits & 1) != 0) {
-      const auto half = hn::LoadU(hn::Half<decltype(kBytes)>(), row + 32 * chunk);
+      const uint8_t* from = row + 32 * chunk;
+      hwy::Prefetch(from + ahead);
+      const auto half = hn::LoadU(hn::Half<decltype(kBytes)>(), from);
       const Byte bytes = Permuted(hn::ZeroExtendVector(kBytes, half), kOrder1);
       alignas(64) static constexpr uint32_t shifts[kLanes] = {0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4};
       one = hn::BitCast(kBytes, hn::BitCast(kWords, bytes) >> hn::Load(kWords, shifts));
@@ -125,8 +133,8 @@ struct Fields {
     Byte code{};
     if constexpr ((kBits & 4) != 0) code = Down<F % 2 * 4 - (kBits & 3)>(four[F / 2]);
     if constexpr ((kBits & 2) != 0)
-      code = With < 3 << (kBits & 1), (kBits & 4) != 0 > (Down<2 * F - (kBits & 1)>(two), code);
-    if constexpr ((kBits & 1) != 0) code = With < 1, kBits != 1 > (Down<F>(one), code);
+      code = With<3 << (kBits & 1), (kBits & 4) != 0>(Down<2 * F - (kBits & 1)>(two), code);
+    if constexpr ((kBits & 1) != 0) code = With<1, kBits != 1>(Down<F>(one), code);
     return hn::And(code, hn::Set(kBytes, static_cast<uint8_t>((1 << kBits) - 1)));
   }
 
@@ -141,127 +149,170 @@ struct Fields {
   }
 };
 
-template <int kRows, int kVectors>
-struct IntSums {
-  Int of[kRows][kVectors];
-
-  HWY_INLINE IntSums() {
-    QUANTRATURE_UNROLL
-    for (int r = 0; r < kRows; ++r) QUANTRATURE_UNROLL
-    for (int v = 0; v < kVectors; ++v) of[r][v] = hn::Zero(kInts);
-  }
-
-  HWY_INLINE void ShiftUp() {
-    QUANTRATURE_UNROLL
-    for (int r = 0; r < kRows; ++r) QUANTRATURE_UNROLL
-    for (int v = 0; v < kVectors; ++v) of[r][v] = hn::ShiftLeft<8>(of[r][v]);
-  }
-
-  // Adds the products with one limb; of the next vector it lies x_step bytes on.
-  HWY_INLINE void Add(const Byte (&codes)[kRows][kVectorsOfChunk], const int8_t* HWY_RESTRICT x,
-                      int64_t x_step) {
-    QUANTRATURE_UNROLL
-    for (int f = 0; f < kVectorsOfChunk; ++f) QUANTRATURE_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const Byte limb = hn::LoadU(kBytes, reinterpret_cast<const uint8_t*>(x + v * x_step + 64 * f));
-      QUANTRATURE_UNROLL
-      for (int r = 0; r < kRows; ++r) AddProducts(codes[r][f], limb, of[r][v]);
-    }
-  }
+// One of each of four rows. (Arrays that loops index are kept in memory by the compiler.)
+template <class T>
+struct OfRows {
+  T a, b, c, d;
 };
 
-// Adds to total[row][vector] the products of a chunk. Up to 4 bits, the sum of all limbs fits into 32 bits.
-template <int kBits, int kLimbs, int kRows, int kVectors>
-HWY_INLINE void AddChunk(const Byte (&codes)[kRows][kVectorsOfChunk], const Float (&scale)[kRows],
-                         const int8_t* HWY_RESTRICT x, const float* HWY_RESTRICT x_scale,
-                         float* HWY_RESTRICT total) {
-  constexpr bool kApart = kLimbs == 3 && kBits > 4;
-  constexpr int64_t kStep = kLimbs * kMatvecChunk;
-  IntSums<kRows, kVectors> first, rest;
-  first.Add(codes, x, kStep);
-  if constexpr (kLimbs == 3) {
-    IntSums<kRows, kVectors>& low = kApart ? rest : first;
-    if constexpr (!kApart) low.ShiftUp();
-    low.Add(codes, x + kMatvecChunk, kStep);
-    low.ShiftUp();
-    low.Add(codes, x + 2 * kMatvecChunk, kStep);
-  }
-  QUANTRATURE_UNROLL
-  for (int v = 0; v < kVectors; ++v) {
-    const Float unit = hn::LoadU(kFloats, x_scale + v * kLanes);
-    QUANTRATURE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      Float sum = hn::ConvertTo(kFloats, first.of[r][v]);
-      if constexpr (kApart)
-        sum = hn::MulAdd(sum, hn::Set(kFloats, 65536.0f), hn::ConvertTo(kFloats, rest.of[r][v]));
-      float* to = total + (r * kMatvecTile + v) * kLanes;
-      hn::Store(hn::MulAdd(hn::Mul(sum, unit), scale[r], hn::Load(kFloats, to)), kFloats, to);
-    }
-  }
+template <int kBits>
+struct Codes {
+  Byte f0, f1, f2, f3;
+
+  HWY_INLINE explicit Codes(const Fields<kBits>& fields)
+      : f0(fields.template Codes<0>()),
+        f1(fields.template Codes<1>()),
+        f2(fields.template Codes<2>()),
+        f3(fields.template Codes<3>()) {}
+};
+
+// The products of a chunk with one limb, added to sums.
+template <int kBits>
+HWY_INLINE void AddLimb(const OfRows<Codes<kBits>>& codes, const int8_t* HWY_RESTRICT x, OfRows<Int>& sums) {
+  const auto limb = [&](int f)
+                        HWY_ATTR { return hn::LoadU(kBytes, reinterpret_cast<const uint8_t*>(x + 64 * f)); };
+  const Byte x0 = limb(0), x1 = limb(1), x2 = limb(2), x3 = limb(3);
+  AddProducts(codes.a.f0, x0, sums.a);
+  AddProducts(codes.b.f0, x0, sums.b);
+  AddProducts(codes.c.f0, x0, sums.c);
+  AddProducts(codes.d.f0, x0, sums.d);
+  AddProducts(codes.a.f1, x1, sums.a);
+  AddProducts(codes.b.f1, x1, sums.b);
+  AddProducts(codes.c.f1, x1, sums.c);
+  AddProducts(codes.d.f1, x1, sums.d);
+  AddProducts(codes.a.f2, x2, sums.a);
+  AddProducts(codes.b.f2, x2, sums.b);
+  AddProducts(codes.c.f2, x2, sums.c);
+  AddProducts(codes.d.f2, x2, sums.d);
+  AddProducts(codes.a.f3, x3, sums.a);
+  AddProducts(codes.b.f3, x3, sums.b);
+  AddProducts(codes.c.f3, x3, sums.c);
+  AddProducts(codes.d.f3, x3, sums.d);
+}
+
+HWY_INLINE OfRows<Int> NoInts() {
+  const Int zero = hn::Zero(kInts);
+  return {zero, zero, zero, zero};
+}
+
+HWY_INLINE void ShiftUp(OfRows<Int>& sums) {
+  sums = {hn::ShiftLeft<8>(sums.a), hn::ShiftLeft<8>(sums.b), hn::ShiftLeft<8>(sums.c),
+          hn::ShiftLeft<8>(sums.d)};
+}
+
+HWY_INLINE OfRows<Float> Floats(const OfRows<Int>& sums) {
+  return {hn::ConvertTo(kFloats, sums.a), hn::ConvertTo(kFloats, sums.b), hn::ConvertTo(kFloats, sums.c),
+          hn::ConvertTo(kFloats, sums.d)};
+}
+
+HWY_INLINE OfRows<Float> MulAdd(const OfRows<Float>& x, Float y, const OfRows<Float>& z) {
+  return {hn::MulAdd(x.a, y, z.a), hn::MulAdd(x.b, y, z.b), hn::MulAdd(x.c, y, z.c), hn::MulAdd(x.d, y, z.d)};
+}
+
+// The products of a chunk and a vector in units of x. Up to 4 bits, the sum of all limbs fits into 32 bits.
+template <int kBits, int kLimbs>
+HWY_INLINE OfRows<Float> ChunkProducts(const OfRows<Codes<kBits>>& codes, const int8_t* HWY_RESTRICT x) {
+  OfRows<Int> sums = NoInts();
+  AddLimb(codes, x, sums);
+  if constexpr (kLimbs == 1) return Floats(sums);
+  constexpr bool kApart = kBits > 4;
+  OfRows<Int> low = sums;
+  if constexpr (kApart)
+    low = NoInts();
+  else
+    ShiftUp(low);
+  AddLimb(codes, x + kMatvecChunk, low);
+  ShiftUp(low);
+  AddLimb(codes, x + 2 * kMatvecChunk, low);
+  if constexpr (kApart) return MulAdd(Floats(sums), hn::Set(kFloats, 65536.0f), Floats(low));
+  return Floats(low);
+}
+
+// Adds products, in units of x, to total.
+HWY_INLINE void AddScaled(const OfRows<Float>& products, Float unit, const OfRows<Float>& scale,
+                          OfRows<Float>& total) {
+  total.a = hn::MulAdd(hn::Mul(products.a, unit), scale.a, total.a);
+  total.b = hn::MulAdd(hn::Mul(products.b, unit), scale.b, total.b);
+  total.c = hn::MulAdd(hn::Mul(products.c, unit), scale.c, total.c);
+  total.d = hn::MulAdd(hn::Mul(products.d, unit), scale.d, total.d);
 }
 
 // Minus the sum of scale zero sums over the groups, in lanes.
 HWY_INLINE Float Zeros(const float* HWY_RESTRICT scale, const float* HWY_RESTRICT zero,
                        const float* HWY_RESTRICT sums, int64_t groups) {
   Float total = hn::Zero(kFloats);
-  for (int64_t g = 0; g < groups; g += kLanes) {
-    const auto some = hn::FirstN(kFloats, static_cast<size_t>(groups - g));
-    const Float shift =
-        hn::Mul(hn::MaskedLoad(some, kFloats, scale + g), hn::MaskedLoad(some, kFloats, zero + g));
-    total = hn::NegMulAdd(shift, hn::MaskedLoad(some, kFloats, sums + g), total);
+  int64_t g = 0;
+  for (; g + kLanes <= groups; g += kLanes) {
+    const Float shift = hn::Mul(hn::LoadU(kFloats, scale + g), hn::LoadU(kFloats, zero + g));
+    total = hn::NegMulAdd(shift, hn::LoadU(kFloats, sums + g), total);
   }
-  return total;
+  if (g == groups) return total;
+  const auto some = hn::FirstN(kFloats, static_cast<size_t>(groups - g));
+  const Float shift =
+      hn::Mul(hn::MaskedLoad(some, kFloats, scale + g), hn::MaskedLoad(some, kFloats, zero + g));
+  return hn::NegMulAdd(shift, hn::MaskedLoad(some, kFloats, sums + g), total);
 }
 
-template <int kBits, int kLimbs, int kRows>
+// Four rows: those from `row` on, and past the last one that one again.
+template <int kBits, int kLimbs, bool kManyVectors>
 void AddRows(const MatvecBytes& m, int64_t row) {
   const MatvecBlock& b = m.block;
-  const int64_t vectors = b.vectors;
-  alignas(64) float total[kRows][kMatvecTile][kLanes];
-  for (int r = 0; r < kRows; ++r)
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t at = (row + r) * b.groups;
-      hn::Store(Zeros(b.scale + at, b.zero + at, b.sums + v * b.groups, b.groups), kFloats, total[r][v]);
-    }
-  const int64_t plane_step = (b.cols + 7) / 8;
+  const int64_t vectors = kManyVectors ? b.vectors : 1;
+  const auto of_rows = [&](auto&& of) HWY_ATTR {
+    const int64_t last = b.rows - 1;
+    return OfRows<decltype(of(row))>{of(row), of(HWY_MIN(row + 1, last)), of(HWY_MIN(row + 2, last)),
+                                     of(HWY_MIN(row + 3, last))};
+  };
+  const auto codes_of = of_rows([&](int64_t i) { return b.codes + i * b.row_bytes; });
+  const auto scale_of = of_rows([&](int64_t i) { return b.scale + i * b.groups; });
+  OfRows<Float> totals[kManyVectors ? kMatvecTile : 1];
+  for (int64_t v = 0; v < vectors; ++v)
+    totals[v] = of_rows([&](int64_t i) HWY_ATTR {
+      return Zeros(b.scale + i * b.groups, b.zero + i * b.groups, b.sums + v * b.groups, b.groups);
+    });
+  OfRows<Float> total = totals[0];
+
+  const int64_t chunks = b.cols / kMatvecChunk, plane_step = (b.cols + 7) / 8, ahead = kRows * b.row_bytes;
   const int8_t* x = m.x;
   const float* x_scale = m.x_scale;
-  for (int64_t chunk = 0; chunk < b.cols / kMatvecChunk; ++chunk) {
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const MatvecLanes& lanes = m.lanes[chunk];
     const auto some = hn::FirstN(kFloats, static_cast<size_t>(lanes.count));
     const auto order = hn::SetTableIndices(kFloats, lanes.group);
-    Byte codes[kRows][kVectorsOfChunk];
-    Float scale[kRows];
-    QUANTRATURE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const Fields<kBits> fields(b.codes + (row + r) * b.row_bytes, plane_step, chunk);
-      codes[r][0] = fields.template Codes<0>();
-      codes[r][1] = fields.template Codes<1>();
-      codes[r][2] = fields.template Codes<2>();
-      codes[r][3] = fields.template Codes<3>();
-      const float* from = b.scale + (row + r) * b.groups + lanes.first;
-      scale[r] = hn::TableLookupLanes(hn::MaskedLoad(some, kFloats, from), order);
+    const auto codes_at = [&](const uint8_t* from) HWY_ATTR {
+      return Codes<kBits>(Fields<kBits>(from, plane_step, chunk, ahead));
+    };
+    const auto scale_at = [&](const float* from) HWY_ATTR {
+      return hn::TableLookupLanes(hn::MaskedLoad(some, kFloats, from + lanes.first), order);
+    };
+    const OfRows<Codes<kBits>> codes{codes_at(codes_of.a), codes_at(codes_of.b), codes_at(codes_of.c),
+                                     codes_at(codes_of.d)};
+    const OfRows<Float> scale{scale_at(scale_of.a), scale_at(scale_of.b), scale_at(scale_of.c),
+                              scale_at(scale_of.d)};
+    for (int64_t v = 0; v < vectors; ++v) {
+      OfRows<Float>& to = kManyVectors ? totals[v] : total;
+      AddScaled(ChunkProducts<kBits, kLimbs>(codes, x), hn::LoadU(kFloats, x_scale), scale, to);
+      x += kLimbs * kMatvecChunk;
+      x_scale += kLanes;
     }
-    int64_t v = 0;
-    for (; v + 2 <= vectors; v += 2)
-      AddChunk<kBits, kLimbs, kRows, 2>(codes, scale, x + v * kLimbs * kMatvecChunk, x_scale + v * kLanes,
-                                        total[0][v]);
-    if (v < vectors)
-      AddChunk<kBits, kLimbs, kRows, 1>(codes, scale, x + v * kLimbs * kMatvecChunk, x_scale + v * kLanes,
-                                        total[0][v]);
-    x += vectors * kLimbs * kMatvecChunk;
-    x_scale += vectors * kLanes;
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int64_t v = 0; v < vectors; ++v)
-      b.y[v * b.y_stride + row + r] += hn::GetLane(hn::SumOfLanes(kFloats, hn::Load(kFloats, total[r][v])));
+  for (int64_t v = 0; v < vectors; ++v) {
+    const OfRows<Float>& of = kManyVectors ? totals[v] : total;
+    float* y = b.y + v * b.y_stride + row;
+    const auto add = [&](int64_t r, Float sum) HWY_ATTR {
+      if (row + r < b.rows) y[r] += hn::GetLane(hn::SumOfLanes(kFloats, sum));
+    };
+    add(0, of.a);
+    add(1, of.b);
+    add(2, of.c);
+    add(3, of.d);
+  }
 }
 
 template <int kBits, int kLimbs>
 void AddBlock(const MatvecBytes& m) {
-  int64_t row = 0;
-  for (; row + kRowsAtOnce <= m.block.rows; row += kRowsAtOnce) AddRows<kBits, kLimbs, kRowsAtOnce>(m, row);
-  for (; row < m.block.rows; ++row) AddRows<kBits, kLimbs, 1>(m, row);
+  for (int64_t row = 0; row < m.block.rows; row += kRows)
+    (m.block.vectors == 1 ? AddRows<kBits, kLimbs, false> : AddRows<kBits, kLimbs, true>)(m, row);
 }
 
 template <int kBits>
