@@ -12,6 +12,7 @@ from ._arrays import dtype_name
 from ._C import InvalidArgumentError
 from .methods import QuantizedMatrix
 from .ops import QuantizedTensor, SparseCSR, row_bytes
+from .ops._outliers import offset_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +208,7 @@ class MatrixSpec:
         if self.outliers:
             rows, cols = self.grid.shape
             columns = "uint16" if cols <= 1 << 16 else "int32"
-            offsets = "int32" if self.outliers < 1 << 31 else "int64"
+            offsets = offset_dtype(self.outliers)
             shapes = ((self.outliers,), (self.outliers,), (rows + 1,))
             yield from zip(OUTLIERS, shapes, (self.grid.dtype, columns, offsets), strict=True)
 
