@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import ops
 from ._C import InvalidArgumentError, QuantratureError
-from .ops import QuantizedTensor, SparseCSR
 from .plan import PlanEntry
+from .storage import QuantizedMatrix
 
 if TYPE_CHECKING:
     import torch
@@ -33,26 +32,6 @@ def solver_of(method: str) -> str:
     if method not in _SOLVER:
         raise InvalidArgumentError(f"[quantize] method must be one of {', '.join(METHODS)}: got {method!r}")
     return _SOLVER[method]
-
-
-@dataclass(frozen=True)
-class QuantizedMatrix:
-    """A weight matrix in its stored form: a packed grid, and weights kept exactly beside it."""
-
-    dense: QuantizedTensor
-    outliers: SparseCSR | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes as stored: codes, scales, zeros, outliers and their positions."""
-        return self.dense.nbytes + (self.outliers.nbytes if self.outliers is not None else 0)
-
-    def dequantize(self, dtype: str | None = None) -> torch.Tensor:
-        """The matrix that the stored form stands for, (out_features, in_features)."""
-        dense: torch.Tensor = self.dense.dequantize(dtype)
-        if self.outliers is not None:
-            self.outliers.add_to(dense)
-        return dense
 
 
 def quantize_matrix(
