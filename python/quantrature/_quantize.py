@@ -11,12 +11,12 @@ import torch
 
 from . import ops
 from ._C import InvalidArgumentError
-from .methods import QuantizedMatrix, quantize_matrix, solver_of
+from .methods import quantize_matrix, solver_of
 from .models import Linears, LinearWeight, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
-from .storage import MatrixSpec
+from .storage import MatrixSpec, QuantizedMatrix
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ import torch
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, methods
-from quantrature.methods import METHODS, SOLVERS, Method, QuantizedMatrix, Statistics, quantize_matrix, solver_of
+from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
+from quantrature.storage import QuantizedMatrix
 from tiny_models import tiny_model
 
 WEIGHT = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))

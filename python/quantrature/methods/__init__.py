@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
+from ..storage import QuantizedMatrix
 from .grid import HQQ, MSE, RTN
-from .matrix import QuantizedMatrix
 from .method import STATISTICS, Method, Statistics, kept_beside
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ __all__ = [
     "SOLVERS",
     "STATISTICS",
     "Method",
-    "QuantizedMatrix",
     "Statistics",
     "image_of",
     "kept_beside",

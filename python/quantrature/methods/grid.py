@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .. import ops
 from .._C import InvalidArgumentError
-from .matrix import QuantizedMatrix
+from ..storage import QuantizedMatrix
 from .method import Method, Statistics, kept_beside
 
 if TYPE_CHECKING:

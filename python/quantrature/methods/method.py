@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import ops
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR
-from .matrix import QuantizedMatrix
+from ..storage import QuantizedMatrix
 
 if TYPE_CHECKING:
     import torch
