@@ -226,10 +226,8 @@ def extract_outliers(
     values = empty_like_kind(w, (nnz,), dtype_name(w))
     columns = empty_like_kind(w, (nnz,), _column_dtype(cols))
     offsets = np.empty(rows + 1, _core_offset_dtype(nnz))
-    arrays = [core_view(a) for a in (target, values, columns)]
-    _C.extract_outliers(
-        core_view(source), taken, per == "row", None if chosen is None else core_view(chosen), *arrays, offsets
-    )
+    arrays = [*(core_view(a) for a in (target, values, columns)), offsets]
+    _C.extract_outliers(core_view(source), taken, per == "row", None if chosen is None else core_view(chosen), *arrays)
     row_offsets = empty_like_kind(w, (rows + 1,), offset_dtype(nnz))
     core_view(row_offsets)[...] = offsets
     return remainder, SparseCSR(values, columns, row_offsets, shape)
