@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR
+from .codebook import CodebookSpec
 from .dense import DenseSpec, Layout
 from .grid import GridSpec
 from .quantized import QuantizedMatrix
@@ -18,7 +19,7 @@ from .quantized import QuantizedMatrix
 if TYPE_CHECKING:
     import torch
 
-KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec,)}
+KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec)}
 """Kinds of dense stored forms by their names."""
 
 OUTLIERS = ("outlier_values", "outlier_columns", "outlier_row_offsets")
