@@ -154,19 +154,21 @@ void CodebookDecode(const uint8_t* HWY_RESTRICT codes, int64_t n, int64_t group,
                     const float* HWY_RESTRICT table, const float* HWY_RESTRICT scale,
                     float* HWY_RESTRICT out) {
   const Floats d;
+  const Ints ints;
   const int entries = 1 << bits;
-  if (entries <= 2 * kWidth && kWidth > 1) {
+  if (entries <= 2 * kWidth) {
     float padded[2 * kWidth] = {};
     std::copy_n(table, entries, padded);
     const Float low = hn::LoadU(d, padded), high = hn::LoadU(d, padded + kWidth);
     if (entries <= kWidth)
-      Decode(codes, n, group, table, scale, out,
-             [&](Int code) HWY_ATTR { return hn::TableLookupLanes(low, hn::IndicesFromVec(d, code)); });
-    else
-      Decode(codes, n, group, table, scale, out, [&](Int code) HWY_ATTR {
-        return hn::TwoTablesLookupLanes(d, low, high, hn::IndicesFromVec(d, code));
+      return Decode(codes, n, group, table, scale, out, [&](Int code) HWY_ATTR {
+        return hn::TableLookupLanes(low, hn::IndicesFromVec(d, code));
       });
-    return;
+    return Decode(codes, n, group, table, scale, out, [&](Int code) HWY_ATTR {
+      const auto lane = hn::IndicesFromVec(d, hn::And(code, hn::Set(ints, kWidth - 1)));
+      const auto beyond = hn::RebindMask(d, hn::Gt(code, hn::Set(ints, kWidth - 1)));
+      return hn::IfThenElse(beyond, hn::TableLookupLanes(high, lane), hn::TableLookupLanes(low, lane));
+    });
   }
   Decode(codes, n, group, table, scale, out,
          [&](Int code) HWY_ATTR { return hn::GatherIndex(d, table, code); });
