@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -75,13 +76,19 @@ cases::Sample table_for(const Settings& s, int64_t rows, DType dtype, bool ascen
   return t;
 }
 
-// Nearest in arithmetic that holds all distances; of equally near entries the lower, of equal ones the first.
+// The sign of 2 x - a - b is exact: rounding the sum of the two largest loses no sign, nor does that of all.
+bool beyond_the_middle(float x, float a, float b) {
+  double parts[] = {2 * static_cast<double>(x), -static_cast<double>(a), -static_cast<double>(b)};
+  std::sort(parts, parts + 3, [](double p, double q) { return std::abs(p) > std::abs(q); });
+  return parts[0] + parts[1] + parts[2] > 0;
+}
+
+// Nearest by comparing pairs: of equally near entries the lower, of equal ones the first.
 int nearest(float at, const float* entries, int count) {
   int best = 0;
   for (int i = 1; i < count; ++i) {
-    const long double apart = std::abs(static_cast<long double>(at) - entries[i]),
-                      least = std::abs(static_cast<long double>(at) - entries[best]);
-    if (apart < least || (apart == least && entries[i] < entries[best])) best = i;
+    const bool beyond = beyond_the_middle(at, entries[i], entries[best]);
+    if (entries[i] > entries[best] ? beyond : entries[i] < entries[best] && !beyond) best = i;
   }
   return best;
 }
