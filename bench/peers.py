@@ -76,6 +76,11 @@ class Data:
         return torch.randint(0, 16, (self.side, self.side), dtype=torch.uint8)
 
     @cached_property
+    def importance(self) -> torch.Tensor:
+        """Of each weight in the first row."""
+        return torch.rand(self.side, generator=torch.Generator().manual_seed(0))
+
+    @cached_property
     def flat(self) -> np.ndarray:
         """The matrix as a NumPy vector."""
         return self.w.numpy().ravel()
@@ -156,9 +161,26 @@ def _finalize(d: Data) -> Call:
 def _sklearn_kmeans(d: Data) -> Call:
     from sklearn.cluster import KMeans
 
-    row = d.w[0].numpy().reshape(-1, 1)
-    weight = np.random.default_rng(0).random(len(row))
+    row, weight = d.w[0].numpy().reshape(-1, 1), d.importance.numpy()
     return lambda: KMeans(n_clusters=16, random_state=0, n_init="auto", max_iter=50).fit(row, sample_weight=weight)
+
+
+def _bitsandbytes(d: Data) -> Call:
+    from bitsandbytes.functional import quantize_4bit
+
+    return lambda: quantize_4bit(d.w, blocksize=64, quant_type="nf4")
+
+
+def _bitsandbytes_dequantize(d: Data) -> Call:
+    from bitsandbytes.functional import dequantize_4bit
+
+    codes, state = _bitsandbytes(d)()
+    return lambda: dequantize_4bit(codes, state, out=d.out)
+
+
+def _dequantize_nf4(d: Data) -> Call:
+    quantized = ops.quantize(d.w, 4, 64, codebook="nf4")
+    return lambda: ops.dequantize(quantized, out=d.out)
 
 
 def _none() -> Call:
@@ -199,6 +221,22 @@ def rows(d: Data) -> list[Row]:
             lambda: _dequantize(d),
             "hqq",
             lambda: _hqq_dequantize(d),
+        ),
+        Row(
+            "quantize nf4 g64, packed",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64, codebook="nf4"),
+            "bitsandbytes",
+            lambda: _bitsandbytes(d),
+        ),
+        Row(
+            "dequantize nf4 g64 to float32",
+            "1.5 x copy",
+            "copy",
+            lambda: _dequantize_nf4(d),
+            "bitsandbytes",
+            lambda: _bitsandbytes_dequantize(d),
         ),
         Row(
             "pack 4-bit codes",
@@ -300,7 +338,7 @@ def rows(d: Data) -> list[Row]:
             "weighted 1-D k-means, 16 centroids, one row",
             "50 x scikit-learn",
             "read",
-            lambda: lambda: ops.kmeans_1d(d.w[0]),
+            lambda: lambda: ops.kmeans_1d(d.w[0], 16, d.importance),
             "scikit-learn",
             lambda: _sklearn_kmeans(d),
         ),

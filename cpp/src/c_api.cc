@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/check.hpp"
+#include "quantrature/codebook.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/kmeans.hpp"
@@ -137,6 +138,12 @@ qtr_status qtr_quantize(const qtr_quantize_args* args) {
 }
 qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
   return call(dequantize, args);
+}
+qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args) {
+  return call(codebook_quantize, args);
+}
+qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args) {
+  return call(codebook_dequantize, args);
 }
 qtr_status qtr_residuals(const qtr_residuals_args* args) {
   return call(residuals, args);

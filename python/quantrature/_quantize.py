@@ -11,7 +11,7 @@ import torch
 
 from . import ops
 from ._C import InvalidArgumentError
-from .methods import quantize_matrix, solver_of
+from .methods import METHODS, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
@@ -99,7 +99,8 @@ def plan_for(
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
-    Only shapes are looked at: a model on the meta device will do.
+    Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
+    matrices looks at the weights, where there are some.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
@@ -120,12 +121,19 @@ def plan_for(
         plan.check_modules(linear.name for linear in linears)
         return linears, plan
     assert bits is not None
-    solver = solver_of(method)
+    solver, only = solver_of(method), METHODS[method].group_size
     try:
-        entry = PlanEntry(bits, group_size, sym, solver, meta_bits, outliers, options=options or {})
+        entry = PlanEntry(
+            bits, group_size if only is None else only, sym, solver, meta_bits, outliers, options=options or {}
+        )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[quantize] {e}") from None
-    return linears, Plan.uniform((linear.name for linear in linears), entry)
+    made = Plan.uniform((linear.name for linear in linears), entry)
+    spread = METHODS[method].spread
+    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in linears):
+        for name, share in spread({linear.name: linear.weight for linear in linears}, outliers).items():
+            made = made.replace(name, outliers=share)
+    return linears, made
 
 
 def check_weight(linear: LinearWeight) -> None:

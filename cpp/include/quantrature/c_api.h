@@ -252,6 +252,36 @@ typedef struct qtr_dequantize_args {
 QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
 QTR_API qtr_status qtr_dequantize(const qtr_dequantize_args* args);
 
+/* ---- codebook (codebook.hpp) ---- */
+
+typedef struct qtr_codebook_quantize_args {
+  size_t struct_size;
+  qtr_matrix w;
+  int32_t bits;
+  int64_t group_size;                 /* -1: one group a row; 0: no scales */
+  qtr_matrix table;                   /* 2^bits entries, once or for each row */
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  float* scale; /* NULL without scales */
+  int64_t groups;
+} qtr_codebook_quantize_args;
+
+typedef struct qtr_codebook_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes;
+  int64_t codes_size;
+  int32_t bits;
+  int64_t group_size;
+  qtr_matrix table;
+  qtr_matrix scale; /* as many numbers as groups, row-major without gaps; data NULL: no scales */
+  qtr_mutable_matrix out;
+} qtr_codebook_dequantize_args;
+
+QTR_API qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args);
+QTR_API qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args);
+
 /* ---- matvec (matvec.hpp) ---- */
 
 /* A matrix on a grid of axis 1. */

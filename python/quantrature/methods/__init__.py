@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..storage import QuantizedMatrix
+from .codebook import FP4, NF4
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
+from .squeezellm import SQUEEZELLM
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,9 @@ METHODS: dict[str, Method] = {
     "rtn": RTN,
     "mse": MSE,
     "hqq": HQQ,
+    "nf4": NF4,
+    "fp4": FP4,
+    "squeezellm": SQUEEZELLM,
 }
 """What ``--method`` takes."""
 

@@ -1,5 +1,6 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
+from ._codebook import CODEBOOKS, CodebookTensor
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._kmeans import kmeans_1d
@@ -10,6 +11,8 @@ from ._packing import pack, row_bytes, unpack
 from ._topk import topk
 
 __all__ = [
+    "CODEBOOKS",
+    "CodebookTensor",
     "Moments",
     "PackedMatrix",
     "QuantizedTensor",

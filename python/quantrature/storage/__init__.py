@@ -1,5 +1,6 @@
 """How quantized matrices are kept: a description in JSON, and the tensors it speaks of."""
 
+from .codebook import CodebookSpec
 from .dense import DenseForm, DenseSpec, Layout
 from .grid import GridSpec
 from .matrix import KINDS, OUTLIERS, MatrixSpec, digest
@@ -8,6 +9,7 @@ from .quantized import QuantizedMatrix
 __all__ = [
     "KINDS",
     "OUTLIERS",
+    "CodebookSpec",
     "DenseForm",
     "DenseSpec",
     "GridSpec",
