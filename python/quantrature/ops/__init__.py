@@ -1,5 +1,6 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
+from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._kmeans import kmeans_1d
@@ -10,6 +11,7 @@ from ._packing import pack, row_bytes, unpack
 from ._topk import topk
 
 __all__ = [
+    "KnapsackChoice",
     "Moments",
     "PackedMatrix",
     "QuantizedTensor",
@@ -21,6 +23,7 @@ __all__ = [
     "kurtosis",
     "matvec",
     "moments",
+    "multiple_choice_knapsack",
     "pack",
     "pqi_accumulate",
     "pqi_finalize",
