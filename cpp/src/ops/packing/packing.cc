@@ -42,8 +42,8 @@ void for_spans(int64_t rows, int64_t cols, int bits, Body&& body) {
 
 int64_t row_bytes(int64_t cols, int bits) {
   check(bits >= 1 && bits <= 8, "[row_bytes] bits must be 1 to 8", "bits", bits);
-  check(cols >= 1 && cols <= kMostElements, "[row_bytes] cols must be at least 1 and fit into memory", "cols",
-        cols);
+  check(cols >= 1, "[row_bytes] cols must be at least 1", "cols", cols);
+  check_extent(1, cols, "row_bytes", "a row");
   return bits * ((cols + 7) / 8);
 }
 
