@@ -7,6 +7,7 @@ namespace quantrature::bindings {
 namespace nb = nanobind;
 
 void bind_runtime(nb::module_& m);
+void bind_allocation(nb::module_& m);
 void bind_codebook(nb::module_& m);
 void bind_grid(nb::module_& m);
 void bind_integral(nb::module_& m);
@@ -29,6 +30,7 @@ NB_MODULE(_C, m) {
   nb::exception<DeviceError>(m, "DeviceError", kind_of(PyExc_RuntimeError));
 
   bind_runtime(m);
+  bind_allocation(m);
   bind_codebook(m);
   bind_grid(m);
   bind_integral(m);

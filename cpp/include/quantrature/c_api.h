@@ -2,11 +2,20 @@
  * <op>.hpp headers and the kernels; the contract of each op (formula, shapes, rounding, ties, NaN) is in its
  * header.
  *
- * Every argument struct begins with struct_size, which the caller sets to sizeof(the struct): later versions
- * append fields, and fields beyond the caller's size read as zero. Every function returns a status; on
- * failure qtr_last_error() has the text for the calling thread, and outputs are unspecified. Outputs are
- * allocated by the caller, and nothing is kept after a call returns. All functions may be called from several
- * threads at once.
+ * Every argument struct begins with struct_size, which the caller sets to sizeof(the struct). Later versions
+ * append fields, whose zero means what there was before them, so that programs and libraries of different
+ * versions fit together:
+ *
+ *   struct_size below the library's   an older program: the fields that it does not know are taken as zero
+ *   struct_size above the library's   a newer program: fine while what the library does not know is zero,
+ *                                     else QTR_UNSUPPORTED
+ *   struct_size above 4096            QTR_INVALID_ARGUMENT: it was never set
+ *
+ * The structs that others hold by value (matrices, qtr_csr, qtr_moments) never change.
+ *
+ * Functions return a status; on failure qtr_last_error() has the text for the calling thread, and outputs are
+ * unspecified. Outputs are allocated by the caller, and nothing is kept after a call returns. All functions
+ * may be called from several threads at once. No exception leaves a function.
  */
 #ifndef QUANTRATURE_C_API_H
 #define QUANTRATURE_C_API_H
@@ -16,11 +25,16 @@
 
 #include "quantrature/export.h"
 
+/* Enumerations have the size of int32_t; any value of it can be passed, and those that are none are refused.
+ */
 #ifdef __cplusplus
+#define QTR_INT32 : int32_t
 extern "C" {
+#else
+#define QTR_INT32
 #endif
 
-typedef enum qtr_status {
+typedef enum qtr_status QTR_INT32 {
   QTR_OK = 0,
   QTR_INVALID_ARGUMENT = 1,
   QTR_UNSUPPORTED = 2,
@@ -28,7 +42,7 @@ typedef enum qtr_status {
   QTR_INTERNAL_ERROR = 4
 } qtr_status;
 
-typedef enum qtr_dtype { QTR_F32 = 0, QTR_F16 = 1, QTR_BF16 = 2 } qtr_dtype;
+typedef enum qtr_dtype QTR_INT32 { QTR_F32 = 0, QTR_F16 = 1, QTR_BF16 = 2 } qtr_dtype;
 
 /* A row-major matrix that an op reads; row_stride counts elements. */
 typedef struct qtr_matrix {
@@ -72,6 +86,26 @@ typedef struct qtr_executor {
 /* Replaces the built-in pool; NULL brings it back. The struct is copied. Not while ops are running. */
 QTR_API qtr_status qtr_set_executor(const qtr_executor* executor);
 
+typedef enum qtr_log_level QTR_INT32 {
+  QTR_LOG_DEBUG = 0,
+  QTR_LOG_INFO = 1,    /* which kernels run, how many threads were started */
+  QTR_LOG_WARNING = 2, /* the library goes on, but not as it was asked to */
+  QTR_LOG_ERROR = 3    /* a call failed; the text is that of qtr_last_error() */
+} qtr_log_level;
+
+/* Where messages go. write is called on the thread that has something to say, by one thread at a time; it
+ * must not call the library. The message is UTF-8 without a newline, valid until write returns. */
+typedef struct qtr_log_hook {
+  size_t struct_size;
+  void* context;
+  qtr_log_level level; /* the least that is passed on */
+  void (*write)(void* context, qtr_log_level level, const char* message);
+} qtr_log_hook;
+
+/* NULL, as at the start: messages go nowhere. The struct is copied. When the call returns, the hook before is
+ * no longer called. */
+QTR_API qtr_status qtr_set_log_hook(const qtr_log_hook* hook);
+
 /* ---- moments (moments.hpp) ---- */
 
 /* Count, mean, sums of the second to fourth power of the distance to the mean, and extremes of a set of
@@ -86,7 +120,7 @@ typedef struct qtr_moments {
   double maximum;
 } qtr_moments;
 
-typedef enum qtr_moments_over {
+typedef enum qtr_moments_over QTR_INT32 {
   QTR_OVER_TENSOR = 0,
   QTR_OVER_ROWS = 1,
   QTR_OVER_COLUMNS = 2
@@ -171,7 +205,7 @@ QTR_API qtr_status qtr_unpack(const qtr_unpack_args* args);
 
 /* ---- topk (topk.hpp) ---- */
 
-typedef enum qtr_topk_key { QTR_KEY_ABS = 0, QTR_KEY_VALUE = 1 } qtr_topk_key;
+typedef enum qtr_topk_key QTR_INT32 { QTR_KEY_ABS = 0, QTR_KEY_VALUE = 1 } qtr_topk_key;
 
 typedef struct qtr_topk_args {
   size_t struct_size;
@@ -212,12 +246,17 @@ typedef struct qtr_outliers_args {
   void* row_offsets;
 } qtr_outliers_args;
 
+typedef struct qtr_check_csr_args {
+  size_t struct_size;
+  qtr_csr csr;
+} qtr_check_csr_args;
+
 QTR_API qtr_status qtr_extract_outliers(const qtr_outliers_args* args);
-QTR_API qtr_status qtr_check_csr(const qtr_csr* csr);
+QTR_API qtr_status qtr_check_csr(const qtr_check_csr_args* args);
 
 /* ---- grid (grid.hpp) ---- */
 
-typedef enum qtr_grid_solver { QTR_MINMAX = 0, QTR_MSE = 1, QTR_HQQ = 2 } qtr_grid_solver;
+typedef enum qtr_grid_solver QTR_INT32 { QTR_MINMAX = 0, QTR_MSE = 1, QTR_HQQ = 2 } qtr_grid_solver;
 
 typedef struct qtr_quantize_args {
   size_t struct_size;
@@ -319,6 +358,25 @@ typedef struct qtr_matvec_args {
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
 QTR_API qtr_status qtr_matvec(const qtr_matvec_args* args);
+
+/* ---- allocation (allocation.hpp) ---- */
+
+typedef struct qtr_allocate_args {
+  size_t struct_size;
+  const double* costs;           /* of the options of all items, item after item */
+  const int64_t* sizes;          /* the same */
+  const int64_t* option_offsets; /* items + 1: where the options of each item begin */
+  int64_t items;
+  int64_t budget;
+  double relative_gap; /* 0: the optimum */
+  int64_t max_states;  /* 0: 65536 */
+  int64_t* chosen;     /* items: the option of each, counted from its first */
+  double* cost;        /* of the choice; may be NULL */
+  int64_t* size;       /* the same */
+  double* bound;       /* no choice within the budget costs less; may be NULL */
+} qtr_allocate_args;
+
+QTR_API qtr_status qtr_allocate(const qtr_allocate_args* args);
 
 /* ---- kmeans (kmeans.hpp) ---- */
 

@@ -8,11 +8,13 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "common/check.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/log.hpp"
 
 namespace quantrature {
 namespace {
@@ -23,6 +25,8 @@ int default_thread_count() {
     if (text == nullptr) continue;
     const int count = std::atoi(text);
     if (count >= 1) return count;
+    if (*text != '\0' && logs(QTR_LOG_WARNING))
+      log(QTR_LOG_WARNING, complaint("[threads] no number of threads, passed over", name, text).c_str());
   }
 #ifdef __linux__
   cpu_set_t set;
@@ -46,7 +50,13 @@ thread_local bool inside_task = false;
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {  // fewer threads give the same results
+      log(QTR_LOG_WARNING, "[threads] the system refused to start all threads that were asked for");
+    }
+    if (logs(QTR_LOG_INFO))
+      log(QTR_LOG_INFO, complaint("[threads] the pool started", "threads", workers_.size() + 1).c_str());
   }
 
   ~Pool() {

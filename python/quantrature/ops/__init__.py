@@ -1,5 +1,6 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
+from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._codebook import CODEBOOKS, CodebookTensor
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
@@ -11,6 +12,7 @@ from ._packing import pack, row_bytes, unpack
 from ._topk import topk
 
 __all__ = [
+    "KnapsackChoice",
     "CODEBOOKS",
     "CodebookTensor",
     "Moments",
@@ -24,6 +26,7 @@ __all__ = [
     "kurtosis",
     "matvec",
     "moments",
+    "multiple_choice_knapsack",
     "pack",
     "pqi_accumulate",
     "pqi_finalize",

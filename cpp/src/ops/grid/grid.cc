@@ -312,6 +312,7 @@ class Quantizer {
 
 int64_t group_count(int64_t rows, int64_t cols, int64_t group_size, int axis) {
   check(rows > 0 && cols > 0, "[group_count] the matrix must not be empty", "rows", rows, "cols", cols);
+  check_extent(rows, cols, "group_count", "the matrix");
   return view_of(rows, cols, group_size, axis, "group_count").groups();
 }
 

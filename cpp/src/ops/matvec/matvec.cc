@@ -38,6 +38,7 @@ struct Grid {
 Grid checked(const GridMatrix& w, const char* op) {
   const auto rule = [&](const char* text) { return std::string("[") + op + "] " + text; };
   check(w.rows > 0 && w.cols > 0, rule("w must not be empty").c_str(), "rows", w.rows, "cols", w.cols);
+  check_extent(w.rows, w.cols, op, "w");
   check(w.bits >= 1 && w.bits <= 8, rule("bits must be 1 to 8").c_str(), "bits", w.bits);
   check(w.group_size == -1 || w.group_size >= 1, rule("group_size must be -1 or at least 1").c_str(),
         "group_size", w.group_size);

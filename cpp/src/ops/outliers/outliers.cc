@@ -122,6 +122,7 @@ void extract_outliers(const OutliersArgs& a) {
 
 void check_csr(const Csr& m) {
   check(m.rows > 0 && m.cols > 0, "[csr] shape must not be empty", "rows", m.rows, "cols", m.cols);
+  check_extent(m.rows, m.cols, "csr", "shape");
   check(m.nnz >= 0, "[csr] nnz must be at least 0", "nnz", m.nnz);
   check(m.row_offsets != nullptr && (m.nnz == 0 || (m.values != nullptr && m.columns != nullptr)),
         "[csr] values, columns and row_offsets must not be null");
