@@ -8,6 +8,7 @@ namespace nb = nanobind;
 
 void bind_runtime(nb::module_& m);
 void bind_grid(nb::module_& m);
+void bind_hadamard(nb::module_& m);
 void bind_integral(nb::module_& m);
 void bind_kmeans(nb::module_& m);
 void bind_matvec(nb::module_& m);
@@ -15,6 +16,8 @@ void bind_moments(nb::module_& m);
 void bind_outliers(nb::module_& m);
 void bind_packing(nb::module_& m);
 void bind_topk(nb::module_& m);
+void bind_trellis(nb::module_& m);
+void bind_viterbi(nb::module_& m);
 
 NB_MODULE(_C, m) {
   m.doc() = "The core of quantrature. Use quantrature.ops, which checks arguments and allocates results.";
@@ -29,6 +32,7 @@ NB_MODULE(_C, m) {
 
   bind_runtime(m);
   bind_grid(m);
+  bind_hadamard(m);
   bind_integral(m);
   bind_kmeans(m);
   bind_matvec(m);
@@ -36,6 +40,8 @@ NB_MODULE(_C, m) {
   bind_outliers(m);
   bind_packing(m);
   bind_topk(m);
+  bind_trellis(m);
+  bind_viterbi(m);
 }
 
 }  // namespace quantrature::bindings

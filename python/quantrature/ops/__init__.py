@@ -1,6 +1,7 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
 from ._grid import QuantizedTensor, dequantize, quantize
+from ._hadamard import hadamard, hadamard_order, random_signs
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._kmeans import kmeans_1d
 from ._matvec import PackedMatrix, matvec
@@ -8,14 +9,18 @@ from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
 from ._topk import topk
+from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quantize
 
 __all__ = [
     "Moments",
     "PackedMatrix",
     "QuantizedTensor",
     "SparseCSR",
+    "Trellis",
     "dequantize",
     "extract_outliers",
+    "hadamard",
+    "hadamard_order",
     "interpolate",
     "kmeans_1d",
     "kurtosis",
@@ -26,7 +31,11 @@ __all__ = [
     "pqi_finalize",
     "pqi_sum",
     "quantize",
+    "random_signs",
     "row_bytes",
     "topk",
+    "trellis_dequantize",
+    "trellis_matvec",
+    "trellis_quantize",
     "unpack",
 ]
