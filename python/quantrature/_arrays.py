@@ -82,6 +82,18 @@ def as_output(
     return shared
 
 
+def consecutive_rows(rows: slice, count: int, op: str) -> slice:
+    """The slice with its ends made plain, of a matrix of so many rows.
+
+    Raises:
+        InvalidArgumentError: naming op, for no rows, or rows with others between them.
+    """
+    start, stop, step = rows.indices(count)
+    if step != 1 or start >= stop:
+        raise InvalidArgumentError(f"[{op}] rows must be some that follow each other: got {rows} of {count}")
+    return slice(start, stop)
+
+
 def core_view(x: Array) -> Array:
     """The NumPy array that shares the memory of x, bfloat16 as its bits: what the core takes soonest."""
     if is_torch(x):

@@ -141,7 +141,8 @@ class Contents:
         bits_per_weight: of the quantized matrices, everything that is stored for them counted.
         bytes: of the quantized matrices.
         other_bytes: of all other tensors.
-        modules: matrix name to bits, group_size, sym, shape, outliers, bytes, bits_per_weight.
+        modules: matrix name to its description (:class:`quantrature.storage.MatrixSpec`), and setting (the same in
+            short), bytes, bits_per_weight.
     """
 
     bits_per_weight: float
@@ -187,15 +188,10 @@ def inspect(folder: str | os.PathLike[str]) -> Contents:
             if f"{name}.{tensor}" not in shapes:
                 raise QuantratureError(f"[checkpoint] {folder} lacks the tensor {name}.{tensor}")
             shapes.pop(f"{name}.{tensor}")
-        grid = spec.grid
-        modules[name] = {
-            "bits": grid.bits,
-            "group_size": grid.group_size,
-            "sym": grid.sym,
-            "shape": list(grid.shape),
-            "outliers": spec.outliers,
+        modules[name] = spec.to_json() | {
+            "setting": spec.dense.setting,
             "bytes": spec.nbytes,
-            "bits_per_weight": 8 * spec.nbytes / grid.numel,
+            "bits_per_weight": 8 * spec.nbytes / spec.dense.numel,
         }
     stored = sum(m["bytes"] for m in modules.values())
     weights = sum(m["shape"][0] * m["shape"][1] for m in modules.values())

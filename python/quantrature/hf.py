@@ -109,8 +109,8 @@ class QuantratureHfQuantizer(HfQuantizer):
             try:
                 linear, spec = linears.find(name), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
-                if spec.grid.shape != shape:
-                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.grid.shape}, the model's {shape}")
+                if spec.shape != shape:
+                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
             layer = QuantLinear.replacing(linear, spec)

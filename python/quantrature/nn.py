@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .methods import QuantizedMatrix
 from .models import LinearWeight
-from .storage import MatrixSpec, digest
+from .storage import MatrixSpec, QuantizedMatrix, digest
 
 
 class QuantLinear(nn.Module):
@@ -33,7 +32,7 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.out_features, self.in_features = spec.grid.shape
+        self.out_features, self.in_features = spec.shape
         self.transposed = transposed
         for name, shape, dtype in spec.layout():
             self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, dtype), device=device))
@@ -100,11 +99,10 @@ class QuantLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Shape and grid, for printing."""
-        grid = self.spec.grid
+        """Shape and stored form, for printing."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"bits={grid.bits}, group_size={grid.group_size}, sym={grid.sym}, outliers={self.spec.outliers}"
+            f"{self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
         )
 
 

@@ -190,7 +190,7 @@ def test_a_folder_says_what_it_holds(quantized):
     weights = sum(layer.out_features * layer.in_features for layer in layers.values())
     assert contents.bits_per_weight == 8 * contents.bytes / weights
     for name, layer in layers.items():
-        assert contents.modules[name]["bits"] == layer.spec.grid.bits
+        assert contents.modules[name]["bits"] == layer.spec.dense.bits
         assert contents.modules[name]["bytes"] == layer.matrix.nbytes
     names = {path.name for path in (quantized / "out").iterdir()}
     assert names >= {"config.json", "generation_config.json", "plan.json", "README.md", "tokenizer.json"}
@@ -441,4 +441,4 @@ def test_the_hqq_method_is_the_hqq_solver():
 def test_the_layer_prints_its_grid():
     layer = next(iter(quantized_layers(qtr.quantize(tiny_model("llama"), bits=4)).values()))
     assert isinstance(layer, QuantLinear)
-    assert "bits=4, group_size=64" in repr(layer)
+    assert "grid b4g64, outliers=0" in repr(layer)

@@ -168,7 +168,7 @@ def test_a_plan_may_differ_between_matrices_and_leave_some():
     layers = quantized_layers(model)
     assert names[0] not in layers
     assert [m.name for m in record.matrices] == names[1:]
-    assert layers[names[1]].spec.grid.bits == 4
+    assert layers[names[1]].spec.dense.bits == 4
     assert record.settings["host"] == ["b4g16", "b2g16"]
 
 

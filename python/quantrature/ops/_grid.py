@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, as_output, dtype_name, empty_like_kind, is_torch
+from .._arrays import FLOATS, Array, as_input, as_output, consecutive_rows, dtype_name, empty_like_kind, is_torch
 from ._packing import unpack
 
 SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2}
@@ -51,9 +51,37 @@ class QuantizedTensor:
         cols = self.numel // self.codes.shape[0]
         return unpack(self.codes, self.bits, cols).reshape(self.shape)
 
-    def dequantize(self, dtype: str | None = None) -> Array:
-        """The numbers that the codes stand for; see :func:`dequantize`."""
-        return dequantize(self, dtype)
+    def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> Array:
+        """The numbers that the codes stand for; see :func:`dequantize`.
+
+        Args:
+            dtype: as there.
+            rows: only these, following each other; a matrix with groups along its rows (axis 1) alone.
+
+        Raises:
+            InvalidArgumentError: as there, and for other rows.
+        """
+        return dequantize(self if rows is None else self._of_rows(rows), dtype)
+
+    def _of_rows(self, rows: slice) -> QuantizedTensor:
+        if self.axis != 1 or len(self.shape) != 2:
+            raise _C.InvalidArgumentError(
+                f"[dequantize] rows need a matrix with groups along axis 1: got axis={self.axis}, shape={self.shape}"
+            )
+        rows = consecutive_rows(rows, self.shape[0], "dequantize")
+
+        def part(values: Any) -> Any:
+            if isinstance(values, QuantizedTensor):
+                values = values.dequantize("float32").reshape(self.shape[0], -1)
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            codes=self.codes[rows],
+            scale=part(self.scale),
+            zero=part(self.zero),
+            shape=(rows.stop - rows.start, self.shape[1]),
+        )
 
     @property
     def numel(self) -> int:

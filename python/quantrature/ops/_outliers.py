@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, as_output, core_view, dtype_name, empty_like_kind, is_torch
+from .._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    dtype_name,
+    empty_like_kind,
+    is_torch,
+)
 
 PER = ("tensor", "row")
 
@@ -77,6 +87,22 @@ class SparseCSR:
     def nbytes(self) -> int:
         """Size of the three arrays in bytes."""
         return int(self.values.nbytes + self.columns.nbytes + self.row_offsets.nbytes)
+
+    def rows(self, rows: slice) -> SparseCSR:
+        """Some rows that follow each other, as a matrix of their own.
+
+        Raises:
+            InvalidArgumentError: for no rows, or rows with others between them.
+        """
+        rows = consecutive_rows(rows, self.shape[0], "csr")
+        offsets = self.row_offsets[rows.start : rows.stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        kind = _offset_dtype(last - first)
+        offsets = offsets - first
+        offsets = offsets.to(getattr(sys.modules["torch"], kind)) if is_torch(offsets) else offsets.astype(kind)
+        return SparseCSR(
+            self.values[first:last], self.columns[first:last], offsets, (rows.stop - rows.start, self.shape[1])
+        )
 
     def positions(self) -> Array:
         """Places of the values in the flattened matrix: int64, ascending, shape (nnz,)."""

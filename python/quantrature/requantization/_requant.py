@@ -18,10 +18,11 @@ from ..analysis.path import gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..evaluate._forward import not_training
-from ..methods import QuantizedMatrix, quantize_matrix
+from ..methods import quantize_matrix
 from ..models import LinearWeight
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
+from ..storage import QuantizedMatrix
 from ..text import token_windows
 from .matrices import Matrices, narrowest
 from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split

@@ -15,11 +15,10 @@ from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
-from ..methods import QuantizedMatrix
 from ..models import LinearWeight, find_linears, load_model, load_tokenizer
 from ..nn import QuantLinear, quantized_layers, replace_module
 from ..progress import progress as progress_bar
-from ..storage import MatrixSpec
+from ..storage import MatrixSpec, QuantizedMatrix
 from ..text import token_windows
 from ..verify import compare
 from .matrices import Matrices

@@ -1,0 +1,18 @@
+"""How quantized matrices are kept: a description in JSON, and the tensors it speaks of."""
+
+from .dense import DenseForm, DenseSpec, Layout
+from .grid import GridSpec
+from .matrix import KINDS, OUTLIERS, MatrixSpec, digest
+from .quantized import QuantizedMatrix
+
+__all__ = [
+    "KINDS",
+    "OUTLIERS",
+    "DenseForm",
+    "DenseSpec",
+    "GridSpec",
+    "Layout",
+    "MatrixSpec",
+    "QuantizedMatrix",
+    "digest",
+]
