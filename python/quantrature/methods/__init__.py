@@ -9,6 +9,7 @@ from .._C import InvalidArgumentError, QuantratureError
 from ..storage import QuantizedMatrix
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
+from .qtip import QTIP
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ METHODS: dict[str, Method] = {
     "rtn": RTN,
     "mse": MSE,
     "hqq": HQQ,
+    "qtip": QTIP,
 }
 """What ``--method`` takes."""
 

@@ -172,9 +172,7 @@ def trellis_matvec(
             f"[{op}] out must have a number for each row and vector: got shape={tuple(target.shape)}, "
             f"expected={expected}"
         )
-    _C.trellis_matvec(
-        core_view(streams), rows, cols, *trellis._arguments, scale, core_view(source), core_view(target)
-    )
+    _C.trellis_matvec(core_view(streams), rows, cols, *trellis._arguments, scale, core_view(source), core_view(target))
     return out
 
 
