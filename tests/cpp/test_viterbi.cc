@@ -31,37 +31,38 @@ double error(const cases::Sample& x, int64_t row, const std::vector<float>& y) {
   return sum;
 }
 
-// Every stream there is, each decoded: the search finds one of the best, up to its rounding, where its way to
-// join the ends, which needs a sequence longer than this, has found the right bits.
+// Every stream there is, each decoded: none is better than the search says, and none that has its seam is
+// better than what it finds, up to the rounding of costs. The seam itself is found for long sequences only;
+// on these short ones it is mostly right.
 TEST(Viterbi, FindsTheBestOfAllStreams) {
   for (const Trellis& t :
        std::vector<Trellis>{{QTR_1MAD, 1, 3}, {QTR_3INST, 1, 5}, {QTR_HYB, 1, 4}, {QTR_3INST, 2, 6}}) {
-    const int64_t cols = 14 / t.bits / 2 * 2;
-    const cases::Sample x = cases::sample("normal", 40, cols, QTR_F32);
+    const int64_t rows = 40, cols = 14 / t.bits / 2 * 2, total = cols * t.bits;
+    const int shared = t.state_bits - t.bits * trellis_step_weights(t.code);
+    const cases::Sample x = cases::sample("normal", rows, cols, QTR_F32);
     const std::vector<uint8_t> codes = searched(x, t, 1);
-    const std::vector<float> found = decoded(codes, 40, cols, t, 1);
-    std::vector<double> least(40, 1e9);
-    for (uint32_t bits = 0; bits < 1u << (cols * t.bits); ++bits) {
-      const uint32_t shifted = bits << (16 - cols * t.bits);
+    const std::vector<float> found = decoded(codes, rows, cols, t, 1);
+    std::vector<double> least(static_cast<size_t>(rows), 1e9), least_of_seam(static_cast<size_t>(rows), 1e9);
+    for (uint32_t bits = 0; bits < 1u << total; ++bits) {
+      const uint32_t shifted = bits << (16 - total);
       std::vector<uint8_t> stream = {static_cast<uint8_t>(shifted >> 8), static_cast<uint8_t>(shifted)};
-      stream.resize(static_cast<size_t>((cols * t.bits + 7) / 8));
       const std::vector<float> y = decoded(stream, 1, cols, t, 1);
-      for (int64_t row = 0; row < 40; ++row) {
-        const auto r = static_cast<size_t>(row);
-        least[r] = std::min(least[r], error(x, row, y));
+      for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+        const double e = error(x, static_cast<int64_t>(row), y);
+        least[row] = std::min(least[row], e);
+        if (uint32_t{codes[2 * row]} >> (8 - shared) == shifted >> (16 - shared))
+          least_of_seam[row] = std::min(least_of_seam[row], e);
       }
     }
     int best = 0;
-    double excess = 0;
-    for (int64_t row = 0; row < 40; ++row) {
-      const auto begin = found.begin() + row * cols;
-      const double got = error(x, row, {begin, begin + cols});
-      ASSERT_GE(got, least[static_cast<size_t>(row)]);
-      best += got <= least[static_cast<size_t>(row)] + 1e-2;
-      excess += got - least[static_cast<size_t>(row)];
+    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+      const auto begin = found.begin() + static_cast<int64_t>(row) * cols;
+      const double got = error(x, static_cast<int64_t>(row), {begin, begin + cols});
+      ASSERT_GE(got, least[row] - 1e-9);
+      ASSERT_LE(got, least_of_seam[row] + 2e-2);
+      best += got <= least[row] + 2e-2;
     }
-    EXPECT_GE(best, 28) << t.code;
-    EXPECT_LE(excess / 40, 0.3) << t.code;
+    EXPECT_GE(best, 20) << "code " << t.code << ", state bits " << t.state_bits;
   }
 }
 

@@ -37,7 +37,7 @@ def read(stream, cols, trellis, scale=1.0):
     step = trellis.bits * trellis.step_weights
     powers = 1 << np.arange(trellis.state_bits)[::-1]
     states = [int(around[at : at + trellis.state_bits] @ powers) for at in range(0, len(bits), step)]
-    return values[states].reshape(-1) * np.float32(scale / rms)
+    return values[states].reshape(-1) * np.float32(np.float32(scale) / rms)
 
 
 def test_codes_are_those_of_the_paper():
@@ -171,7 +171,10 @@ CODES = np.zeros((2, 4), np.uint8)
         (lambda: ops.trellis_dequantize(CODES, 16, T, np.inf), r"scale must be finite"),
         (lambda: ops.trellis_dequantize(CODES, 16, T, out=X[:1]), r"out must have a row for each stream"),
         (lambda: ops.trellis_matvec(np.zeros((1, 64), np.uint8), (16, 8), X[0], T), r"must be multiples of 16"),
-        (lambda: ops.trellis_matvec(np.zeros((1, 64), np.uint8), (16, 16), X, T, out=X), r"out must have a number for"),
+        (
+            lambda: ops.trellis_matvec(np.zeros((1, 64), np.uint8), (16, 16), X, T, out=X[:1]),
+            r"out must have a number for",
+        ),
         (lambda: ops.trellis_matvec(np.zeros((2, 64), np.uint8), (16, 16), X, T), r"codes must hold a stream for each"),
     ],
 )
