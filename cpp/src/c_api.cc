@@ -7,6 +7,7 @@
 #include "quantrature/allocation.hpp"
 #include "quantrature/codebook.hpp"
 #include "quantrature/grid.hpp"
+#include "quantrature/hadamard.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/kmeans.hpp"
 #include "quantrature/matvec.hpp"
@@ -15,6 +16,8 @@
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
 #include "quantrature/topk.hpp"
+#include "quantrature/trellis.hpp"
+#include "quantrature/viterbi.hpp"
 #include "runtime/log.hpp"
 
 namespace quantrature {
@@ -171,4 +174,22 @@ qtr_status qtr_allocate(const qtr_allocate_args* args) {
 }
 qtr_status qtr_kmeans(const qtr_kmeans_args* args) {
   return call(kmeans, args);
+}
+qtr_status qtr_random_signs(const qtr_random_signs_args* args) {
+  return call(random_signs, args);
+}
+qtr_status qtr_hadamard(const qtr_hadamard_args* args) {
+  return call(hadamard, args);
+}
+qtr_status qtr_trellis_values(const qtr_trellis_values_args* args) {
+  return call(trellis_values, args);
+}
+qtr_status qtr_trellis_dequantize(const qtr_trellis_dequantize_args* args) {
+  return call(trellis_dequantize, args);
+}
+qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args) {
+  return call(trellis_matvec, args);
+}
+qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args) {
+  return call(trellis_quantize, args);
 }

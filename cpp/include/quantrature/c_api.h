@@ -391,6 +391,82 @@ typedef struct qtr_kmeans_args {
 
 QTR_API qtr_status qtr_kmeans(const qtr_kmeans_args* args);
 
+/* ---- hadamard (hadamard.hpp) ---- */
+
+typedef struct qtr_random_signs_args {
+  size_t struct_size;
+  uint64_t seed;
+  int64_t count;
+  uint8_t* signs; /* (count + 7) / 8; a set bit is a minus, the lowest bit comes first */
+} qtr_random_signs_args;
+
+typedef struct qtr_hadamard_args {
+  size_t struct_size;
+  qtr_matrix x;         /* each row a vector */
+  const uint8_t* signs; /* of the columns, as qtr_random_signs makes them; null: all plus */
+  int32_t inverse;
+  qtr_mutable_matrix out; /* may be x */
+} qtr_hadamard_args;
+
+QTR_API qtr_status qtr_random_signs(const qtr_random_signs_args* args);
+QTR_API qtr_status qtr_hadamard(const qtr_hadamard_args* args);
+
+/* ---- trellis (trellis.hpp) ---- */
+
+typedef enum qtr_trellis_code { QTR_1MAD = 0, QTR_3INST = 1, QTR_HYB = 2 } qtr_trellis_code;
+
+typedef struct qtr_trellis {
+  qtr_trellis_code code;
+  int32_t bits;       /* of a weight, 1 to 4 */
+  int32_t state_bits; /* at most 16 */
+} qtr_trellis;
+
+typedef struct qtr_trellis_values_args {
+  size_t struct_size;
+  qtr_trellis_code code;
+  int32_t state_bits;
+  float* out; /* 2^state_bits x weights of a state */
+  int64_t out_count;
+} qtr_trellis_values_args;
+
+typedef struct qtr_trellis_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes; /* streams side by side */
+  int64_t codes_size;
+  qtr_trellis trellis;
+  float scale;
+  qtr_mutable_matrix out; /* each row from one stream */
+} qtr_trellis_dequantize_args;
+
+typedef struct qtr_trellis_matvec_args {
+  size_t struct_size;
+  const uint8_t* codes; /* a stream for each tile of 16 x 16, tiles row after row */
+  int64_t codes_size;
+  int64_t rows;
+  int64_t cols;
+  qtr_trellis trellis;
+  float scale;
+  qtr_matrix x;           /* each row a vector */
+  qtr_mutable_matrix out; /* float32; each row a result */
+} qtr_trellis_matvec_args;
+
+QTR_API qtr_status qtr_trellis_values(const qtr_trellis_values_args* args);
+QTR_API qtr_status qtr_trellis_dequantize(const qtr_trellis_dequantize_args* args);
+QTR_API qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args);
+
+/* ---- viterbi (viterbi.hpp) ---- */
+
+typedef struct qtr_trellis_quantize_args {
+  size_t struct_size;
+  qtr_matrix x; /* each row a sequence */
+  qtr_trellis trellis;
+  float scale;
+  uint8_t* codes; /* streams side by side */
+  int64_t codes_size;
+} qtr_trellis_quantize_args;
+
+QTR_API qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -9,6 +9,8 @@
 #include "ops/grid/line.hpp"
 #include "ops/matvec/block.hpp"
 #include "ops/packing/span.hpp"
+#include "ops/trellis/tile.hpp"
+#include "ops/viterbi/step.hpp"
 #include "quantrature/moments.hpp"
 
 namespace quantrature {

@@ -10,6 +10,7 @@ from ..storage import QuantizedMatrix
 from .codebook import FP4, NF4
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
+from .qtip import QTIP
 from .squeezellm import SQUEEZELLM
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ METHODS: dict[str, Method] = {
     "nf4": NF4,
     "fp4": FP4,
     "squeezellm": SQUEEZELLM,
+    "qtip": QTIP,
 }
 """What ``--method`` takes."""
 

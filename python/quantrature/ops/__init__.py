@@ -3,6 +3,7 @@
 from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._codebook import CODEBOOKS, CodebookTensor
 from ._grid import QuantizedTensor, dequantize, quantize
+from ._hadamard import hadamard, hadamard_order, random_signs
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._kmeans import kmeans_1d
 from ._matvec import PackedMatrix, matvec
@@ -10,6 +11,7 @@ from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
 from ._topk import topk
+from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quantize
 
 __all__ = [
     "KnapsackChoice",
@@ -19,8 +21,11 @@ __all__ = [
     "PackedMatrix",
     "QuantizedTensor",
     "SparseCSR",
+    "Trellis",
     "dequantize",
     "extract_outliers",
+    "hadamard",
+    "hadamard_order",
     "interpolate",
     "kmeans_1d",
     "kurtosis",
@@ -32,7 +37,11 @@ __all__ = [
     "pqi_finalize",
     "pqi_sum",
     "quantize",
+    "random_signs",
     "row_bytes",
     "topk",
+    "trellis_dequantize",
+    "trellis_matvec",
+    "trellis_quantize",
     "unpack",
 ]
