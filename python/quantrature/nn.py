@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .models import LinearWeight
+from .packed_linear import describe, linear
 from .storage import MatrixSpec, QuantizedMatrix, digest
 
 
@@ -36,6 +37,8 @@ class QuantLinear(nn.Module):
         self.transposed = transposed
         for name, shape, dtype in spec.layout():
             self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, dtype), device=device))
+        self._names = [name for name, _, _ in spec.layout()]
+        self._description = describe(spec)
         self.bias = bias
 
     @classmethod
@@ -86,8 +89,8 @@ class QuantLinear(nn.Module):
         return dense
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the dequantized weight, plus bias."""
-        return nn.functional.linear(x, self.dequantize(x.dtype), self.bias)
+        """X times the weight, plus bias; see :func:`quantrature.packed_linear.linear`."""
+        return linear(x, [self._buffers[name] for name in self._names], self._description, self.bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
         for name, buffer in self._buffers.items():
