@@ -101,7 +101,7 @@ def requantizing(
 
 
 def _grid_alone(entry: PlanEntry) -> PlanEntry:
-    return PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outliers)
+    return replace(entry, reason="", predicted_loss_change=None)
 
 
 def _seconds_per_weight(entry: PlanEntry) -> float:

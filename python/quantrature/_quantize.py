@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def quantize(
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
     progress: bool | None = None,
+    **options: Any,
 ) -> torch.nn.Module:
     """Replace the linear layers of a model's blocks by quantized ones.
 
@@ -42,13 +43,14 @@ def quantize(
         model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
         bits: 1 to 8.
         group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
-        method: one of ``METHODS``: ``rtn``, ``mse``, ``hqq``.
+        method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
         sym: a grid symmetric around zero, which stores no zero point.
         meta_bits: quantize scales and zeros to so many bits.
         outliers: share of the weights kept exactly, the largest in magnitude.
         plan: in place of the six arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
         progress: show a bar; ``None`` for when stderr is a terminal.
+        **options: settings of the method's own, not with a plan, whose entries have them.
 
     Returns:
         The same model. ``save_pretrained`` writes a checkpoint that transformers loads where quantrature is imported.
@@ -67,6 +69,7 @@ def quantize(
         outliers=outliers,
         plan=plan,
         ignore=ignore,
+        options=options,
     )
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     for linear, _ in work:
@@ -92,6 +95,7 @@ def plan_for(
     outliers: float,
     plan: Plan | None,
     ignore: str | Iterable[str],
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
@@ -106,6 +110,8 @@ def plan_for(
         raise InvalidArgumentError("[quantize] either bits or plan must be given, not both")
     if plan is not None and ignore:
         raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
+    if plan is not None and options:
+        raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
     linears = find_linears(model, ignore, experts=False)
     experts = sum(skipped.reason == "fused experts" for skipped in linears.skipped)
     if experts:
@@ -116,7 +122,7 @@ def plan_for(
     assert bits is not None
     solver = solver_of(method)
     try:
-        entry = PlanEntry(bits, group_size, sym, solver, meta_bits, outliers)
+        entry = PlanEntry(bits, group_size, sym, solver, meta_bits, outliers, options=options or {})
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[quantize] {e}") from None
     return linears, Plan.uniform((linear.name for linear in linears), entry)

@@ -15,7 +15,7 @@ WITHOUT_TORCH = (
     "_transformers_hook",
     "checkpoint",
     "formats",
-    "methods",
+    *(f"methods/{path.name}" for path in sorted((PACKAGE / "methods").glob("*.py"))),
     "plan",
     "progress",
     *(f"storage/{path.name}" for path in sorted((PACKAGE / "storage").glob("*.py"))),
