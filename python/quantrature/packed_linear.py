@@ -139,7 +139,8 @@ def _on_cpu(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias:
         left = x.to(dtype)
         for block, weight in ready.blocks(dtype):
             y[:, block] = torch.nn.functional.linear(left, weight, None if bias is None else bias[block].to(dtype))
-    return y.to(x.dtype).view(shape)
+    result: torch.Tensor = y.to(x.dtype).view(shape)
+    return result
 
 
 def _gradient_on_cpu(gradient: torch.Tensor, stored: list[torch.Tensor], description: str) -> torch.Tensor:
@@ -149,7 +150,8 @@ def _gradient_on_cpu(gradient: torch.Tensor, stored: list[torch.Tensor], descrip
     total = left.new_zeros(len(left), cols)
     for block, weight in ready.blocks(torch.float32):
         total.addmm_(left[:, block], weight)
-    return total.to(gradient.dtype).view(*gradient.shape[:-1], cols)
+    result: torch.Tensor = total.to(gradient.dtype).view(*gradient.shape[:-1], cols)
+    return result
 
 
 def _fake(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
