@@ -11,8 +11,9 @@ import torch
 
 from . import ops
 from ._C import InvalidArgumentError
+from .experts import can_split, part_with_memory, split
 from .methods import METHODS, quantize_matrix, solver_of
-from .models import Linears, LinearWeight, find_linears
+from .models import Linears, LinearWeight, Skipped, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
@@ -73,7 +74,7 @@ def quantize(
     )
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     for linear, _ in work:
-        check_weight(linear)
+        check_weight(linear.name, linear.weight)
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
@@ -96,11 +97,12 @@ def plan_for(
     plan: Plan | None,
     ignore: str | Iterable[str],
     options: Mapping[str, Any] | None = None,
+    experts: bool = True,
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
     Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
-    matrices looks at the weights, where there are some.
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
@@ -113,10 +115,7 @@ def plan_for(
         raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
     if plan is not None and options:
         raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
-    linears = find_linears(model, ignore, experts=False)
-    experts = sum(skipped.reason == "fused experts" for skipped in linears.skipped)
-    if experts:
-        _log.warning("%d parameters hold fused experts, which are not quantized yet", experts)
+    linears = _that_can_run(find_linears(model, ignore, experts=experts))
     if plan is not None:
         plan.check_modules(linear.name for linear in linears)
         return linears, plan
@@ -136,21 +135,40 @@ def plan_for(
     return linears, made
 
 
-def check_weight(linear: LinearWeight) -> None:
-    """Refuse what the ops would refuse, before anything is replaced."""
-    weight = linear.weight
+def _that_can_run(linears: Linears) -> Linears:
+    """The matrices less experts whose modules could not run quantized ones."""
+    reason = "fused experts of a module with a forward of its own"
+    alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
+    left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]
+    kept = tuple(linear for linear in linears if linear not in alone) if alone else linears.matrices
+    skipped = (*linears.skipped, *left)
+    expected = ("embedding", "output embedding", "outside the blocks", "router")
+    strange = [s for s in skipped if s.reason not in expected and not s.reason.startswith(("tied to", "ignored by"))]
+    if strange:
+        some = "; ".join(f"{s.name} ({s.reason})" for s in strange[:3]) + ("; ..." if len(strange) > 3 else "")
+        _log.warning("%d matrices can be quantized; %d weights stay as they are: %s", len(kept), len(strange), some)
+    return Linears(kept, skipped, linears.stacks)
+
+
+def check_weight(name: str, weight: torch.Tensor) -> None:
+    """Refuse a matrix that the ops would refuse, before anything is replaced."""
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise InvalidArgumentError(
-            f"[quantize] {linear.name} must be float32, float16 or bfloat16: got dtype={weight.dtype}"
-        )
-    if not math.isfinite(float(ops.moments(linear.parameter.detach().cpu()).mean)):
-        raise InvalidArgumentError(f"[quantize] {linear.name} must hold finite numbers: it has a NaN or infinity")
+        raise InvalidArgumentError(f"[quantize] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
+    straight = weight if weight.is_contiguous() else weight.mT
+    if not math.isfinite(float(ops.moments(straight.cpu().contiguous()).mean)):
+        raise InvalidArgumentError(f"[quantize] {name} must hold finite numbers: it has a NaN or infinity")
 
 
-def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix) -> MatrixSpec:
-    """Give a matrix's place in the model to its quantized form; returns what config.json will say of it."""
+def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, device: Any = None) -> MatrixSpec:
+    """Give a matrix's place in the model to its quantized form, on the device of the dense one if no other is given.
+
+    Returns:
+        What config.json will say of it.
+    """
     layer = QuantLinear.replacing(linear, MatrixSpec.of(matrix))
-    layer.store(matrix, linear.parameter.device)
+    layer.store(matrix, linear.weight.device if device is None else device)
+    if linear.expert is not None:
+        split(linear)
     for name in (linear.name, *linear.aliases):
         replace_module(model, name, layer)
     return layer.spec
@@ -160,6 +178,7 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     """Tell transformers what the model has become, as if it had been loaded so."""
     from transformers import PreTrainedModel
 
+    part_with_memory(model)
     if not isinstance(model, PreTrainedModel):
         return
     from .hf import QuantratureConfig, QuantratureHfQuantizer
@@ -170,3 +189,4 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
     typed.is_quantized = True
     typed.quantization_method = config.quant_method
+    typed._weight_conversions = []  # saved under the names that the modules have

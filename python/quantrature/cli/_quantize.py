@@ -100,7 +100,9 @@ def run(
             "ignore": ignore or (),
         }
         record = None
-        linears, made = plan_for(loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100)
+        linears, made = plan_for(
+            loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100, experts=not requant
+        )
         tokenizer = None if dry_run and not requant else models.load_tokenizer(model, trust_remote_code)
         cost = None
         if requant:

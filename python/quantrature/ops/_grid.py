@@ -73,8 +73,8 @@ class QuantizedTensor:
 
         def part(values: Any) -> Any:
             if isinstance(values, QuantizedTensor):
-                values = values.dequantize("float32").reshape(self.shape[0], -1)
-            return None if values is None else values[rows]
+                values = values.dequantize("float32")
+            return None if values is None else values.reshape(self.shape[0], -1)[rows]
 
         return replace(
             self,

@@ -108,6 +108,7 @@ def requant(
         outliers=0.0,
         plan=plan,
         ignore=ignore,
+        experts=False,
     )
     for name, entry in plan:
         if entry.outliers:
@@ -117,7 +118,7 @@ def requant(
     if not chosen:
         raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
     for linear in chosen:
-        check_weight(linear)
+        check_weight(linear.name, linear.weight)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings: dict[str, Any] = {
         "host": [entry.setting for entry in dict.fromkeys(entries.values())],
