@@ -138,6 +138,9 @@ qtr_status qtr_quantize(const qtr_quantize_args* args) {
 qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
   return call(dequantize, args);
 }
+qtr_status qtr_round_to_half(const qtr_round_to_half_args* args) {
+  return call(round_to_half, args);
+}
 qtr_status qtr_residuals(const qtr_residuals_args* args) {
   return call(residuals, args);
 }
