@@ -204,20 +204,14 @@ TEST(Csr, RefusesWhatIsNotOne) {
   const int32_t offsets[3] = {0, 2, 3}, late[3] = {1, 2, 3}, short_of[3] = {0, 2, 2},
                 falling[4] = {0, 3, 2, 3};
   check_csr({values, columns, offsets, 2, 5, 3, QTR_F32});
-  refused(
-      [&] {
-        check_csr({values, columns, offsets, 2, 4, 3, QTR_F32});
-      },
-      "columns must be within the shape");
+  refused([&] { check_csr({values, columns, offsets, 2, 4, 3, QTR_F32}); },
+          "columns must be within the shape");
   refused([&] { check_csr({values, equal, offsets, 2, 5, 3, QTR_F32}); }, "columns of a row must ascend");
   refused([&] { check_csr({values, columns, late, 2, 5, 3, QTR_F32}); }, "row_offsets must begin with 0");
   refused([&] { check_csr({values, columns, short_of, 2, 5, 3, QTR_F32}); }, "row_offsets must end with");
   const uint16_t rising[3] = {0, 1, 2};
-  refused(
-      [&] {
-        check_csr({values, rising, falling, 3, 5, 3, QTR_F32});
-      },
-      "row_offsets must not fall: got row=1");
+  refused([&] { check_csr({values, rising, falling, 3, 5, 3, QTR_F32}); },
+          "row_offsets must not fall: got row=1");
   refused([&] { check_csr({values, columns, offsets, 0, 5, 3, QTR_F32}); }, "shape must not be empty");
   refused([&] { check_csr({values, columns, offsets, 2, 5, -1, QTR_F32}); }, "nnz must be at least 0");
   refused([&] { check_csr({values, nullptr, offsets, 2, 5, 3, QTR_F32}); }, "must not be null");
