@@ -163,6 +163,9 @@ qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args) {
 qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args) {
   return call(codebook_dequantize, args);
 }
+qtr_status qtr_round_to_half(const qtr_round_to_half_args* args) {
+  return call(round_to_half, args);
+}
 qtr_status qtr_residuals(const qtr_residuals_args* args) {
   return call(residuals, args);
 }

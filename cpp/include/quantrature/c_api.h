@@ -288,8 +288,18 @@ typedef struct qtr_dequantize_args {
   qtr_mutable_matrix out;
 } qtr_dequantize_args;
 
+typedef struct qtr_round_to_half_args {
+  size_t struct_size;
+  const float* values;
+  int64_t count;
+  uint16_t* halves;
+  float* smallest; /* magnitude of a value that is not 0; infinity if there is none */
+  float* largest;
+} qtr_round_to_half_args;
+
 QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
 QTR_API qtr_status qtr_dequantize(const qtr_dequantize_args* args);
+QTR_API qtr_status qtr_round_to_half(const qtr_round_to_half_args* args);
 
 /* ---- codebook (codebook.hpp) ---- */
 

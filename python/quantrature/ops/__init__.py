@@ -14,9 +14,9 @@ from ._topk import topk
 from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quantize
 
 __all__ = [
-    "KnapsackChoice",
     "CODEBOOKS",
     "CodebookTensor",
+    "KnapsackChoice",
     "Moments",
     "PackedMatrix",
     "QuantizedTensor",
