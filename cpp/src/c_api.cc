@@ -4,7 +4,9 @@
 #include <string>
 
 #include "common/check.hpp"
+#include "quantrature/gptq.hpp"
 #include "quantrature/grid.hpp"
+#include "quantrature/hessian.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/kmeans.hpp"
 #include "quantrature/matvec.hpp"
@@ -146,4 +148,10 @@ qtr_status qtr_matvec(const qtr_matvec_args* args) {
 }
 qtr_status qtr_kmeans(const qtr_kmeans_args* args) {
   return call(kmeans, args);
+}
+qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args) {
+  return call(hessian_accumulate, args);
+}
+qtr_status qtr_gptq(const qtr_gptq_args* args) {
+  return call(gptq, args);
 }

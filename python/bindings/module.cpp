@@ -7,7 +7,9 @@ namespace quantrature::bindings {
 namespace nb = nanobind;
 
 void bind_runtime(nb::module_& m);
+void bind_gptq(nb::module_& m);
 void bind_grid(nb::module_& m);
+void bind_hessian(nb::module_& m);
 void bind_integral(nb::module_& m);
 void bind_kmeans(nb::module_& m);
 void bind_matvec(nb::module_& m);
@@ -28,7 +30,9 @@ NB_MODULE(_C, m) {
   nb::exception<DeviceError>(m, "DeviceError", kind_of(PyExc_RuntimeError));
 
   bind_runtime(m);
+  bind_gptq(m);
   bind_grid(m);
+  bind_hessian(m);
   bind_integral(m);
   bind_kmeans(m);
   bind_matvec(m);

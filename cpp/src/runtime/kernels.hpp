@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "common/ordered_key.hpp"
+#include "ops/gptq/columns.hpp"
 #include "ops/grid/line.hpp"
 #include "ops/matvec/block.hpp"
 #include "ops/packing/span.hpp"
