@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .requantization import Requantization
 
 QUANT_METHOD = "quantrature"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @contextlib.contextmanager

@@ -285,10 +285,10 @@ def test_a_field_that_is_missing_is_named(quantized, tmp_path):
 
 def test_another_format_version_is_refused(quantized, tmp_path):
     folder = copied(quantized / "out", tmp_path)
-    edited(folder, lambda config: config.update(format_version=2))
-    with pytest.raises(InvalidArgumentError, match="format_version of the checkpoint is 2"):
+    edited(folder, lambda config: config.update(format_version=1))
+    with pytest.raises(InvalidArgumentError, match="format_version of the checkpoint is 1"):
         AutoModelForCausalLM.from_pretrained(folder)
-    with pytest.raises(InvalidArgumentError, match="format_version 2"):
+    with pytest.raises(InvalidArgumentError, match="format_version 1"):
         checkpoint.inspect(folder)
 
 

@@ -88,6 +88,6 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     if entry.outliers > 0:
         outliers = round(entry.outliers * rows * columns)
         column = 2 if columns <= 1 << 16 else 4
-        offset = 4 if outliers < 1 << 31 else 8
+        offset = 2 if outliers < 1 << 16 else 4 if outliers < 1 << 31 else 8
         size += outliers * (VALUE_BYTES[dtype] + column) + offset * (rows + 1)
     return size

@@ -114,7 +114,7 @@ def _arguments(grid: QuantizedTensor) -> tuple[np.ndarray, int, int, int, np.nda
 
 
 def _parts(sparse: SparseCSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return core_view(sparse.values), core_view(sparse.columns), core_view(sparse.row_offsets)
+    return core_view(sparse.values), core_view(sparse.columns), sparse.core_row_offsets()
 
 
 def _one_row(values: Array) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR
+from ..ops._outliers import offset_dtype
 from .dense import DenseSpec, Layout
 from .grid import GridSpec
 from .quantized import QuantizedMatrix
@@ -91,7 +92,7 @@ class MatrixSpec:
         rows, cols = self.shape
         if self.outliers:
             columns = "uint16" if cols <= 1 << 16 else "int32"
-            offsets = "int32" if self.outliers < 1 << 31 else "int64"
+            offsets = offset_dtype(self.outliers)
             shapes = ((self.outliers,), (self.outliers,), (rows + 1,))
             yield from zip(OUTLIERS, shapes, (self.dense.dtype, columns, offsets), strict=True)
         if self.input_scale is not None:
