@@ -6,8 +6,10 @@
 #include "common/check.hpp"
 #include "quantrature/allocation.hpp"
 #include "quantrature/codebook.hpp"
+#include "quantrature/gptq.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/hadamard.hpp"
+#include "quantrature/hessian.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/kmeans.hpp"
 #include "quantrature/matvec.hpp"
@@ -195,4 +197,10 @@ qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args) {
 }
 qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args) {
   return call(trellis_quantize, args);
+}
+qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args) {
+  return call(hessian_accumulate, args);
+}
+qtr_status qtr_gptq(const qtr_gptq_args* args) {
+  return call(gptq, args);
 }

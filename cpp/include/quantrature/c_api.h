@@ -477,6 +477,44 @@ typedef struct qtr_trellis_quantize_args {
 
 QTR_API qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args);
 
+/* ---- hessian (hessian.hpp) ---- */
+
+typedef struct qtr_hessian_accumulate_args {
+  size_t struct_size;
+  qtr_mutable_matrix sum; /* float32, read and written; square */
+  qtr_matrix x;           /* each row the inputs of a token */
+} qtr_hessian_accumulate_args;
+
+QTR_API qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args);
+
+/* ---- gptq (gptq.hpp) ---- */
+
+typedef struct qtr_gptq_result {
+  double damp;  /* that was used; infinite: none made the Hessian positive definite */
+  double loss;  /* tr((w - v) (H + lambda I) (w - v)^T) */
+  int64_t dead; /* columns whose inputs are always 0 */
+} qtr_gptq_result;
+
+typedef struct qtr_gptq_args {
+  size_t struct_size;
+  qtr_matrix w;
+  const float* hessian; /* cols x cols without gaps; its lower triangle is read */
+  int64_t hessian_size;
+  int32_t bits;
+  int64_t group_size; /* -1: one group a row */
+  qtr_matrix scale;   /* as many numbers as groups, row-major without gaps */
+  qtr_matrix zero;    /* the same; data NULL: the symmetric grid */
+  double damp;
+  int32_t ordered;
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  qtr_gptq_result* result;
+} qtr_gptq_args;
+
+QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -4,8 +4,10 @@
 #include "quantrature/allocation.hpp"  // options for items under a budget
 #include "quantrature/codebook.hpp"    // codes that stand for entries of a table
 #include "quantrature/error.hpp"       // what is thrown
+#include "quantrature/gptq.hpp"        // codes that make up for the errors of those before
 #include "quantrature/grid.hpp"        // quantization grids: quantize, dequantize
 #include "quantrature/hadamard.hpp"    // random orthogonal transforms
+#include "quantrature/hessian.hpp"     // sums of x x^T
 #include "quantrature/integral.hpp"    // the Post-quantization Integral
 #include "quantrature/kmeans.hpp"      // centroids of numbers
 #include "quantrature/matvec.hpp"      // products of a packed matrix and vectors

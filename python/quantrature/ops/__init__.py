@@ -2,8 +2,10 @@
 
 from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._codebook import CODEBOOKS, CodebookTensor
+from ._gptq import Feedback, gptq
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._hadamard import hadamard, hadamard_order, random_signs
+from ._hessian import hessian_accumulate
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._kmeans import kmeans_1d
 from ._matvec import PackedMatrix, matvec
@@ -16,6 +18,7 @@ from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quant
 __all__ = [
     "CODEBOOKS",
     "CodebookTensor",
+    "Feedback",
     "KnapsackChoice",
     "Moments",
     "PackedMatrix",
@@ -24,8 +27,10 @@ __all__ = [
     "Trellis",
     "dequantize",
     "extract_outliers",
+    "gptq",
     "hadamard",
     "hadamard_order",
+    "hessian_accumulate",
     "interpolate",
     "kmeans_1d",
     "kurtosis",

@@ -229,7 +229,7 @@ def quantize(
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
     scale = empty_like_kind(w, parameters, "float32")
     zero = None if sym else empty_like_kind(w, parameters, "float32")
-    offsets, columns = _positions(exclude)
+    offsets, columns = positions("quantize", exclude)
     _C.quantize(
         source,
         bits,
@@ -313,12 +313,13 @@ def _layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tupl
     return group, rows * cols // group, (rows * cols // group,)
 
 
-def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+def positions(op: str, exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Row offsets and columns of positions to exclude, as the core reads them."""
     if exclude is None:
         return None, None
     if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
         kind = f"{type(exclude).__module__}.{type(exclude).__qualname__}"
-        raise _C.InvalidArgumentError(f"[quantize] exclude must have row_offsets and columns: got {kind}")
+        raise _C.InvalidArgumentError(f"[{op}] exclude must have row_offsets and columns: got {kind}")
     return (
         np.ascontiguousarray(np.asarray(exclude.row_offsets), dtype=np.int64),
         np.ascontiguousarray(np.asarray(exclude.columns), dtype=np.int32),
