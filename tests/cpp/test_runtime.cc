@@ -13,13 +13,16 @@ TEST(Runtime, ReferenceIsAlwaysThereAndFirst) {
   EXPECT_EQ(available_targets().front(), "reference");
 }
 
+// But for the products, some of which multiply floats and some bytes: kernels.inc says which may be absent.
 TEST(Runtime, EveryTargetHasEveryKernel) {
   const std::string before = target();
   for (const std::string& name : available_targets()) {
     set_target(name);
     EXPECT_EQ(target(), name);
 #define QUANTRATURE_OP(op)
-#define QUANTRATURE_KERNEL(kernel, ...) EXPECT_NE(kernels().kernel, nullptr) << #kernel << " on " << name;
+#define QUANTRATURE_KERNEL(kernel, ...)                                                     \
+  EXPECT_TRUE(kernels().kernel != nullptr || std::string(#kernel).rfind("matvec_", 0) == 0) \
+      << #kernel << " on " << name;
 #include "runtime/kernels.inc"
 #undef QUANTRATURE_KERNEL
 #undef QUANTRATURE_OP
