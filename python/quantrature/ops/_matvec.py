@@ -84,7 +84,7 @@ def matvec(
         out: where the result goes: float32, of its shape. A new array, of the library of ``x``, if not given.
 
     Returns:
-        float32 of shape (rows,) or (n, rows). The products are summed in float32: against the exact result the error
+        float32 of shape (rows,) or (n, rows). The products are summed in float32; against the exact result the error
         is at most ``2**-23 * (cols / 8 + 32)`` times the sum of ``(code + abs(zero)) * abs(scale * x)`` and of
         ``abs(residual * x)``. It is the same for every number of threads, not on every CPU.
 
