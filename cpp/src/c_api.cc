@@ -5,7 +5,11 @@
 
 #include "common/check.hpp"
 #include "quantrature/allocation.hpp"
+#include "quantrature/codebook.hpp"
+#include "quantrature/gptq.hpp"
 #include "quantrature/grid.hpp"
+#include "quantrature/hadamard.hpp"
+#include "quantrature/hessian.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/kmeans.hpp"
 #include "quantrature/matvec.hpp"
@@ -14,6 +18,8 @@
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
 #include "quantrature/topk.hpp"
+#include "quantrature/trellis.hpp"
+#include "quantrature/viterbi.hpp"
 #include "runtime/log.hpp"
 
 namespace quantrature {
@@ -153,6 +159,15 @@ qtr_status qtr_quantize(const qtr_quantize_args* args) {
 qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
   return call(dequantize, args);
 }
+qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args) {
+  return call(codebook_quantize, args);
+}
+qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args) {
+  return call(codebook_dequantize, args);
+}
+qtr_status qtr_round_to_half(const qtr_round_to_half_args* args) {
+  return call(round_to_half, args);
+}
 qtr_status qtr_residuals(const qtr_residuals_args* args) {
   return call(residuals, args);
 }
@@ -164,4 +179,28 @@ qtr_status qtr_allocate(const qtr_allocate_args* args) {
 }
 qtr_status qtr_kmeans(const qtr_kmeans_args* args) {
   return call(kmeans, args);
+}
+qtr_status qtr_random_signs(const qtr_random_signs_args* args) {
+  return call(random_signs, args);
+}
+qtr_status qtr_hadamard(const qtr_hadamard_args* args) {
+  return call(hadamard, args);
+}
+qtr_status qtr_trellis_values(const qtr_trellis_values_args* args) {
+  return call(trellis_values, args);
+}
+qtr_status qtr_trellis_dequantize(const qtr_trellis_dequantize_args* args) {
+  return call(trellis_dequantize, args);
+}
+qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args) {
+  return call(trellis_matvec, args);
+}
+qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args) {
+  return call(trellis_quantize, args);
+}
+qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args) {
+  return call(hessian_accumulate, args);
+}
+qtr_status qtr_gptq(const qtr_gptq_args* args) {
+  return call(gptq, args);
 }

@@ -94,7 +94,7 @@ auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[ass
 
 @auto.register_quantizer(QUANT_METHOD)
 class QuantratureHfQuantizer(HfQuantizer):
-    """Loads quantized checkpoints, and quantizes dense ones after loading."""
+    """Loads quantized checkpoints, and quantizes dense ones as they are read."""
 
     requires_calibration = False
     quantization_config: QuantratureConfig
@@ -103,12 +103,21 @@ class QuantratureHfQuantizer(HfQuantizer):
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
         if not self.pre_quantized:
+            from ._quantize import plan_for
+            from .on_load import QuantizeOnLoad
+            from .plan import Plan
+
+            wish = dict(self.quantization_config.wish)
+            if isinstance(wish["plan"], Mapping):
+                wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
+            self._on_load = QuantizeOnLoad(*plan_for(model, **wish))
             return
+        from .experts import split
         from .models import find_linears
         from .nn import QuantLinear, replace_module
         from .storage import MatrixSpec
 
-        linears = find_linears(model, experts=False)
+        linears = find_linears(model)
         stored = stored_tensors(file for file in checkpoint_files or () if str(file).endswith(".safetensors"))
         for name, described in (self.quantization_config.modules or {}).items():
             try:
@@ -122,16 +131,21 @@ class QuantratureHfQuantizer(HfQuantizer):
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
             layer = QuantLinear.replacing(linear, spec)
+            if linear.expert is not None:
+                split(linear)
             for place in (name, *linear.aliases):
                 replace_module(model, place, layer)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        from .nn import quantized_layers, replace_module
+        from .nn import dequantize_layers, quantized_layers
 
         if not self.pre_quantized:
-            return self._quantize(model)
-        layers = quantized_layers(model)
-        for name, layer in layers.items():
+            from ._quantize import declare
+
+            declare(model, self._on_load.finish(model))
+            self.quantization_config.modules = model.config.quantization_config.modules
+            return model
+        for name, layer in quantized_layers(model).items():
             if any(tensor.is_meta for tensor in layer.stored().values()):
                 if self._on_disk(model):
                     continue
@@ -143,31 +157,39 @@ class QuantratureHfQuantizer(HfQuantizer):
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
         if self.quantization_config.dequantize:
-            for name, layer in layers.items():
-                replace_module(model, name, layer.to_dense(model.dtype))
+            dequantize_layers(model, model.dtype)
+            model._weight_conversions = None
+        else:
+            model._weight_conversions = []
         return model
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        """Whether a parameter of a dense checkpoint is to be quantized."""
+        return not self.pre_quantized and self._on_load.wants(param_name)
+
+    def get_quantize_ops(self) -> Any:
+        """What quantizes a parameter as soon as it is read."""
+        return self._on_load
+
+    def param_element_size(self, model: Any, param_name: str, param: Any) -> float:
+        """Bytes that a number of a parameter will take, for device maps."""
+        if self.param_needs_quantization(model, param_name):
+            return self._on_load.bits_of(param_name) / 8
+        return float(param.element_size())
 
     @staticmethod
     def _on_disk(model: Any) -> bool:
         """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
         return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
 
-    def _quantize(self, model: Any) -> Any:
-        from ._quantize import quantize
-        from .plan import Plan
-
-        wish = dict(self.quantization_config.wish)
-        if isinstance(wish["plan"], Mapping):
-            wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
-        quantize(model, **wish)
-        self.quantization_config.modules = model.config.quantization_config.modules
-        return model
-
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        from .nn import quantized_layers, replace_module
+        import torch
 
-        for name, layer in quantized_layers(model).items():
-            replace_module(model, name, layer.to_dense(dtype or model.dtype))
+        from .nn import dequantize_layers
+
+        wanted = dtype or model.dtype  # config.json has it as a string
+        dequantize_layers(model, getattr(torch, wanted) if isinstance(wanted, str) else wanted)
+        model._weight_conversions = None
         return model
 
     def is_serializable(self) -> bool:
@@ -176,5 +198,10 @@ class QuantratureHfQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """They cannot be trained: the codes have no gradient."""
-        return False
+        """Adapters on top of them can be trained, though not the codes."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Quantized layers are one operator each to torch.compile."""
+        return True

@@ -30,7 +30,7 @@ def calibrated(monkeypatch):
 def test_every_method_has_a_solver_that_a_plan_takes():
     for name, method in METHODS.items():
         assert SOLVERS[solver_of(name)] is method
-        assert PlanEntry(4, 128, solver=method.solver).solver == method.solver
+        assert PlanEntry(4, method.group_size or 128, solver=method.solver).solver == method.solver
         assert str(method).startswith(method.about)
         assert set(method.needs) <= set(methods.STATISTICS)
 

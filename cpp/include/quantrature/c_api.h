@@ -288,8 +288,48 @@ typedef struct qtr_dequantize_args {
   qtr_mutable_matrix out;
 } qtr_dequantize_args;
 
+typedef struct qtr_round_to_half_args {
+  size_t struct_size;
+  const float* values;
+  int64_t count;
+  uint16_t* halves;
+  float* smallest; /* magnitude of a value that is not 0; infinity if there is none */
+  float* largest;
+} qtr_round_to_half_args;
+
 QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
 QTR_API qtr_status qtr_dequantize(const qtr_dequantize_args* args);
+QTR_API qtr_status qtr_round_to_half(const qtr_round_to_half_args* args);
+
+/* ---- codebook (codebook.hpp) ---- */
+
+typedef struct qtr_codebook_quantize_args {
+  size_t struct_size;
+  qtr_matrix w;
+  int32_t bits;
+  int64_t group_size;                 /* -1: one group a row; 0: no scales */
+  qtr_matrix table;                   /* 2^bits entries, once or for each row */
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  float* scale; /* NULL without scales */
+  int64_t groups;
+} qtr_codebook_quantize_args;
+
+typedef struct qtr_codebook_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes;
+  int64_t codes_size;
+  int32_t bits;
+  int64_t group_size;
+  qtr_matrix table;
+  qtr_matrix scale; /* as many numbers as groups, row-major without gaps; data NULL: no scales */
+  qtr_mutable_matrix out;
+} qtr_codebook_dequantize_args;
+
+QTR_API qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args);
+QTR_API qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args);
 
 /* ---- matvec (matvec.hpp) ---- */
 
@@ -312,12 +352,18 @@ typedef struct qtr_residuals_args {
   float* out; /* outliers.nnz */
 } qtr_residuals_args;
 
+typedef enum qtr_activations {
+  QTR_ACTIVATIONS_FLOAT32 = 0,
+  QTR_ACTIVATIONS_INT8 = 1 /* x is rounded to integers of 8 bits */
+} qtr_activations;
+
 typedef struct qtr_matvec_args {
   size_t struct_size;
   qtr_grid_matrix w;
   qtr_csr residuals;      /* float32; row_offsets NULL: there are none */
   qtr_matrix x;           /* each row a vector */
-  qtr_mutable_matrix out; /* float32; each row a result */
+  qtr_mutable_matrix out; /* each row a result */
+  qtr_activations activations;
 } qtr_matvec_args;
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
@@ -354,6 +400,120 @@ typedef struct qtr_kmeans_args {
 } qtr_kmeans_args;
 
 QTR_API qtr_status qtr_kmeans(const qtr_kmeans_args* args);
+
+/* ---- hadamard (hadamard.hpp) ---- */
+
+typedef struct qtr_random_signs_args {
+  size_t struct_size;
+  uint64_t seed;
+  int64_t count;
+  uint8_t* signs; /* (count + 7) / 8; a set bit is a minus, the lowest bit comes first */
+} qtr_random_signs_args;
+
+typedef struct qtr_hadamard_args {
+  size_t struct_size;
+  qtr_matrix x;         /* each row a vector */
+  const uint8_t* signs; /* of the columns, as qtr_random_signs makes them; null: all plus */
+  int32_t inverse;
+  qtr_mutable_matrix out; /* may be x */
+} qtr_hadamard_args;
+
+QTR_API qtr_status qtr_random_signs(const qtr_random_signs_args* args);
+QTR_API qtr_status qtr_hadamard(const qtr_hadamard_args* args);
+
+/* ---- trellis (trellis.hpp) ---- */
+
+typedef enum qtr_trellis_code { QTR_1MAD = 0, QTR_3INST = 1, QTR_HYB = 2 } qtr_trellis_code;
+
+typedef struct qtr_trellis {
+  qtr_trellis_code code;
+  int32_t bits;       /* of a weight, 1 to 4 */
+  int32_t state_bits; /* at most 16 */
+} qtr_trellis;
+
+typedef struct qtr_trellis_values_args {
+  size_t struct_size;
+  qtr_trellis_code code;
+  int32_t state_bits;
+  float* out; /* 2^state_bits x weights of a state */
+  int64_t out_count;
+} qtr_trellis_values_args;
+
+typedef struct qtr_trellis_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes; /* streams side by side */
+  int64_t codes_size;
+  qtr_trellis trellis;
+  float scale;
+  qtr_mutable_matrix out; /* each row from one stream */
+} qtr_trellis_dequantize_args;
+
+typedef struct qtr_trellis_matvec_args {
+  size_t struct_size;
+  const uint8_t* codes; /* a stream for each tile of 16 x 16, tiles row after row */
+  int64_t codes_size;
+  int64_t rows;
+  int64_t cols;
+  qtr_trellis trellis;
+  float scale;
+  qtr_matrix x;           /* each row a vector */
+  qtr_mutable_matrix out; /* float32; each row a result */
+} qtr_trellis_matvec_args;
+
+QTR_API qtr_status qtr_trellis_values(const qtr_trellis_values_args* args);
+QTR_API qtr_status qtr_trellis_dequantize(const qtr_trellis_dequantize_args* args);
+QTR_API qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args);
+
+/* ---- viterbi (viterbi.hpp) ---- */
+
+typedef struct qtr_trellis_quantize_args {
+  size_t struct_size;
+  qtr_matrix x; /* each row a sequence */
+  qtr_trellis trellis;
+  float scale;
+  uint8_t* codes; /* streams side by side */
+  int64_t codes_size;
+} qtr_trellis_quantize_args;
+
+QTR_API qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args);
+
+/* ---- hessian (hessian.hpp) ---- */
+
+typedef struct qtr_hessian_accumulate_args {
+  size_t struct_size;
+  qtr_mutable_matrix sum; /* float32, read and written; square */
+  qtr_matrix x;           /* each row the inputs of a token */
+} qtr_hessian_accumulate_args;
+
+QTR_API qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args);
+
+/* ---- gptq (gptq.hpp) ---- */
+
+typedef struct qtr_gptq_result {
+  double damp;  /* that was used; infinite: none made the Hessian positive definite */
+  double loss;  /* tr((w - v) (H + lambda I) (w - v)^T) */
+  int64_t dead; /* columns whose inputs are always 0 */
+} qtr_gptq_result;
+
+typedef struct qtr_gptq_args {
+  size_t struct_size;
+  qtr_matrix w;
+  const float* hessian; /* cols x cols without gaps; its lower triangle is read */
+  int64_t hessian_size;
+  int32_t bits;
+  int64_t group_size; /* -1: one group a row */
+  qtr_matrix scale;   /* as many numbers as groups, row-major without gaps */
+  qtr_matrix zero;    /* the same; data NULL: the symmetric grid */
+  double damp;
+  int32_t ordered;
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  qtr_gptq_result* result;
+} qtr_gptq_args;
+
+QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);
 
 #ifdef __cplusplus
 }

@@ -12,14 +12,16 @@ from .._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR
 from ..ops._outliers import offset_dtype
+from .codebook import CodebookSpec
 from .dense import DenseSpec, Layout
 from .grid import GridSpec
 from .quantized import QuantizedMatrix
+from .trellis import TrellisSpec
 
 if TYPE_CHECKING:
     import torch
 
-KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec,)}
+KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec, TrellisSpec)}
 """Kinds of dense stored forms by their names."""
 
 OUTLIERS = ("outlier_values", "outlier_columns", "outlier_row_offsets")
