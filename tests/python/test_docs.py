@@ -12,7 +12,7 @@ from quantrature.analysis import METRICS
 from quantrature.methods import METHODS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PUBLIC = ("ops", "analysis", "allocation", "requantization", "evaluate", "models", "methods", "storage")
+PUBLIC = ("ops", "analysis", "allocation", "calibration", "requantization", "evaluate", "models", "methods", "storage")
 
 
 @pytest.mark.parametrize("kind", ["host", "metric", "allocator"])
