@@ -177,6 +177,19 @@ static qtr_matrix numbers(const checkpoint* c, const char* layer, const char* na
   return result;
 }
 
+/* Stored in two bytes each where those suffice; the library wants four. */
+static const int32_t* row_offsets(const checkpoint* c, const char* layer, int64_t rows, int64_t outliers) {
+  const char* name = "outlier_row_offsets";
+  int32_t* wide;
+  const uint16_t* narrow;
+  int64_t i;
+  if (outliers >= 65536) return tensor(c, layer, name, "I32", (rows + 1) * 4);
+  narrow = tensor(c, layer, name, "U16", (rows + 1) * 2);
+  wide = get((size_t)(rows + 1) * sizeof *wide);
+  for (i = 0; i <= rows; ++i) wide[i] = narrow[i];
+  return wide;
+}
+
 int main(int argc, char** argv) {
   checkpoint c;
   const cJSON *matrix, *shape, *form;
@@ -229,7 +242,7 @@ int main(int argc, char** argv) {
                                   outliers * (narrow ? 2 : 4));
     args.outliers.columns = tensor(&c, argv[2], "outlier_columns", cols <= 65536 ? "U16" : "I32",
                                    outliers * (cols <= 65536 ? 2 : 4));
-    args.outliers.row_offsets = tensor(&c, argv[2], "outlier_row_offsets", "I32", (rows + 1) * 4);
+    args.outliers.row_offsets = row_offsets(&c, argv[2], rows, outliers);
     args.out = get((size_t)outliers * sizeof(float));
     succeed(qtr_residuals(&args));
     product.residuals = args.outliers;

@@ -121,7 +121,13 @@ class CApi : public testing::Test {
   }
   qtr_residuals_args residuals() { return {sizeof(qtr_residuals_args), grid(), csr().csr, result_}; }
   qtr_matvec_args matvec() {
-    return {sizeof(qtr_matvec_args), grid(), csr().csr, in(vector_, 1, kCols), out(result_, 1, kRows)};
+    qtr_matvec_args args{};
+    args.struct_size = sizeof(args);
+    args.w = grid();
+    args.residuals = csr().csr;
+    args.x = in(vector_, 1, kCols);
+    args.out = out(result_, 1, kRows);
+    return args;
   }
   qtr_allocate_args allocate() {
     return {

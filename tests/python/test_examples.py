@@ -115,7 +115,7 @@ def test_rust_gives_the_numbers_of_python(prefix, reference, tmp_path):
     rows, cols = 6, 80
     w = (((np.arange(rows * cols) * 37) % 101).astype(np.float32) / np.float32(50) - np.float32(1)).reshape(rows, cols)
     x = ((np.arange(cols) * 13) % 29).astype(np.float32) / np.float32(16) - np.float32(0.875)
-    expected = ops.matvec(ops.quantize(w, bits=3, group_size=32, solver="mse"), x)
+    expected = ops.matvec(ops.quantize(w, bits=3, group_size=32, solver="mse", scale_dtype="float32"), x)
     *numbers, chosen = done.stdout.splitlines()
     assert np.array(numbers, np.float32).tolist() == expected.tolist()
     found = ops.multiple_choice_knapsack([[9.0, 3.0, 1.0], [5.0, 2.0, 0.5]], [[2, 3, 4], [2, 3, 4]], 6)
