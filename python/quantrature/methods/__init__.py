@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..storage import QuantizedMatrix
+from .awq import AWQ
 from .gptq import GPTQ
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     "rtn": RTN,
     "mse": MSE,
     "hqq": HQQ,
+    "awq": AWQ,
     "gptq": GPTQ,
 }
 """What ``--method`` takes."""
