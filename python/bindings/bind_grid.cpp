@@ -1,6 +1,8 @@
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 
 #include <optional>
+#include <utility>
 
 #include "bindings/arrays.hpp"
 #include "bindings/exclude.hpp"
@@ -10,6 +12,7 @@ namespace quantrature::bindings {
 using Codes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using CodesInput = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using FloatsInput = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 void bind_grid(nb::module_& m) {
   m.def(
@@ -57,6 +60,26 @@ void bind_grid(nb::module_& m) {
       },
       "codes"_a.noconvert(), "bits"_a, "group_size"_a, "axis"_a, "scale"_a.noconvert(),
       "zero"_a.noconvert().none(), "out"_a.noconvert());
+  m.def(
+      "round_to_half",
+      [](const FloatsInput& values, const Output& out) {
+        const MutableMatrix halves = view(out);
+        if (halves.dtype != QTR_F16 || out.size() != values.size())
+          throw nb::type_error("expected as many float16 numbers as values");
+        float smallest, largest;
+        const RoundToHalfArgs args{sizeof(args),
+                                   values.data(),
+                                   static_cast<int64_t>(values.size()),
+                                   static_cast<uint16_t*>(halves.data),
+                                   &smallest,
+                                   &largest};
+        {
+          nb::gil_scoped_release release;
+          round_to_half(args);
+        }
+        return std::pair(smallest, largest);
+      },
+      "values"_a.noconvert(), "out"_a.noconvert());
 }
 
 }  // namespace quantrature::bindings

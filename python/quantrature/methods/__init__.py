@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..storage import QuantizedMatrix
 from .codebook import FP4, NF4
+from .gptq import GPTQ
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
+from .qtip import QTIP
 from .squeezellm import SQUEEZELLM
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ METHODS: dict[str, Method] = {
     "nf4": NF4,
     "fp4": FP4,
     "squeezellm": SQUEEZELLM,
+    "qtip": QTIP,
+    "gptq": GPTQ,
 }
 """What ``--method`` takes."""
 
@@ -81,7 +86,7 @@ def quantize_matrix(
                 f"[quantize] {name}: method {entry.solver} needs a calibration text, for the {need} of this matrix"
             )
     try:
-        return method.quantize(weight, entry, kept, given)
+        return method.quantize(weight, entry, kept, replace(given, name=name))
     except QuantratureError as e:
         raise type(e)(f"{name}: {e}") from None
 

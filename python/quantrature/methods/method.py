@@ -22,6 +22,7 @@ class Statistics:
     """What calibration text says about one matrix; ``None`` where its method does not ask for it.
 
     Attributes:
+        name: of the matrix, for messages.
         hessian: float32 (in_features, in_features), the mean of x x^T over the tokens that reach the matrix.
         fisher: float32 (out_features, in_features), the sum over the windows of the squared gradient of the mean
             loss of each.
@@ -29,6 +30,7 @@ class Statistics:
         tokens: how many reached the matrix.
     """
 
+    name: str = "the matrix"
     hessian: torch.Tensor | None = None
     fisher: torch.Tensor | None = None
     activations: torch.Tensor | None = None

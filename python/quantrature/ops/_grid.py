@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, as_output, consecutive_rows, dtype_name, empty_like_kind, is_torch
+from .._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    dtype_name,
+    empty_like_kind,
+)
 from ._codebook import CodebookTensor, decode, encode
 from ._packing import unpack
 
@@ -73,8 +81,8 @@ class QuantizedTensor:
 
         def part(values: Any) -> Any:
             if isinstance(values, QuantizedTensor):
-                values = values.dequantize("float32").reshape(self.shape[0], -1)
-            return None if values is None else values[rows]
+                values = values.dequantize("float32")
+            return None if values is None else values.reshape(self.shape[0], -1)[rows]
 
         return replace(
             self,
@@ -221,7 +229,7 @@ def quantize(
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
     scale = empty_like_kind(w, parameters, "float32")
     zero = None if sym else empty_like_kind(w, parameters, "float32")
-    offsets, columns = _positions(exclude)
+    offsets, columns = positions("quantize", exclude)
     _C.quantize(
         source,
         bits,
@@ -305,12 +313,13 @@ def _layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tupl
     return group, rows * cols // group, (rows * cols // group,)
 
 
-def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+def positions(op: str, exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Row offsets and columns of positions to exclude, as the core reads them."""
     if exclude is None:
         return None, None
     if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
         kind = f"{type(exclude).__module__}.{type(exclude).__qualname__}"
-        raise _C.InvalidArgumentError(f"[quantize] exclude must have row_offsets and columns: got {kind}")
+        raise _C.InvalidArgumentError(f"[{op}] exclude must have row_offsets and columns: got {kind}")
     return (
         np.ascontiguousarray(np.asarray(exclude.row_offsets), dtype=np.int64),
         np.ascontiguousarray(np.asarray(exclude.columns), dtype=np.int32),
@@ -319,21 +328,23 @@ def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
     """Scales and zeros as they are stored."""
-    sizes = np.abs(np.asarray(scale))
-    largest_zero = 0.0 if zero is None else float(np.abs(np.asarray(zero)).max())
-    if dtype == "auto":
-        normal = sizes.max() <= _LARGEST_HALF and bool(((sizes >= _SMALLEST_HALF) | (sizes == 0)).all())
-        dtype = "float16" if normal and largest_zero <= _LARGEST_HALF_ZERO else "float32"
     if dtype == "float32":
         return scale, zero
-    largest = max(float(sizes.max()), largest_zero)
-    if largest > _LARGEST_HALF:
+    half_scale, smallest, largest = _half(scale)
+    half_zero, largest_zero = None, 0.0
+    if zero is not None:
+        half_zero, _, largest_zero = _half(zero)
+    if dtype == "auto":
+        normal = smallest >= _SMALLEST_HALF and largest <= _LARGEST_HALF
+        return (half_scale, half_zero) if normal and largest_zero <= _LARGEST_HALF_ZERO else (scale, zero)
+    if not max(largest, largest_zero) <= _LARGEST_HALF:
         raise _C.InvalidArgumentError(
-            f"[quantize] scale_dtype float16 must hold every scale and zero: got largest={largest:g}"
+            f"[quantize] scale_dtype float16 must hold every scale and zero: got largest={max(largest, largest_zero):g}"
         )
-    return _half(scale), None if zero is None else _half(zero)
+    return half_scale, half_zero
 
 
-def _half(x: Array) -> Array:
-    half = np.asarray(x).astype(np.float16)
-    return sys.modules["torch"].from_numpy(half) if is_torch(x) else half
+def _half(x: Array) -> tuple[Array, float, float]:
+    """x in float16, and the least magnitude that is not 0 and the largest in x."""
+    half = empty_like_kind(x, tuple(x.shape), "float16")
+    return half, *_C.round_to_half(core_view(x), core_view(half))

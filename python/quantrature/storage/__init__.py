@@ -5,6 +5,7 @@ from .dense import DenseForm, DenseSpec, Layout
 from .grid import GridSpec
 from .matrix import KINDS, OUTLIERS, MatrixSpec, digest
 from .quantized import QuantizedMatrix
+from .trellis import TrellisMatrix, TrellisSpec
 
 __all__ = [
     "KINDS",
@@ -16,5 +17,7 @@ __all__ = [
     "Layout",
     "MatrixSpec",
     "QuantizedMatrix",
+    "TrellisMatrix",
+    "TrellisSpec",
     "digest",
 ]
