@@ -86,7 +86,7 @@ class RotatedMatrix:
         places = outliers.positions()
         values = outliers.values.float() - replace(matrix, outliers=None).dequantize("float32").view(-1)[places]
         indices = torch.stack([places // cols, places % cols])
-        residuals = torch.sparse_coo_tensor(indices, values, matrix.dense.shape, is_coalesced=True)
+        residuals = torch.sparse_coo_tensor(indices, values, matrix.dense.shape, check_invariants=True).coalesce()
         return cls(matrix.dense, matrix.input_scale, residuals)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:

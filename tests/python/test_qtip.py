@@ -277,7 +277,7 @@ def test_tensors_that_do_not_fit_are_refused():
 WINDOWS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("layout", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("layout", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("code", ["3inst", "hyb"])
 def test_a_model_comes_back_from_its_checkpoint(layout, code, tmp_path):
     model = tiny_model(layout)
@@ -300,13 +300,14 @@ def test_requant_restores_weights_beside_the_codes():
     model = tiny_model("llama")
     dense = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
     plan = Plan({name: entry(2) for name in dense})
-    found = qtr.requant(model, WINDOWS, plan=plan, outliers=0.0, significant=0.5, nodes=2)
-    plain = tiny_model("llama")
-    qtr.quantize(plain, plan=plan, calibration=WINDOWS)
+    model, record = qtr.requant(model, WINDOWS, plan=plan, outliers=0.0, significant=2.0, nodes=2)
     kept = 0
     for name, layer in quantized_layers(model).items():
-        places = layer.matrix.outliers.positions()
-        kept += len(places)
-        assert torch.equal(layer.dequantize().view(-1)[places], dense[name].float().view(-1)[places])
-    assert kept == round(0.005 * sum(w.numel() for w in dense.values()))
-    assert found is not None
+        matrix = layer.matrix
+        if matrix.outliers is not None:
+            places = matrix.outliers.positions()
+            kept += len(places)
+            assert torch.equal(layer.dequantize().view(-1)[places], dense[name].float().view(-1)[places])
+    assert kept == int(0.02 * sum(w.numel() for w in dense.values()))
+    losses = [stage.measured_loss_change for stage in record.stages]
+    assert losses[-1] < losses[0]
