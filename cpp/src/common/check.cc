@@ -12,17 +12,16 @@ DeviceError::DeviceError(const std::string& message) : Error(message) {}
 DeviceError::~DeviceError() = default;
 
 void check_matrix(const Matrix& m, const char* op, const char* name) {
-  const auto rule = [&](const char* text) {
-    std::ostringstream full;
-    full << '[' << op << "] " << name << ' ' << text;
-    return full.str();
+  const auto rule = [&](bool ok, const char* text, auto... names_and_values) {
+    if (!ok) [[unlikely]]
+      check_for(op, ok, (std::string(name) + ' ' + text).c_str(), names_and_values...);
   };
-  check(m.rows > 0 && m.cols > 0, rule("must not be empty").c_str(), "rows", m.rows, "cols", m.cols);
-  check(m.data != nullptr, rule("must not be null").c_str());
-  check(m.rows == 1 || m.row_stride >= m.cols, rule("has rows that overlap").c_str(), "row_stride",
-        m.row_stride, "cols", m.cols);
-  check(m.dtype == QTR_F32 || m.dtype == QTR_F16 || m.dtype == QTR_BF16,
-        rule("must be float32, float16 or bfloat16").c_str(), "dtype", static_cast<int>(m.dtype));
+  rule(m.rows > 0 && m.cols > 0, "must not be empty", "rows", m.rows, "cols", m.cols);
+  rule(m.data != nullptr, "must not be null");
+  rule(m.rows == 1 || m.row_stride >= m.cols, "has rows that overlap", "row_stride", m.row_stride, "cols",
+       m.cols);
+  rule(m.dtype == QTR_F32 || m.dtype == QTR_F16 || m.dtype == QTR_BF16,
+       "must be float32, float16 or bfloat16", "dtype", static_cast<int>(m.dtype));
 }
 
 void check_matrix(const MutableMatrix& m, const char* op, const char* name) {

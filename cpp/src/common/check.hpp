@@ -1,4 +1,5 @@
-// The one way to refuse an argument: check(condition, "[op] rule", "name", value, ...).
+// The one way to refuse an argument: check(condition, "[op] rule", "name",
+// value, ...).
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,16 @@ void check(bool ok, const char* rule, const NamesAndValues&... names_and_values)
     throw InvalidArgument(complaint(rule, names_and_values...));
 }
 
-// Throws InvalidArgument unless m is a non-empty matrix of a known dtype; op and name go into the message.
+// The same for a rule that several ops have: what it reads like is put together
+// when it is broken, and not before.
+template <class... NamesAndValues>
+void check_for(const char* op, bool ok, const char* rule, const NamesAndValues&... names_and_values) {
+  if (!ok) [[unlikely]]
+    throw InvalidArgument(complaint(('[' + std::string(op) + "] " + rule).c_str(), names_and_values...));
+}
+
+// Throws InvalidArgument unless m is a non-empty matrix of a known dtype; op
+// and name go into the message.
 void check_matrix(const Matrix& m, const char* op, const char* name);
 void check_matrix(const MutableMatrix& m, const char* op, const char* name);
 
