@@ -29,16 +29,20 @@ void check(bool ok, const char* rule, const NamesAndValues&... names_and_values)
     throw InvalidArgument(complaint(rule, names_and_values...));
 }
 
-// The same for a rule that several ops have: what it reads like is put together
-// when it is broken, and not before.
+// The same for a rule that several ops have: what it reads like is put together when it is broken.
 template <class... NamesAndValues>
 void check_for(const char* op, bool ok, const char* rule, const NamesAndValues&... names_and_values) {
   if (!ok) [[unlikely]]
     throw InvalidArgument(complaint(('[' + std::string(op) + "] " + rule).c_str(), names_and_values...));
 }
 
-// Throws InvalidArgument unless m is a non-empty matrix of a known dtype; op
-// and name go into the message.
+// No array has more elements: products of sizes up to this, and bytes of them, stay within int64_t.
+constexpr int64_t kMostElements = int64_t{1} << 56;
+
+// Throws InvalidArgument if rows of row_stride are more than memory can hold.
+void check_extent(int64_t rows, int64_t row_stride, const char* op, const char* name);
+
+// Throws InvalidArgument unless m is a non-empty matrix of a known dtype; op and name go into the message.
 void check_matrix(const Matrix& m, const char* op, const char* name);
 void check_matrix(const MutableMatrix& m, const char* op, const char* name);
 

@@ -37,6 +37,7 @@ struct Grid {
 
 Grid checked(const GridMatrix& w, const char* op) {
   check_for(op, w.rows > 0 && w.cols > 0, "w must not be empty", "rows", w.rows, "cols", w.cols);
+  check_extent(w.rows, w.cols, op, "w");
   check_for(op, w.bits >= 1 && w.bits <= 8, "bits must be 1 to 8", "bits", w.bits);
   check_for(op, w.group_size == -1 || w.group_size >= 1, "group_size must be -1 or at least 1", "group_size",
             w.group_size);
