@@ -136,6 +136,11 @@ class Data:
         return torch.rand(self.side, generator=torch.Generator().manual_seed(0))
 
     @cached_property
+    def vector(self) -> torch.Tensor:
+        """What a mat-vec multiplies."""
+        return torch.randn(self.side)
+
+    @cached_property
     def flat(self) -> np.ndarray:
         """The matrix as a NumPy vector."""
         return self.w.numpy().ravel()
@@ -276,6 +281,83 @@ def _unpack(d: Data, bits: int) -> Call:
 
 def _none() -> Call:
     raise LookupError("no peer has this op")
+
+
+def _matvec(d: Data, bits: int, activations: str) -> Call:
+    _, outliers = ops.extract_outliers(d.w, count=d.k)
+    packed = ops.PackedMatrix.of(ops.quantize(d.w, bits, 64, exclude=outliers), outliers)
+    x, y = d.vector.numpy(), np.empty(d.side, np.float32)
+    return lambda: packed.matvec(x, out=y, activations=activations)
+
+
+GGML_TYPES = {"q4_0": 2, "q2_K": 10, "q3_K": 11, "q4_K": 12}
+"""The numbers that ggml's header gives to its formats."""
+
+
+def _ggml_matvec(d: Data, name: str) -> Call:
+    """A graph of one product, as llama.cpp runs it; it rounds the vector to 8 bits, and has no outliers."""
+    import llama_cpp
+
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    base, cpu = (ctypes.CDLL(str(folder / f"libggml-{part}.so"), mode=ctypes.RTLD_GLOBAL) for part in ("base", "cpu"))
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+
+    class Parameters(ctypes.Structure):
+        _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", pointer), ("no_alloc", ctypes.c_bool))
+
+    def function(library: ctypes.CDLL, called: str, result: Any, *arguments: Any) -> Any:
+        found = getattr(library, called)
+        found.restype, found.argtypes = result, arguments
+        return found
+
+    data_of = function(base, "ggml_get_data", pointer, pointer)
+    context = function(base, "ggml_init", pointer, Parameters)(Parameters(256 << 20, None, False))
+    kind = GGML_TYPES[name]
+    matrix = function(base, "ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, size, size)(
+        context, kind, d.side, d.side
+    )
+    vector = function(base, "ggml_new_tensor_1d", pointer, pointer, ctypes.c_int, size)(context, 0, d.side)
+    function(base, "ggml_quantize_init", None, ctypes.c_int)(kind)
+    weights = np.ascontiguousarray(d.w.numpy())
+    quantize = function(
+        base, "ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, pointer, pointer, size, size, size, pointer
+    )
+    quantize(kind, weights.ctypes.data, data_of(matrix), 0, d.side, d.side, None)
+    ctypes.memmove(data_of(vector), d.vector.data_ptr(), 4 * d.side)
+    product = function(base, "ggml_mul_mat", pointer, pointer, pointer, pointer)(context, matrix, vector)
+    graph = function(base, "ggml_new_graph", pointer, pointer)(context)
+    function(base, "ggml_build_forward_expand", None, pointer, pointer)(graph, product)
+    compute = function(cpu, "ggml_graph_compute_with_ctx", ctypes.c_int, pointer, pointer, ctypes.c_int)
+    return lambda: compute(context, graph, torch.get_num_threads())
+
+
+def _hqq_matvec(d: Data) -> Call:
+    dequantize = _hqq_dequantize(d)
+    return lambda: dequantize().view(d.side, d.side) @ d.vector
+
+
+def _matvec_rows(d: Data) -> list[Row]:
+    """Products of a packed matrix, outliers included, and one vector."""
+    peers = [(4, "q4_0"), (4, "q4_K"), (3, "q3_K"), (2, "q2_K")]
+    made = [
+        Row(
+            f"mat-vec {bits}-bit g64 + 0.5 % outliers, {activations}",
+            f"1 x {name}",
+            "read",
+            partial(_matvec, d, bits, activations),
+            f"llama.cpp {name}, 8-bit vector",
+            partial(_ggml_matvec, d, name),
+        )
+        for activations in ("float32", "int8")
+        for bits, name in peers
+    ]
+    for peer, theirs in (
+        ("hqq dequantize, matmul", lambda: _hqq_matvec(d)),
+        ("torch float32", lambda: lambda: d.w @ d.vector),
+    ):
+        op = "mat-vec 4-bit g64 + 0.5 % outliers, float32"
+        made.append(Row(op, "", "read", partial(_matvec, d, 4, "float32"), peer, theirs))
+    return made
 
 
 def rows(d: Data) -> list[Row]:
@@ -470,6 +552,7 @@ def rows(d: Data) -> list[Row]:
             for name, make in (("pack", _pack), ("unpack", _unpack))
             for bits in range(1, 9)
         ),
+        *_matvec_rows(d),
     ]
 
 

@@ -15,24 +15,22 @@ DeviceError::~DeviceError() = default;
 
 void check_extent(int64_t rows, int64_t row_stride, const char* op, const char* name) {
   if (rows <= kMostElements / std::max<int64_t>(1, row_stride)) return;
-  std::ostringstream rule;
-  rule << '[' << op << "] " << name << " is larger than memory can be";
-  check(false, rule.str().c_str(), "rows", rows, "row_stride", row_stride);
+  check_for(op, false, (std::string(name) + " is larger than memory can be").c_str(), "rows", rows,
+            "row_stride", row_stride);
 }
 
 void check_matrix(const Matrix& m, const char* op, const char* name) {
-  const auto rule = [&](const char* text) {
-    std::ostringstream full;
-    full << '[' << op << "] " << name << ' ' << text;
-    return full.str();
+  const auto rule = [&](bool ok, const char* text, auto... names_and_values) {
+    if (!ok) [[unlikely]]
+      check_for(op, false, (std::string(name) + ' ' + text).c_str(), names_and_values...);
   };
-  check(m.rows > 0 && m.cols > 0, rule("must not be empty").c_str(), "rows", m.rows, "cols", m.cols);
-  check(m.data != nullptr, rule("must not be null").c_str());
-  check(m.rows == 1 || m.row_stride >= m.cols, rule("has rows that overlap").c_str(), "row_stride",
-        m.row_stride, "cols", m.cols);
+  rule(m.rows > 0 && m.cols > 0, "must not be empty", "rows", m.rows, "cols", m.cols);
+  rule(m.data != nullptr, "must not be null");
+  rule(m.rows == 1 || m.row_stride >= m.cols, "has rows that overlap", "row_stride", m.row_stride, "cols",
+       m.cols);
   check_extent(m.rows, m.rows == 1 ? m.cols : m.row_stride, op, name);
-  check(m.dtype == QTR_F32 || m.dtype == QTR_F16 || m.dtype == QTR_BF16,
-        rule("must be float32, float16 or bfloat16").c_str(), "dtype", static_cast<int>(m.dtype));
+  rule(m.dtype == QTR_F32 || m.dtype == QTR_F16 || m.dtype == QTR_BF16,
+       "must be float32, float16 or bfloat16", "dtype", static_cast<int>(m.dtype));
 }
 
 void check_matrix(const MutableMatrix& m, const char* op, const char* name) {

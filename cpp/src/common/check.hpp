@@ -1,4 +1,5 @@
-// The one way to refuse an argument: check(condition, "[op] rule", "name", value, ...).
+// The one way to refuse an argument: check(condition, "[op] rule", "name",
+// value, ...).
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,13 @@ template <class... NamesAndValues>
 void check(bool ok, const char* rule, const NamesAndValues&... names_and_values) {
   if (!ok) [[unlikely]]
     throw InvalidArgument(complaint(rule, names_and_values...));
+}
+
+// The same for a rule that several ops have: what it reads like is put together when it is broken.
+template <class... NamesAndValues>
+void check_for(const char* op, bool ok, const char* rule, const NamesAndValues&... names_and_values) {
+  if (!ok) [[unlikely]]
+    throw InvalidArgument(complaint(('[' + std::string(op) + "] " + rule).c_str(), names_and_values...));
 }
 
 // No array has more elements: products of sizes up to this, and bytes of them, stay within int64_t.

@@ -36,12 +36,11 @@ struct Grid {
 };
 
 Grid checked(const GridMatrix& w, const char* op) {
-  const auto rule = [&](const char* text) { return std::string("[") + op + "] " + text; };
-  check(w.rows > 0 && w.cols > 0, rule("w must not be empty").c_str(), "rows", w.rows, "cols", w.cols);
+  check_for(op, w.rows > 0 && w.cols > 0, "w must not be empty", "rows", w.rows, "cols", w.cols);
   check_extent(w.rows, w.cols, op, "w");
-  check(w.bits >= 1 && w.bits <= 8, rule("bits must be 1 to 8").c_str(), "bits", w.bits);
-  check(w.group_size == -1 || w.group_size >= 1, rule("group_size must be -1 or at least 1").c_str(),
-        "group_size", w.group_size);
+  check_for(op, w.bits >= 1 && w.bits <= 8, "bits must be 1 to 8", "bits", w.bits);
+  check_for(op, w.group_size == -1 || w.group_size >= 1, "group_size must be -1 or at least 1", "group_size",
+            w.group_size);
   Grid g{};
   g.codes = w.codes;
   g.rows = w.rows, g.cols = w.cols, g.bits = w.bits;
@@ -49,14 +48,13 @@ Grid checked(const GridMatrix& w, const char* op) {
   g.group = w.group_size == -1 ? w.cols : std::min(w.group_size, w.cols);
   g.groups = ceil_div(w.cols, g.group);
   g.sym = w.zero.data == nullptr;
-  check(w.codes != nullptr && w.codes_size == g.rows * g.row_bytes,
-        rule("codes must hold all packed rows").c_str(), "codes_size", w.codes_size, "expected",
-        g.rows * g.row_bytes);
+  check_for(op, w.codes != nullptr && w.codes_size == g.rows * g.row_bytes, "codes must hold all packed rows",
+            "codes_size", w.codes_size, "expected", g.rows * g.row_bytes);
   const auto in_a_row = [&](const Matrix& m, const char* name) {
     check_matrix(m, op, name);
-    check(m.rows * m.cols == g.rows * g.groups && (m.rows == 1 || m.row_stride == m.cols),
-          rule("scale and zero must hold one number for each group, without gaps").c_str(), "groups",
-          m.rows * m.cols, "expected", g.rows * g.groups);
+    check_for(op, m.rows * m.cols == g.rows * g.groups && (m.rows == 1 || m.row_stride == m.cols),
+              "scale and zero must hold one number for each group, without gaps", "groups", m.rows * m.cols,
+              "expected", g.rows * g.groups);
     return Matrix{m.data, 1, m.rows * m.cols, m.rows * m.cols, m.dtype};
   };
   g.scale = in_a_row(w.scale, "scale");
