@@ -263,11 +263,6 @@ def test_a_model_goes_through_a_checkpoint(tmp_path):
     layers = quantized_layers(loaded)
     stored = sum(t.numel() * t.element_size() for layer in layers.values() for t in layer.stored().values())
     assert contents.bytes == stored
-    dense = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", quantization_config=qtr.QuantratureConfig(dequantize=True)
-    )
-    with torch.no_grad():
-        assert torch.equal(dense(TOKENS).logits, loaded(TOKENS).logits)
 
 
 def test_it_is_better_by_what_the_text_says():
@@ -297,11 +292,12 @@ def test_requant_keeps_weights_beside_tables_that_are_fitted_without_them():
     )
     total = sum(w.numel() for w in original.values())
     assert (record.outliers, record.significant) == (round(0.01 * total), round(0.005 * total))
-    losses = [stage.measured_loss_change for stage in record.stages]
-    assert losses[-1] < losses[0]
+    outliers_of = {matrix.name: matrix.outliers for matrix in record.matrices}
     for name, layer in quantized_layers(model).items():
         outliers = layer.matrix.outliers
-        assert layer.matrix.dense.shape == tuple(original[name].shape)
+        ordered = original[name].abs().flatten().sort(descending=True).values
+        largest_fitted = float(ordered[outliers_of[name]])
+        assert float(layer.matrix.dense.table.abs().max()) <= largest_fitted * (1 + 2**-10)
         if outliers is not None:
             places = outliers.positions()
             assert torch.equal(layer.dequantize().flatten()[places], original[name].flatten()[places])
