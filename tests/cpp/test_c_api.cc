@@ -401,8 +401,8 @@ TEST_F(CApi, Matvec) {
   REFUSED(qtr_matvec, matvec(), a.w.scale.rows = 1, "[matvec] ");
   REFUSED(qtr_matvec, matvec(), a.x.cols = 9, "[matvec] x must have as many numbers as w has columns");
   REFUSED(qtr_matvec, matvec(), a.x.dtype = static_cast<qtr_dtype>(-1), "[matvec] x must be float32");
-  REFUSED(qtr_matvec, matvec(), a.out.cols = 2, "[matvec] out must be float32, a row for each vector");
-  REFUSED(qtr_matvec, matvec(), a.out.dtype = QTR_F16, "[matvec] out must be float32, a row for each vector");
+  REFUSED(qtr_matvec, matvec(), a.out.cols = 2, "[matvec] out must have a row for each vector");
+  REFUSED(qtr_matvec, matvec(), a.out.dtype = static_cast<qtr_dtype>(-1), "[matvec] out must be float32");
   REFUSED(qtr_matvec, matvec(), a.residuals.rows = 2, "[matvec] residuals must have the shape of w");
   REFUSED(qtr_matvec, matvec(), a.residuals.dtype = QTR_F16, "[matvec] residuals must be float32");
   REFUSED(qtr_residuals, residuals(), a.outliers.cols = 9, "[");
