@@ -3,10 +3,10 @@
     python bench/peers.py [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
 
 Within a round the machine, this package and the peer take turns, so that what else the machine does meets all three;
-each is called twice and the second call counts, as in a loop over the layers of a model. A figure is the median over
-the rounds, a ratio the median of the rounds' ratios; with --best both are of minima, for a machine that is busy
-otherwise. Peers that are not installed are named in their rows and left out. Results are written where the caller keeps
-them: outputs are allocated beforehand for this package and its peers where both can.
+each is called for some milliseconds before the call that counts, as in a loop over the layers of a model. A figure is
+the median over the rounds, a ratio the median of the rounds' ratios; with --best both are of minima, for a machine that
+is busy otherwise. Peers that are not installed are named in their rows and left out. Results are written where the
+caller keeps them: outputs are allocated beforehand for this package and its peers where both can.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ SLOW_SECONDS = 1.0
 
 SETTLE_SECONDS = 0.01
 """Before a turn: OpenMP's threads, which torch uses, keep a core busy for some milliseconds after a call."""
+
+WARM_SECONDS = 0.02
+"""At the start of a turn: threads are awake and caches have what they can hold when the call that counts begins."""
 
 
 class Machine:
@@ -481,10 +484,17 @@ def _own_time(machine: Machine, d: Data, unit: str) -> Callable[[], float]:
     return (lambda: machine.move(codes, packed)) if name == "pack" else (lambda: machine.move(packed, codes))
 
 
-def _seconds(call: Call, again: bool) -> float:
+def _warm_up(call: Callable[[], Any]) -> None:
     time.sleep(SETTLE_SECONDS)
-    if again:
+    end = time.perf_counter() + WARM_SECONDS
+    call()
+    while time.perf_counter() < end:
         call()
+
+
+def _seconds(call: Call, warm: bool) -> float:
+    if warm:
+        _warm_up(call)
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -514,11 +524,11 @@ def measure(row: Row, d: Data, machine: Machine, rounds: int, best: bool) -> dic
     own_time = _own_time(machine, d, row.unit)
     times: dict[str, list[float]] = {name: [] for name in ("machine", *calls)}
     for i in range(rounds):
-        time.sleep(SETTLE_SECONDS)
-        times["machine"].append(min(own_time(), own_time()))
+        _warm_up(own_time)
+        times["machine"].append(own_time())
         for name, call in calls.items():
             if i == 0 or times[name][0] < SLOW_SECONDS:
-                times[name].append(_seconds(call, again=i > 0))
+                times[name].append(_seconds(call, warm=i > 0))
     pick = min if best else statistics.median
 
     def ratio(of: str, to: str) -> float:

@@ -53,4 +53,9 @@ endif()
 
 add_library(quantrature_highway INTERFACE)
 target_link_libraries(quantrature_highway INTERFACE ${highway_target})
+# Vectors of SVE have no size when they are compiled, and kernels keep arrays of vectors: there NEON runs.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)")
+  target_compile_definitions(quantrature_highway INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+endif()
 message(STATUS "quantrature: SIMD on, Google Highway ${highway_origin}")

@@ -200,22 +200,14 @@ TEST(Trellis, RefusesWhatBreaksTheContract) {
   refuses(
       trellis_dequantize, d, [](D& a) { a.trellis.code = static_cast<qtr_trellis_code>(3); },
       "[trellis_dequantize] code must be 1mad, 3inst or hyb: got code=3");
+  refuses(trellis_dequantize, d, [](D& a) { a.trellis.bits = 5; }, "bits must be 1 to 4: got bits=5");
+  refuses(trellis_dequantize, d, [](D& a) { a.trellis.state_bits = 17; }, "at most 16: got state_bits=17");
   refuses(
-      trellis_dequantize, d, [](D& a) { a.trellis.bits = 5; }, "bits must be 1 to 4: got bits=5");
-  refuses(
-      trellis_dequantize, d, [](D& a) { a.trellis.state_bits = 17; }, "at most 16: got state_bits=17");
-  refuses(
-      trellis_dequantize, d,
-      [](D& a) {
-        a.trellis = {QTR_HYB, 4, 7};
-      },
+      trellis_dequantize, d, [](D& a) { a.trellis = {QTR_HYB, 4, 7}; },
       "state_bits must be at least the bits of a step and at most 16: got state_bits=7, bits of a step=8");
-  refuses(
-      trellis_dequantize, d, [](D& a) { a.scale = NAN; }, "scale must be finite");
-  refuses(
-      trellis_dequantize, d, [](D& a) { a.codes_size = 127; }, "codes must hold a stream for each row");
-  refuses(
-      trellis_dequantize, d, [](D& a) { a.out.cols = 7; }, "columns must have at least state_bits bits");
+  refuses(trellis_dequantize, d, [](D& a) { a.scale = NAN; }, "scale must be finite");
+  refuses(trellis_dequantize, d, [](D& a) { a.codes_size = 127; }, "codes must hold a stream for each row");
+  refuses(trellis_dequantize, d, [](D& a) { a.out.cols = 7; }, "columns must have at least state_bits bits");
   refuses(
       trellis_dequantize, d, [](D& a) { a.trellis.code = QTR_HYB, a.out.cols = 255; },
       "columns must be a multiple of the weights of a step: got cols=255");
@@ -226,16 +218,13 @@ TEST(Trellis, RefusesWhatBreaksTheContract) {
   using M = TrellisMatvecArgs;
   refuses(
       trellis_matvec, m, [](M& a) { a.rows = 15; }, "rows and columns must be multiples of 16: got rows=15");
-  refuses(
-      trellis_matvec, m, [](M& a) { a.codes = nullptr; }, "codes must hold a stream for each tile");
-  refuses(
-      trellis_matvec, m, [](M& a) { a.x.cols = 31; }, "x must have as many numbers");
+  refuses(trellis_matvec, m, [](M& a) { a.codes = nullptr; }, "codes must hold a stream for each tile");
+  refuses(trellis_matvec, m, [](M& a) { a.x.cols = 31; }, "x must have as many numbers");
   refuses(
       trellis_matvec, m, [](M& a) { a.out.dtype = QTR_F16; }, "out must be float32, a row for each vector");
   const TrellisValuesArgs v{sizeof(TrellisValuesArgs), QTR_3INST, 8, out.data(), 256};
   trellis_values(v);
-  refuses(
-      trellis_values, v, [](TrellisValuesArgs& a) { a.state_bits = 1; }, "state_bits must be 2 to 16");
+  refuses(trellis_values, v, [](TrellisValuesArgs& a) { a.state_bits = 1; }, "state_bits must be 2 to 16");
   refuses(
       trellis_values, v, [](TrellisValuesArgs& a) { a.out_count = 255; },
       "out must hold the values of all states");

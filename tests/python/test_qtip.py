@@ -1,27 +1,29 @@
 """QTIP: incoherence, feedback between blocks, stored form, models."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from quantrature import InvalidArgumentError, checkpoint, ops
-from quantrature._quantize import declare, put
+import quantrature as qtr
+from quantrature import InvalidArgumentError, Plan, checkpoint, models, ops
+from quantrature.allocation.options import stored_bytes
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.qtip import block_ldlq, feedback
-from quantrature.models import find_linears
+from quantrature.nn import QuantLinear, quantized_layers
 from quantrature.ops import Trellis
+from quantrature.packed_linear import RotatedMatrix
 from quantrature.plan import PlanEntry
 from quantrature.storage import MatrixSpec
 from quantrature.storage.trellis import padded, rotated, unrotated
-from tiny_models import VOCABULARY, tiny_model
+from tiny_models import tiny_model
 
 OPTIONS = {"state_bits": 8}
 
 
 def entry(bits=2, **settings):
     options = OPTIONS | settings.pop("options", {})
-    return PlanEntry(bits, solver="qtip", options=options, **settings)
+    return PlanEntry(bits, -1, solver="qtip", options=options, **settings)
 
 
 def sample(rows=48, cols=96, seed=0):
@@ -72,7 +74,7 @@ def test_sizes_are_padded_to_tiles_that_have_a_transform(size, expected):
 
 def test_the_factor_is_a_block_ldl_decomposition():
     _, hessian = sample(16, 80)
-    lower = feedback(hessian, 0.01).double()
+    lower = feedback(hessian, 0.01)[0].double()
     damped = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(80)
     inverse = torch.linalg.inv(lower)
     d = inverse @ damped @ inverse.T
@@ -89,8 +91,10 @@ def test_the_factor_is_a_block_ldl_decomposition():
 
 
 def test_a_hessian_without_rank_is_damped_until_it_has_a_factor():
-    assert torch.isfinite(feedback(torch.zeros(32, 32), 0.01)).all()
-    assert torch.isfinite(feedback(torch.ones(32, 32) - 0.05 * torch.eye(32), 0.01)).all()
+    assert torch.equal(feedback(torch.zeros(32, 32), 0.01)[0], torch.eye(32))
+    lower, share = feedback(torch.ones(32, 32) - 0.05 * torch.eye(32), 0.01)
+    assert torch.isfinite(lower).all()
+    assert 0.05 / 0.95 < share < 0.11
     with pytest.raises(InvalidArgumentError, match="hessian must be finite"):
         feedback(torch.full((16, 16), torch.nan), 0.01)
 
@@ -98,7 +102,7 @@ def test_a_hessian_without_rank_is_damped_until_it_has_a_factor():
 def test_blocks_are_fed_with_the_errors_of_those_before():
     """The loop over blocks in the form of the paper, without buffers."""
     weight, hessian = sample(32, 304)
-    trellis, lower = Trellis(2, 8), feedback(hessian, 0.01)
+    trellis, lower = Trellis(2, 8), feedback(hessian, 0.01)[0]
     image = torch.zeros_like(weight)
     streams = {}
     for k in reversed(range(19)):
@@ -160,14 +164,46 @@ def test_bits_are_those_of_codes_signs_and_scale():
     weight, hessian = sample(64, 128)
     stored = quantized(weight, hessian, entry(3))
     assert 8 * stored.nbytes == 3 * 64 * 128 + 64 + 128 + 32
+    assert stored_bytes(64, 128, entry(3)) == stored.nbytes
+    padded_to_tiles = quantized(*sample(40, 50), entry(2))
+    assert stored_bytes(40, 50, entry(2)) == padded_to_tiles.nbytes
 
 
+@pytest.mark.parametrize("count", [1, 5, 40])
 @pytest.mark.parametrize(("rows", "cols"), [(48, 96), (40, 50)])
-def test_products_need_no_dense_matrix(rows, cols):
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("outliers", [0.0, 0.02])
+def test_products_stay_in_the_rotated_basis(rows, cols, outliers, scaled, count):
     weight, hessian = sample(rows, cols)
-    stored = quantized(weight, hessian, entry())
-    x = torch.randn(5, cols)
-    torch.testing.assert_close(stored.dense.multiply(x), x @ stored.dequantize("float32").T, atol=1e-4, rtol=1e-4)
+    stored = quantized(weight, hessian, entry(outliers=outliers))
+    if scaled:
+        stored = replace(stored, input_scale=torch.rand(cols) + 0.5)
+    image = stored.dequantize("float32")
+    matrix = RotatedMatrix.of(stored)
+    x, y = torch.randn(count, cols), torch.randn(count, rows)
+    torch.testing.assert_close(matrix.product(x), x @ image.T, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(matrix.transposed_product(y), y @ image, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [3, 70])
+def test_layers_compute_what_their_matrix_does(count, dtype):
+    weight, hessian = sample()
+    stored = quantized(weight, hessian, entry(outliers=0.01))
+    layer = QuantLinear(MatrixSpec.of(stored), torch.nn.Parameter(torch.randn(48)))
+    layer.store(stored)
+    x = torch.randn(2, count, 96).to(dtype).requires_grad_()
+    expected = torch.nn.functional.linear(x.float(), stored.dequantize("float32"), layer.bias)
+    got = layer(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, expected.to(dtype))
+    seed = torch.randn_like(expected)
+    (of_x,) = torch.autograd.grad(got, x, seed.to(dtype), retain_graph=True)
+    (of_bias,) = torch.autograd.grad(got, layer.bias, seed.to(dtype))
+    torch.testing.assert_close(
+        of_x.float(), seed.to(dtype).float() @ stored.dequantize("float32"), atol=0.05, rtol=0.02
+    )
+    torch.testing.assert_close(of_bias, seed.to(dtype).float().sum((0, 1)))
 
 
 def test_outliers_are_out_of_the_fit():
@@ -238,17 +274,40 @@ def test_tensors_that_do_not_fit_are_refused():
             spec.matrix(tensors)
 
 
-def test_a_model_comes_back_from_its_checkpoint(tmp_path):
-    model = tiny_model("llama")
-    specs = {}
-    for linear in find_linears(model):
-        stored = quantized(linear.weight.contiguous(), torch.eye(linear.in_features), entry(outliers=0.01))
-        specs[linear.name] = put(model, linear, stored)
-    declare(model, specs)
-    ids = torch.arange(32)[None] % VOCABULARY
-    checkpoint.save(model, tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+WINDOWS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("layout", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("code", ["3inst", "hyb"])
+def test_a_model_comes_back_from_its_checkpoint(layout, code, tmp_path):
+    model = tiny_model(layout)
     with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+        before = model(WINDOWS).logits
+        qtr.quantize(model, bits=4, method="qtip", calibration=WINDOWS, state_bits=10, code=code)
+        after = model(WINDOWS).logits
+    assert torch.nn.functional.cosine_similarity(after.flatten(), before.flatten(), dim=0) > 0.95
+    checkpoint.save(model, tmp_path / "out")
+    loaded = models.load_model(tmp_path / "out")
+    layers = quantized_layers(loaded)
+    assert layers.keys() == quantized_layers(model).keys()
+    assert all(layer.intact and layer.spec.dense.code == code for layer in layers.values())
+    with torch.no_grad():
+        assert torch.equal(loaded(WINDOWS).logits, after)
     assert all(m["kind"] == "trellis" for m in checkpoint.inspect(tmp_path / "out").modules.values())
-    np.testing.assert_equal({name: layer.dense.code for name, layer in specs.items()}, dict.fromkeys(specs, "3inst"))
+
+
+def test_requant_restores_weights_beside_the_codes():
+    model = tiny_model("llama")
+    dense = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    plan = Plan({name: entry(2) for name in dense})
+    model, record = qtr.requant(model, WINDOWS, plan=plan, outliers=0.0, significant=2.0, nodes=2)
+    kept = 0
+    for name, layer in quantized_layers(model).items():
+        matrix = layer.matrix
+        if matrix.outliers is not None:
+            places = matrix.outliers.positions()
+            kept += len(places)
+            assert torch.equal(layer.dequantize().view(-1)[places], dense[name].float().view(-1)[places])
+    assert kept == int(0.02 * sum(w.numel() for w in dense.values()))
+    losses = [stage.measured_loss_change for stage in record.stages]
+    assert losses[-1] < losses[0]

@@ -8,11 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from transformers import AutoModelForCausalLM
 
-from quantrature import InvalidArgumentError, PlanEntry, ops
+import quantrature as qtr
+from quantrature import InvalidArgumentError, PlanEntry, checkpoint, models, ops
 from quantrature._quantize import plan_for
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.squeezellm import outlier_shares
+from quantrature.nn import quantized_layers
+from test_analysis import TOKENS, sharp_model
+from test_analysis import loss as loss_of
 from tiny_models import tiny_model
 
 WEIGHT = torch.randn(24, 96, generator=torch.Generator().manual_seed(0)) * 0.02
@@ -236,3 +241,67 @@ def test_bad_information_is_named():
         quantized(fisher=-FISHER)
     with pytest.raises(InvalidArgumentError, match="w: method squeezellm needs a calibration text, for the fisher"):
         quantize_matrix("w", WEIGHT, entry())
+
+
+def test_a_model_goes_through_a_checkpoint(tmp_path):
+    model = qtr.quantize(
+        sharp_model(),
+        bits=3,
+        method="squeezellm",
+        outliers=0.01,
+        sensitive=0.002,
+        calibration=TOKENS,
+        nsamples=None,
+        progress=False,
+    )
+    checkpoint.save(model, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(loaded(TOKENS).logits, model.eval()(TOKENS).logits)
+    contents = checkpoint.inspect(tmp_path / "out")
+    assert all(m["codebook"] == "rows" and m["outliers"] > 0 for m in contents.modules.values())
+    layers = quantized_layers(loaded)
+    stored = sum(t.numel() * t.element_size() for layer in layers.values() for t in layer.stored().values())
+    assert contents.bytes == stored
+    dense = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", quantization_config=qtr.QuantratureConfig(dequantize=True)
+    )
+    with torch.no_grad():
+        assert torch.equal(dense(TOKENS).logits, loaded(TOKENS).logits)
+
+
+def test_it_is_better_by_what_the_text_says():
+    losses = {}
+    for method, group_size in (("squeezellm", 64), ("rtn", -1)):
+        model = qtr.quantize(
+            sharp_model(),
+            bits=3,
+            group_size=group_size,
+            method=method,
+            calibration=TOKENS if method == "squeezellm" else None,
+            nsamples=None,
+            progress=False,
+        )
+        with torch.no_grad():
+            losses[method] = float(loss_of(model))
+    with torch.no_grad():
+        before = float(loss_of(sharp_model()))
+    assert losses["squeezellm"] - before < 0.5 * (losses["rtn"] - before)
+
+
+def test_requant_keeps_weights_beside_tables_that_are_fitted_without_them():
+    model = sharp_model()
+    original = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    _, record = qtr.requant(
+        model, TOKENS, bits=2, method="squeezellm", outliers=1.0, significant=0.5, nodes=2, batch_size=4, progress=False
+    )
+    total = sum(w.numel() for w in original.values())
+    assert (record.outliers, record.significant) == (round(0.01 * total), round(0.005 * total))
+    losses = [stage.measured_loss_change for stage in record.stages]
+    assert losses[-1] < losses[0]
+    for name, layer in quantized_layers(model).items():
+        outliers = layer.matrix.outliers
+        assert layer.matrix.dense.shape == tuple(original[name].shape)
+        if outliers is not None:
+            places = outliers.positions()
+            assert torch.equal(layer.dequantize().flatten()[places], original[name].flatten()[places])

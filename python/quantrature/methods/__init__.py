@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..storage import QuantizedMatrix
+from .awq import AWQ
 from .codebook import FP4, NF4
 from .gptq import GPTQ
 from .grid import HQQ, MSE, RTN
@@ -40,6 +41,7 @@ METHODS: dict[str, Method] = {
     "fp4": FP4,
     "squeezellm": SQUEEZELLM,
     "qtip": QTIP,
+    "awq": AWQ,
     "gptq": GPTQ,
 }
 """What ``--method`` takes."""

@@ -3,6 +3,7 @@ of each block of columns fed into those that are still to come."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from .. import ops
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..plan import PlanEntry
+
+_log = logging.getLogger(__name__)
 
 _TILE = 16
 _BUFFER = 128
@@ -68,7 +71,10 @@ def on_trellis(
     # A matrix of zeros has no scale of its own; any gives zeros next to nothing.
     spread = float(target.square().mean(dtype=torch.float64).sqrt()) or 1e-30
     scale = float(torch.tensor(spread / RATIOS[trellis.code, trellis.bits], dtype=torch.float32))
-    codes = block_ldlq(target, feedback(hessian, settings["damp_percent"]), trellis, scale)
+    lower, damping = feedback(hessian, settings["damp_percent"])
+    if damping > settings["damp_percent"]:
+        _log.warning("%s: the damping had to be raised to %g", statistics.name, damping)
+    codes = block_ldlq(target, lower, trellis, scale)
     matrix = TrellisMatrix(
         codes=codes,
         scale=torch.tensor([scale], dtype=torch.float32),
@@ -81,11 +87,15 @@ def on_trellis(
     return QuantizedMatrix(matrix, outliers)
 
 
-def feedback(hessian: torch.Tensor, damp_percent: float) -> torch.Tensor:
+def feedback(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Tensor, float]:
     """The factor L of ``H = L D L^T``, D of blocks of 16 and L unit block lower triangular (QuIP#, arXiv 2402.04396,
     section 4.1), of the Hessian damped by a share of its mean diagonal.
 
-    Where rounding has left the damped Hessian indefinite, the damping is doubled.
+    Where rounding has left the damped Hessian indefinite, the share is doubled; a Hessian of zeros is taken as the
+    identity.
+
+    Returns:
+        L in float32, and the share.
 
     Raises:
         InvalidArgumentError: for a Hessian that is not finite.
@@ -93,23 +103,23 @@ def feedback(hessian: torch.Tensor, damp_percent: float) -> torch.Tensor:
     import torch
 
     wide = hessian.double()
-    mean = float(wide.diagonal().mean())
     if not torch.isfinite(wide).all():
         raise InvalidArgumentError("[qtip] hessian must be finite")
-    damping = damp_percent * mean if mean > 0 else 1.0
+    mean = float(wide.diagonal().mean())
+    if mean <= 0:
+        return torch.eye(len(wide)), damp_percent
     while True:
         damped = wide.clone()
-        damped.diagonal().add_(damping)
+        damped.diagonal().add_(damp_percent * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             break
-        damping *= 2
+        damp_percent *= 2
     for begin in range(0, len(factor), _TILE):
         block = slice(begin, begin + _TILE)
         corner = factor[block, block].clone()
         factor[begin:, block] = torch.linalg.solve_triangular(corner, factor[begin:, block], upper=False, left=False)
-    lower: torch.Tensor = factor.float()
-    return lower
+    return factor.float(), damp_percent
 
 
 def block_ldlq(target: torch.Tensor, lower: torch.Tensor, trellis: Trellis, scale: float) -> torch.Tensor:
@@ -145,6 +155,12 @@ def block_ldlq(target: torch.Tensor, lower: torch.Tensor, trellis: Trellis, scal
     return codes.view(-1, codes.shape[-1])
 
 
+def trellis_bytes(rows: int, columns: int, entry: PlanEntry) -> int:
+    """Bytes of codes, signs and scale."""
+    rows, columns = padded(rows), padded(columns)
+    return rows * columns * entry.bits // 8 + (rows + columns) // 8 + 4
+
+
 def _on_a_trellis(entry: PlanEntry) -> None:
     if entry.keeps:
         return
@@ -171,4 +187,6 @@ QTIP = Method(
     needs=("hessian",),
     options={"state_bits": 16, "code": "3inst", "damp_percent": 0.01, "seed": 0},
     check=_on_a_trellis,
+    group_size=-1,
+    dense_bytes=trellis_bytes,
 )

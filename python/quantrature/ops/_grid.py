@@ -220,7 +220,7 @@ def quantize(
         )
 
     if codebook is not None:
-        q = encode(w, int(bits), None if group_size is None else int(group), codebook, _positions(exclude))
+        q = encode(w, int(bits), None if group_size is None else int(group), codebook, positions("quantize", exclude))
         return q if q.scale is None else replace(q, scale=stored(q.scale, None)[0])
     if round_zero is None:
         round_zero = solver == "hqq" and bits == 4

@@ -89,7 +89,8 @@ class PackedMatrix:
         shape = (*source.shape[:-1], rows)
         if out is None:
             out = empty_like_kind(x, shape, dtype)
-        target = as_output(out, "matvec", "out", dtypes=("float32", dtype), ndim=range(1, 33), empty=True)
+        dtypes = ("float32",) if dtype == "float32" else ("float32", dtype)
+        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=range(1, 33), empty=True)
         if tuple(target.shape) != shape:
             raise _C.InvalidArgumentError(
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "

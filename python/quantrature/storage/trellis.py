@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 _TILE = 16
 _LARGEST_ORDER = 512
+_BLOCK = 1 << 19
+"""Weights that are decoded at a time where there are many products."""
+
+FEW = 32
+"""Up to so many products at a time, decoding on the way is the faster way."""
 
 
 def padded(size: int) -> int:
@@ -68,13 +73,6 @@ class TrellisMatrix:
         """Bytes as stored: codes, scale and signs."""
         return int(self.codes.numel() + self.input_signs.numel() + self.output_signs.numel() + 4)
 
-    def rotated(self) -> torch.Tensor:
-        """The weights that the codes stand for, float32 of the padded shape."""
-        rows, cols = self.padded_shape
-        tiles = ops.trellis_dequantize(self.codes, _TILE * _TILE, self.trellis, float(self.scale))
-        blocks: torch.Tensor = tiles.view(rows // _TILE, cols // _TILE, _TILE, _TILE)
-        return blocks.transpose(1, 2).reshape(rows, cols)
-
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
         """The numbers that it stands for, of all rows or of some that follow each other.
 
@@ -83,24 +81,66 @@ class TrellisMatrix:
         """
         import torch
 
-        weight = unrotated(self.rotated(), self.input_signs, self.output_signs)[: self.shape[0], : self.shape[1]]
+        weight = unrotated(self._rotated(slice(0, self.padded_shape[0])), self.input_signs, self.output_signs)[
+            : self.shape[0], : self.shape[1]
+        ]
         if rows is not None:
             weight = weight[consecutive_rows(rows, self.shape[0], "dequantize")]
         return weight.to(getattr(torch, self.dtype if dtype is None else dtype)).contiguous()
 
-    def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """The product with each row of x, (n, columns): float32 (n, rows). Weights are decoded on the way, and only the
-        inputs and the results are rotated."""
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with each row of x, float32 (n, columns): float32 (n, rows).
+
+        Only the inputs and the results are rotated. For a few rows weights are decoded on the way; for many, some tile
+        rows at a time: the whole matrix is never there.
+        """
         import torch
 
         rows, cols = self.padded_shape
-        inputs = torch.zeros(x.shape[0], cols)
+        inputs = torch.zeros(len(x), cols)
         inputs[:, : self.shape[1]] = x
         ops.hadamard(inputs, self.input_signs, out=inputs)
-        outputs = ops.trellis_matvec(self.codes, (rows, cols), inputs, self.trellis, float(self.scale))
+        if len(x) <= FEW:
+            outputs = ops.trellis_matvec(self.codes, (rows, cols), inputs, self.trellis, float(self.scale))
+        else:
+            outputs = torch.empty(len(x), rows)
+            for block, weight in self._blocks():
+                torch.mm(inputs, weight.mT, out=outputs[:, block])
         ops.hadamard(outputs, self.output_signs, inverse=True, out=outputs)
         result: torch.Tensor = outputs[:, : self.shape[0]]
         return result
+
+    def transposed_product(self, y: torch.Tensor) -> torch.Tensor:
+        """The product of each row of y, float32 (n, rows), with the matrix: float32 (n, columns)."""
+        import torch
+
+        rows, cols = self.padded_shape
+        outputs = torch.zeros(len(y), rows)
+        outputs[:, : self.shape[0]] = y
+        ops.hadamard(outputs, self.output_signs, out=outputs)
+        inputs = torch.zeros(len(y), cols)
+        for block, weight in self._blocks():
+            inputs.addmm_(outputs[:, block], weight)
+        ops.hadamard(inputs, self.input_signs, inverse=True, out=inputs)
+        result: torch.Tensor = inputs[:, : self.shape[1]]
+        return result
+
+    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows of the rotated matrix, whole tiles of them, and their weights."""
+        rows, cols = self.padded_shape
+        step = max(1, _BLOCK // (_TILE * cols)) * _TILE
+        for begin in range(0, rows, step):
+            block = slice(begin, min(rows, begin + step))
+            yield block, self._rotated(block)
+
+    def _rotated(self, block: slice) -> torch.Tensor:
+        """Rows of the rotated matrix, whole tiles of them."""
+        rows, cols = block.stop - block.start, self.padded_shape[1]
+        per_row = cols // _TILE
+        codes = self.codes[block.start // _TILE * per_row : block.stop // _TILE * per_row]
+        tiles = ops.trellis_dequantize(codes, _TILE * _TILE, self.trellis, float(self.scale))
+        weights: torch.Tensor = tiles.view(rows // _TILE, per_row, _TILE, _TILE)
+        return weights.transpose(1, 2).reshape(rows, cols)
 
 
 def rotated(weight: torch.Tensor, input_signs: torch.Tensor, output_signs: torch.Tensor) -> torch.Tensor:

@@ -133,8 +133,8 @@ struct Fields {
     Byte code{};
     if constexpr ((kBits & 4) != 0) code = Down<F % 2 * 4 - (kBits & 3)>(four[F / 2]);
     if constexpr ((kBits & 2) != 0)
-      code = With<3 << (kBits & 1), (kBits & 4) != 0>(Down<2 * F - (kBits & 1)>(two), code);
-    if constexpr ((kBits & 1) != 0) code = With<1, kBits != 1>(Down<F>(one), code);
+      code = With < 3 << (kBits & 1), (kBits & 4) != 0 > (Down<2 * F - (kBits & 1)>(two), code);
+    if constexpr ((kBits & 1) != 0) code = With < 1, kBits != 1 > (Down<F>(one), code);
     return hn::And(code, hn::Set(kBytes, static_cast<uint8_t>((1 << kBits) - 1)));
   }
 
