@@ -48,6 +48,17 @@ GRID = {
     },
 }
 MATRIX = {"kind": "grid", **GRID, "outliers": 4, "digest": "0" * 16}
+CODEBOOK = {
+    "kind": "codebook",
+    "shape": [48, 32],
+    "bits": 3,
+    "group_size": 16,
+    "dtype": "float16",
+    "codebook": "rows",
+    "table": "float16",
+    "scale": GRID["zero"],
+}
+TRELLIS = {"kind": "trellis", "shape": [48, 32], "bits": 2, "state_bits": 12, "code": "hyb", "dtype": "float32"}
 PLAN = {
     "format": "quantrature-plan",
     "format_version": 1,
@@ -122,7 +133,7 @@ def test_plans(document):
         assert json.dumps(Plan.from_json(json.loads(written)).to_json()) == written
 
 
-@given(spoiled(MATRIX))
+@given(spoiled(MATRIX) | spoiled(CODEBOOK) | spoiled(TRELLIS))
 def test_descriptions_of_matrices(document):
     spec = taken(MatrixSpec.from_json, document)
     if spec is None:

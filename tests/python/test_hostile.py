@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import quantrature as qtr
 from quantrature import checkpoint
-from quantrature.storage import digest
+from quantrature.storage import MatrixSpec, digest
 from tiny_models import tiny_model
 
 MODULE = "model.layers.0.mlp.up_proj"
 RECIPES = sorted((Path(__file__).parent / "hostile").glob("*.json"))
+DESCRIPTIONS = [path for path in RECIPES if path.stem.startswith("description-")]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,14 @@ def test_the_good_one_is_taken(good):
     assert model.get_submodule(MODULE).matrix.outliers.nnz > 3
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DESCRIPTIONS, ids=lambda path: path.stem)
+def test_a_description_is_refused(path):
+    recipe = json.loads(path.read_text())
+    with pytest.raises(qtr.InvalidArgumentError, match=recipe["says"]):
+        MatrixSpec.from_json(recipe["description"])
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path not in DESCRIPTIONS], ids=lambda path: path.stem)
 def test_is_refused(path, good, tmp_path, monkeypatch):
     recipe = json.loads(path.read_text())
     folder = tmp_path / "model"
