@@ -279,6 +279,55 @@ def _unpack(d: Data, bits: int) -> Call:
     return lambda: ops.unpack(packed, bits, d.side, out=out)
 
 
+GPTQ_SIDE = 2048
+
+
+def _hessian() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs of a layer, and the Hessian that they make."""
+    x = torch.randn(2 * GPTQ_SIDE, GPTQ_SIDE, generator=torch.Generator().manual_seed(0))
+    return x, (x.mT @ x / len(x)).contiguous()
+
+
+def _gptq(d: Data) -> Call:
+    weight = d.w[:GPTQ_SIDE, :GPTQ_SIDE].contiguous()
+    _, hessian = _hessian()
+    grid = ops.quantize(weight, 4, 128)
+    return lambda: ops.gptq(weight, hessian, grid)
+
+
+def _torch_gptq(d: Data) -> Call:
+    """The usual loop over blocks of 128 columns, on a grid for each row, from the same Hessian."""
+    weight = d.w[:GPTQ_SIDE, :GPTQ_SIDE].contiguous()
+    _, hessian = _hessian()
+
+    def run() -> torch.Tensor:
+        damped = hessian + 0.01 * hessian.diag().mean() * torch.eye(GPTQ_SIDE)
+        inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        w, values = weight.clone(), torch.zeros_like(weight)
+        step = w.abs().amax(1) / 7
+        for first in range(0, GPTQ_SIDE, 128):
+            inside = slice(first, first + 128)
+            columns, errors, corner = w[:, inside].clone(), torch.zeros(GPTQ_SIDE, 128), inverse[inside, inside]
+            for j in range(128):
+                values[:, first + j] = (columns[:, j] / step).round().clamp(-8, 7) * step
+                errors[:, j] = (columns[:, j] - values[:, first + j]) / corner[j, j]
+                columns[:, j:] -= errors[:, j : j + 1] * corner[j, j:]
+            w[:, first + 128 :] -= errors @ inverse[inside, first + 128 :]
+        return values
+
+    return run
+
+
+def _accumulate_hessian(d: Data) -> Call:
+    x, total = _hessian()
+    return lambda: ops.hessian_accumulate(total, x)
+
+
+def _torch_hessian(d: Data) -> Call:
+    x, total = _hessian()
+    return lambda: total.addmm_(x.mT, x)
+
+
 def _none() -> Call:
     raise LookupError("no peer has this op")
 
@@ -552,6 +601,22 @@ def rows(d: Data) -> list[Row]:
             for name, make in (("pack", _pack), ("unpack", _unpack))
             for bits in range(1, 9)
         ),
+        Row(
+            "GPTQ 4-bit g128, 2048 x 2048, factor included",
+            "5 x torch",
+            "read",
+            lambda: _gptq(d),
+            "torch, blocked",
+            lambda: _torch_gptq(d),
+        ),
+        Row(
+            "Hessian of 4096 tokens, 2048 inputs",
+            "1 x torch",
+            "read",
+            lambda: _accumulate_hessian(d),
+            "torch addmm_",
+            lambda: _torch_hessian(d),
+        ),
         *_matvec_rows(d),
     ]
 
@@ -646,20 +711,29 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def about(d: Data, machine: Machine, rounds: int) -> str:
-    """Where this runs, and how fast its memory is."""
+def machine(threads: int) -> str:
+    """One line about where this runs."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = models[0] if models else model
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{model}, {os.cpu_count()} cores, {threads} threads{load}; kernels {quantrature.target()}; "
+        f"torch {torch.__version__}, numpy {np.__version__}"
+    )
+
+
+def about(d: Data, own: Machine, rounds: int) -> str:
+    """Where this runs, and how fast its memory is."""
     size = d.w.nbytes
     ways: dict[str, Callable[[], float]] = {
-        "read plainly": lambda: machine.seconds(machine.READ, d.w, d.w, size),
-        "read four parts in turn": lambda: machine.seconds(machine.READ_STREAMS, d.w, d.w, size),
+        "read plainly": lambda: own.seconds(own.READ, d.w, d.w, size),
+        "read four parts in turn": lambda: own.seconds(own.READ_STREAMS, d.w, d.w, size),
         "torch sum": lambda: _seconds(d.w.sum, True),
-        "copy plainly": lambda: machine.seconds(machine.COPY, d.w, d.out, size),
-        "copy past the cache": lambda: machine.seconds(machine.COPY_PAST_CACHE, d.w, d.out, size),
+        "copy plainly": lambda: own.seconds(own.COPY, d.w, d.out, size),
+        "copy past the cache": lambda: own.seconds(own.COPY_PAST_CACHE, d.w, d.out, size),
         "torch copy_": lambda: _seconds(lambda: d.out.copy_(d.w), True),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -667,11 +741,7 @@ def about(d: Data, machine: Machine, rounds: int) -> str:
         for name, way in ways.items():
             times[name].append(way())
     figures = ", ".join(f"{name} {statistics.median(t) * 1e3:.2f} ms" for name, t in times.items())
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{model}, {os.cpu_count()} cores, {machine.threads} threads{load}; kernels {quantrature.target()}; "
-        f"torch {torch.__version__}, numpy {np.__version__}. The machine's own times for the matrix: {figures}"
-    )
+    return f"{machine(own.threads)}. The machine's own times for the matrix: {figures}"
 
 
 def main() -> None:
