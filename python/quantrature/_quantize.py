@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import ops
+from . import fingerprint, ops
 from ._C import InvalidArgumentError
+from .calibration import BlockState, calibrate, units
 from .experts import can_split, part_with_memory, split
-from .methods import quantize_matrix, solver_of
+from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, Skipped, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
 from .storage import MatrixSpec, QuantizedMatrix
+from .text import token_windows
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +37,15 @@ def quantize(
     outliers: float = 0.0,
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
+    calibration: Any = None,
+    tokenizer: Any = None,
+    nsamples: int | None = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    true_sequential: bool = True,
+    state_folder: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
     progress: bool | None = None,
     **options: Any,
 ) -> torch.nn.Module:
@@ -50,8 +63,16 @@ def quantize(
         outliers: share of the weights kept exactly, the largest in magnitude.
         plan: in place of the six arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
+        calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
+        tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``.
+        batch_size: windows that go through a block at once.
+        true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
+            only from the quantized blocks before (:func:`quantrature.calibration.calibrate`).
+        state_folder: save each finished block there, and remove the folder in the end.
+        resume: ``auto`` takes up the finished blocks of the same work that are in that folder, ``required`` fails
+            without, ``never`` starts over. The result is, byte for byte, that of an uninterrupted run.
         progress: show a bar; ``None`` for when stderr is a terminal.
-        **options: settings of the method's own, not with a plan, whose entries have them.
+        **options: settings of the method's own (``damp_percent=0.01``), not with a plan, whose entries have them.
 
     Returns:
         The same model. ``save_pretrained`` writes a checkpoint that transformers loads where quantrature is imported.
@@ -59,6 +80,7 @@ def quantize(
     Raises:
         InvalidArgumentError: naming the argument, the plan's entry, or the matrix whose weights are not finite or of
             another dtype; the model is then as it was.
+        QuantratureError: naming module and sample where activations are not finite; likewise.
     """
     linears, plan = plan_for(
         model,
@@ -75,6 +97,24 @@ def quantize(
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     for linear, _ in work:
         check_weight(linear.name, linear.weight)
+    if any(SOLVERS[entry.solver].needs for _, entry in work):
+        if calibration is None:
+            name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
+            raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
+        windows = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+        state = None if state_folder is None else BlockState(Path(state_folder), resume)
+        found = _calibrated(
+            model,
+            linears,
+            {linear.name: entry for linear, entry in work},
+            windows,
+            batch_size,
+            true_sequential,
+            state,
+            progress,
+        )
+        declare(model, {linear.name: put(model, linear, found[linear.name]) for linear, _ in work})
+        return model
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
@@ -83,6 +123,46 @@ def quantize(
             bar.advance(linear.numel, linear.name)
     declare(model, specs)
     return model
+
+
+def _calibrated(
+    model: torch.nn.Module,
+    linears: Linears,
+    entries: dict[str, PlanEntry],
+    windows: torch.Tensor,
+    batch_size: int,
+    true_sequential: bool,
+    state: BlockState | None,
+    progress: bool | None,
+) -> dict[str, QuantizedMatrix]:
+    """The quantized forms of the matrices, and on the way a state for the next to take up."""
+    if state is not None:
+        from . import __version__
+
+        state.begin(
+            {
+                "version": __version__,
+                "model": fingerprint.of_matrices(linears),
+                "calibration": fingerprint.of_tokens(windows),
+                "plan": Plan(entries).to_json()["entries"],
+                "batch_size": batch_size,
+                "true_sequential": true_sequential,
+            }
+        )
+    with progress_bar("quantizing", units(linears, entries, len(windows)), progress) as bar:
+        found = calibrate(
+            model,
+            linears,
+            entries,
+            windows,
+            batch_size=batch_size,
+            true_sequential=true_sequential,
+            state=state,
+            report=bar.advance,
+        )
+    if state is not None:
+        state.discard()
+    return found.matrices
 
 
 def plan_for(
@@ -101,7 +181,8 @@ def plan_for(
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
-    Only shapes are looked at: a model on the meta device will do. Without ``experts``, fused experts are left out.
+    Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
@@ -119,12 +200,19 @@ def plan_for(
         plan.check_modules(linear.name for linear in linears)
         return linears, plan
     assert bits is not None
-    solver = solver_of(method)
+    solver, only = solver_of(method), METHODS[method].group_size
     try:
-        entry = PlanEntry(bits, group_size, sym, solver, meta_bits, outliers, options=options or {})
+        entry = PlanEntry(
+            bits, group_size if only is None else only, sym, solver, meta_bits, outliers, options=options or {}
+        )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[quantize] {e}") from None
-    return linears, Plan.uniform((linear.name for linear in linears), entry)
+    made = Plan.uniform((linear.name for linear in linears), entry)
+    spread = METHODS[method].spread
+    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in linears):
+        for name, share in spread({linear.name: linear.weight for linear in linears}, outliers).items():
+            made = made.replace(name, outliers=share)
+    return linears, made
 
 
 def _that_can_run(linears: Linears) -> Linears:

@@ -7,7 +7,7 @@ needed to register is imported at the head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers.quantizers import auto
@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import __version__
 from ._C import InvalidArgumentError, QuantratureError
-from .checkpoint import FORMAT_VERSION, QUANT_METHOD
+from .checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -55,6 +55,8 @@ class QuantratureConfig(QuantizationConfigMixin):
                 f"{FORMAT_VERSION}"
             )
         self.quant_method: Any = QUANT_METHOD
+        if not (modules is None or isinstance(modules, Mapping)):
+            raise InvalidArgumentError(f"[load] modules of the checkpoint must be an object: got {modules!r}")
         self.modules = None if modules is None else dict(modules)
         self.dequantize = dequantize
         self.wish = {
@@ -97,7 +99,9 @@ class QuantratureHfQuantizer(HfQuantizer):
     requires_calibration = False
     quantization_config: QuantratureConfig
 
-    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
         if not self.pre_quantized:
             from ._quantize import plan_for
             from .on_load import QuantizeOnLoad
@@ -114,12 +118,16 @@ class QuantratureHfQuantizer(HfQuantizer):
         from .storage import MatrixSpec
 
         linears = find_linears(model)
+        stored = stored_tensors(file for file in checkpoint_files or () if str(file).endswith(".safetensors"))
         for name, described in (self.quantization_config.modules or {}).items():
             try:
                 linear, spec = linears.find(name), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
                 if spec.shape != shape:
                     raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
+                for tensor, dimensions, dtype in spec.layout():
+                    if f"{name}.{tensor}" in stored:
+                        stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
             layer = QuantLinear.replacing(linear, spec)
@@ -144,6 +152,10 @@ class QuantratureHfQuantizer(HfQuantizer):
                 raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
             if not layer.intact:
                 raise QuantratureError(f"[load] {name}: the stored tensors are damaged: their digest is another")
+            try:
+                layer.spec.matrix(layer.stored())  # looks at the positions of outliers
+            except InvalidArgumentError as e:
+                raise InvalidArgumentError(f"[load] {name}: {e}") from None
         if self.quantization_config.dequantize:
             dequantize_layers(model, model.dtype)
             model._weight_conversions = None

@@ -2,6 +2,7 @@
 
 A few rows of activations, as in decoding, are multiplied with the packed codes themselves. For many, as in a prompt,
 a block of the matrix at a time is dequantized and given to torch's own product; the whole matrix is never there.
+Trellis codes stay in their rotated basis: the activations are rotated instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ._C import InvalidArgumentError
 from .ops import PackedMatrix, QuantizedTensor, SparseCSR
-from .storage import MatrixSpec, QuantizedMatrix
+from .storage import MatrixSpec, QuantizedMatrix, TrellisMatrix
 
 FEW = {torch.float32: 32, torch.float16: 32, torch.bfloat16: 16}
 """Up to so many rows of activations of a dtype, the packed product is the faster one (``bench/runtime.py``)."""
@@ -36,7 +37,8 @@ def linear(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: 
 
     For a few rows the sums are those of :func:`quantrature.ops.matvec`, within its bound, and are rounded to the dtype
     of ``x`` once, after the bias; otherwise they are torch's own, of the weights in the dtype of ``x`` (in float32 for
-    float16). The gradient with respect to ``x`` is taken in float32.
+    float16). Those of trellis codes are in float32 for any number of rows. The gradient with respect to ``x`` is taken
+    in float32.
 
     Args:
         x: float32, bfloat16 or float16, of shape (..., in_features).
@@ -60,6 +62,47 @@ def _spec(description: str) -> MatrixSpec:
 
 
 @dataclass(frozen=True)
+class RotatedMatrix:
+    """A matrix in a rotated basis ready to be multiplied.
+
+    Attributes:
+        dense: the matrix.
+        input_scale: what each input is multiplied by on its way into it; ``None`` for ones.
+        residuals: sparse float32, (out_features, in_features): what outliers add to the dense form; ``None`` without.
+    """
+
+    dense: TrellisMatrix
+    input_scale: torch.Tensor | None
+    residuals: torch.Tensor | None
+
+    @classmethod
+    def of(cls, matrix: QuantizedMatrix) -> RotatedMatrix:
+        """Prepare a matrix whose dense form is in a rotated basis."""
+        assert isinstance(matrix.dense, TrellisMatrix)
+        outliers = matrix.outliers
+        if outliers is None or outliers.nnz == 0:
+            return cls(matrix.dense, matrix.input_scale, None)
+        cols = matrix.dense.shape[1]
+        places = outliers.positions()
+        values = outliers.values.float() - replace(matrix, outliers=None).dequantize("float32").view(-1)[places]
+        indices = torch.stack([places // cols, places % cols])
+        residuals = torch.sparse_coo_tensor(indices, values, matrix.dense.shape, check_invariants=True).coalesce()
+        return cls(matrix.dense, matrix.input_scale, residuals)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """X times the transposed matrix; float32 (n, in_features) to (n, out_features)."""
+        y = self.dense.product(x if self.input_scale is None else x * self.input_scale)
+        return y if self.residuals is None else y + torch.sparse.mm(self.residuals, x.mT).mT
+
+    def transposed_product(self, y: torch.Tensor) -> torch.Tensor:
+        """Y times the matrix; float32 (n, out_features) to (n, in_features)."""
+        x = self.dense.transposed_product(y)
+        if self.input_scale is not None:
+            x = x * self.input_scale
+        return x if self.residuals is None else x + torch.sparse.mm(self.residuals.mT, y.mT).mT
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """A matrix ready to be multiplied.
 
@@ -67,11 +110,13 @@ class _Prepared:
         versions: of the stored tensors, which tell whether something was written to them since.
         matrix: with scales that need no dequantizing of their own.
         packed: the same for the packed product; ``None`` for a form that has none.
+        rotated: the same for the product in a rotated basis; ``None`` for a form that is in none.
     """
 
     versions: tuple[int, ...]
     matrix: QuantizedMatrix
-    packed: PackedMatrix | None
+    packed: PackedMatrix | None = None
+    rotated: RotatedMatrix | None = None
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows of the matrix, and the same dequantized."""
@@ -100,8 +145,10 @@ def _made(stored: Sequence[torch.Tensor], description: str, versions: tuple[int,
     # Not the tensors themselves: the codes would be kept alive by what is to die with them.
     names = (name for name, _, _ in spec.layout())
     matrix = spec.matrix({name: tensor.data for name, tensor in zip(names, stored, strict=True)})
+    if isinstance(matrix.dense, TrellisMatrix):
+        return _Prepared(versions, matrix, rotated=RotatedMatrix.of(matrix))
     if not isinstance(matrix.dense, QuantizedTensor):
-        return _Prepared(versions, matrix, None)
+        return _Prepared(versions, matrix)
     packed = PackedMatrix.of(matrix.dense, _beside_the_grid(matrix))
     return _Prepared(versions, replace(matrix, dense=packed.grid), packed)
 
@@ -131,7 +178,10 @@ def _on_cpu(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias:
     if len(x) == 0:
         return result
     out = result.view(-1, rows)
-    if ready.packed is not None and len(x) <= FEW[x.dtype]:
+    if ready.rotated is not None:
+        y = ready.rotated.product(x.float())
+        out.copy_(y if bias is None else y + bias)
+    elif ready.packed is not None and len(x) <= FEW[x.dtype]:
         scale = ready.matrix.input_scale
         y = ready.packed.matvec((x if scale is None else x.float() * scale).contiguous())
         out.copy_(y if bias is None else y.add_(bias))
@@ -147,9 +197,12 @@ def _gradient_on_cpu(gradient: torch.Tensor, stored: list[torch.Tensor], descrip
     ready = _prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
     left = gradient.reshape(-1, rows).float()
-    total = left.new_zeros(len(left), cols)
-    for block, weight in ready.blocks(torch.float32):
-        total.addmm_(left[:, block], weight)
+    if ready.rotated is not None:
+        total = ready.rotated.transposed_product(left)
+    else:
+        total = left.new_zeros(len(left), cols)
+        for block, weight in ready.blocks(torch.float32):
+            total.addmm_(left[:, block], weight)
     result: torch.Tensor = total.to(gradient.dtype).view(*gradient.shape[:-1], cols)
     return result
 
