@@ -172,24 +172,24 @@ def _on_cpu(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias:
     ready = _prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
     _check(x, cols)
-    shape = (*x.shape[:-1], rows)
+    # Allocated as it is given back: models add to results in place, which autograd forbids for views.
+    result = x.new_empty((*x.shape[:-1], rows))
     x = x.reshape(-1, cols)
     if len(x) == 0:
-        return x.new_empty(shape)
+        return result
+    out = result.view(-1, rows)
     if ready.rotated is not None:
         y = ready.rotated.product(x.float())
-        y = y if bias is None else y + bias
+        out.copy_(y if bias is None else y + bias)
     elif ready.packed is not None and len(x) <= FEW[x.dtype]:
         scale = ready.matrix.input_scale
         y = ready.packed.matvec((x if scale is None else x.float() * scale).contiguous())
-        y = y if bias is None else y.add_(bias)
+        out.copy_(y if bias is None else y.add_(bias))
     else:
         dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-        y = x.new_empty(len(x), rows, dtype=dtype)
         left = x.to(dtype)
         for block, weight in ready.blocks(dtype):
-            y[:, block] = torch.nn.functional.linear(left, weight, None if bias is None else bias[block].to(dtype))
-    result: torch.Tensor = y.to(x.dtype).view(shape)
+            out[:, block] = torch.nn.functional.linear(left, weight, None if bias is None else bias[block].to(dtype))
     return result
 
 

@@ -133,6 +133,17 @@ def test_the_gradient_flows_through(rows, dtype):
         assert torch.allclose(x.grad, direction @ layer.dequantize(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [2, 60])
+def test_results_may_be_changed_in_place(rows):
+    layer = layer_of(bias=True)
+    x = torch.randn(1, rows, 70, requires_grad=True)
+    expected = layer(x) + 1
+    y = layer(x)
+    y += 1  # as Falcon and GPT-NeoX do
+    y.sum().backward()
+    assert torch.equal(y, expected) and x.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_torch_accepts_the_operator(bias):
     layer = layer_of(bias=bias, outliers=0.03)

@@ -1,4 +1,4 @@
-"""``quantrature eval``: perplexity, and divergence from a reference."""
+"""``quantrature eval``: perplexity, divergence from a reference, and tasks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from .._C import InvalidArgumentError
 from ._output import Json, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
-    from ..evaluate import DivergenceResult, PerplexityResult
+    from ..evaluate import DivergenceResult, PerplexityResult, TaskResult
 
 
 def run(
     model: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")],
-    text: Annotated[str, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")],
+    text: Annotated[
+        str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+    ] = None,
     seqlen: Annotated[
         int | None, typer.Option(help="Tokens in a window; by default 2048 or what the model was built for.")
     ] = None,
@@ -27,6 +29,14 @@ def run(
     ] = None,
     bos: Annotated[str, typer.Option(help="Add a BOS token: none, text (one before it) or window.")] = "none",
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 8,
+    tasks: Annotated[
+        str | None, typer.Option(help="In place of a text, tasks of the LM Evaluation Harness, with commas between.")
+    ] = None,
+    include_path: Annotated[str | None, typer.Option(help="Folder with definitions of further tasks.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt of a task.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Documents of each task to use; below 1, the share of them.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
     trust_remote_code: Annotated[
@@ -34,7 +44,34 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity, and divergence from a reference."""
+    """Measure perplexity, and divergence from a reference, on a text; or run tasks."""
+    if (text is None) == (tasks is None):
+        raise InvalidArgumentError("[eval] either --text or --tasks must be given, not both")
+    if text is None:
+        assert tasks is not None
+        if reference is not None or stride is not None or max_tokens is not None or seqlen is not None:
+            raise InvalidArgumentError("[eval] --reference, --stride, --max-tokens and --seqlen go with --text")
+        with stdout_kept_clean(as_json):
+            from .. import evaluate
+
+            results = evaluate.tasks(
+                model,
+                tasks.split(","),
+                include_path=include_path,
+                num_fewshot=num_fewshot,
+                limit=limit,
+                batch_size=batch_size,
+                dtype=dtype,
+                device=device_map or "cpu",
+                trust_remote_code=trust_remote_code,
+            )
+        if as_json:
+            print_json({r.name: {"metrics": r.metrics, "standard_errors": r.errors} for r in results})
+        else:
+            print_table(f"{model} on {tasks}", [row for r in results for row in _task_rows(r)])
+        return
+    if include_path is not None or num_fewshot is not None or limit is not None:
+        raise InvalidArgumentError("[eval] --include-path, --num-fewshot and --limit go with --tasks")
     if stride is not None and reference is not None:
         raise InvalidArgumentError("[eval] stride goes without a reference: a divergence is taken window by window")
     with stdout_kept_clean(as_json):
@@ -110,6 +147,14 @@ def _rows(found: PerplexityResult, divergence: DivergenceResult | None) -> list[
             ("same best guess", f"{divergence.same_top1:.2%}"),
         ]
     return rows
+
+
+def _task_rows(result: TaskResult) -> list[tuple[str, str]]:
+    def shown(key: str, value: float) -> str:
+        error = result.errors.get(key)
+        return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None and math.isfinite(error) else "")
+
+    return [(f"{result.name}, {key.removesuffix(',none')}", shown(key, value)) for key, value in result.metrics.items()]
 
 
 def _within(mean: float, error: float, sign: str = "") -> str:

@@ -1,0 +1,411 @@
+"""Runs quantized models: decoding, memory, and loading, beside torch, llama.cpp and the package hqq.
+
+    python bench/runtime.py products [--output bench/results]
+    python bench/runtime.py generate MODEL [--output bench/results]
+    python bench/runtime.py shape FOLDER [--output bench/results]     # the first time, it builds the models there
+
+products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. generate: a
+model decodes greedily in turns. shape: a Llama of a billion random weights; every variant loads and decodes in a
+process of its own. Peers that are not installed are left out by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import machine
+
+import quantrature as qtr
+from quantrature import ops
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
+"""Llama 3.2 1B with a vocabulary of 32,000: 973 million weights in the blocks, 66 million in the embedding."""
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "4 bits, g64, 0.5 % outliers": {"bits": 4, "group_size": 64, "outliers": 0.005},
+    "4 bits, g128, 0.5 % outliers": {"bits": 4, "group_size": 128, "outliers": 0.005},
+    "3 bits, g64, 0.5 % outliers": {"bits": 3, "group_size": 64, "outliers": 0.005},
+    "2 bits, g64, 0.5 % outliers": {"bits": 2, "group_size": 64, "outliers": 0.005},
+}
+
+
+def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+# Products
+
+
+GGML_TYPES = {"q4_0": 2, "q4_K": 12}
+
+
+class Ggml:
+    """Mat-vecs by the library of llama.cpp that comes with llama-cpp-python: one graph of a product for each matrix."""
+
+    def __init__(self, kind: str, weights: list[torch.Tensor], threads: int) -> None:
+        import llama_cpp
+
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
+        self.cpu, self.threads = ctypes.CDLL(str(folder / "libggml-cpu.so")), threads
+        self.cpu.ggml_cpu_init()
+
+        class Parameters(ctypes.Structure):
+            _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+        pointer = ctypes.c_void_p
+        for name, result in (
+            ("ggml_init", pointer),
+            ("ggml_new_tensor_2d", pointer),
+            ("ggml_get_data", pointer),
+            ("ggml_mul_mat", pointer),
+            ("ggml_new_graph", pointer),
+            ("ggml_quantize_chunk", ctypes.c_size_t),
+        ):
+            getattr(base, name).restype = result
+        base.ggml_init.argtypes = [Parameters]
+        base.ggml_new_tensor_2d.argtypes = [pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        base.ggml_get_data.argtypes = [pointer]
+        base.ggml_mul_mat.argtypes = [pointer] * 3
+        base.ggml_new_graph.argtypes = [pointer]
+        base.ggml_build_forward_expand.argtypes = [pointer] * 2
+        base.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, *[ctypes.c_int64] * 3, pointer]
+        self.cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, ctypes.c_int]
+        self.context = base.ggml_init(Parameters(sum(w.numel() for w in weights) + (64 << 20), None, False))
+        self.graph = base.ggml_new_graph(self.context)
+        self.outputs = []
+        for w in weights:
+            rows, cols = w.shape
+            matrix = base.ggml_new_tensor_2d(self.context, GGML_TYPES[kind], cols, rows)
+            base.ggml_quantize_chunk(GGML_TYPES[kind], w.data_ptr(), base.ggml_get_data(matrix), 0, rows, cols, None)
+            ones, x = torch.ones(cols), base.ggml_new_tensor_2d(self.context, 0, cols, 1)
+            ctypes.memmove(base.ggml_get_data(x), ones.data_ptr(), 4 * cols)
+            product = base.ggml_mul_mat(self.context, matrix, x)
+            base.ggml_build_forward_expand(self.graph, product)
+            self.outputs.append((base.ggml_get_data(product), rows))
+
+    def __call__(self) -> None:
+        """All products."""
+        if self.cpu.ggml_graph_compute_with_ctx(self.context, self.graph, self.threads):
+            raise RuntimeError("ggml did not compute")
+
+    def result(self, number: int) -> torch.Tensor:
+        """One product."""
+        data, rows = self.outputs[number]
+        return torch.tensor((ctypes.c_float * rows).from_address(data)[:])
+
+
+def products(options: argparse.Namespace) -> str:
+    """One vector times each of some matrices."""
+    torch.manual_seed(0)
+    weights = [torch.randn(8192, 2048) * 0.02 for _ in range(options.matrices)]
+    x = torch.ones(1, 2048)
+    calls: dict[str, Callable[[], Any]] = {}
+    sizes: dict[str, float] = {}
+
+    def add(name: str, call: Callable[[], Any], bits: float) -> None:
+        calls[name], sizes[name] = call, bits
+
+    halves = [w.bfloat16() for w in weights]
+    half = x.bfloat16()
+    add("torch, float32", lambda: [torch.nn.functional.linear(x, w) for w in weights], 32)
+    add("torch, bfloat16", lambda: [torch.nn.functional.linear(half, w) for w in halves], 16)
+    for kind, bits in (("q4_0", 4.5), ("q4_K", 4.5)):
+        try:
+            theirs = Ggml(kind, weights, options.threads)
+            theirs()
+            exact = weights[0] @ x[0]
+            error = float((theirs.result(0) - exact).norm() / exact.norm())
+            if not error < 0.2:
+                raise OSError(f"its products are off by {error}")
+            add(f"llama.cpp, {kind}", theirs, bits)
+        except (ImportError, OSError) as e:
+            print(f"llama.cpp {kind} left out: {e}", file=sys.stderr)
+    modes = [m for m in ("float32", "int8") if m == "float32" or "activations" in ops.matvec.__annotations__]
+    for bits, share in ((8, 0.0), (4, 0.0), (4, 0.005), (3, 0.005), (2, 0.005)):
+        packed, stored = [], 0
+        for w in weights:
+            outliers = ops.extract_outliers(w, fraction=share)[1] if share else None
+            q = ops.quantize(w, bits, 64, exclude=outliers)
+            packed.append(ops.PackedMatrix.of(q, outliers))
+            stored += q.nbytes + (6 * outliers.nnz if outliers else 0)
+        for mode in modes:
+            extra = {} if mode == "float32" else {"activations": mode}
+            name = f"quantrature, {bits} bits, g64, {share:.1%} outliers, {mode} activations"
+            per_weight = 8 * stored / sum(w.numel() for w in weights)
+            add(name, lambda packed=packed, extra=extra: [p.matvec(x, **extra) for p in packed], per_weight)
+    times = in_turns(calls, options.rounds)
+    base = times["torch, float32"]
+    lines = [
+        "| product | bits a weight | ms a matrix | GB/s | times float32 |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {sizes[name]:.2f} | {1e3 * t / len(weights):.3f} "
+            f"| {sizes[name] / 8 * 8192 * 2048 * len(weights) / t / 1e9:.1f} | {base / t:.2f} |"
+            for name, t in times.items()
+        ),
+    ]
+    return f"{len(weights)} matrices of 8192 x 2048, one vector each.\n\n" + "\n".join(lines)
+
+
+# Generation
+
+
+def decode(model: Any, tokens: int, prompt: int = 16) -> float:
+    """Tokens a second of greedy decoding; the prompt is not counted."""
+    ids = torch.arange(10, 10 + prompt).view(1, -1)
+    settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        model.generate(ids, max_new_tokens=2, **settings)
+        start = time.perf_counter()
+        model.generate(ids, max_new_tokens=1, **settings)
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        model.generate(ids, max_new_tokens=tokens + 1, **settings)
+        return tokens / (time.perf_counter() - start - first)
+
+
+def generate(options: argparse.Namespace) -> str:
+    """A model in several forms decodes in turns."""
+    from transformers import AutoModelForCausalLM
+
+    def load(dtype: torch.dtype) -> Any:
+        return AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+
+    variants = {"float32": load(torch.float32), "bfloat16": load(torch.bfloat16)}
+    try:
+        from hqq.core.quantize import BaseQuantizeConfig
+        from hqq.models.hf.base import AutoHQQHFModel
+
+        theirs = load(torch.float32)
+        AutoHQQHFModel.quantize_model(
+            theirs, BaseQuantizeConfig(nbits=4, group_size=64, axis=1), compute_dtype=torch.float32, device="cpu"
+        )
+        variants["package hqq, 4 bits, g64, float32"] = theirs
+    except Exception as e:  # whatever an absent or broken peer raises is the reason to print
+        print(f"hqq left out: {e}", file=sys.stderr)
+    for bits in (4, 3, 2):
+        for dtype in (torch.float32, torch.bfloat16):
+            model = qtr.quantize(load(dtype), bits=bits, group_size=64, outliers=0.005)
+            variants[f"quantrature, {bits} bits, g64, 0.5 % outliers, {str(dtype)[6:]}"] = model
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, model in variants.items():
+            speeds[name].append(decode(model, options.tokens))
+    lines = ["| model | tokens/s | times float32 |", "|---|---|---|"]
+    base = statistics.median(speeds["float32"])
+    for name, found in speeds.items():
+        lines.append(f"| {name} | {statistics.median(found):.1f} | {statistics.median(found) / base:.2f} |")
+    return f"{Path(options.model).name}, {options.tokens} tokens, one sequence.\n\n" + "\n".join(lines)
+
+
+# A billion weights
+
+
+def build(folder: Path) -> None:
+    """Write the dense model, and what transformers makes of it while it reads it; each in a process of its own."""
+    if not (folder / "dense" / "config.json").exists():
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        LlamaForCausalLM._init_weights = lambda self, module: None  # torch's own distribution is soon drawn
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE, dtype="bfloat16")).to(torch.bfloat16)
+        model.save_pretrained(folder / "dense")
+
+
+def name_of(setting: dict[str, Any]) -> str:
+    return "-".join(f"{key}{value}" for key, value in setting.items())
+
+
+class Memory:
+    """The most memory of this process while a ``with`` block runs, its own and with pages of files."""
+
+    def __init__(self) -> None:
+        self.own = self.all = 0
+
+    def __enter__(self) -> Memory:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.01):
+            self.look()
+
+    def look(self) -> tuple[int, int]:
+        """Bytes now: its own, and with pages of files."""
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        own, everything = (int(status[key].split()[0]) * 1024 for key in ("RssAnon", "VmRSS"))
+        self.own, self.all = max(self.own, own), max(self.all, everything)
+        return own, everything
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def one(options: argparse.Namespace) -> None:
+    """Load one variant, decode, and print what it took as JSON."""
+    from transformers import AutoModelForCausalLM
+
+    settings = json.loads(options.settings)
+    wish = settings.pop("wish", None)
+    if wish:
+        settings["quantization_config"] = qtr.QuantratureConfig(**wish)
+    settings["dtype"] = getattr(torch, settings["dtype"])
+    memory = Memory()
+    before, _ = memory.look()
+    start = time.perf_counter()
+    with memory:
+        model = AutoModelForCausalLM.from_pretrained(options.model, **settings)
+    found: dict[str, Any] = {"load_seconds": time.perf_counter() - start, "load_peak": memory.own - before}
+    found["load_peak_with_files"] = memory.all
+    tensors = {t.data_ptr(): t.nbytes for t in [*model.parameters(), *model.buffers()]}
+    quantized = sum(t.nbytes for layer in qtr_layers(model).values() for t in layer.stored().values())
+    if options.keep:
+        model.save_pretrained(options.keep)
+    else:
+        with Memory() as memory:
+            found["tokens_per_second"] = decode(model, options.tokens)
+        from quantrature.packed_linear import _prepared
+
+        prepared = sum(p.packed.residuals.values.nbytes for p in _prepared.values() if p.packed and p.packed.residuals)
+        found |= {"run_peak": memory.own - before, "weights": sum(tensors.values()) + prepared}
+        found |= {"matrices": quantized + prepared}
+    print(json.dumps(found))
+
+
+def qtr_layers(model: Any) -> dict[str, Any]:
+    from quantrature.nn import quantized_layers
+
+    return quantized_layers(model)
+
+
+def shape(options: argparse.Namespace) -> str:
+    """The variants, one after another."""
+    folder = Path(options.model)
+    build(folder)
+
+    def run(model: Path, settings: dict[str, Any], keep: Path | None = None) -> dict[str, Any]:
+        command = [sys.executable, __file__, "one", str(model), "--settings", json.dumps(settings)]
+        command += ["--tokens", str(options.tokens), "--threads", str(options.threads)]
+        with tempfile.TemporaryFile("w+") as errors:
+            done = subprocess.run(
+                command + (["--keep", str(keep)] if keep else []), stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+            if done.returncode:
+                errors.seek(0)
+                raise RuntimeError(errors.read()[-2000:])
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+    record = folder / "quantizing.json"
+    quantizing = json.loads(record.read_text()) if record.exists() else {}
+    for name, wish in QUANTIZED.items():
+        if name not in quantizing:
+            quantizing[name] = run(folder / "dense", {"dtype": "bfloat16", "wish": wish}, folder / name_of(wish))
+            record.write_text(json.dumps(quantizing))
+    if options.build_only:
+        return "built"
+    rows = {
+        "float32": run(folder / "dense", {"dtype": "float32"}),
+        "bfloat16": run(folder / "dense", {"dtype": "bfloat16"}),
+    }
+    for name, wish in QUANTIZED.items():
+        for dtype in ("float32", "bfloat16"):
+            rows[f"{name}, {dtype}"] = run(folder / name_of(wish), {"dtype": dtype})
+    base, half = rows["float32"], rows["bfloat16"]
+    blocks = (
+        16
+        / 8
+        * sum(  # bytes of the blocks' matrices in bfloat16
+            SHAPE["num_hidden_layers"] * n for n in (2048 * 2048 * 2, 2048 * 512 * 2, 2048 * 8192 * 3)
+        )
+    )
+    gb = 1e9
+    lines = [
+        "| model | tokens/s | times float32 | weights GB | of bfloat16 | blocks' matrices, of bfloat16 | s to load "
+        "| most memory loading, GB | and running, GB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, r in rows.items():
+        matrices = f"{r['matrices'] / blocks:.3f}" if r["matrices"] else ""
+        lines.append(
+            f"| {name} | {r['tokens_per_second']:.2f} | {r['tokens_per_second'] / base['tokens_per_second']:.2f} "
+            f"| {r['weights'] / gb:.3f} | {r['weights'] / half['weights']:.3f} | {matrices} | {r['load_seconds']:.1f} "
+            f"| {r['load_peak'] / gb:.2f} | {r['run_peak'] / gb:.2f} |"
+        )
+    lines += ["", "| quantized while loading | most memory, GB | s |", "|---|---|---|"]
+    lines += [f"| {name} | {r['load_peak'] / gb:.2f} | {r['load_seconds']:.1f} |" for name, r in quantizing.items()]
+    return (
+        "A Llama of a billion random weights (973 million in the blocks, a tied embedding of 66 million, which stays "
+        f"dense), {options.tokens} tokens of one sequence. Memory is the process's own, less what it had before it "
+        "loaded; residuals of outliers, which the product prepares, are counted as weights. Dense weights are pages of "
+        "the file until they are touched where they need no cast.\n\n" + "\n".join(lines)
+    )
+
+
+def main() -> None:
+    """Measure, print, and keep the table where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["products", "generate", "shape", "one"])
+    parser.add_argument("model", nargs="?", help="folder of the model, or for the models of random weights")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--matrices", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--build-only", action="store_true", help="of shape: write the models and no more")
+    parser.add_argument("--settings", help="of one variant, which shape starts")
+    parser.add_argument("--keep", help="of one variant: where to write it in place of decoding")
+    parser.add_argument("--output", type=Path, help="folder for a Markdown file")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    qtr.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    if options.part == "one":
+        one(options)
+        return
+    table = {"products": products, "generate": generate, "shape": shape}[options.part](options)
+    heading = f"`python {' '.join(sys.argv)}`\n\n{date.today()}, {machine(options.threads)}"
+    text = f"{heading}\n\n{table}\n"
+    print(text)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / f"runtime-{options.part}.md").write_text(f"# Runtime: {options.part}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
