@@ -418,6 +418,11 @@ struct Words {
   static constexpr int kSteps = 32 / kBits;
   hn::Vec<Ints> words[kParts];
 
+  // Not left to the compiler, which would make it for no target in particular.
+  HWY_INLINE Words() {
+    for (int v = 0; v < kParts; ++v) words[v] = hn::Zero(Ints());
+  }
+
   HWY_INLINE void add(const hn::Vec<Ints> (&codes)[kParts], int step, uint8_t* HWY_RESTRICT plane) {
     const Ints ints;
     const auto mask = hn::Set(ints, (1 << P) - 1);
