@@ -563,20 +563,29 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def about(d: Data, machine: Machine, rounds: int) -> str:
-    """Where this runs, and how fast its memory is."""
+def machine(threads: int) -> str:
+    """Where this runs."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = models[0] if models else model
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{model}, {os.cpu_count()} cores, {threads} threads{load}; kernels {quantrature.target()}; "
+        f"torch {torch.__version__}, numpy {np.__version__}"
+    )
+
+
+def about(d: Data, memory: Machine, rounds: int) -> str:
+    """Where this runs, and how fast its memory is."""
     size = d.w.nbytes
     ways: dict[str, Callable[[], float]] = {
-        "read plainly": lambda: machine.seconds(machine.READ, d.w, d.w, size),
-        "read four parts in turn": lambda: machine.seconds(machine.READ_STREAMS, d.w, d.w, size),
+        "read plainly": lambda: memory.seconds(memory.READ, d.w, d.w, size),
+        "read four parts in turn": lambda: memory.seconds(memory.READ_STREAMS, d.w, d.w, size),
         "torch sum": lambda: _seconds(d.w.sum, True),
-        "copy plainly": lambda: machine.seconds(machine.COPY, d.w, d.out, size),
-        "copy past the cache": lambda: machine.seconds(machine.COPY_PAST_CACHE, d.w, d.out, size),
+        "copy plainly": lambda: memory.seconds(memory.COPY, d.w, d.out, size),
+        "copy past the cache": lambda: memory.seconds(memory.COPY_PAST_CACHE, d.w, d.out, size),
         "torch copy_": lambda: _seconds(lambda: d.out.copy_(d.w), True),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -584,11 +593,7 @@ def about(d: Data, machine: Machine, rounds: int) -> str:
         for name, way in ways.items():
             times[name].append(way())
     figures = ", ".join(f"{name} {statistics.median(t) * 1e3:.2f} ms" for name, t in times.items())
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{model}, {os.cpu_count()} cores, {machine.threads} threads{load}; kernels {quantrature.target()}; "
-        f"torch {torch.__version__}, numpy {np.__version__}. The machine's own times for the matrix: {figures}"
-    )
+    return f"{machine(memory.threads)}. The machine's own times for the matrix: {figures}"
 
 
 def main() -> None:
