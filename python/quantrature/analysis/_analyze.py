@@ -22,7 +22,7 @@ from ..progress import progress as progress_bar
 from ..text import token_windows
 from .errors import Outcome, candidates, outcomes
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, WeightPath, gradient_checkpointing
+from .path import Moved, Share, WeightPath, gradient_checkpointing
 from .proving import Effort, Prover
 from .quadrature import quadrature
 from .ranks import rank_of
@@ -106,6 +106,8 @@ def analyze(
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
     quadrature(rule, nodes)
+    if resume == "required" and state_file is None:
+        raise InvalidArgumentError("[analyze] resume='required' needs a state_file to resume from")
     linears = find_linears(model, ignore, experts=False)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
@@ -114,7 +116,7 @@ def analyze(
     prover = Prover(model, windows, batch_size)
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
-    total = len(windows) * (
+    total = len(Share(windows).windows) * (
         bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
     )
     blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
@@ -133,7 +135,7 @@ def analyze(
             for linear in linears:
                 weight = linear.weight.cpu().contiguous()
                 ways[linear.name] = outcomes(linear.name, weight, options, lambda option: option.entry(solver, sym))
-        with WeightPath(model, moved) as path, checkpointed:
+        with WeightPath(model, moved, effort.map_folder) as path, checkpointed:
             if "activation_error" in metrics:
                 scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
             if gradients:

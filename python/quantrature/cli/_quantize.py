@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
+from ._input import memory_limits
 from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
 
@@ -51,6 +53,21 @@ def run(
     compute_dtype: Annotated[
         str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
     ] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
+    ] = False,
+    map_folder: Annotated[
+        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
+    ] = None,
+    state_file: Annotated[
+        str | None, typer.Option(help="Where to keep the state, to go on after an interruption; OUT.state by default.")
+    ] = None,
+    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
     ] = "auto",
@@ -62,7 +79,11 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a model and write it to a folder."""
+    """Quantize a model and write it to a folder.
+
+    Processes that torchrun starts (torchrun --no-python quantrature quantize --requant ...) divide the windows of
+    calibration text among them.
+    """
     if output is None and not dry_run:
         raise InvalidArgumentError("[quantize] -o must name a folder to write")
     if requant and calibration is None:
@@ -76,21 +97,26 @@ def run(
     percent = outliers if outliers is not None else (0.45 if requant else 0.0)
     if not 0 <= percent <= 100:
         raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
-    with stdout_kept_clean(as_json):
+    limits = memory_limits("quantize", max_memory, device_map)
+    if resume != "auto" and not requant:
+        raise InvalidArgumentError("[quantize] --resume goes with --requant: quantizing alone starts over")
+    with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         import logging
 
         from .. import checkpoint, models
         from .._estimate import quantizing
         from .._quantize import plan_for, quantize
+        from ..analysis.ranks import joined
         from ..plan import Plan
         from ..text import token_windows
 
+        rank = processes.enter_context(joined())
         if calibration is not None and not requant:
             logging.getLogger(__name__).warning("method %s reads no calibration text", method)
         if output is not None:
             checkpoint.check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
-        loaded = models.load_model(model, dtype, trust_remote_code=trust_remote_code)
+        loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         host: dict[str, Any] = {
             "bits": bits,
             "group_size": group_size,
@@ -117,15 +143,21 @@ def run(
                     "batch_size": batch_size,
                     "nodes": nodes,
                     "seed": seed,
-                    "progress": False if as_json else None,
+                    "checkpointing": checkpointing,
+                    "map_folder": map_folder,
+                    "state_file": f"{output}.state" if state_file is None else state_file,
+                    "resume": resume,
+                    "progress": False if as_json or rank else None,
                 },
                 compute_dtype,
                 dry_run,
             )
         elif dry_run:
             cost = quantizing(loaded, linears, made)
-        else:
+        elif not rank:
             quantize(loaded, plan=made, progress=False if as_json else None)
+        if rank:
+            return  # the first process has the same
         if cost is None:
             assert output is not None
             checkpoint.save(
