@@ -12,7 +12,7 @@ import torch
 from . import ops
 from ._C import InvalidArgumentError
 from .methods import quantize_matrix, solver_of
-from .models import Linears, LinearWeight, find_linears
+from .models import Linears, LinearWeight, check_loaded, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
@@ -130,6 +130,7 @@ def plan_for(
 
 def check_weight(linear: LinearWeight) -> None:
     """Refuse what the ops would refuse, before anything is replaced."""
+    check_loaded("quantize", [linear])
     weight = linear.weight
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidArgumentError(

@@ -45,7 +45,7 @@ def run_ranks(arguments, ranks=RANKS, fails=""):
     done = [process.communicate(timeout=300) for process in started]
     for process, (_, err) in zip(started, done, strict=True):
         assert (process.returncode == 0) == (not fails), err
-        assert fails in err
+    assert any(fails in err for _, err in done)
     return [out for out, _ in done]
 
 
@@ -114,7 +114,8 @@ def test_two_ranks_keep_what_one_keeps(folder, tmp_path):
 def kept(folder):
     """Matrix and place of every weight that is kept."""
     layers = quantized_layers(load_model(folder))
-    return {(name, place) for name, layer in layers.items() for place in layer.matrix.outliers.positions().tolist()}
+    sparse = {name: layer.matrix.outliers for name, layer in layers.items() if layer.matrix.outliers is not None}
+    return {(name, place) for name, matrix in sparse.items() for place in matrix.positions().tolist()}
 
 
 def test_ranks_go_on_where_they_were(folder, tmp_path):

@@ -16,7 +16,7 @@ from .._C import InvalidArgumentError
 from ..allocation.options import Option
 from ..evaluate._forward import not_training
 from ..methods import image_of, solver_of
-from ..models import Linears, find_linears
+from ..models import Linears, check_loaded, find_linears
 from ..plan import PlanEntry
 from ..progress import progress as progress_bar
 from ..text import token_windows
@@ -109,6 +109,7 @@ def analyze(
     if resume == "required" and state_file is None:
         raise InvalidArgumentError("[analyze] resume='required' needs a state_file to resume from")
     linears = find_linears(model, ignore, experts=False)
+    check_loaded("analyze", linears)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)

@@ -20,7 +20,7 @@ from ..analysis.quadrature import quadrature
 from ..analysis.ranks import rank_of
 from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
-from ..models import LinearWeight, find_linears, load_model, load_tokenizer
+from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer
 from ..nn import QuantLinear, quantized_layers, replace_module
 from ..ops._outliers import offset_dtype
 from ..progress import progress as progress_bar
@@ -117,6 +117,7 @@ def requant_folder(
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
     found = find_linears(original, experts=False)
     linears = [found.find(name) for name in layers]
+    check_loaded("requant", linears)
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         same = tuple(linear.weight.shape) == (layer.out_features, layer.in_features)
         if not same or not compare(layer, linear.weight.cpu()).fits:
