@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, QuantratureError, Sensitivity, analysis, models
@@ -275,6 +276,20 @@ def test_other_metrics_are_what_they_say():
     # The diagonal approximation of the activation-weighted error leaves out what correlates between inputs.
     for matrix in found.matrices:
         assert 0.05 < matrix.scores["activation_error"] * TOKENS.numel() / squares[matrix.name] < 20
+
+
+def test_one_report_compares_the_metrics():
+    found = qtr.analyze(
+        sharp_model(), TOKENS, metrics=list(analysis.METRICS), bits=2, group_size=16, nodes=2, batch_size=4
+    )
+    changes = [m.loss_change["b2g16"] for m in found.matrices]
+    correlations = found.rank_correlations()
+    assert list(correlations) == list(analysis.METRICS)
+    for metric, correlation in correlations.items():
+        expected = spearmanr([m.scores[metric] for m in found.matrices], changes).statistic
+        assert correlation == pytest.approx(expected)
+    assert found.to_json()["rank_correlations"] == correlations
+    assert qtr.analyze(sharp_model(), TOKENS, metrics=["kurtosis"], bits=2).rank_correlations() == {}
 
 
 def test_a_result_survives_its_folder(tmp_path):

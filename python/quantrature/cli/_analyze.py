@@ -135,6 +135,19 @@ def _numbers(bits: str) -> list[int]:
         raise InvalidArgumentError(f"[analyze] --bits must be numbers with commas between: got {bits!r}") from None
 
 
+def _metrics(found: Sensitivity) -> list[tuple[str, str]]:
+    """How each metric orders the matrices, one line each."""
+    correlations = found.rank_correlations()
+    rows = []
+    for metric in found.matrices[0].scores:
+        most = max(found.matrices, key=lambda m: m.scores[metric])
+        text = f"highest at {most.name} ({most.scores[metric]:.4g})"
+        if (agrees := correlations.get(metric)) is not None:
+            text += f"; orders matrices as the loss change does to {agrees:+.2f}"
+        rows.append((f"by {metric}", text))
+    return rows
+
+
 def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
     rows = []
     for proof in found.proofs:
@@ -149,6 +162,7 @@ def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
         setting = found.proofs[0].setting
         worst = sorted(found.matrices, key=lambda m: m.loss_change[setting], reverse=True)[:5]
         rows += [(m.name, f"{m.loss_change[setting]:+.6f} nats a token") for m in worst]
+    rows += _metrics(found)
     if output is not None:
         rows.append(("written to", str(output)))
     return rows
