@@ -62,7 +62,7 @@ class PlanEntry:
             "-1 or at least 1",
         )
         demand(isinstance(self.sym, bool), "sym", "true or false")
-        demand(self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
+        demand(isinstance(self.solver, str) and self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
         demand(
             self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8),
             "meta_bits",

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
-from quantrature import InvalidArgumentError, Plan, PlanEntry, methods
+from quantrature import InvalidArgumentError, Plan, PlanEntry, checkpoint, methods, models
+from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
+from quantrature.nn import quantized_layers
 from quantrature.storage import QuantizedMatrix
-from tiny_models import tiny_model
+from quantrature.verify import verify
+from tiny_models import byte_tokenizer, tiny_model
 
 WEIGHT = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
 
@@ -30,7 +34,7 @@ def calibrated(monkeypatch):
 def test_every_method_has_a_solver_that_a_plan_takes():
     for name, method in METHODS.items():
         assert SOLVERS[solver_of(name)] is method
-        assert PlanEntry(4, 128, solver=method.solver).solver == method.solver
+        assert PlanEntry(4, method.group_size or 128, solver=method.solver).solver == method.solver
         assert str(method).startswith(method.about)
         assert set(method.needs) <= set(methods.STATISTICS)
 
@@ -92,3 +96,49 @@ def test_quantize_passes_options_on_or_says_where_they_belong():
     plan = Plan({"model.layers.0.mlp.up_proj": PlanEntry(4, 16)})
     with pytest.raises(InvalidArgumentError, match="damp belongs into the options of the plan's entries"):
         qtr.quantize(model, plan=plan, damp=0.5)
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_a_model_in_a_named_table_goes_through_a_folder(name, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny_model("llama").save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    arguments = ["--bits", "4", "--group-size", "16", "--method", name, "--outliers", "1"]
+    assert main(["quantize", str(source), "-o", str(out), *arguments]) == 0
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, method=name, outliers=0.01, progress=False)
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(ids).logits, model.eval()(ids).logits)
+    contents = checkpoint.inspect(out)
+    assert {m["setting"] for m in contents.modules.values()} == {f"b4g16 {name}"}
+    assert not verify(out, source).failures
+
+
+def test_requant_keeps_weights_beside_a_named_table():
+    model = tiny_model("llama")
+    original = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    tokens = torch.arange(48).view(2, 24)
+    qtr.requant(
+        model, tokens, bits=4, group_size=16, method="nf4", outliers=1.0, significant=0.5, nodes=2, progress=False
+    )
+    kept = 0
+    for name, layer in quantized_layers(model).items():
+        outliers = layer.matrix.outliers
+        if outliers is not None:
+            kept += outliers.nnz
+            places = outliers.positions()
+            assert torch.equal(layer.dequantize().flatten()[places], original[name].flatten()[places])
+    total = sum(w.numel() for w in original.values())
+    assert kept == round(0.01 * total) + round(0.005 * total)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 3}, "bits of nf4 must be 4: got 3"),
+        ({"sym": True}, "sym goes without solver nf4"),
+    ],
+)
+def test_settings_a_named_table_has_not_are_refused(changes, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        PlanEntry(**{"bits": 4, "solver": "nf4", **changes})

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from quantrature import InvalidArgumentError, checkpoint, ops
 from quantrature._quantize import declare, put
-from quantrature.methods import quantize_matrix
+from quantrature.methods import Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
@@ -19,12 +19,15 @@ ENTRIES = {
     "grid with outliers": PlanEntry(3, 16, outliers=0.02),
     "symmetric grid": PlanEntry(4, -1, sym=True),
     "grid of grids": PlanEntry(2, 8, meta_bits=8, outliers=0.01),
+    "named table": PlanEntry(4, 16, solver="nf4", outliers=0.01),
+    "named table, scales on a grid": PlanEntry(4, 8, solver="fp4", meta_bits=8),
+    "tables of rows": PlanEntry(3, -1, solver="squeezellm", outliers=0.01),
 }
 
 
 def matrix(entry, rows=24, cols=40, dtype=torch.float32):
     weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(1))
-    return quantize_matrix("w", weight.to(dtype), entry)
+    return quantize_matrix("w", weight.to(dtype), entry, statistics=Statistics(fisher=weight.square()))
 
 
 def scaled(entry, kind=torch.float32, **shape):
@@ -75,6 +78,44 @@ def test_a_broken_description_is_refused(field, value, complaint):
     described = MatrixSpec.of(matrix(PlanEntry(3, 16))).to_json()
     with pytest.raises(InvalidArgumentError, match=complaint):
         MatrixSpec.from_json({**described, field: value})
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "value", "complaint"),
+    [
+        (
+            PlanEntry(4, 16, solver="nf4"),
+            "codebook",
+            "nf5",
+            "codebook of a codebook must be nf4 or fp4 or shared or rows",
+        ),
+        (PlanEntry(4, 16, solver="nf4"), "codebook", ["nf4"], "codebook of a codebook must be nf4 or"),
+        (PlanEntry(4, 16, solver="nf4"), "bits", 3, "bits of a codebook must be those of 16 entries: got 3"),
+        (PlanEntry(4, 16, solver="nf4"), "table", "float16", "table of a codebook must be null where it is known"),
+        (PlanEntry(4, 16, solver="nf4"), "scale", None, "scale of a codebook must be null without groups and there"),
+        (PlanEntry(4, 16, solver="nf4"), "scale", {"bits": 3}, "a grid must have the field 'shape'"),
+        (PlanEntry(4, 16, solver="nf4"), "group_size", 0, "group_size of a codebook must be null, -1 or at least 1"),
+        (PlanEntry(3, -1, solver="squeezellm"), "table", None, "table of a codebook must be float16 or float32"),
+        (PlanEntry(3, -1, solver="squeezellm"), "scale", "float16", "scale of a codebook must be null without groups"),
+        (PlanEntry(3, -1, solver="squeezellm"), "dtype", "int8", "dtype of a codebook must be float32, float16"),
+    ],
+)
+def test_a_broken_codebook_is_refused(entry, field, value, complaint):
+    described = MatrixSpec.of(matrix(entry)).to_json()
+    assert described["kind"] == "codebook"
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        MatrixSpec.from_json({**described, field: value})
+    del described[field]
+    with pytest.raises(InvalidArgumentError, match=f"a codebook must have the field '{field}'"):
+        MatrixSpec.from_json(described)
+
+
+def test_one_table_for_all_rows():
+    weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
+    for table in (torch.linspace(-2, 2, 8), torch.linspace(-2, 2, 8).half()):
+        stored = QuantizedMatrix(ops.quantize(weight, 3, None, codebook=table))
+        assert MatrixSpec.of(stored).dense.setting == "b3 shared"
+        assert torch.equal(read_back(stored).dequantize(), stored.dequantize())
 
 
 def test_every_kind_says_its_name():

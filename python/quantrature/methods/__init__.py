@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..storage import QuantizedMatrix
+from .awq import AWQ
+from .codebook import FP4, NF4
+from .gptq import GPTQ
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
+from .qtip import QTIP
+from .squeezellm import SQUEEZELLM
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +37,12 @@ METHODS: dict[str, Method] = {
     "rtn": RTN,
     "mse": MSE,
     "hqq": HQQ,
+    "nf4": NF4,
+    "fp4": FP4,
+    "squeezellm": SQUEEZELLM,
+    "qtip": QTIP,
+    "awq": AWQ,
+    "gptq": GPTQ,
 }
 """What ``--method`` takes."""
 
@@ -76,7 +88,7 @@ def quantize_matrix(
                 f"[quantize] {name}: method {entry.solver} needs a calibration text, for the {need} of this matrix"
             )
     try:
-        return method.quantize(weight, entry, kept, given)
+        return method.quantize(weight, entry, kept, replace(given, name=name))
     except QuantratureError as e:
         raise type(e)(f"{name}: {e}") from None
 

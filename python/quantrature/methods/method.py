@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..ops import SparseCSR
+from ..ops import SparseCSR, row_bytes
 from ..storage import QuantizedMatrix
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Statistics:
     """What calibration text says about one matrix; ``None`` where its method does not ask for it.
 
     Attributes:
+        name: of the matrix, for messages.
         hessian: float32 (in_features, in_features), the mean of x x^T over the tokens that reach the matrix.
         fisher: float32 (out_features, in_features), the sum over the windows of the squared gradient of the mean
             loss of each.
@@ -29,6 +30,7 @@ class Statistics:
         tokens: how many reached the matrix.
     """
 
+    name: str = "the matrix"
     hessian: torch.Tensor | None = None
     fisher: torch.Tensor | None = None
     activations: torch.Tensor | None = None
@@ -41,6 +43,34 @@ STATISTICS = ("hessian", "fisher", "activations")
 Quantizer = Callable[["torch.Tensor", "PlanEntry", "torch.Tensor | None", Statistics], QuantizedMatrix]
 """Takes the weight, (out_features, in_features), contiguous on the CPU; its plan entry; the places to keep exactly
 (int64 in the flattened weight, ascending), or ``None`` for as many outliers as the entry says; and statistics."""
+
+
+META_GROUP = 128
+"""Scales that share a second-level scale and zero where ``meta_bits`` is set."""
+
+
+def groups_in(columns: int, group_size: int) -> int:
+    """Groups in one row, a last partial one included."""
+    return 1 if group_size == -1 else -(-columns // group_size)
+
+
+def scale_bytes(rows: int, columns: int, entry: PlanEntry, *, zeros: bool) -> int:
+    """Bytes of the scales, and perhaps zeros, of all groups.
+
+    They are float16, unless some are out of its range, which only the weights tell (:func:`quantrature.ops.quantize`).
+    Quantized once more they have float16 scales and zeros in turn, but for the scales of scales, which are mostly too
+    small for it and counted as float32.
+    """
+    parameters = rows * groups_in(columns, entry.group_size)
+    if entry.meta_bits is None:
+        return 2 * parameters * (2 if zeros else 1)
+    inner, pairs = row_bytes(parameters, entry.meta_bits), groups_in(parameters, META_GROUP)
+    return inner + 8 * pairs + (inner + 4 * pairs if zeros else 0)
+
+
+def grid_bytes(rows: int, columns: int, entry: PlanEntry) -> int:
+    """Bytes of codes, scales and zeros."""
+    return rows * row_bytes(columns, entry.bits) + scale_bytes(rows, columns, entry, zeros=not entry.sym)
 
 
 def _anything(entry: PlanEntry) -> None:
@@ -58,6 +88,10 @@ class Method:
         needs: which of :data:`STATISTICS` it must be given; none for a method that looks at the weights alone.
         options: names and default values of its own settings, which a plan's entry may set.
         check: refuses the settings of an entry that the method cannot do, with an InvalidArgumentError.
+        group_size: the only one there is; ``None`` for any.
+        spread: how much of each matrix is outliers, from weights by name and the share of all matrices together;
+            ``None`` for the same share everywhere.
+        dense_bytes: of what it stores beside outliers, for rows, columns and an entry, as far as these tell.
     """
 
     about: str
@@ -66,6 +100,9 @@ class Method:
     needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[PlanEntry], None] = _anything
+    group_size: int | None = None
+    spread: Callable[[Mapping[str, torch.Tensor], float], dict[str, float]] | None = None
+    dense_bytes: Callable[[int, int, PlanEntry], int] = grid_bytes
 
     def __str__(self) -> str:
         """The line about it, with its options."""
@@ -85,6 +122,10 @@ class Method:
             kind = type(self.options[name])
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise InvalidArgumentError(f"option {name} of {entry.solver} must be {kind.__name__}: got {value!r}")
+        if self.group_size not in (None, entry.group_size):
+            raise InvalidArgumentError(
+                f"group_size of {entry.solver} must be {self.group_size}: got {entry.group_size}"
+            )
         self.check(entry)
 
     def settings(self, entry: PlanEntry) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from .._quantize import check_weight, declare, plan_for, put
 from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
+from ..calibration import calibrate
 from ..evaluate._forward import not_training
-from ..methods import quantize_matrix
-from ..models import LinearWeight
+from ..methods import SOLVERS, Statistics, quantize_matrix
+from ..models import LinearWeight, check_loaded
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
 from ..storage import QuantizedMatrix
@@ -78,7 +79,8 @@ def requant(
         model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
         bits, group_size, method, sym, meta_bits, plan, ignore: the host, as in :func:`quantrature.quantize`; the
-            entries of a plan have no outliers of their own.
+            entries of a plan have no outliers of their own. A host that needs calibration is given the same text; what
+            it says is found once, with the host alone, and held in memory for all matrices.
         outliers: percent of all weights that are kept for their magnitude. Mind that this, like in the paper and on
             the command line, is percent, while :func:`quantrature.quantize` takes a share.
         significant: percent of all weights that are kept for their PQI.
@@ -116,6 +118,7 @@ def requant(
         outliers=0.0,
         plan=plan,
         ignore=ignore,
+        experts=False,
     )
     for name, entry in plan:
         if entry.outliers:
@@ -124,8 +127,9 @@ def requant(
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:
         raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
+    check_loaded("requant", chosen)
     for linear in chosen:
-        check_weight(linear)
+        check_weight(linear.name, linear.weight)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings: dict[str, Any] = {
         "host": [entry.setting for entry in dict.fromkeys(entries.values())],
@@ -165,9 +169,20 @@ def requant(
 
     passes = integrals * nodes * len(Share(windows).windows)
     with not_training(model), progress_bar("requantizing", passes, progress) as bar:
-        stored = {}
-        if not (budgets[0] and "host" in journal):  # else only the matrices without their outliers are needed
-            stored = _without_outliers(chosen, entries, [0] * len(chosen))
+        host = (
+            calibrate(
+                model, linears, entries, windows, batch_size=batch_size, keep_statistics=True, weight_of=_original
+            )
+            if any(SOLVERS[entry.solver].needs for entry in entries.values())
+            else None
+        )
+        given = {} if host is None else host.statistics
+        if host is not None:
+            stored = host.matrices
+        elif budgets[0] and "host" in journal:
+            stored = {}  # only the matrices without their outliers are still needed
+        else:
+            stored = _without_outliers(chosen, entries, [0] * len(chosen), given)
         with (
             gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext(),
             Matrices(model, chosen, stored, _original, windows, batch_size, effort, journal, bar.advance) as matrices,
@@ -180,11 +195,11 @@ def requant(
                 mean_pqi = matrices.mean_pqi(state)
                 state = "outliers"
                 if selection == "greedy":
-                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100)
-                    matrices.stored = _without_outliers(chosen, entries, counts)
+                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100, given)
+                    matrices.stored = _without_outliers(chosen, entries, counts, given)
                 else:
                     counts, temperature, trials = _search(
-                        matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100
+                        matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100, given
                     )
             significant_of, last = matrices.detach_stepwise(state, budgets[1], steps, prove=prove)
             found, stages = matrices.stored, tuple(matrices.stages)
@@ -244,19 +259,22 @@ def _original(linear: LinearWeight) -> torch.Tensor:
 
 
 def _without_outliers(
-    linears: Sequence[LinearWeight], entries: Mapping[str, PlanEntry], counts: Sequence[int]
+    linears: Sequence[LinearWeight],
+    entries: Mapping[str, PlanEntry],
+    counts: Sequence[int],
+    given: Mapping[str, Statistics],
 ) -> dict[str, QuantizedMatrix]:
     """Each matrix quantized with its largest weights left out of the fit and kept."""
     return {
-        linear.name: _with_count(linear, entries[linear.name], count)
+        linear.name: _with_count(linear, entries[linear.name], count, given.get(linear.name))
         for linear, count in zip(linears, counts, strict=True)
     }
 
 
-def _with_count(linear: LinearWeight, entry: PlanEntry, count: int) -> QuantizedMatrix:
+def _with_count(linear: LinearWeight, entry: PlanEntry, count: int, statistics: Statistics | None) -> QuantizedMatrix:
     weight = _original(linear)
     places = ops.topk(weight.view(-1), count)[1] if count else None
-    return quantize_matrix(linear.name, weight, entry, places)
+    return quantize_matrix(linear.name, weight, entry, places, statistics)
 
 
 def _search(
@@ -267,6 +285,7 @@ def _search(
     budget: int,
     temperatures: Sequence[float],
     largest_share: float,
+    given: Mapping[str, Statistics],
 ) -> tuple[Sequence[int], float, list[Trial]]:
     """Try every temperature; leave the stored forms of the best one in place."""
     sizes = [linear.numel for linear in matrices.linears]
@@ -278,7 +297,7 @@ def _search(
         counts = split(budget, sizes, of_matrices, temperature, largest_share)
 
         def attempt(counts: Sequence[int] = counts) -> Found:
-            matrices.stored = _without_outliers(matrices.linears, entries, counts)
+            matrices.stored = _without_outliers(matrices.linears, entries, counts, given)
             return matrices.measure(), {}
 
         known = (step := f"temperature {temperature}") in journal
@@ -286,7 +305,7 @@ def _search(
         if best is None or trials[-1].measured_loss_change < best[1].measured_loss_change:
             best, stored = (counts, trials[-1]), {} if known else matrices.stored
     assert best is not None
-    matrices.stored = stored or _without_outliers(matrices.linears, entries, best[0])
+    matrices.stored = stored or _without_outliers(matrices.linears, entries, best[0], given)
     return best[0], best[1].temperature, trials
 
 
@@ -296,6 +315,7 @@ def greedy_counts(
     mean_pqi: Mapping[str, float],
     budget: int,
     largest_share: float,
+    given: Mapping[str, Statistics] | None = None,
 ) -> list[int]:
     """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
     errors = []
@@ -305,7 +325,9 @@ def greedy_counts(
         for share in SHARES:
             count = math.floor(min(share, largest_share) * linear.numel)
             if count not in by_count:
-                image = _with_count(linear, entries[linear.name], count).dequantize("float32")
+                image = _with_count(linear, entries[linear.name], count, (given or {}).get(linear.name)).dequantize(
+                    "float32"
+                )
                 by_count[count] = float((image - exact).abs().sum(dtype=torch.float64))
         errors.append(by_count)
     sizes = [linear.numel for linear in linears]

@@ -139,7 +139,8 @@ class Description:
         self.demand(sizes, "shape", "1 or 2 sizes")
         self.values["shape"] = tuple(shape)
         self.demand(is_natural(self.values["bits"]) and self.values["bits"] <= 8, "bits", "1 to 8")
-        self.demand(self.values["dtype"] in FLOATS, "dtype", "float32, float16 or bfloat16")
+        known = isinstance(self.values["dtype"], str) and self.values["dtype"] in FLOATS
+        self.demand(known, "dtype", "float32, float16 or bfloat16")
 
 
 def is_natural(value: object) -> bool:

@@ -71,9 +71,12 @@ class GridSpec(DenseSpec):
         demand(isinstance(given["sym"], bool), "sym", "true or false")
         for name in ("scale", "zero"):
             if isinstance(given[name], Mapping):
+                plain = not any(isinstance(given[name].get(part), Mapping) for part in ("scale", "zero"))
+                demand(plain, name, "a grid whose own scales and zeros are float16 or float32")
                 given[name] = cls.from_json(given[name])
             elif not (name == "zero" and given[name] is None):
-                demand(given[name] in ("float16", "float32"), name, "float16, float32 or a grid")
+                known = isinstance(given[name], str) and given[name] in ("float16", "float32")
+                demand(known, name, "float16, float32 or a grid")
         demand((given["zero"] is None) == given["sym"], "zero", "null on a symmetric grid and there alone")
         return cls(**given)
 

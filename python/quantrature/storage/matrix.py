@@ -12,14 +12,16 @@ from .._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR
 from ..ops._outliers import offset_dtype
+from .codebook import CodebookSpec
 from .dense import DenseSpec, Layout
 from .grid import GridSpec
 from .quantized import QuantizedMatrix
+from .trellis import TrellisSpec
 
 if TYPE_CHECKING:
     import torch
 
-KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec,)}
+KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec, TrellisSpec)}
 """Kinds of dense stored forms by their names."""
 
 OUTLIERS = ("outlier_values", "outlier_columns", "outlier_row_offsets")
@@ -73,10 +75,10 @@ class MatrixSpec:
         if len(dense.shape) != 2:
             raise InvalidArgumentError(f"[checkpoint] shape of a matrix must be rows and columns: got {dense.shape}")
         outliers = data.get("outliers", 0)
-        if not isinstance(outliers, int) or not 0 <= outliers <= dense.numel:
+        if not isinstance(outliers, int) or isinstance(outliers, bool) or not 0 <= outliers <= dense.numel:
             raise InvalidArgumentError(f"[checkpoint] outliers must be 0 to {dense.numel}: got {outliers!r}")
         scale = data.get(INPUT_SCALE)
-        if scale not in (None, "float16", "float32"):
+        if scale is not None and not (isinstance(scale, str) and scale in ("float16", "float32")):
             raise InvalidArgumentError(f"[checkpoint] input_scale must be null, float16 or float32: got {scale!r}")
         return cls(dense, outliers, scale, str(data.get("digest", "")))
 
