@@ -380,7 +380,7 @@ def remarks(rows: list[dict[str, Any]], record: Mapping[str, Any], weights: int)
         ("measured", "calibration loss", None),
         ("divergence", "divergence", "divergence error"),
         ("loss", "loss on the other text", "loss error"),
-    ):
+    ) if rivals else ():
         better = [
             f"{row['name']} ({row[measure] - both[measure]:+.5f}"
             + (f" ± {row[error]:.5f}" if error else "")
