@@ -377,10 +377,14 @@ def remarks(rows: list[dict[str, Any]], record: Mapping[str, Any], weights: int)
         )
     rivals = [row for row in rows if row["name"].startswith(("+ the same", "smaller"))]
     for measure, what, error in (
-        ("measured", "calibration loss", None),
-        ("divergence", "divergence", "divergence error"),
-        ("loss", "loss on the other text", "loss error"),
-    ) if rivals else ():
+        (
+            ("measured", "calibration loss", None),
+            ("divergence", "divergence", "divergence error"),
+            ("loss", "loss on the other text", "loss error"),
+        )
+        if rivals
+        else ()
+    ):
         better = [
             f"{row['name']} ({row[measure] - both[measure]:+.5f}"
             + (f" ± {row[error]:.5f}" if error else "")

@@ -138,13 +138,11 @@ def _numbers(bits: str) -> list[int]:
 def _metrics(found: Sensitivity) -> list[tuple[str, str]]:
     """How each metric orders the matrices, one line each."""
     correlations = found.rank_correlations()
-    rows = []
+    rows = [("metrics", "rank correlation with the loss change, and where it is highest")]
     for metric in found.matrices[0].scores:
         most = max(found.matrices, key=lambda m: m.scores[metric])
-        text = f"highest at {most.name} ({most.scores[metric]:.4g})"
-        if (agrees := correlations.get(metric)) is not None:
-            text += f"; orders matrices as the loss change does to {agrees:+.2f}"
-        rows.append((f"by {metric}", text))
+        agrees = correlations.get(metric)
+        rows.append((f"  {metric}", ("     " if agrees is None else f"{agrees:+.2f}") + f"  {most.name}"))
     return rows
 
 
