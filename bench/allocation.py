@@ -10,7 +10,6 @@ was measured lies in the work folder, where a run that was cut short goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from notes import Notes
 from peers import machine
 
 import quantrature as qtr
@@ -103,22 +103,6 @@ class Judge:
             "divergence": divergence,
             "error": error,
         }
-
-
-class Notes:
-    """Rows and figures that survive the run."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def of(self, key: str, make: Callable[[], Any]) -> Any:
-        """What was noted, or is found and noted now."""
-        if key not in self.known:
-            self.known[key] = make()
-            self.path.write_text(json.dumps(self.known, indent=1))
-        return self.known[key]
 
 
 def timed(make: Callable[[], Any]) -> tuple[Any, float]:

@@ -1,46 +1,54 @@
 """What ReQuant gains: the ablation of arXiv 2503.01901 (its Table 8), and other uses of the same bytes.
 
-    python bench/requant.py MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--hosts rtn,hqq]
+    python bench/requant.py MODEL --calibration TEXT --text TEXT --work FOLDER [--bits 2,3,4] [--hosts rtn,hqq]
         [--nsamples 32] [--tokens 32768] [--output bench/results]
 
-For each host and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
-positions. At the bytes of "both", as stored: the host with a smaller group size; and as many weights kept by other
-rankings over the whole model (magnitude, squared gradient, first order; all left out of the fit of the grid). Loss
-changes are nats a token on the calibration text, perplexity and divergence from the original are on the other one.
-Every row is written as it comes, so that a run that was stopped leaves what it has.
+First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the paper, each in a process of its own.
+
+Then for each host and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
+positions. At the bytes of "both", as stored: the host with smaller groups, with 16-bit and with 8-bit scales and zeros;
+and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order; all left
+out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence from the
+original are on the other one. What was measured lies in the work folder, where a run that was cut short goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import functools
+import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from notes import Notes
 from peers import machine
 
 import quantrature as qtr
-from quantrature import evaluate, models, ops
+from quantrature import Sensitivity, models, ops
+from quantrature.allocation.options import stored_bytes
 from quantrature.analysis.path import Moved, WeightPath
 from quantrature.analysis.proving import Prover
 from quantrature.evaluate._forward import not_training
-from quantrature.methods import quantize_matrix, solver_of
+from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
 from quantrature.requantization._requant import greedy_counts
 from quantrature.requantization.matrices import narrowest
 from quantrature.requantization.outliers import split
-from quantrature.storage import QuantizedMatrix
 from quantrature.text import token_windows
 
-SMALLER = {64: (32, 56, 48, 40)}
-"""Group sizes tried in place of 64, of which the one that comes closest in bytes without exceeding them is shown."""
+FINER = {None: (32, 36, 43, 48, 52, 56), 8: (12, 16, 20, 22, 24, 26, 28, 32)}
+"""Bits of scales and zeros to group sizes, of which those are shown whose bytes are next to those of ReQuant."""
+
+ANALYSES = (("gauss", 3), ("paper", 33))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,10 +56,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True, help="text to evaluate on")
+    parser.add_argument("--work", type=Path, required=True, help="folder to keep what was measured")
     parser.add_argument("--tokens", type=int, default=32768, help="of the evaluation text")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--nsamples", type=int, default=32, help="windows of calibration text")
-    parser.add_argument("--bits", default="2,3,4")
+    parser.add_argument("--bits", default="2,3,4", help="none: only what the analysis takes")
     parser.add_argument("--hosts", default="rtn,hqq")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--outliers", type=float, default=0.45, help="percent")
@@ -61,11 +70,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def analysis_alone(options: argparse.Namespace, rule: str, nodes: int) -> dict[str, Any]:
+    """Time and peak memory of ``quantrature analyze`` in a process of its own; its maps stay in the work folder."""
+    command = [sys.executable, "-m", "quantrature", "analyze", options.model, "--calibration", options.calibration]
+    command += ["-o", str(options.work / f"analysis-{rule}-{nodes}"), "--overwrite", "--json", "--metrics", "pqi"]
+    command += ["--bits", "2", "--group-size", str(options.group_size), "--rule", rule, "--nodes", str(nodes)]
+    command += ["--nsamples", str(options.nsamples), "--seqlen", str(options.seqlen), "--batch-size", "8"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = json.loads(process.stdout.read())
+    _, _, usage = os.wait4(process.pid, 0)
+    return {
+        "seconds": time.perf_counter() - start,
+        "MiB": usage.ru_maxrss / 1024,
+        **{name: found[name] for name in ("predicted_loss_change", "measured_loss_change", "gradient_evaluations")},
+    }
+
+
 class Bench:
     """One model, its texts, and the table so far."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, options: argparse.Namespace, notes: Notes) -> None:
+        self.options, self.notes = options, notes
         self.tokenizer = models.load_tokenizer(options.model)
         self.windows = token_windows(
             options.calibration, self.tokenizer, seqlen=options.seqlen, nsamples=options.nsamples
@@ -73,37 +100,57 @@ class Bench:
         self.evaluation = token_windows(options.text, self.tokenizer, seqlen=options.seqlen, max_tokens=options.tokens)
         self.original = models.load_model(options.model, "float32")
         self.linears = models.find_linears(self.original)
+        self.model = models.load_model(options.model, "float32")
+        self.places = {linear.name: linear.weight for linear in models.find_linears(self.model)}
         self.total = sum(linear.numel for linear in self.linears)
         self.prover = Prover(self.original, self.windows, 8)
-        self.lines: list[str] = []
-        self.notes: list[str] = []
+        self.reference = [self.predictions(self.original.eval(), batch) for batch in self.evaluation.split(8)]
+        self.losses = [self.loss(p, batch) for p, batch in zip(self.reference, self.evaluation.split(8), strict=True)]
+        self.blocks: dict[str, list[dict[str, Any]]] = {}
 
-    def add(
+    def evaluate(
         self,
-        name: str,
         stored: Mapping[str, QuantizedMatrix],
         predicted: float | None = None,
         measured: float | None = None,
         seconds: float | None = None,
-    ) -> None:
-        """Evaluate stored forms in the place of the matrices, and write a row."""
-        moved = [Moved(linear, lambda m=stored[linear.name]: m.dequantize("float32")) for linear in self.linears]
-        with not_training(self.original):
-            if measured is None:
-                with WeightPath(self.original, moved) as path:
-                    measured = self.prover.measure(path)
-            model = models.load_model(self.options.model, "float32")
-            for linear in models.find_linears(model):
-                linear.weight.copy_(stored[linear.name].dequantize("float32"))
-        found = evaluate.divergence(model, self.original, self.evaluation, seqlen=self.options.seqlen)
-        bits = 8 * sum(matrix.nbytes for matrix in stored.values()) / self.total
-        self.lines.append(
-            f"| {name} | {bits:.3f} | {'' if predicted is None else f'{predicted:+.5f}'} | {measured:+.5f} "
-            f"| {found.loss_change:+.5f} ± {found.loss_change_standard_error:.5f} | {found.model.perplexity:.3f} "
-            f"| {found.mean:.5f} ± {found.standard_error:.5f} | {'' if seconds is None else f'{seconds:.0f}'} |"
-        )
-        print(self.lines[-1], flush=True)
-        self.write()
+    ) -> dict[str, Any]:
+        """Figures of stored forms in the place of the matrices."""
+        if measured is None:
+            moved = [Moved(linear, lambda m=stored[linear.name]: m.dequantize("float32")) for linear in self.linears]
+            with not_training(self.original), WeightPath(self.original, moved) as path:
+                measured = self.prover.measure(path)
+        for name, place in self.places.items():
+            place.copy_(stored[name].dequantize("float32"))
+        losses, divergences = [], []
+        for p, before, batch in zip(self.reference, self.losses, self.evaluation.split(8), strict=True):
+            q = self.predictions(self.model, batch)
+            losses.append(self.loss(q, batch) - before)
+            divergences.append((p.exp() * (p - q)).sum(dim=-1).double().mean(dim=1))
+        loss, apart = torch.cat(losses), torch.cat(divergences)
+        return {
+            "bytes": sum(matrix.nbytes for matrix in stored.values()),
+            "predicted": predicted,
+            "measured": measured,
+            "loss": float(loss.mean()),
+            "loss error": float(loss.std() / len(loss) ** 0.5),
+            "perplexity": float((torch.cat(self.losses).mean() + loss.mean()).exp()),
+            "divergence": float(apart.mean()),
+            "divergence error": float(apart.std() / len(apart) ** 0.5),
+            "seconds": seconds,
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def predictions(model: Any, batch: torch.Tensor) -> torch.Tensor:
+        """Log probabilities of what follows each token."""
+        logits: torch.Tensor = model(batch, use_cache=False).logits[:, :-1]
+        return logits.log_softmax(dim=-1)
+
+    @staticmethod
+    def loss(predictions: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihood of each window."""
+        return -predictions.gather(-1, batch[:, 1:, None]).double().mean(dim=(1, 2))
 
     def host(self, entry: PlanEntry, kept: Mapping[str, torch.Tensor] | None = None) -> dict[str, QuantizedMatrix]:
         """All matrices in the host's stored form, some weights left out of the fit and kept."""
@@ -130,44 +177,66 @@ class Bench:
         options = self.options
         entry = PlanEntry(bits, options.group_size, solver=solver_of(host))
         label = f"{host}, {bits} bits, g{options.group_size}"
+        rows = self.blocks.setdefault(label, [])
         budgets = {"outliers": options.outliers, "significant": options.significant}
-        stored, record, seconds = self.requant(entry, **budgets)
-        before, after = record.stages[0], record.stages[1]
-        self.add(f"**{label}**", self.host(entry), before.predicted_loss_change, before.measured_loss_change)
-        self.add(
-            f"+ outliers, temperature {record.temperature:.2g}",
-            self.host(entry, self.outliers([matrix.outliers for matrix in record.matrices])),
-            after.predicted_loss_change,
-            after.measured_loss_change,
-        )
+
+        def add(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            row = self.notes.of(f"{label}: {name}", lambda: {"name": name, **make()})
+            rows.append(row)
+            print(line(row, self.total), flush=True)
+            self.write()
+            return row
+
+        def at(places: Callable[[], Mapping[str, torch.Tensor]]) -> Callable[[], dict[str, Any]]:
+            return lambda: self.evaluate(self.host(entry, places()))
+
+        def with_both() -> dict[str, Any]:
+            stored, record, seconds = self.requant(entry, **budgets)
+            self.notes.of(f"{label}: record", record.to_json)
+            return self.evaluate(stored, record.predicted_loss_change, record.measured_loss_change, seconds)
+
+        def significant_alone() -> dict[str, Any]:
+            stored, record, seconds = self.requant(entry, **{**budgets, "outliers": 0.0})
+            return self.evaluate(stored, record.predicted_loss_change, record.measured_loss_change, seconds)
+
+        both = add("+ both", with_both)
+        record = self.notes.known[f"{label}: record"]
+        before, after = record["stages"][:2]
+        counts = [matrix["outliers"] for matrix in record["modules"]]
         sizes = [linear.numel for linear in self.linears]
-        even = split(record.outliers, sizes, sizes, float("inf"), 1.0)
-        self.add("+ outliers, the same ratio everywhere", self.host(entry, self.outliers(even)))
-        mean_pqi = {matrix.name: matrix.mean_pqi for matrix in record.matrices}
-        entries = dict.fromkeys(mean_pqi, entry)
-        greedy = greedy_counts(self.linears, entries, mean_pqi, record.outliers, 0.05)
-        self.add("+ outliers, greedy on predicted PQI", self.host(entry, self.outliers(greedy)))
-        parts, found, spent = self.requant(entry, **{**budgets, "outliers": 0.0}, prove=False)
-        self.add("+ significant", parts, found.predicted_loss_change, found.measured_loss_change, spent)
-        self.add("+ both", stored, record.predicted_loss_change, record.measured_loss_change, seconds)
-        self.notes.append(
-            f"{label}: {record.gradient_evaluations} gradient evaluations of each window in {seconds:.0f} s, "
-            f"{record.outliers:,} outliers and {record.significant:,} significant weights; "
-            f"{record.bits_per_weight:.3f} bits per weight as stored, {record.paper_bits_per_weight:.3f} by the "
-            f"paper's rule (48 bits a kept weight)"
+        count = record["outliers"] + record["significant"]
+
+        def stage(found: Mapping[str, Any], kept: Mapping[str, torch.Tensor] | None) -> dict[str, Any]:
+            return self.evaluate(self.host(entry, kept), found["predicted_loss_change"], found["measured_loss_change"])
+
+        def greedily() -> dict[str, torch.Tensor]:
+            mean_pqi = {matrix["name"]: matrix["mean_pqi"] for matrix in record["modules"]}
+            entries = dict.fromkeys(mean_pqi, entry)
+            return self.outliers(greedy_counts(self.linears, entries, mean_pqi, sum(counts), 0.05))
+
+        add("nothing kept", lambda: stage(before, None))
+        add("+ outliers, by temperature", lambda: stage(after, self.outliers(counts)))
+        add(
+            "+ outliers, the same ratio everywhere",
+            at(lambda: self.outliers(split(sum(counts), sizes, sizes, float("inf"), 1.0))),
         )
-        count = record.outliers + record.significant
-        self.add("+ random positions", self.host(entry, self.at_random(count)))
-        for name, maps in self.rankings(entry).items():
-            self.add(f"+ the same number by {name}", self.host(entry, self.largest(maps, count)))
-        budget = sum(matrix.nbytes for matrix in stored.values())
-        fitting = []
-        for size in SMALLER[options.group_size]:
-            finer = self.host(replace(entry, group_size=size))
-            fitting.append((sum(matrix.nbytes for matrix in finer.values()), size, finer))
-        below = [f for f in fitting if f[0] <= budget]
-        taken = max(below, key=lambda f: f[0]) if below else min(fitting, key=lambda f: f[0])
-        self.add(f"{host}, {bits} bits, g{taken[1]}", taken[2])
+        add("+ outliers, greedy on predicted PQI", at(greedily))
+        add("+ significant", significant_alone)
+        add("+ random positions", at(lambda: self.at_random(count)))
+        rankings = functools.cache(lambda: self.rankings(entry))
+        for name in ("PQI", "magnitude", "squared gradient", "first order"):
+            add(f"+ the same number by {name}", at(lambda name=name: self.largest(rankings()[name], count)))
+        for meta_bits, sizes_tried in FINER.items():
+            finer = [replace(entry, group_size=size, meta_bits=meta_bits) for size in sizes_tried]
+            taken = {e: sum(stored_bytes(w.out_features, w.in_features, e) for w in self.linears) for e in finer}
+            parameters = "" if meta_bits is None else f", {meta_bits}-bit scales and zeros"
+            below = max((e for e in finer if taken[e] <= both["bytes"]), key=taken.__getitem__)
+            above = min((e for e in finer if taken[e] > both["bytes"]), key=taken.__getitem__)
+            for which, chosen in (("below", below), ("above", above)):
+                add(
+                    f"smaller groups{parameters}, next size {which} (g{chosen.group_size})",
+                    lambda chosen=chosen: self.evaluate(self.host(chosen)),
+                )
 
     def outliers(self, counts: list[int]) -> dict[str, torch.Tensor]:
         """Positions of so many of the largest weights of each matrix."""
@@ -187,17 +256,20 @@ class Bench:
         return places
 
     def rankings(self, entry: PlanEntry) -> dict[str, dict[str, torch.Tensor]]:
-        """Values of all weights by the metrics that PQI is held against."""
+        """Values of all weights by PQI and by the metrics that it is held against."""
         found = qtr.analyze(
             self.original,
             self.windows,
-            metrics=["first_order", "fisher"],
+            metrics=["pqi", "first_order", "fisher"],
             bits=entry.bits,
             group_size=entry.group_size,
             method={solver_of(name): name for name in ("rtn", "mse", "hqq")}[entry.solver],
+            nodes=self.options.nodes,
+            batch_size=8,
             progress=False,
         )
         return {
+            "PQI": dict(found.maps["pqi"]),
             "magnitude": {linear.name: linear.weight.abs() for linear in self.linears},
             "squared gradient": dict(found.maps["fisher"]),
             "first order": dict(found.maps["first_order"]),
@@ -209,34 +281,133 @@ class Bench:
         return {linear.name: places for linear, (_, places) in zip(self.linears, ranked, strict=True)}
 
     def write(self) -> None:
-        """Write the table as far as it has come."""
+        """Write the tables as far as they have come."""
         options = self.options
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        table = "\n".join(
-            [
-                f"`python {' '.join(sys.argv)}`\n",
-                f"{date.today()}, {machine(torch.get_num_threads())}; {len(self.windows)} windows of calibration text "
-                f"and {self.evaluation[:, 1:].numel():,} evaluated tokens in windows of {options.seqlen}; Gauss with "
-                f"{options.nodes} nodes; {options.outliers} % outliers, {options.significant} % significant weights in "
-                f"2 steps; peak memory of the whole process {peak:,.0f} MiB.\n",
-                "| | bits per weight, stored | predicted loss change, calibration | measured, calibration "
-                "| measured, evaluation | perplexity | divergence (nats a token) | seconds |",
-                "|---|---|---|---|---|---|---|---|",
-                *self.lines,
-                "",
-                *(f"- {note}" for note in self.notes),
-                "",
-            ]
+        if options.output is None:
+            return
+        lines = [
+            "# ReQuant\n",
+            f"`python {' '.join(sys.argv)}`\n",
+            f"{date.today()}, {machine(torch.get_num_threads())}; {len(self.windows)} windows of calibration text and "
+            f"{self.evaluation[:, 1:].numel():,} evaluated tokens in windows of {options.seqlen}; Gauss with "
+            f"{options.nodes} nodes; {options.outliers} % outliers, {options.significant} % significant weights in "
+            f"2 steps. Seconds are of ReQuant as a whole, on a machine with other work.\n",
+            *analysis_table(options, self.notes),
+        ]
+        for label, rows in self.blocks.items():
+            lines += ["", f"## {label}", "", *HEAD, *(line(row, self.total) for row in in_order(rows))]
+            record = self.notes.known[f"{label}: record"]
+            lines += ["", *(f"- {text}" for text in remarks(rows, record, self.total))]
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / f"requant-{Path(options.model).name}.md").write_text("\n".join([*lines, ""]))
+
+
+HEAD = [
+    "| | bits per weight, stored | predicted loss change, calibration | measured, calibration "
+    "| measured, evaluation | perplexity | divergence (nats a token) | seconds |",
+    "|---|---|---|---|---|---|---|---|",
+]
+
+
+def analysis_table(options: argparse.Namespace, notes: Notes) -> list[str]:
+    """What the analysis takes, and how far its choice is that of 32 intervals."""
+    lines = [
+        "2 bits, rtn, a process each (`quantrature analyze`, Python and libraries included):\n",
+        "| rule | gradient evaluations | predicted | measured | apart by | seconds | peak memory, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rule, nodes in ANALYSES:
+        found = notes.known[f"analysis {rule} {nodes}"]
+        apart = abs(found["predicted_loss_change"] / found["measured_loss_change"] - 1)
+        lines.append(
+            f"| {rule} | {found['gradient_evaluations']} | {found['predicted_loss_change']:+.5f} "
+            f"| {found['measured_loss_change']:+.5f} | {apart:.1e} | {found['seconds']:.1f} | {found['MiB']:,.0f} |"
         )
-        if options.output is not None:
-            options.output.mkdir(parents=True, exist_ok=True)
-            (options.output / f"requant-{Path(options.model).name}.md").write_text(f"# ReQuant\n\n{table}")
+    share = notes.known["analyses agree"]
+    return [*lines, f"\nOf the 0.5 % of all weights that rank highest, both name {share:.1%}."]
+
+
+def agreement(options: argparse.Namespace) -> float:
+    """Share of the highest-ranking weights that both analyses name."""
+    chosen = []
+    for rule, nodes in ANALYSES:
+        maps = Sensitivity.load(options.work / f"analysis-{rule}-{nodes}").maps["pqi"]
+        values = [maps[name].contiguous() for name in maps]
+        count = round(0.005 * sum(v.numel() for v in values))
+        chosen.append({(i, p) for i, (_, at) in enumerate(ops.topk(values, count, key="value")) for p in at.tolist()})
+    return len(chosen[0] & chosen[1]) / len(chosen[0])
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As a reader wants them: what ReQuant is made of, then what it is held against."""
+    first = ["nothing kept", "+ outliers, by temperature", "+ outliers, the same ratio everywhere"]
+    first += ["+ outliers, greedy on predicted PQI", "+ significant", "+ both"]
+    return sorted(rows, key=lambda row: first.index(row["name"]) if row["name"] in first else len(first))
+
+
+def line(row: Mapping[str, Any], weights: int) -> str:
+    """A row of the table."""
+    return (
+        f"| {row['name']} | {8 * row['bytes'] / weights:.3f} "
+        f"| {'' if row['predicted'] is None else format(row['predicted'], '+.5f')} | {row['measured']:+.5f} "
+        f"| {row['loss']:+.5f} ± {row['loss error']:.5f} | {row['perplexity']:.3f} "
+        f"| {row['divergence']:.5f} ± {row['divergence error']:.5f} "
+        f"| {'' if row['seconds'] is None else format(row['seconds'], '.0f')} |"
+    )
+
+
+def remarks(rows: list[dict[str, Any]], record: Mapping[str, Any], weights: int) -> list[str]:
+    """What the rows say, in words that follow from their figures."""
+    named = {row["name"]: row for row in rows}
+    both = named["+ both"]
+    kept = record["outliers"] + record["significant"]
+    beside = 8 * (record["bytes"] - record["grid_bytes"]) / kept
+    found = [
+        f"{record['gradient_evaluations']} gradient evaluations of each window, {record['outliers']:,} outliers at "
+        f"temperature {record['temperature']}, {record['significant']:,} significant weights; "
+        f"{record['bits_per_weight']:.3f} bits per weight as stored ({beside:.1f} for each kept weight, row offsets "
+        f"included), {record['paper_bits_per_weight']:.3f} by the paper's rule (48)"
+    ]
+    if "+ random positions" in named:
+        order = [named[name]["measured"] for name in ("+ both", "+ outliers, by temperature", "nothing kept")]
+        holds = "holds" if order == sorted(order) else "does not hold"
+        chance = named["+ random positions"]["measured"] / order[-1] - 1
+        found.append(
+            f"both < outliers < nothing in calibration loss {holds}; random positions change it by {chance:+.1%}"
+        )
+    rivals = [row for row in rows if row["name"].startswith(("+ the same", "smaller"))]
+    for measure, what, error in (
+        (
+            ("measured", "calibration loss", None),
+            ("divergence", "divergence", "divergence error"),
+            ("loss", "loss on the other text", "loss error"),
+        )
+        if rivals
+        else ()
+    ):
+        better = [
+            f"{row['name']} ({row[measure] - both[measure]:+.5f}"
+            + (f" ± {row[error]:.5f}" if error else "")
+            + f", {8 * (row['bytes'] - both['bytes']) / weights:+.3f} bits)"
+            for row in rivals
+            if row[measure] < both[measure]
+        ]
+        found.append(
+            f"in {what} both is " + ("ahead of all that follow" if not better else "behind " + "; ".join(better))
+        )
+    return found
 
 
 def main() -> None:
     options = parse_arguments()
-    bench = Bench(options)
-    for bits in options.bits.split(","):
+    notes = Notes(options.work / "requant.json")
+    for rule, nodes in ANALYSES:
+        notes.of(f"analysis {rule} {nodes}", functools.partial(analysis_alone, options, rule, nodes))
+    notes.of("analyses agree", lambda: agreement(options))
+    bench = Bench(options, notes)
+    print("\n".join(analysis_table(options, notes)), flush=True)
+    bench.write()
+    for bits in options.bits.split(",") if options.bits != "none" else ():
         for host in options.hosts.split(","):
             bench.ablation(host, int(bits))
 

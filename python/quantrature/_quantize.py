@@ -16,7 +16,7 @@ from ._C import InvalidArgumentError
 from .calibration import BlockState, calibrate, units
 from .experts import can_split, part_with_memory, split
 from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
-from .models import Linears, LinearWeight, Skipped, find_linears
+from .models import Linears, LinearWeight, Skipped, check_loaded, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
@@ -95,6 +95,7 @@ def quantize(
         options=options,
     )
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
+    check_loaded("quantize", [linear for linear, _ in work])
     for linear, _ in work:
         check_weight(linear.name, linear.weight)
     if any(SOLVERS[entry.solver].needs for _, entry in work):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, QuantratureError, Sensitivity, analysis, models
@@ -277,6 +278,20 @@ def test_other_metrics_are_what_they_say():
         assert 0.05 < matrix.scores["activation_error"] * TOKENS.numel() / squares[matrix.name] < 20
 
 
+def test_one_report_compares_the_metrics():
+    found = qtr.analyze(
+        sharp_model(), TOKENS, metrics=list(analysis.METRICS), bits=2, group_size=16, nodes=2, batch_size=4
+    )
+    changes = [m.loss_change["b2g16"] for m in found.matrices]
+    correlations = found.rank_correlations()
+    assert list(correlations) == list(analysis.METRICS)
+    for metric, correlation in correlations.items():
+        expected = spearmanr([m.scores[metric] for m in found.matrices], changes).statistic
+        assert correlation == pytest.approx(expected)
+    assert found.to_json()["rank_correlations"] == correlations
+    assert qtr.analyze(sharp_model(), TOKENS, metrics=["kurtosis"], bits=2).rank_correlations() == {}
+
+
 def test_a_result_survives_its_folder(tmp_path):
     found = qtr.analyze(
         sharp_model(), TOKENS, metrics=["pqi", "fisher", "kurtosis"], bits=(2, 4), group_size=16, nodes=2
@@ -312,56 +327,6 @@ def test_broken_results_are_named(tmp_path):
         Sensitivity.load(tmp_path)
 
 
-class Stop(Exception):
-    pass
-
-
-def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, monkeypatch):
-    from quantrature.analysis import integral
-    from quantrature.analysis.snapshot import Snapshot
-
-    settings = {"metrics": ["pqi"], "bits": 2, "group_size": 16, "nodes": 3, "state_file": tmp_path / "state"}
-    whole = qtr.analyze(sharp_model(), TOKENS, **settings)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(Snapshot, "every", 0.0)
-    taken = []
-    nll = integral.next_token_nll
-
-    def counting(model, tokens):
-        taken.append(1)
-        if len(taken) == 6:
-            raise Stop
-        return nll(model, tokens)
-
-    monkeypatch.setattr(integral, "next_token_nll", counting)
-    save = Snapshot.save
-    monkeypatch.setattr(Snapshot, "save", lambda self, *a, **k: save(self, *a, **{**k, "last": True}))
-    with pytest.raises(Stop):
-        qtr.analyze(sharp_model(), TOKENS, **settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["state.b2g16"]
-    resumed = qtr.analyze(sharp_model(), TOKENS, **settings, resume="required")
-    assert len(taken) == 6 + 12 - 5
-    assert resumed.predicted_loss_change == pytest.approx(whole.predicted_loss_change, rel=1e-6)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_state_of_another_analysis_is_not_taken_up(tmp_path):
-    with pytest.raises(InvalidArgumentError, match="resume is required, but .*state.b2g16 holds no state"):
-        qtr.analyze(
-            sharp_model(),
-            TOKENS,
-            metrics=["pqi"],
-            bits=2,
-            group_size=16,
-            state_file=tmp_path / "state",
-            resume="required",
-        )
-    with pytest.raises(InvalidArgumentError, match="resume must be one of"):
-        qtr.analyze(
-            sharp_model(), TOKENS, metrics=["pqi"], bits=2, group_size=16, state_file=tmp_path / "state", resume="maybe"
-        )
-
-
 def test_a_gradient_that_is_not_finite_is_named_and_the_model_restored():
     model = sharp_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -379,8 +344,33 @@ def test_a_gradient_that_is_not_finite_is_named_and_the_model_restored():
 def test_a_loss_that_is_not_finite_is_named():
     model = sharp_model()
     model.model.norm.weight.data[0] = math.nan
-    with pytest.raises(QuantratureError, match=r"the loss is nan"):
-        qtr.analyze(model, TOKENS, metrics=["pqi"], bits=2, group_size=16)
+    complaint = "the loss is nan at node t=0, calibration sample 0: the output of model.norm is the first that is not"
+    for metrics in (["pqi"], ["fisher"]):
+        with pytest.raises(QuantratureError, match=complaint):
+            qtr.analyze(model, TOKENS, metrics=metrics, bits=2, group_size=16)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_loss_that_is_not_finite_on_the_way_names_the_sample(batch_size):
+    model = sharp_model()
+    embeddings = model.model.embed_tokens.weight
+    embeddings.data[int(TOKENS[2, 0])] = math.inf  # a token of the third sample alone
+    assert int(TOKENS[2, 0]) not in TOKENS[:2]
+    with pytest.raises(QuantratureError, match="at node t=0, calibration sample 2: the output of model.embed_tokens"):
+        qtr.analyze(model, TOKENS, metrics=["pqi"], bits=2, group_size=16, batch_size=batch_size)
+
+
+def test_a_gradient_that_is_not_finite_names_the_samples_of_its_batch():
+    model = sharp_model()
+    calls = []
+
+    def spoil(module, gradient):
+        calls.append(1)
+        return (gradient[0] * (math.inf if len(calls) == 2 else 1),)
+
+    model.model.layers[1].mlp.up_proj.register_full_backward_pre_hook(spoil)
+    with pytest.raises(QuantratureError, match=r"gradient of model.layers.* at node t=0.\d+, calibration sample 2, 3"):
+        qtr.analyze(model, TOKENS, metrics=["pqi"], bits=2, group_size=16, batch_size=2)
 
 
 def test_weights_that_are_not_finite_are_named():

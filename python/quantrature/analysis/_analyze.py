@@ -16,13 +16,13 @@ from .._C import InvalidArgumentError
 from ..allocation.options import Option
 from ..evaluate._forward import not_training
 from ..methods import SOLVERS, Statistics, image_of, solver_of
-from ..models import Linears, find_linears
+from ..models import Linears, check_loaded, find_linears
 from ..plan import PlanEntry
 from ..progress import progress as progress_bar
 from ..text import token_windows
 from .errors import Outcome, candidates, outcomes
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, WeightPath, gradient_checkpointing
+from .path import Moved, Share, WeightPath, gradient_checkpointing
 from .proving import Effort, Prover
 from .quadrature import quadrature
 from .ranks import rank_of
@@ -109,7 +109,10 @@ def analyze(
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
     quadrature(rule, nodes)
+    if resume == "required" and state_file is None:
+        raise InvalidArgumentError("[analyze] resume='required' needs a state_file to resume from")
     linears = find_linears(model, ignore, experts=False)
+    check_loaded("analyze", linears)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
@@ -117,7 +120,7 @@ def analyze(
     prover = Prover(model, windows, batch_size)
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
-    total = len(windows) * (
+    total = len(Share(windows).windows) * (
         bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
     )
     blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
@@ -144,7 +147,7 @@ def analyze(
                     lambda option: option.entry(solver, sym),
                     statistics=given.get(linear.name),
                 )
-        with WeightPath(model, moved) as path, checkpointed:
+        with WeightPath(model, moved, effort.map_folder) as path, checkpointed:
             if "activation_error" in metrics:
                 scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
             if gradients:

@@ -6,7 +6,6 @@ F(w~) - F(w); the sensitivity of a weight is an absolute value of S_i.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 
 from .. import ops
-from .._C import InvalidArgumentError, QuantratureError
-from .path import Moved, WeightPath, gradients_to, next_token_nll
-from .ranks import rank_of
+from .._C import InvalidArgumentError
+from .finiteness import check_gradient, check_loss
+from .path import Moved, Share, WeightPath, gradients_to, new_on_cpu, next_token_nll
+from .ranks import add_over_ranks
 from .snapshot import Snapshot
 
 ABS_MODES = ("after_mean", "per_sample", "per_node")
@@ -60,35 +60,10 @@ def _units(abs_mode: str, nodes: list[tuple[float, float]], firsts: list[int]) -
 
 def zeros_for(path: WeightPath, folder: Path | None = None) -> dict[str, torch.Tensor]:
     """A float32 accumulator for each moved matrix, in memory, or in files of a folder that the system pages."""
-    zeros = {}
-    rank, ranks = rank_of()
-    of_rank = f"-of-rank-{rank}" if ranks > 1 else ""
-    for i, m in enumerate(path.moved):
-        shape = path.original(m).shape
-        if folder is None:
-            zeros[m.name] = torch.zeros(shape)
-        else:
-            file = folder / f"accumulator-{i:05d}{of_rank}.f32"
-            file.unlink(missing_ok=True)
-            zeros[m.name] = torch.from_file(str(file), shared=True, size=shape.numel()).view(shape)
-    return zeros
-
-
-def check_gradient(m: Moved, gradient: torch.Tensor, t: float, sample: int) -> None:
-    """Stop where a gradient is not finite, naming the matrix, the node and the calibration sample."""
-    if math.isfinite(float(gradient.sum(dtype=torch.float32))) or bool(torch.isfinite(gradient).all()):
-        return
-    raise QuantratureError(
-        f"[analyze] the gradient of {m.name} is not finite at node t={t:.4g}, calibration sample {sample}"
-    )
-
-
-def check_loss(loss: torch.Tensor, t: float, sample: int) -> None:
-    """The same for a loss."""
-    if not math.isfinite(float(loss.detach())):
-        raise QuantratureError(
-            f"[analyze] the loss is {float(loss.detach())} at node t={t:.4g}, calibration sample {sample}"
-        )
+    return {
+        m.name: new_on_cpu(path.original(m).shape, torch.float32, folder, f"accumulator-{number:05d}.f32")
+        for number, m in enumerate(path.moved)
+    }
 
 
 def integrate(
@@ -125,32 +100,28 @@ def integrate(
         raise InvalidArgumentError(f"[analyze] abs_mode must be one of {', '.join(ABS_MODES)}: got {abs_mode!r}")
     if abs_mode != "after_mean":
         batch_size = 1
-    rank, ranks = rank_of()
     tokens_in_all = windows[:, 1:].numel()
-    mine = windows[rank::ranks]
+    share = Share(windows)
 
     sums = zeros_for(path, map_folder)
     signed = {m.name: 0.0 for m in path.moved}
     of_sample = zeros_for(path) if abs_mode == "per_sample" else {}
-    step = _Step(0, 0.0, 0.0)
+    step, samples = _Step(0, 0.0, 0.0), range(0)
 
     def take(m: Moved, gradient: torch.Tensor) -> None:
-        check_gradient(m, gradient, step.t, step.first * ranks + rank)
+        check_gradient(m.name, gradient, step.t, samples)
         gradient = gradient.cpu()
         if abs_mode == "per_sample":
             ops.pqi_accumulate(of_sample[m.name], gradient, step.weight)
             return
         if abs_mode == "per_node":
-            signed[m.name] += step.weight * ops.pqi_sum(
-                gradient.float(), path.original(m).cpu(), m.stored_image().cpu()
-            )
+            signed[m.name] += step.weight * ops.pqi_sum(gradient.float(), path.original(m), m.stored_image())
             gradient.abs_()
         ops.pqi_accumulate(sums[m.name], gradient, step.weight)
 
-    units = list(_units(abs_mode, nodes, list(range(0, len(mine), batch_size))))
+    units = list(_units(abs_mode, nodes, list(range(0, len(share.windows), batch_size))))
     done = snapshot.restore(sums, signed) if snapshot is not None else 0
-    windows_at = {first: len(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)}
-    advance(sum(windows_at[step.first] for unit in units[:done] for step in unit))
+    advance(sum(len(share.batch(step.first, batch_size)[1]) for unit in units[:done] for step in unit))
     at: float | None = None
     with gradients_to(path.model, path.moved, take):
         for index, unit in enumerate(units[done:], done + 1):
@@ -158,40 +129,27 @@ def integrate(
                 if at != step.t:
                     path.move_to(step.t)
                     at = step.t
-                loss = next_token_nll(path.model, mine[step.first : step.first + batch_size])
-                check_loss(loss, step.t, step.first * ranks + rank)
+                tokens, samples = share.batch(step.first, batch_size)
+                loss = next_token_nll(path.model, tokens)
+                check_loss(float(loss.detach()), path.model, tokens, step.t, samples)
                 (loss / tokens_in_all).backward()
-                advance(windows_at[step.first])
+                advance(len(samples))
             for m in path.moved if abs_mode == "per_sample" else ():
-                share = of_sample[m.name]
-                signed[m.name] += ops.pqi_sum(share, path.original(m).cpu(), m.stored_image().cpu())
-                ops.pqi_accumulate(sums[m.name], share.abs_(), 1.0)
-                share.zero_()
+                gradient = of_sample[m.name]
+                signed[m.name] += ops.pqi_sum(gradient, path.original(m), m.stored_image())
+                ops.pqi_accumulate(sums[m.name], gradient.abs_(), 1.0)
+                gradient.zero_()
             if snapshot is not None:
                 snapshot.save(index, sums, signed, last=index == len(units))
 
-    if ranks > 1:
-        _add_ranks(sums, signed)
+    shares = torch.tensor(list(signed.values()), dtype=torch.float64)
+    add_over_ranks([*sums.values(), shares])
+    signed.update(zip(signed, shares.tolist(), strict=True))
     for m in path.moved:
-        total, original, image = sums[m.name], path.original(m).cpu(), m.stored_image().cpu()
+        total, original, image = sums[m.name], path.original(m), m.stored_image()
         if abs_mode == "after_mean":
             signed[m.name] = ops.pqi_sum(total, original, image)
         ops.pqi_finalize(total, original, image)
         if m.linear.transposed:
             sums[m.name] = total.mT
     return Integral(sums, signed, len(nodes))
-
-
-def _add_ranks(sums: Mapping[str, torch.Tensor], signed: dict[str, float]) -> None:
-    """Add the accumulators of all ranks, in place."""
-    import torch.distributed as distributed
-
-    on_gpu = distributed.get_backend() == "nccl"
-    for total in sums.values():
-        shared = total.cuda() if on_gpu else total
-        distributed.all_reduce(shared)
-        if on_gpu:
-            total.copy_(shared)
-    shares = torch.tensor(list(signed.values()), dtype=torch.float64, device="cuda" if on_gpu else "cpu")
-    distributed.all_reduce(shares)
-    signed.update(zip(signed, shares.tolist(), strict=True))

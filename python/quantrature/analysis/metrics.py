@@ -9,8 +9,10 @@ import torch
 
 from .. import ops
 from .._C import UnsupportedError
-from .integral import check_gradient, check_loss, zeros_for
-from .path import Moved, WeightPath, gradients_to, next_token_nll
+from .finiteness import check_gradient, check_loss
+from .integral import zeros_for
+from .path import Moved, Share, WeightPath, gradients_to, next_token_nll
+from .ranks import add_over_ranks
 
 METRICS = {
     "pqi": "Post-quantization Integral: mean over the weights of abs((w~ - w) * mean gradient on the way); path",
@@ -37,7 +39,7 @@ def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, d
         if "kurtosis" in scores:
             scores["kurtosis"][m.name] = float(ops.kurtosis(weight, fisher=False))
         if "error" in scores:
-            scores["error"][m.name] = float((m.image().cpu() - weight.float()).double().square().sum())
+            scores["error"][m.name] = float((m.image() - weight.float()).double().square().sum())
     return scores
 
 
@@ -49,14 +51,14 @@ def activation_error(
     Raises:
         UnsupportedError: naming a matrix of fused experts, whose input no module sees.
     """
-    squares: dict[str, torch.Tensor] = {}
-    tokens: dict[str, int] = {}
+    squares = {m.name: torch.zeros(m.linear.in_features, dtype=torch.float64) for m in path.moved}
+    tokens = {m.name: torch.zeros(1, dtype=torch.int64) for m in path.moved}
 
     def watch(m: Moved) -> Any:
         def see(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             x = inputs[0].detach().flatten(0, -2).float()
-            squares[m.name] = squares.get(m.name, 0) + x.square().sum(0, dtype=torch.float64)
-            tokens[m.name] = tokens.get(m.name, 0) + len(x)
+            squares[m.name] += x.square().sum(0, dtype=torch.float64).cpu()
+            tokens[m.name] += len(x)
 
         return m.linear.module.register_forward_pre_hook(see)
 
@@ -66,19 +68,18 @@ def activation_error(
     hooks = [watch(m) for m in path.moved]
     try:
         with torch.no_grad():
-            for first in range(0, len(windows), batch_size):
-                next_token_nll(path.model, windows[first : first + batch_size])
-                advance(1)
+            for batch, samples in Share(windows).batches(batch_size):
+                next_token_nll(path.model, batch)
+                advance(len(samples))
     finally:
         for hook in hooks:
             hook.remove()
+    add_over_ranks([*squares.values(), *tokens.values()])
     scores = {}
     for m in path.moved:
-        if m.name not in squares:
-            scores[m.name] = 0.0  # nothing of the calibration text went through it
-            continue
-        per_column = (m.image().to(m.linear.weight.device) - m.linear.weight.float()).double().square().sum(0)
-        scores[m.name] = float(per_column @ squares[m.name]) / tokens[m.name]
+        per_column = (m.image() - m.linear.weight.cpu().float()).double().square().sum(0)
+        # A matrix that nothing of the calibration text went through has no error there.
+        scores[m.name] = float(per_column @ squares[m.name]) / max(1, int(tokens[m.name]))
     return scores
 
 
@@ -94,10 +95,10 @@ def gradient_scores(
     """
     first = zeros_for(path) if "first_order" in metrics else {}
     second = zeros_for(path) if "fisher" in metrics else {}
-    sample = 0
+    samples = range(0)
 
     def take(m: Moved, gradient: torch.Tensor) -> None:
-        check_gradient(m, gradient, 0.0, sample)
+        check_gradient(m.name, gradient, 0.0, samples)
         gradient = gradient.cpu()
         if first:
             ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows))
@@ -105,15 +106,16 @@ def gradient_scores(
             ops.pqi_accumulate(second[m.name], gradient.float().square_(), 1 / len(windows))
 
     with gradients_to(path.model, path.moved, take):
-        for sample in range(len(windows)):
-            loss = next_token_nll(path.model, windows[sample : sample + 1])
-            check_loss(loss, 0.0, sample)
+        for tokens, samples in Share(windows).batches(1):
+            loss = next_token_nll(path.model, tokens)
+            check_loss(float(loss.detach()), path.model, tokens, 0.0, samples)
             (loss / (windows.shape[1] - 1)).backward()
             advance(1)
+    add_over_ranks([*first.values(), *second.values()])
 
     scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
     for m in path.moved:
-        original, image = path.original(m).cpu(), m.stored_image().cpu()
+        original, image = path.original(m), m.stored_image()
         if first:
             scores["first_order"][m.name] = ops.pqi_sum(first[m.name], original, image)
             ops.pqi_finalize(first[m.name], original, image)

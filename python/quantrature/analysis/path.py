@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import ops
-from .._C import QuantratureError
 from ..evaluate._forward import logits
 from ..models import LinearWeight
+from .finiteness import check_loss
+from .ranks import add_over_ranks, rank_of
 
 Image = Callable[[], torch.Tensor]
 """Makes the quantized image of a weight, (out_features, in_features); called at every node and dropped after use."""
@@ -45,16 +46,25 @@ class WeightPath:
     """Puts a model's weights anywhere between the originals (t = 0) and their quantized images (t = 1).
 
     v(t) = w + t * (w~ - w) is formed in float32 and rounded to the parameter's dtype. All matrices move together.
-    The originals are kept in their own dtype and come back, bit for bit, when the ``with`` block ends.
+    The originals are kept on the CPU in their own dtype and come back, bit for bit, when the ``with`` block ends.
+
+    Args:
+        model: on any device.
+        moved: its matrices.
+        folder: keep the originals in files there, which the system pages, instead of in memory.
     """
 
-    def __init__(self, model: torch.nn.Module, moved: Sequence[Moved]) -> None:
+    def __init__(self, model: torch.nn.Module, moved: Sequence[Moved], folder: Path | None = None) -> None:
         self.model = model
         self.moved = list(moved)
+        self._folder = folder
         self._originals: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> WeightPath:
-        self._originals = {m.name: self._in_model(m).clone() for m in self.moved}
+        for number, m in enumerate(self.moved):
+            weight = self._in_model(m)
+            kept = new_on_cpu(weight.shape, weight.dtype, self._folder, f"original-{number:05d}", named=False)
+            self._originals[m.name] = kept.copy_(weight)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,16 +76,42 @@ class WeightPath:
         return m.stored(m.linear.parameter.detach())
 
     def original(self, m: Moved) -> torch.Tensor:
-        """The matrix as it was, in the order the parameter stores it."""
+        """The matrix as it was, on the CPU, in the order the parameter stores it."""
         return self._originals[m.name]
 
     def move_to(self, t: float) -> None:
         """Put every matrix at v(t)."""
         for m in self.moved:
+            place, original = self._in_model(m), self.original(m)
             if t == 0:
-                self._in_model(m).copy_(self.original(m))
-            else:
-                ops.interpolate(self.original(m), m.stored_image(), t, self._in_model(m))
+                place.copy_(original)
+            elif place.device.type == "cpu":
+                ops.interpolate(original, m.stored_image(), t, place)
+            else:  # formed where the core runs: the same bits on every device
+                place.copy_(ops.interpolate(original, m.stored_image(), t))
+
+
+def new_on_cpu(
+    shape: torch.Size, dtype: torch.dtype, folder: Path | None, name: str, *, named: bool = True
+) -> torch.Tensor:
+    """A tensor of zeros in memory, or in a file of a folder that the system pages.
+
+    Args:
+        shape, dtype: of the tensor.
+        folder: ``None`` for memory.
+        name: of the file; processes of one run have files of their own.
+        named: leave the file there; else it goes with the tensor.
+    """
+    if folder is None:
+        return torch.zeros(shape, dtype=dtype)
+    rank, ranks = rank_of()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / (f"{name}-of-rank-{rank}" if ranks > 1 else name)
+    file.unlink(missing_ok=True)
+    mapped = torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype).view(shape)
+    if not named:
+        file.unlink()
+    return mapped
 
 
 def next_token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -85,20 +121,45 @@ def next_token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor
     return torch.nn.functional.cross_entropy(predicted.float().flatten(0, 1), targets, reduction="sum")
 
 
-def mean_nll(model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> float:
+class Share:
+    """The calibration windows that this process takes in ``torch.distributed``: every world_size-th of them."""
+
+    def __init__(self, windows: torch.Tensor) -> None:
+        self._rank, self._ranks = rank_of()
+        self.windows = windows[self._rank :: self._ranks]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, range]]:
+        """Windows, and which calibration samples they are."""
+        for first in range(0, len(self.windows), batch_size):
+            yield self.batch(first, batch_size)
+
+    def batch(self, first: int, batch_size: int) -> tuple[torch.Tensor, range]:
+        """The batch that begins with window ``first`` of the share."""
+        tokens = self.windows[first : first + batch_size]
+        start = self._rank + first * self._ranks
+        return tokens, range(start, start + len(tokens) * self._ranks, self._ranks)
+
+
+def mean_nll(model: torch.nn.Module, windows: torch.Tensor, batch_size: int, t: float = 0.0) -> float:
     """Mean negative log-likelihood in nats per token over calibration windows: the loss F of the analysis.
 
+    Args:
+        model: at node t of the path.
+        windows: token ids, divided between the processes of ``torch.distributed``.
+        batch_size: windows of one forward pass.
+        t: for messages.
+
     Raises:
-        QuantratureError: naming the window where it is not finite.
+        QuantratureError: naming the module, node and sample where it is not finite.
     """
-    total = 0.0
+    total = torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
-        for first in range(0, len(windows), batch_size):
-            loss = float(next_token_nll(model, windows[first : first + batch_size]))
-            if not math.isfinite(loss):
-                raise QuantratureError(f"[analyze] the loss is {loss} on the calibration samples from {first} on")
+        for tokens, samples in Share(windows).batches(batch_size):
+            loss = float(next_token_nll(model, tokens))
+            check_loss(loss, model, tokens, t, samples)
             total += loss
-    return total / windows[:, 1:].numel()
+    add_over_ranks([total])
+    return float(total) / windows[:, 1:].numel()
 
 
 GradientSink = Callable[[Moved, torch.Tensor], None]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .integral import Integral, integrate
-from .path import WeightPath, mean_nll
+from .path import Share, WeightPath, mean_nll
 from .quadrature import quadrature
 from .sensitivity import Proof
 from .snapshot import Snapshot
@@ -33,13 +33,18 @@ class Prover:
         self.model, self.windows, self.batch_size = model, windows, batch_size
         self._loss_before: float | None = None
 
+    @property
+    def share(self) -> torch.Tensor:
+        """The windows that this process takes."""
+        return Share(self.windows).windows
+
     def measure(self, path: WeightPath) -> float:
         """F(w~) - F(w), nats per token; leaves the model at w."""
         if self._loss_before is None:
             path.move_to(0)
             self._loss_before = mean_nll(self.model, self.windows, self.batch_size)
         path.move_to(1)
-        change = mean_nll(self.model, self.windows, self.batch_size) - self._loss_before
+        change = mean_nll(self.model, self.windows, self.batch_size, 1.0) - self._loss_before
         path.move_to(0)
         return change
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def rank_of() -> tuple[int, int]:
@@ -16,6 +19,31 @@ def rank_of() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def add_over_ranks(tensors: Iterable[torch.Tensor]) -> None:
+    """Give every process the sums over all of them, in place."""
+    if rank_of()[1] == 1:
+        return
+    import torch.distributed as distributed
+
+    on_gpu = distributed.get_backend() == "nccl"
+    for tensor in tensors:
+        shared = tensor.cuda() if on_gpu else tensor
+        distributed.all_reduce(shared)
+        if on_gpu:
+            tensor.copy_(shared)
+
+
+def of_first_rank(value: T) -> T:
+    """What the first process has, in all of them."""
+    if rank_of()[1] == 1:
+        return value
+    import torch.distributed as distributed
+
+    shared = [value]
+    distributed.broadcast_object_list(shared)
+    return shared[0]
 
 
 @contextmanager

@@ -114,6 +114,26 @@ class Sensitivity:
         """Per calibration sample, for all reference settings."""
         return sum(proof.gradient_evaluations for proof in self.proofs)
 
+    def rank_correlations(self) -> dict[str, float | None]:
+        """How each metric orders the matrices: Spearman's correlation of its scores with the predicted loss changes.
+
+        Returns:
+            Metric to correlation, for the first reference setting; ``None`` where all scores are equal. Empty without
+            PQI, and for less than two matrices.
+        """
+        from scipy.stats import rankdata
+
+        if not self.proofs or len(self.matrices) < 2:
+            return {}
+        changes = rankdata([m.loss_change[self.proofs[0].setting] for m in self.matrices])
+        found: dict[str, float | None] = {}
+        for metric in self.matrices[0].scores:
+            ranks = rankdata([m.scores[metric] for m in self.matrices])
+            spread = float(ranks.std() * changes.std())
+            apart = float(((ranks - ranks.mean()) * (changes - changes.mean())).mean())
+            found[metric] = apart / spread if spread else None
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The content of sensitivity.json: everything but the maps."""
         return {
@@ -126,6 +146,7 @@ class Sensitivity:
             "calibration": self.calibration,
             "settings": dict(self.settings),
             "proofs": [asdict(proof) for proof in self.proofs],
+            "rank_correlations": self.rank_correlations(),
             "modules": [asdict(matrix) for matrix in self.matrices],
         }
 

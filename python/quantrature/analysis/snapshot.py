@@ -25,14 +25,17 @@ class Snapshot:
         path: the safetensors file.
         fingerprint: what must be equal for the state to be of use: model, calibration, settings.
         resume: ``auto`` takes up a fitting snapshot if there is one, ``required`` fails without, ``never`` starts over.
-        every: least seconds between two savings.
+        every: least seconds between two savings; there are more where saving would take over a twentieth of the time.
     """
 
     path: Path
     fingerprint: Mapping[str, Any]
     resume: str = "auto"
     every: float = 60.0
-    _saved: float = field(default_factory=time.monotonic)
+    _due: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._due = time.monotonic() + self.every
 
     def restore(self, sums: Mapping[str, torch.Tensor], signed: dict[str, float]) -> int:
         """Fill the accumulators; returns how many units they hold.
@@ -75,13 +78,15 @@ class Snapshot:
         """Save the state after `done` units, unless the previous saving is too recent."""
         from safetensors.torch import save_file
 
-        if not last and time.monotonic() - self._saved < self.every:
+        started = time.monotonic()
+        if not last and started < self._due:
             return
         state = {"fingerprint": self.fingerprint, "done": done, "signed": dict(signed)}
         partial = self.path.with_name(self.path.name + ".partial")
         save_file(dict(sums), partial, metadata={"state": json.dumps(state)})
         os.replace(partial, self.path)
-        self._saved = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(self.every, 20 * (now - started))
 
     def discard(self) -> None:
         """Remove the file: the analysis is complete."""

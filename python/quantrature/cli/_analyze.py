@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import size_in_bytes
+from ._input import memory_limits
 from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ def run(
     checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
     ] = False,
-    map_folder: Annotated[str | None, typer.Option(help="Keep the accumulators in files of this folder.")] = None,
+    map_folder: Annotated[
+        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
+    ] = None,
     state_file: Annotated[
-        str | None, typer.Option(help="Save the state there, to go on after an interruption.")
+        str | None, typer.Option(help="Where to keep the state, to go on after an interruption; SENS.state by default.")
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
@@ -63,13 +65,13 @@ def run(
     Processes that torchrun starts (torchrun --no-python quantrature analyze ...) divide the windows among them.
     """
     settings = _numbers(bits)
-    limits = _limits(max_memory)
-    if limits is not None and device_map is None:
-        raise InvalidArgumentError("[analyze] --max-memory goes with --device-map")
+    limits = memory_limits("analyze", max_memory, device_map)
     if calibration is None:
         raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
     if output is None and not (as_json or dry_run):
         raise InvalidArgumentError("[analyze] -o must name a folder for the result")
+    if state_file is None and output is not None:
+        state_file = f"{output}.state"
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
@@ -133,14 +135,15 @@ def _numbers(bits: str) -> list[int]:
         raise InvalidArgumentError(f"[analyze] --bits must be numbers with commas between: got {bits!r}") from None
 
 
-def _limits(given: list[str] | None) -> dict[int | str, int | str] | None:
-    limits: dict[int | str, int | str] = {}
-    for text in given or ():
-        device, equals, size = text.partition("=")
-        if not (device and equals and size):
-            raise InvalidArgumentError(f"[analyze] --max-memory must be DEVICE=SIZE: got {text!r}")
-        limits[int(device) if device.isdigit() else device] = size_in_bytes("analyze", size, "--max-memory")
-    return limits or None
+def _metrics(found: Sensitivity) -> list[tuple[str, str]]:
+    """How each metric orders the matrices, one line each."""
+    correlations = found.rank_correlations()
+    rows = [("metrics", "rank correlation with the loss change, and where it is highest")]
+    for metric in found.matrices[0].scores:
+        most = max(found.matrices, key=lambda m: m.scores[metric])
+        agrees = correlations.get(metric)
+        rows.append((f"  {metric}", ("     " if agrees is None else f"{agrees:+.2f}") + f"  {most.name}"))
+    return rows
 
 
 def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
@@ -157,6 +160,7 @@ def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
         setting = found.proofs[0].setting
         worst = sorted(found.matrices, key=lambda m: m.loss_change[setting], reverse=True)[:5]
         rows += [(m.name, f"{m.loss_change[setting]:+.6f} nats a token") for m in worst]
+    rows += _metrics(found)
     if output is not None:
         rows.append(("written to", str(output)))
     return rows

@@ -24,3 +24,20 @@ def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
         return int(float(found[1]) * unit)
     except ValueError:
         raise InvalidArgumentError(f"[{verb}] {option} must be a size such as 4.2GiB or 900MB: got {text!r}") from None
+
+
+def memory_limits(verb: str, given: list[str] | None, device_map: str | None) -> dict[int | str, int | str] | None:
+    """What the weights may take of each device, out of ``DEVICE=SIZE``; ``None`` for no limits.
+
+    Raises:
+        InvalidArgumentError: for anything else, or limits without a device map.
+    """
+    if given and device_map is None:
+        raise InvalidArgumentError(f"[{verb}] --max-memory goes with --device-map")
+    limits: dict[int | str, int | str] = {}
+    for text in given or ():
+        device, equals, size = text.partition("=")
+        if not (device and equals and size):
+            raise InvalidArgumentError(f"[{verb}] --max-memory must be DEVICE=SIZE: got {text!r}")
+        limits[int(device) if device.isdigit() else device] = size_in_bytes(verb, size, "--max-memory")
+    return limits or None

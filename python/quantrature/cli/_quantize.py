@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
+from ._input import memory_limits
 from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
 
@@ -67,13 +69,26 @@ def run(
             "--true-sequential/--no-true-sequential", help="Calibrate on quantized matrices within a block, too."
         ),
     ] = True,
-    resume: Annotated[
-        str, typer.Option(help="Take up the finished blocks of an interrupted run: auto, required or never.")
-    ] = "auto",
+    resume: Annotated[str, typer.Option(help="Go on where an interrupted run was: auto, required or never.")] = "auto",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
     compute_dtype: Annotated[
         str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
     ] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
+    ] = False,
+    map_folder: Annotated[
+        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
+    ] = None,
+    state_file: Annotated[
+        str | None,
+        typer.Option(help="Where --requant keeps its state, to go on after an interruption; OUT.state by default."),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
     ] = "auto",
@@ -85,7 +100,11 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a model and write it to a folder."""
+    """Quantize a model and write it to a folder.
+
+    Processes that torchrun starts (torchrun --no-python quantrature quantize --requant ...) divide the windows of
+    calibration text among them.
+    """
     if output is None and not dry_run:
         raise InvalidArgumentError("[quantize] -o must name a folder to write")
     if requant and calibration is None:
@@ -99,7 +118,8 @@ def run(
     percent = outliers if outliers is not None else (0.45 if requant else 0.0)
     if not 0 <= percent <= 100:
         raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
-    with stdout_kept_clean(as_json):
+    limits = memory_limits("quantize", max_memory, device_map)
+    with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         import logging
         import sys
         from pathlib import Path
@@ -107,14 +127,16 @@ def run(
         from .. import checkpoint, models
         from .._estimate import quantizing
         from .._quantize import plan_for, quantize
+        from ..analysis.ranks import joined
         from ..methods import SOLVERS
         from ..plan import Plan
         from ..text import token_windows
 
+        rank = processes.enter_context(joined())
         if output is not None:
             checkpoint.check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
-        loaded = models.load_model(model, dtype, trust_remote_code=trust_remote_code)
+        loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         host: dict[str, Any] = {
             "bits": bits,
             "group_size": group_size,
@@ -152,14 +174,18 @@ def run(
                     "batch_size": batch_size,
                     "nodes": nodes,
                     "seed": seed,
-                    "progress": False if as_json else None,
+                    "checkpointing": checkpointing,
+                    "map_folder": map_folder,
+                    "state_file": f"{output}.state" if state_file is None else state_file,
+                    "resume": resume,
+                    "progress": False if as_json or rank else None,
                 },
                 compute_dtype,
                 dry_run,
             )
         elif dry_run:
             cost = quantizing(loaded, linears, made, windows)
-        else:
+        elif not rank:
             if needy:
                 peak = quantizing(loaded, linears, made, windows).memory_bytes
                 print(f"memory at the peak: about {peak / 2**20:,.0f} MiB", file=sys.stderr)
@@ -174,6 +200,8 @@ def run(
                 resume=resume,
                 progress=False if as_json else None,
             )
+        if rank:
+            return  # the first process has the same
         if cost is None:
             assert output is not None
             checkpoint.save(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import size_in_bytes
+from ._input import memory_limits, size_in_bytes
 from ._output import Json, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -38,6 +39,24 @@ def run(
     rule: Annotated[str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.")] = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
     dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.")] = "float32",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
+    ] = False,
+    map_folder: Annotated[
+        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
+    ] = None,
+    state_file: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to keep the state, to go on after an interruption; DIR.state or OUT.state by default."
+        ),
+    ] = None,
+    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Of one safetensors file.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
     trust_remote_code: Annotated[
@@ -45,7 +64,10 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Improve a quantized folder: keep the weights that cost most exactly, within a budget."""
+    """Improve a quantized folder: keep the weights that cost most exactly, within a budget.
+
+    Processes that torchrun starts (torchrun --no-python quantrature requant ...) divide the windows among them.
+    """
     if output is None and not overwrite:
         raise InvalidArgumentError("[requant] -o must name a folder to write, or --overwrite allow to replace DIR")
     if sum(given is not None for given in (significant, avg_bits, target_size)) != 1:
@@ -53,9 +75,12 @@ def run(
             "[requant] a budget is given as exactly one of --significant, --avg-bits and --target-size"
         )
     target = None if target_size is None else size_in_bytes("requant", target_size)
-    with stdout_kept_clean(as_json):
+    limits = memory_limits("requant", max_memory, device_map)
+    with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
+        from ..analysis.ranks import joined
         from ..requantization import requant_folder
 
+        rank = processes.enter_context(joined())
         record = requant_folder(
             folder,
             source,
@@ -72,11 +97,19 @@ def run(
             batch_size=batch_size,
             rule=rule,
             nodes=nodes,
+            checkpointing=checkpointing,
+            map_folder=map_folder,
             dtype=dtype,
+            device_map=device_map,
+            max_memory=limits,
+            state_file=f"{output or folder}.state" if state_file is None else state_file,
+            resume=resume,
             max_shard_size=max_shard_size,
             trust_remote_code=trust_remote_code,
-            progress=False if as_json else None,
+            progress=False if as_json or rank else None,
         )
+    if rank:
+        return  # the first process has written the same
     if as_json:
         print_json({"output": output or folder, **summary(record)})
         return

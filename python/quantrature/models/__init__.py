@@ -1,6 +1,15 @@
 """Models from transformers: loading them, and finding the weight matrices in them."""
 
-from .linears import Linears, LinearWeight, Skipped, find_linears
+from .linears import Linears, LinearWeight, Skipped, check_loaded, find_linears
 from .loading import load_config, load_model, load_tokenizer
 
-__all__ = ["LinearWeight", "Linears", "Skipped", "find_linears", "load_config", "load_model", "load_tokenizer"]
+__all__ = [
+    "LinearWeight",
+    "Linears",
+    "Skipped",
+    "check_loaded",
+    "find_linears",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+]

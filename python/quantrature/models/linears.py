@@ -147,6 +147,20 @@ class Linears(Sequence[LinearWeight]):
         return {name: linear for linear in self.matrices for name in (linear.name, *linear.aliases)}
 
 
+def check_loaded(op: str, linears: Iterable[LinearWeight]) -> None:
+    """Refuse matrices whose values are not in the model.
+
+    Raises:
+        InvalidArgumentError: naming the first that is on the meta device, where Accelerate puts what it offloads.
+    """
+    for linear in linears:
+        if linear.parameter.is_meta:
+            raise InvalidArgumentError(
+                f"[{op}] {linear.name} must be on a device: it is on disk, or in CPU memory behind a GPU; give a "
+                "device_map or max_memory under which the devices hold the whole model"
+            )
+
+
 def find_linears(model: nn.Module, ignore: str | Iterable[str] = (), *, experts: bool = True) -> Linears:
     """Find the weight matrices of a model that can be quantized.
 

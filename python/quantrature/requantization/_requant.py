@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import torch
 from .. import fingerprint, ops
 from .._C import InvalidArgumentError
 from .._quantize import check_weight, declare, plan_for, put
-from ..analysis.path import gradient_checkpointing
+from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..calibration import calibrate
 from ..evaluate._forward import not_training
 from ..methods import SOLVERS, Statistics, quantize_matrix
-from ..models import LinearWeight
+from ..models import LinearWeight, check_loaded
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
 from ..storage import QuantizedMatrix
 from ..text import token_windows
+from .journal import Found, Journal
 from .matrices import Matrices, narrowest
 from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split
 from .record import KeptWeights, Requantization, Trial
@@ -60,6 +62,8 @@ def requant(
     checkpointing: bool = False,
     map_folder: str | os.PathLike[str] | None = None,
     prove: bool = True,
+    state_file: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
     progress: bool | None = None,
 ) -> tuple[torch.nn.Module, Requantization]:
     """Quantize a model with a host method and keep exactly the weights that cost most (arXiv 2503.01901).
@@ -68,7 +72,8 @@ def requant(
     the lowest calibration loss. 3. Take the largest weights of each matrix out and quantize the rest anew. 4. In some
     steps, integrate from the original weights to the current ones and restore those of the largest PQI, ranked over
     the whole model. Outliers and significant weights of a matrix share one sparse matrix beside its grid, in 16 bits
-    where that holds them exactly. PQI is taken as in :func:`quantrature.analyze`.
+    where that holds them exactly. PQI is taken as in :func:`quantrature.analyze`, and like there the processes of
+    ``torch.distributed`` divide the calibration text; each ends with the same model and record.
 
     Args:
         model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
@@ -88,6 +93,9 @@ def requant(
         batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
             :func:`quantrature.analyze`.
         prove: integrate once more at the end, for a prediction of the result beside its measurement.
+        state_file: keep there, from time to time, what was found out so far, for resume.
+        resume: ``auto`` goes on where a run of the same arguments was interrupted, to the same bits; ``required``
+            fails where there is nothing to go on from, ``never`` starts over.
         progress: show a bar; ``None`` for when stderr is a terminal.
 
     Returns:
@@ -119,6 +127,7 @@ def requant(
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:
         raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
+    check_loaded("requant", chosen)
     for linear in chosen:
         check_weight(linear.name, linear.weight)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
@@ -146,8 +155,20 @@ def requant(
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
     integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
+    journal = Journal(
+        state_file,
+        {
+            **settings,
+            "prove": prove,
+            "plan": {name: asdict(entry) for name, entry in entries.items()},
+            "model": model_print,
+            "calibration": text_print,
+        },
+        resume,
+    )
 
-    with not_training(model), progress_bar("requantizing", integrals * nodes * len(windows), progress) as bar:
+    passes = integrals * nodes * len(Share(windows).windows)
+    with not_training(model), progress_bar("requantizing", passes, progress) as bar:
         host = (
             calibrate(
                 model, linears, entries, windows, batch_size=batch_size, keep_statistics=True, weight_of=_original
@@ -156,35 +177,33 @@ def requant(
             else None
         )
         given = {} if host is None else host.statistics
-        stored = (
-            host.matrices
-            if host is not None
-            else {
-                linear.name: quantize_matrix(linear.name, _original(linear), entries[linear.name]) for linear in chosen
-            }
-        )
+        if host is not None:
+            stored = host.matrices
+        elif budgets[0] and "host" in journal:
+            stored = {}  # only the matrices without their outliers are still needed
+        else:
+            stored = _without_outliers(chosen, entries, [0] * len(chosen), given)
         with (
             gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext(),
-            Matrices(model, chosen, stored, _original, windows, batch_size, effort, bar.advance) as matrices,
+            Matrices(model, chosen, stored, _original, windows, batch_size, effort, journal, bar.advance) as matrices,
         ):
             state, mean_pqi = "host", {}
             counts: Sequence[int] = [0] * len(chosen)
             trials: list[Trial] = []
             temperature = None
             if budgets[0]:
-                maps = matrices.integrate(state).maps
-                mean_pqi = {name: float(values.double().mean()) for name, values in maps.items()}
-                del maps
+                mean_pqi = matrices.mean_pqi(state)
                 state = "outliers"
                 if selection == "greedy":
                     counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100, given)
                     matrices.stored = _without_outliers(chosen, entries, counts, given)
                 else:
                     counts, temperature, trials = _search(
-                        matrices, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100, given
+                        matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100, given
                     )
             significant_of, last = matrices.detach_stepwise(state, budgets[1], steps, prove=prove)
             found, stages = matrices.stored, tuple(matrices.stages)
+    journal.discard()
     specs = {linear.name: put(model, linear, found[linear.name]) for linear in chosen}
     declare(model, specs)
     kept = tuple(
@@ -194,7 +213,7 @@ def requant(
             count,
             significant_of[linear.name],
             mean_pqi.get(linear.name),
-            last.signed[linear.name] if last is not None else None,
+            last[linear.name] if last is not None else None,
         )
         for linear, count in zip(chosen, counts, strict=True)
     )
@@ -260,6 +279,7 @@ def _with_count(linear: LinearWeight, entry: PlanEntry, count: int, statistics: 
 
 def _search(
     matrices: Matrices,
+    journal: Journal,
     entries: Mapping[str, PlanEntry],
     mean_pqi: Mapping[str, float],
     budget: int,
@@ -268,20 +288,25 @@ def _search(
     given: Mapping[str, Statistics],
 ) -> tuple[Sequence[int], float, list[Trial]]:
     """Try every temperature; leave the stored forms of the best one in place."""
-    trials: list[Trial] = []
-    best: tuple[Sequence[int], float, dict[str, QuantizedMatrix]] | None = None
     sizes = [linear.numel for linear in matrices.linears]
+    of_matrices = [mean_pqi[linear.name] for linear in matrices.linears]
+    best: tuple[Sequence[int], Trial] | None = None
+    stored: dict[str, QuantizedMatrix] = {}
+    trials = []
     for temperature in temperatures:
-        counts = split(
-            budget, sizes, [mean_pqi[linear.name] for linear in matrices.linears], temperature, largest_share
-        )
-        matrices.stored = _without_outliers(matrices.linears, entries, counts, given)
-        trials.append(Trial(temperature, matrices.measure()))
-        if best is None or trials[-1].measured_loss_change < min(t.measured_loss_change for t in trials[:-1]):
-            best = counts, temperature, matrices.stored
+        counts = split(budget, sizes, of_matrices, temperature, largest_share)
+
+        def attempt(counts: Sequence[int] = counts) -> Found:
+            matrices.stored = _without_outliers(matrices.linears, entries, counts, given)
+            return matrices.measure(), {}
+
+        known = (step := f"temperature {temperature}") in journal
+        trials.append(Trial(temperature, journal.of(step, attempt)[0]))
+        if best is None or trials[-1].measured_loss_change < best[1].measured_loss_change:
+            best, stored = (counts, trials[-1]), {} if known else matrices.stored
     assert best is not None
-    matrices.stored = best[2]
-    return best[0], best[1], trials
+    matrices.stored = stored or _without_outliers(matrices.linears, entries, best[0], given)
+    return best[0], best[1].temperature, trials
 
 
 def greedy_counts(

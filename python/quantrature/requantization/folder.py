@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,20 @@ import torch
 from .. import fingerprint
 from .._C import InvalidArgumentError, QuantratureError
 from .._quantize import declare
+from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
+from ..analysis.ranks import rank_of
 from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
-from ..models import LinearWeight, find_linears, load_model, load_tokenizer
+from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer
 from ..nn import QuantLinear, quantized_layers, replace_module
 from ..ops._outliers import offset_dtype
 from ..progress import progress as progress_bar
 from ..storage import MatrixSpec, QuantizedMatrix
 from ..text import token_windows
 from ..verify import compare
+from .journal import Journal
 from .matrices import Matrices
 from .record import KeptWeights, Requantization
 
@@ -50,8 +55,14 @@ def requant_folder(
     tol: float | None = None,
     max_nodes: int = 32,
     abs_mode: str = "after_mean",
+    checkpointing: bool = False,
+    map_folder: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
+    device_map: Any = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
     prove: bool = True,
+    state_file: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
     max_shard_size: str = "5GB",
     trust_remote_code: bool = False,
     progress: bool | None = None,
@@ -68,11 +79,13 @@ def requant_folder(
         significant: percent of the quantized weights to restore.
         avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
         target_bytes: bytes that the quantized matrices of the result may take.
-        steps, tokenizer, nsamples, seqlen, seed, batch_size, rule, nodes, tol, max_nodes, abs_mode, prove, progress:
-            as in :func:`quantrature.requant`; the tokenizer is that of the source unless given.
+        steps, tokenizer, nsamples, seqlen, seed, batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing,
+            map_folder, prove, state_file, resume, progress: as in :func:`quantrature.requant`; the tokenizer is that of
+            the source unless given.
         output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
         overwrite: replace a folder that is not empty.
         dtype: of the forward and backward passes.
+        device_map, max_memory: of the source, as in :func:`quantrature.models.load_model`.
         max_shard_size: of one safetensors file.
         trust_remote_code: run code that comes with the model.
 
@@ -101,9 +114,10 @@ def requant_folder(
     layers = quantized_layers(quantized)
     if not layers:
         raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
-    original = load_model(source, dtype, trust_remote_code=trust_remote_code)
+    original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
     found = find_linears(original, experts=False)
     linears = [found.find(name) for name in layers]
+    check_loaded("requant", linears)
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         same = tuple(linear.weight.shape) == (layer.out_features, layer.in_features)
         if not same or not compare(layer, linear.weight.cpu()).fits:
@@ -144,11 +158,17 @@ def requant_folder(
     def kept_as(linear: LinearWeight) -> torch.Tensor:
         return linear.weight.cpu().contiguous().to(getattr(torch, stored[linear.name].dense.dtype))
 
-    effort = Effort(rule, nodes, tol, max_nodes, abs_mode)
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
+    digests = {name: layer.spec.digest for name, layer in layers.items()}
+    about = {**settings, "prove": prove, "model": model_print, "calibration": text_print, "quantized": digests}
+    journal = Journal(state_file, about, resume)
+    blocks = [block for stack in found.stacks for block in original.get_submodule(stack).children()]
+    passes = (steps + prove) * nodes * len(Share(windows).windows)
     with (
         not_training(original),
-        progress_bar("requantizing", (steps + prove) * nodes * len(windows), progress) as bar,
-        Matrices(original, linears, stored, kept_as, windows, batch_size, effort, bar.advance) as matrices,
+        progress_bar("requantizing", passes, progress) as bar,
+        gradient_checkpointing(original, blocks) if checkpointing else contextlib.nullcontext(),
+        Matrices(original, linears, stored, kept_as, windows, batch_size, effort, journal, bar.advance) as matrices,
     ):
         restored, last = matrices.detach_stepwise("host", count, steps, prove=prove)
         result, stages = matrices.stored, tuple(matrices.stages)
@@ -167,7 +187,7 @@ def requant_folder(
                 linear.numel,
                 before[linear.name],
                 restored[linear.name],
-                predicted_loss_change=last.signed[linear.name] if last is not None else None,
+                predicted_loss_change=last[linear.name] if last is not None else None,
             )
             for linear in linears
         ),
@@ -180,6 +200,9 @@ def requant_folder(
         model_print,
         text_print,
     )
+    if rank_of()[0]:  # the first process has the same, and writes it
+        journal.discard()
+        return record
     save(
         quantized,
         target,
@@ -189,6 +212,7 @@ def requant_folder(
         overwrite=overwrite,
         max_shard_size=max_shard_size,
     )
+    journal.discard()
     return record
 
 

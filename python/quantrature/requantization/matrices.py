@@ -16,6 +16,7 @@ from ..analysis.path import Moved, WeightPath
 from ..analysis.proving import Effort, Prover
 from ..models import LinearWeight
 from ..storage import QuantizedMatrix
+from .journal import Found, Journal
 from .record import Stage
 
 
@@ -40,6 +41,7 @@ class Matrices:
         stored: their quantized forms by name.
         original: makes the weight that is kept, (out_features, in_features), contiguous and on the CPU.
         windows, batch_size, effort: of the integrals.
+        journal: of what the integrals found out.
         advance: called with the number of windows whose gradient was taken.
     """
 
@@ -52,6 +54,7 @@ class Matrices:
         windows: torch.Tensor,
         batch_size: int,
         effort: Effort,
+        journal: Journal,
         advance: Callable[[int], Any],
     ) -> None:
         self.linears = list(linears)
@@ -59,9 +62,9 @@ class Matrices:
         self.original = original
         self.stages: list[Stage] = []
         self._prover = Prover(model, windows, batch_size)
-        self._effort, self._advance = effort, advance
+        self._effort, self._journal, self._advance = effort, journal, advance
         moved = [Moved(linear, functools.partial(self._image, linear.name)) for linear in self.linears]
-        self._path = WeightPath(model, moved)
+        self._path = WeightPath(model, moved, effort.map_folder)
 
     def __enter__(self) -> Matrices:
         self._path.__enter__()
@@ -93,19 +96,47 @@ class Matrices:
         """Note a stage and its measured loss change."""
         self.stages.append(Stage(stage, self.kept, self.measure()))
 
-    def integrate(self, stage: str) -> Integral:
-        """PQI of the way from the originals to the stored forms; note the stage with prediction and measurement."""
-        integral, proof = self._prover.prove(self._path, stage, "", self._effort, self._advance)
-        self.stages.append(
-            Stage(
+    def integrate(self, stage: str, use: Callable[[Integral], Found]) -> Found:
+        """Use PQI of the way from the originals to the stored forms; note the stage with prediction and measurement.
+
+        Args:
+            stage: that the stored forms are at; each has one integral at most.
+            use: what is to be found out from the integral, whose maps it may overwrite.
+        """
+
+        def make() -> Found:
+            integral, proof = self._prover.prove(
+                self._path,
+                stage,
+                "",
+                self._effort,
+                self._advance,
+                functools.partial(self._journal.snapshot, stage),
+            )
+            reached = Stage(
                 stage,
                 self.kept,
                 proof.measured_loss_change,
                 proof.predicted_loss_change,
                 proof.gradient_evaluations,
             )
-        )
-        return integral
+            value, tensors = use(integral)
+            return [dataclasses.asdict(reached), value], tensors
+
+        if stage in self._journal:
+            self._advance(self._effort.nodes * len(self._prover.share))
+        (reached, value), tensors = self._journal.of(stage, make)
+        self.stages.append(Stage(**reached))
+        return value, tensors
+
+    def mean_pqi(self, stage: str) -> dict[str, float]:
+        """PQI of the way to the stored forms, the mean of each matrix."""
+
+        def means(integral: Integral) -> Found:
+            return {name: float(values.double().mean()) for name, values in integral.maps.items()}, {}
+
+        found: dict[str, float] = self.integrate(stage, means)[0]
+        return found
 
     def restore(self, linear: LinearWeight, places: torch.Tensor) -> None:
         """Keep some more weights of a matrix exactly; the grid stays as it is.
@@ -122,15 +153,15 @@ class Matrices:
         _, sparse = ops.extract_outliers(self.original(linear), indices=places.sort().values)
         self.stored[linear.name] = dataclasses.replace(matrix, outliers=sparse)
 
-    def detach(self, maps: Mapping[str, torch.Tensor], count: int) -> dict[str, int]:
-        """Restore the weights with the largest values of the maps, ranked over all matrices together.
+    def largest(self, maps: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+        """Places of the weights with the largest values of the maps, ranked over all matrices together.
 
         Args:
             maps: matrix name to a value for each weight, not negative; overwritten.
             count: how many; those kept already are not taken again.
 
         Returns:
-            Matrix name to how many of it were restored.
+            Matrix name to places in the flattened matrix, int64.
         """
         values = []
         for linear in self.linears:
@@ -140,13 +171,11 @@ class Matrices:
                 of_matrix.view(-1)[sparse.positions()] = -1.0  # below all others
             values.append(of_matrix)
         chosen = ops.topk(values, count, key="value")
-        for linear, (_, places) in zip(self.linears, chosen, strict=True):
-            self.restore(linear, places)
-        return {linear.name: len(places) for linear, (_, places) in zip(self.linears, chosen, strict=True)}
+        return {linear.name: places for linear, (_, places) in zip(self.linears, chosen, strict=True)}
 
     def detach_stepwise(
         self, state: str, count: int, steps: int, *, prove: bool
-    ) -> tuple[dict[str, int], Integral | None]:
+    ) -> tuple[dict[str, int], dict[str, float] | None]:
         """Restore the most significant weights in steps, each ranked by an integral of its own (Algorithm 2).
 
         Args:
@@ -156,15 +185,21 @@ class Matrices:
             prove: integrate at the end, too, for a prediction of the result.
 
         Returns:
-            Matrix name to how many were restored, and the integral at the end.
+            Matrix name to how many were restored, and to the loss change that the integral at the end predicts.
         """
-        restored = dict.fromkeys(self.stored, 0)
+
+        def ranked(helping: int, integral: Integral) -> Found:
+            return None, self.largest(integral.maps, helping)
+
+        restored = {linear.name: 0 for linear in self.linears}
         for step in range(1, steps + 1) if count else ():
-            maps = self.integrate(state).maps
-            taken = self.detach(maps, count * step // steps - count * (step - 1) // steps)
-            restored = {name: n + taken[name] for name, n in restored.items()}
+            helping = count * step // steps - count * (step - 1) // steps
+            _, places = self.integrate(state, functools.partial(ranked, helping))
+            for linear in self.linears:
+                self.restore(linear, places[linear.name])
+                restored[linear.name] += len(places[linear.name])
             state = f"detach {step}"
         if prove:
-            return restored, self.integrate(state)
+            return restored, self.integrate(state, lambda integral: (dict(integral.signed), {}))[0]
         self.reached(state)
         return restored, None
