@@ -20,8 +20,8 @@ from ._C import InvalidArgumentError
 from .ops import PackedMatrix, QuantizedTensor, SparseCSR
 from .storage import MatrixSpec, QuantizedMatrix, TrellisMatrix
 
-FEW = {torch.float32: 32, torch.float16: 32, torch.bfloat16: 16}
-"""Up to so many rows of activations of a dtype, the packed product is the faster one (``bench/runtime.py``)."""
+FEW = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 32}
+"""Up to so many rows of activations of a dtype, the packed product is the faster one on two cores."""
 
 BLOCK = 1 << 19
 """Numbers that are dequantized at a time: what a core's second cache holds."""
