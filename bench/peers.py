@@ -731,14 +731,15 @@ def about(d: Data, own: Machine, rounds: int) -> str:
     ways: dict[str, Callable[[], float]] = {
         "read plainly": lambda: own.seconds(own.READ, d.w, d.w, size),
         "read four parts in turn": lambda: own.seconds(own.READ_STREAMS, d.w, d.w, size),
-        "torch sum": lambda: _seconds(d.w.sum, True),
+        "torch sum": lambda: _seconds(d.w.sum, warm=False),
         "copy plainly": lambda: own.seconds(own.COPY, d.w, d.out, size),
         "copy past the cache": lambda: own.seconds(own.COPY_PAST_CACHE, d.w, d.out, size),
-        "torch copy_": lambda: _seconds(lambda: d.out.copy_(d.w), True),
+        "torch copy_": lambda: _seconds(lambda: d.out.copy_(d.w), warm=False),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(max(rounds, 9)):
         for name, way in ways.items():
+            _warm_up(way)
             times[name].append(way())
     figures = ", ".join(f"{name} {statistics.median(t) * 1e3:.2f} ms" for name, t in times.items())
     return f"{machine(own.threads)}. The machine's own times for the matrix: {figures}"
