@@ -48,7 +48,7 @@ def test_the_prediction_is_a_sum_or_nothing():
         ("group_size", -2),
         ("group_size", "64"),
         ("sym", 1),
-        ("solver", "gptq"),
+        ("solver", "magic"),
         ("meta_bits", 0),
         ("meta_bits", 9),
         ("outliers", -0.1),
