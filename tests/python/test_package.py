@@ -1,3 +1,5 @@
+import pytest
+
 import quantrature
 from helpers import run_python
 
@@ -43,6 +45,7 @@ def test_a_forked_child_has_threads_of_its_own():
 
 
 def test_public_names_exist():
+    pytest.importorskip("transformers")  # environments of wheels have what the ops need
     for name in quantrature.__all__:
         assert getattr(quantrature, name) is not None
     assert sorted(quantrature.__all__) == dir(quantrature)
