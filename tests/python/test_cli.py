@@ -150,7 +150,7 @@ def test_a_failure_is_one_line(capfd, folders, arguments, message):
     [
         (["nothing"], "No such command 'nothing'"),
         (["eval", "a", "--text", "b", "--nothing"], "No such option"),
-        (["eval", "a"], "Missing option '--text'"),
+        (["demo", "a"], "Got unexpected extra argument"),
         (["eval", "a", "--text", "b", "--seqlen", "x"], "Invalid value for '--seqlen'"),
     ],
 )

@@ -151,10 +151,10 @@ def test_dequantize_gives_a_dense_model(quantized, tmp_path):
             quantized / "out", quantization_config=qtr.QuantratureConfig(dequantize=True)
         )
     assert type(dense.model.layers[0].mlp.up_proj) is torch.nn.Linear
-    assert torch.equal(logits(dense), expected)
+    assert torch.allclose(logits(dense), expected, atol=1e-5)  # packed products add in another order
     dense.save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), expected)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), logits(dense))
 
 
 @pytest.mark.parametrize("layout", ["llama", "gpt2"])
