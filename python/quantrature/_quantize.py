@@ -183,8 +183,8 @@ def plan_for(
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
     Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
-    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out, and so they are
-    by methods that need calibration, which see what enters a module and not what enters each expert in it.
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out, and so
+    they are by methods that need calibration, which see what enters a module and not what enters each expert in it.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
