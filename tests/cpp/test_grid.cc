@@ -14,7 +14,8 @@ struct Result {
   // By bits, as a zero may have a sign.
   bool same(const Result& other) const {
     const auto equal = [](const std::vector<float>& a, const std::vector<float>& b) {
-      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+      return a.size() == b.size() &&
+             (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
     };
     return codes == other.codes && equal(scale, other.scale) && equal(zero, other.zero) &&
            equal(values, other.values);

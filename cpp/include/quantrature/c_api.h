@@ -352,7 +352,7 @@ typedef struct qtr_residuals_args {
   float* out; /* outliers.nnz */
 } qtr_residuals_args;
 
-typedef enum qtr_activations {
+typedef enum qtr_activations QTR_INT32 {
   QTR_ACTIVATIONS_FLOAT32 = 0,
   QTR_ACTIVATIONS_INT8 = 1 /* x is rounded to integers of 8 bits */
 } qtr_activations;
@@ -423,7 +423,7 @@ QTR_API qtr_status qtr_hadamard(const qtr_hadamard_args* args);
 
 /* ---- trellis (trellis.hpp) ---- */
 
-typedef enum qtr_trellis_code { QTR_1MAD = 0, QTR_3INST = 1, QTR_HYB = 2 } qtr_trellis_code;
+typedef enum qtr_trellis_code QTR_INT32 { QTR_1MAD = 0, QTR_3INST = 1, QTR_HYB = 2 } qtr_trellis_code;
 
 typedef struct qtr_trellis {
   qtr_trellis_code code;
