@@ -48,6 +48,15 @@ typedef struct qtr_mutable_matrix {
   qtr_dtype dtype;
 } qtr_mutable_matrix;
 
+typedef enum qtr_device_kind { QTR_CPU = 0, QTR_CUDA = 1 } qtr_device_kind;
+
+/* Where the data of a call lies and its work is done; all zero: on the CPU. See device.hpp. */
+typedef struct qtr_device {
+  qtr_device_kind kind;
+  int32_t ordinal;
+  void* stream; /* a cudaStream_t; NULL: the default stream of the device */
+} qtr_device;
+
 /* ---- runtime (runtime.hpp) ---- */
 
 /* "MAJOR.MINOR.PATCH" */
@@ -99,6 +108,7 @@ typedef struct qtr_moments_args {
   int64_t group_size; /* along each row or column; -1: the whole of it; ignored over the tensor */
   qtr_moments* out;
   int64_t out_count;
+  qtr_device device;
 } qtr_moments_args;
 
 QTR_API qtr_status qtr_compute_moments(const qtr_moments_args* args);
@@ -110,6 +120,7 @@ typedef struct qtr_pqi_accumulate_args {
   qtr_mutable_matrix acc; /* float32, read and written */
   qtr_matrix grad;
   double weight;
+  qtr_device device;
 } qtr_pqi_accumulate_args;
 
 typedef struct qtr_pqi_finalize_args {
@@ -119,6 +130,7 @@ typedef struct qtr_pqi_finalize_args {
   qtr_matrix w_quantized;
   int32_t keep_sign;      /* 0: the absolute value */
   qtr_mutable_matrix out; /* float32; may be acc */
+  qtr_device device;
 } qtr_pqi_finalize_args;
 
 typedef struct qtr_pqi_sum_args {
@@ -127,6 +139,7 @@ typedef struct qtr_pqi_sum_args {
   qtr_matrix w;
   qtr_matrix w_quantized;
   double* out;
+  qtr_device device;
 } qtr_pqi_sum_args;
 
 typedef struct qtr_interpolate_args {
@@ -135,6 +148,7 @@ typedef struct qtr_interpolate_args {
   qtr_matrix w_quantized;
   double t;
   qtr_mutable_matrix out; /* may be w or w_quantized */
+  qtr_device device;
 } qtr_interpolate_args;
 
 QTR_API qtr_status qtr_pqi_accumulate(const qtr_pqi_accumulate_args* args);
@@ -153,6 +167,7 @@ typedef struct qtr_pack_args {
   int32_t bits;
   uint8_t* packed;   /* rows side by side */
   int64_t row_bytes; /* of packed */
+  qtr_device device;
 } qtr_pack_args;
 
 typedef struct qtr_unpack_args {
@@ -164,6 +179,7 @@ typedef struct qtr_unpack_args {
   uint8_t* codes;
   int64_t cols;
   int64_t row_stride; /* bytes between rows of codes */
+  qtr_device device;
 } qtr_unpack_args;
 
 QTR_API qtr_status qtr_pack(const qtr_pack_args* args);
@@ -183,6 +199,7 @@ typedef struct qtr_topk_args {
   int64_t* indices; /* row * cols + column, ascending, matrix after matrix */
   void* values;     /* the elements there, in the dtype of x */
   int64_t* counts;  /* how many are in each matrix; may be null */
+  qtr_device device;
 } qtr_topk_args;
 
 QTR_API qtr_status qtr_topk(const qtr_topk_args* args);
@@ -210,6 +227,7 @@ typedef struct qtr_outliers_args {
   void* values;
   void* columns;
   void* row_offsets;
+  qtr_device device;
 } qtr_outliers_args;
 
 QTR_API qtr_status qtr_extract_outliers(const qtr_outliers_args* args);
@@ -235,6 +253,7 @@ typedef struct qtr_quantize_args {
   float* scale;
   float* zero; /* NULL if sym */
   int64_t groups;
+  qtr_device device;
 } qtr_quantize_args;
 
 typedef struct qtr_dequantize_args {
@@ -247,6 +266,7 @@ typedef struct qtr_dequantize_args {
   qtr_matrix scale; /* as many numbers as groups, row-major without gaps */
   qtr_matrix zero;  /* the same; data NULL: the symmetric grid */
   qtr_mutable_matrix out;
+  qtr_device device;
 } qtr_dequantize_args;
 
 QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
@@ -271,6 +291,7 @@ typedef struct qtr_residuals_args {
   qtr_grid_matrix w;
   qtr_csr outliers;
   float* out; /* outliers.nnz */
+  qtr_device device;
 } qtr_residuals_args;
 
 typedef struct qtr_matvec_args {
@@ -279,6 +300,7 @@ typedef struct qtr_matvec_args {
   qtr_csr residuals;      /* float32; row_offsets NULL: there are none */
   qtr_matrix x;           /* each row a vector */
   qtr_mutable_matrix out; /* float32; each row a result */
+  qtr_device device;
 } qtr_matvec_args;
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);

@@ -1,6 +1,7 @@
 // Everything, in the order in which it is best read.
 #pragma once
 
+#include "quantrature/device.hpp"    // data on other devices than the CPU
 #include "quantrature/error.hpp"     // what is thrown
 #include "quantrature/grid.hpp"      // quantization grids: quantize, dequantize
 #include "quantrature/integral.hpp"  // the Post-quantization Integral
