@@ -1,27 +1,31 @@
-"""Times the ops of this package beside what users call instead and beside the machine's own copy and read.
+"""Times the ops of this package beside what users call instead and beside the machine's own reading and copying.
 
     python bench/peers.py [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
 
-Within a round the machine, this package and the peer take turns, so that what else the machine does meets all three.
-A figure is the median over the rounds, a ratio the median of the rounds' ratios; with --best both are of minima, for a
-machine that is busy otherwise. Peers that are not installed are named in their rows and left out. Results are written
-where the caller keeps them: outputs are allocated beforehand for this package and its peers where both can.
+Within a round the machine, this package and the peer take turns, so that what else the machine does meets all three;
+each is called for some milliseconds before the call that counts, as in a loop over the layers of a model. A figure is
+the median over the rounds, a ratio the median of the rounds' ratios; with --best both are of minima, for a machine that
+is busy otherwise. Peers that are not installed are named in their rows and left out. Results are written where the
+caller keeps them: outputs are allocated beforehand for this package and its peers where both can.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,52 @@ Make = Callable[[], Call]
 
 SLOW_SECONDS = 1.0
 """What takes longer is timed once."""
+
+SETTLE_SECONDS = 0.01
+"""Before a turn: OpenMP's threads, which torch uses, keep a core busy for some milliseconds after a call."""
+
+WARM_SECONDS = 0.02
+"""At the start of a turn: threads are awake and caches have what they can hold when the call that counts begins."""
+
+
+class Machine:
+    """What machine.c measures: the time that memory alone takes, on as many threads as the ops have."""
+
+    READ, READ_STREAMS, COPY, COPY_PAST_CACHE, WRITE = range(5)
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        source = Path(__file__).with_name("machine.c")
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "machine.so"
+            command = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+            subprocess.run([*command, str(source), "-o", str(library)], check=True)
+            self._seconds = ctypes.CDLL(str(library)).machine_seconds
+        self._seconds.restype = ctypes.c_double
+        self._seconds.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+
+    def seconds(self, way: int, source: torch.Tensor, target: torch.Tensor, size: int) -> float:
+        """Of one of the ways above to touch so many bytes."""
+        return float(self._seconds(way, source.data_ptr(), target.data_ptr(), size, self.threads))
+
+    def read(self, source: torch.Tensor) -> float:
+        """The faster of reading from one end to the other and of reading four parts in turn."""
+        return min(self.seconds(way, source, source, source.nbytes) for way in (self.READ, self.READ_STREAMS))
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, size: int | None = None) -> float:
+        """The faster of a plain copy and of one whose stores pass the cache by."""
+        size = source.nbytes if size is None else size
+        return min(self.seconds(way, source, target, size) for way in (self.COPY, self.COPY_PAST_CACHE))
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> float:
+        """Reading the one and writing the other, of different sizes."""
+        both = min(source.nbytes, target.nbytes)
+        seconds = self.copy(source, target, both)
+        if source.nbytes > both:
+            seconds += self.seconds(self.READ, source[both:], target, source.nbytes - both)
+        if target.nbytes > both:
+            seconds += self.seconds(self.WRITE, source, target[both:], target.nbytes - both)
+        return seconds
 
 
 class Data:
@@ -71,9 +121,19 @@ class Data:
         return torch.zeros_like(self.w)
 
     @cached_property
-    def codes(self) -> torch.Tensor:
-        """4-bit codes, one in each byte."""
-        return torch.randint(0, 16, (self.side, self.side), dtype=torch.uint8)
+    def bytes(self) -> torch.Tensor:
+        """A random byte for each weight."""
+        return torch.randint(0, 256, (self.side, self.side), dtype=torch.uint8)
+
+    @cached_property
+    def bytes_out(self) -> torch.Tensor:
+        """Where bytes go."""
+        return torch.zeros_like(self.bytes)
+
+    @cached_property
+    def importance(self) -> torch.Tensor:
+        """Of each weight in the first row."""
+        return torch.rand(self.side, generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def flat(self) -> np.ndarray:
@@ -99,6 +159,38 @@ def _hqq(d: Data, bits: int, axis: int, optimize: bool) -> Call:
     return lambda: Quantizer.quantize(
         d.w, nbits=bits, group_size=64, optimize=optimize, axis=axis, device="cpu", compute_dtype=torch.float32
     )
+
+
+def _quanto(d: Data, dequantize: bool) -> Call:
+    from optimum.quanto import qint4, quantize_weight
+    from optimum.quanto.tensor import MaxOptimizer
+
+    def quantize() -> Any:
+        scale, shift = MaxOptimizer()(d.w, qint4, 0, 64)
+        return quantize_weight(d.w, qint4, 0, scale, shift, 64)
+
+    return quantize().dequantize if dequantize else quantize
+
+
+def _bitsandbytes(d: Data, dequantize: bool) -> Call:
+    import bitsandbytes.functional as f
+
+    codes, state = f.quantize_4bit(d.w, blocksize=64, quant_type="nf4")
+    if dequantize:
+        return lambda: f.dequantize_4bit(codes, state)
+    return lambda: f.quantize_4bit(d.w, blocksize=64, quant_type="nf4")
+
+
+def _ggml_quantize(d: Data) -> Call:
+    import llama_cpp
+
+    base = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
+    quantize = base.ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    q4_0, side, out = 2, d.side, d.bytes_out
+    base.ggml_quantize_init(q4_0)
+    return lambda: quantize(q4_0, d.w.data_ptr(), out.data_ptr(), 0, side, side, None)
 
 
 def _hqq_dequantize(d: Data) -> Call:
@@ -156,9 +248,30 @@ def _finalize(d: Data) -> Call:
 def _sklearn_kmeans(d: Data) -> Call:
     from sklearn.cluster import KMeans
 
-    row = d.w[0].numpy().reshape(-1, 1)
-    weight = np.random.default_rng(0).random(len(row))
+    row, weight = d.w[0].numpy().reshape(-1, 1), d.importance.numpy()
     return lambda: KMeans(n_clusters=16, random_state=0, n_init="auto", max_iter=50).fit(row, sample_weight=weight)
+
+
+def _dequantize_nf4(d: Data) -> Call:
+    quantized = ops.quantize(d.w, 4, 64, codebook="nf4")
+    return lambda: ops.dequantize(quantized, out=d.out)
+
+
+def _kmeans(d: Data) -> Call:
+    row, weight = d.w[0].numpy(), d.importance.numpy()
+    return lambda: ops.kmeans_1d(row, 16, weight)
+
+
+def _pack(d: Data, bits: int) -> Call:
+    codes = d.bytes & (2**bits - 1)
+    out = ops.pack(codes, bits)
+    return lambda: ops.pack(codes, bits, out=out)
+
+
+def _unpack(d: Data, bits: int) -> Call:
+    packed = ops.pack(d.bytes & (2**bits - 1), bits)
+    out = ops.unpack(packed, bits, d.side)
+    return lambda: ops.unpack(packed, bits, d.side, out=out)
 
 
 def _none() -> Call:
@@ -173,8 +286,32 @@ def rows(d: Data) -> list[Row]:
             "3 x read",
             "read",
             lambda: lambda: ops.quantize(d.w, 4, 64),
+            "ggml q4_0, 1 thread",
+            lambda: _ggml_quantize(d),
+        ),
+        Row(
+            "quantize 4-bit g64 (minmax), packed",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64),
+            "optimum-quanto",
+            lambda: _quanto(d, False),
+        ),
+        Row(
+            "quantize 4-bit g64 (minmax), packed",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64),
             "hqq, no optimise",
             lambda: _hqq(d, 4, 1, False),
+        ),
+        Row(
+            "quantize 4-bit g64 (minmax), packed",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64),
+            "bitsandbytes nf4",
+            lambda: _bitsandbytes(d, False),
         ),
         Row(
             "HQQ solver 4-bit g64, rows",
@@ -197,16 +334,40 @@ def rows(d: Data) -> list[Row]:
             "1.5 x copy",
             "copy",
             lambda: _dequantize(d),
+            "bitsandbytes nf4",
+            lambda: _bitsandbytes(d, True),
+        ),
+        Row(
+            "dequantize 4-bit g64 to float32",
+            "1.5 x copy",
+            "copy",
+            lambda: _dequantize(d),
+            "optimum-quanto",
+            lambda: _quanto(d, True),
+        ),
+        Row(
+            "dequantize 4-bit g64 to float32",
+            "1.5 x copy",
+            "copy",
+            lambda: _dequantize(d),
             "hqq",
             lambda: _hqq_dequantize(d),
         ),
         Row(
-            "pack 4-bit codes",
-            "1.5 x own bytes",
-            "copy 0.75 byte",
-            lambda: lambda: ops.pack(d.codes, 4),
-            "-",
-            _none,
+            "quantize nf4 g64, packed",
+            "3 x read",
+            "read",
+            lambda: lambda: ops.quantize(d.w, 4, 64, codebook="nf4"),
+            "bitsandbytes",
+            lambda: _bitsandbytes(d, False),
+        ),
+        Row(
+            "dequantize nf4 g64 to float32",
+            "1.5 x copy",
+            "copy",
+            lambda: _dequantize_nf4(d),
+            "bitsandbytes",
+            lambda: _bitsandbytes(d, True),
         ),
         Row(
             "top-k of abs(w), 0.5 %",
@@ -235,7 +396,7 @@ def rows(d: Data) -> list[Row]:
         Row(
             "the same, remainder newly allocated",
             "",
-            "new copy",
+            "copy",
             lambda: lambda: ops.extract_outliers(d.w, count=d.k),
             "torch",
             lambda: _torch_split(d),
@@ -300,26 +461,40 @@ def rows(d: Data) -> list[Row]:
             "weighted 1-D k-means, 16 centroids, one row",
             "50 x scikit-learn",
             "read",
-            lambda: lambda: ops.kmeans_1d(d.w[0]),
+            lambda: _kmeans(d),
             "scikit-learn",
             lambda: _sklearn_kmeans(d),
+        ),
+        *(
+            Row(f"{name} {bits}-bit codes", "1.5 x own bytes", f"{name} {bits}", partial(make, d, bits), "-", _none)
+            for name, make in (("pack", _pack), ("unpack", _unpack))
+            for bits in range(1, 9)
         ),
     ]
 
 
-def _machine(d: Data, unit: str) -> Call:
+def _own_time(machine: Machine, d: Data, unit: str) -> Callable[[], float]:
+    """How long the machine takes for what the op must touch."""
     if unit == "read":
-        return lambda: d.w.sum()
+        return lambda: machine.read(d.w)
     if unit == "copy":
-        return lambda: d.acc.copy_(d.w)
-    if unit == "new copy":
-        return lambda: d.w.clone()
-    half = d.codes.numel() * 3 // 4
-    source, target = d.codes.view(-1)[:half], torch.empty(half, dtype=torch.uint8)
-    return lambda: target.copy_(source)
+        return lambda: machine.copy(d.w, d.out)
+    name, bits = unit.split()
+    codes, packed = d.bytes.view(-1), d.bytes_out.view(-1)[: d.bytes.numel() * int(bits) // 8]
+    return (lambda: machine.move(codes, packed)) if name == "pack" else (lambda: machine.move(packed, codes))
 
 
-def _seconds(call: Call) -> float:
+def _warm_up(call: Callable[[], Any]) -> None:
+    time.sleep(SETTLE_SECONDS)
+    end = time.perf_counter() + WARM_SECONDS
+    call()
+    while time.perf_counter() < end:
+        call()
+
+
+def _seconds(call: Call, warm: bool) -> float:
+    if warm:
+        _warm_up(call)
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -334,10 +509,10 @@ def _prepare(make: Make) -> tuple[Call | None, str]:
     return call, ""
 
 
-def measure(row: Row, d: Data, rounds: int, best: bool) -> dict[str, Any]:
+def measure(row: Row, d: Data, machine: Machine, rounds: int, best: bool) -> dict[str, Any]:
     """Medians or minima in milliseconds, and the ratios."""
     result: dict[str, Any] = {"op": row.op, "goal": row.goal, "unit": row.unit, "peer": row.peer}
-    calls = {"machine": _machine(d, row.unit)}
+    calls: dict[str, Call] = {}
     for name, make in (("ours", row.ours), ("peer", row.theirs)):
         call, reason = _prepare(make)
         if call is None:
@@ -346,11 +521,14 @@ def measure(row: Row, d: Data, rounds: int, best: bool) -> dict[str, Any]:
             calls[name] = call
     if "ours" not in calls:
         return result
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    own_time = _own_time(machine, d, row.unit)
+    times: dict[str, list[float]] = {name: [] for name in ("machine", *calls)}
     for i in range(rounds):
+        _warm_up(own_time)
+        times["machine"].append(own_time())
         for name, call in calls.items():
             if i == 0 or times[name][0] < SLOW_SECONDS:
-                times[name].append(_seconds(call))
+                times[name].append(_seconds(call, warm=i > 0))
     pick = min if best else statistics.median
 
     def ratio(of: str, to: str) -> float:
@@ -385,17 +563,31 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(threads: int) -> str:
-    """One line about where this runs."""
+def about(d: Data, machine: Machine, rounds: int) -> str:
+    """Where this runs, and how fast its memory is."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = models[0] if models else model
+    size = d.w.nbytes
+    ways: dict[str, Callable[[], float]] = {
+        "read plainly": lambda: machine.seconds(machine.READ, d.w, d.w, size),
+        "read four parts in turn": lambda: machine.seconds(machine.READ_STREAMS, d.w, d.w, size),
+        "torch sum": lambda: _seconds(d.w.sum, True),
+        "copy plainly": lambda: machine.seconds(machine.COPY, d.w, d.out, size),
+        "copy past the cache": lambda: machine.seconds(machine.COPY_PAST_CACHE, d.w, d.out, size),
+        "torch copy_": lambda: _seconds(lambda: d.out.copy_(d.w), True),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(max(rounds, 9)):
+        for name, way in ways.items():
+            times[name].append(way())
+    figures = ", ".join(f"{name} {statistics.median(t) * 1e3:.2f} ms" for name, t in times.items())
     load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"{model}, {os.cpu_count()} cores, {threads} threads{load}; kernels {quantrature.target()}; "
-        f"torch {torch.__version__}, numpy {np.__version__}"
+        f"{model}, {os.cpu_count()} cores, {machine.threads} threads{load}; kernels {quantrature.target()}; "
+        f"torch {torch.__version__}, numpy {np.__version__}. The machine's own times for the matrix: {figures}"
     )
 
 
@@ -416,21 +608,22 @@ def main() -> None:
     torch.set_grad_enabled(False)
 
     d = Data(options.side)
+    machine = Machine(options.threads)
+    where = about(d, machine, options.rounds)
     results = []
     for row in rows(d):
         if options.only in row.op:
             print(f"{row.op} / {row.peer}", file=sys.stderr)
-            results.append(measure(row, d, options.rounds, options.best))
-    about = machine(options.threads)
+            results.append(measure(row, d, machine, options.rounds, options.best))
     if options.json:
-        print(json.dumps({"machine": about, "side": options.side, "rows": results}))
+        print(json.dumps({"machine": where, "side": options.side, "rows": results}))
     else:
-        print(f"{about}\n\n{table(results)}")
+        print(f"{where}\n\n{table(results)}")
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         command = " ".join(["python", *sys.argv])
         text = (
-            f"# Ops beside their peers, {date.today()}\n\n    {command}\n\n{about}. {options.side} x {options.side} "
+            f"# Ops beside their peers, {date.today()}\n\n    {command}\n\n{where}. {options.side} x {options.side} "
             f"float32 unless stated; {'minima' if options.best else 'medians'} of {options.rounds} rounds, in which "
             f"machine, ours and peer take turns.\n\n{table(results)}\n"
         )

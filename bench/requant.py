@@ -30,12 +30,13 @@ from quantrature import evaluate, models, ops
 from quantrature.analysis.path import Moved, WeightPath
 from quantrature.analysis.proving import Prover
 from quantrature.evaluate._forward import not_training
-from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
+from quantrature.methods import quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
 from quantrature.requantization._requant import greedy_counts
 from quantrature.requantization.matrices import narrowest
 from quantrature.requantization.outliers import split
+from quantrature.storage import QuantizedMatrix
 from quantrature.text import token_windows
 
 SMALLER = {64: (32, 56, 48, 40)}

@@ -17,10 +17,28 @@ Buffers& buffers() {
   return made;
 }
 
-void run_quantize(int bits, GridSolver solver, int axis) {
+Matrix half_weights() {
+  static const std::vector<uint16_t> halves = [] {
+    std::vector<uint16_t> made(weights().size());
+    float smallest, largest;
+    round_to_half(
+        {sizeof(RoundToHalfArgs), weights().data(), kSide * kSide, made.data(), &smallest, &largest});
+    return made;
+  }();
+  return Matrix{halves.data(), kSide, kSide, kSide, QTR_F16};
+}
+
+void run_round_to_half() {
+  static std::vector<uint16_t> halves(weights().size());
+  float smallest, largest;
+  round_to_half(
+      {sizeof(RoundToHalfArgs), weights().data(), kSide * kSide, halves.data(), &smallest, &largest});
+}
+
+void run_quantize(int bits, GridSolver solver, int axis, Matrix (*matrix)() = weight_matrix) {
   QuantizeArgs args{};
   args.struct_size = sizeof(args);
-  args.w = weight_matrix();
+  args.w = matrix();
   args.bits = bits;
   args.group_size = kGroup;
   args.axis = axis;
@@ -44,6 +62,9 @@ void run_dequantize(int bits) {
 
 constexpr int64_t kBytes = kSide * kSide * 4;
 int minmax4 = for_every_target("quantize/minmax/4", kBytes, [] { run_quantize(4, QTR_MINMAX, 1); });
+int minmax4_half = for_every_target("quantize/minmax/4/float16", kBytes / 2,
+                                    [] { run_quantize(4, QTR_MINMAX, 1, half_weights); });
+int halves = for_every_target("round_to_half", kBytes * 3 / 2, run_round_to_half);
 int minmax3 = for_every_target("quantize/minmax/3", kBytes, [] { run_quantize(3, QTR_MINMAX, 1); });
 int minmax4_axis0 =
     for_every_target("quantize/minmax/4/axis0", kBytes, [] { run_quantize(4, QTR_MINMAX, 0); });

@@ -1,33 +1,37 @@
-# Defines the target quantrature_highway when Google Highway can be had: installed (Debian: libhwy-dev), else
-# downloaded by hash; without either every kernel runs as its reference, and a status line says so.
+# Defines the target quantrature_highway when Google Highway can be had: its sources in cpp/highway.tar.gz (sdists
+# have them), else installed (Debian: libhwy-dev), else downloaded; without any of them every kernel runs as its
+# reference, and a status line says so. Built from sources it is linked statically.
 if(NOT QUANTRATURE_SIMD)
   message(STATUS "quantrature: SIMD off (QUANTRATURE_SIMD=OFF), the reference kernels run")
   return()
 endif()
+include(fetch_highway)
 
-find_package(hwy 1.0.3 CONFIG QUIET)
-if(TARGET hwy::hwy)
-  set(highway_target hwy::hwy)
-  set(highway_origin "installed ${hwy_VERSION}")
-elseif(FETCHCONTENT_SOURCE_DIR_HIGHWAY)
+set(highway_archive "${PROJECT_SOURCE_DIR}/cpp/highway.tar.gz")
+if(FETCHCONTENT_SOURCE_DIR_HIGHWAY)
   set(highway_origin "${FETCHCONTENT_SOURCE_DIR_HIGHWAY}")
+elseif(EXISTS "${highway_archive}")
+  check_highway("${highway_archive}")
+  set(highway_origin "from ${highway_archive}")
 else()
-  set(highway_archive "${CMAKE_BINARY_DIR}/highway-1.2.0.tar.gz")
-  set(highway_sha256 7e0be78b8318e8bdbf6fa545d2ecb4c90f947df03f7aadc42c1967f019e63343)
-  if(NOT EXISTS "${highway_archive}")
-    file(DOWNLOAD https://github.com/google/highway/archive/refs/tags/1.2.0.tar.gz "${highway_archive}.part"
-      STATUS highway_status TIMEOUT 60)
-    list(GET highway_status 0 highway_code)
-    if(highway_code EQUAL 0)
-      file(RENAME "${highway_archive}.part" "${highway_archive}")
+  find_package(hwy 1.0.3 CONFIG QUIET)
+  if(TARGET hwy::hwy)
+    set(highway_target hwy::hwy)
+    set(highway_origin "installed ${hwy_VERSION}")
+  else()
+    set(highway_archive "${CMAKE_BINARY_DIR}/highway.tar.gz")
+    if(EXISTS "${highway_archive}")
+      check_highway("${highway_archive}")
     else()
-      list(GET highway_status 1 highway_reason)
+      fetch_highway("${highway_archive}")
+    endif()
+    if(highway_failure)
       message(STATUS "quantrature: SIMD off, Google Highway is not installed (Debian: libhwy-dev) and could not be "
-        "downloaded (${highway_reason}); the reference kernels run, many times slower")
+        "downloaded (${highway_failure}); the reference kernels run, many times slower")
       return()
     endif()
+    set(highway_origin "downloaded")
   endif()
-  set(highway_origin "downloaded 1.2.0")
 endif()
 
 if(NOT highway_target)
@@ -40,10 +44,18 @@ if(NOT highway_target)
   FetchContent_Declare(highway URL "${highway_archive}" URL_HASH SHA256=${highway_sha256}
     DOWNLOAD_EXTRACT_TIMESTAMP ON)
   FetchContent_MakeAvailable(highway)
-  set_target_properties(hwy PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  set_target_properties(hwy PROPERTIES
+    POSITION_INDEPENDENT_CODE ON
+    CXX_VISIBILITY_PRESET hidden
+    VISIBILITY_INLINES_HIDDEN ON)
   set(highway_target hwy)
 endif()
 
 add_library(quantrature_highway INTERFACE)
 target_link_libraries(quantrature_highway INTERFACE ${highway_target})
+# Vectors of SVE have no size when they are compiled, and kernels keep arrays of vectors: there NEON runs.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)")
+  target_compile_definitions(quantrature_highway INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+endif()
 message(STATUS "quantrature: SIMD on, Google Highway ${highway_origin}")

@@ -4,7 +4,12 @@
 #include <string>
 
 #include "common/check.hpp"
+#include "quantrature/allocation.hpp"
+#include "quantrature/codebook.hpp"
+#include "quantrature/gptq.hpp"
 #include "quantrature/grid.hpp"
+#include "quantrature/hadamard.hpp"
+#include "quantrature/hessian.hpp"
 #include "quantrature/integral.hpp"
 #include "quantrature/kmeans.hpp"
 #include "quantrature/matvec.hpp"
@@ -13,6 +18,9 @@
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
 #include "quantrature/topk.hpp"
+#include "quantrature/trellis.hpp"
+#include "quantrature/viterbi.hpp"
+#include "runtime/log.hpp"
 
 namespace quantrature {
 namespace {
@@ -28,6 +36,7 @@ qtr_status guard(Body&& body) noexcept {
     } catch (...) {
       last_error.clear();
     }
+    log(QTR_LOG_ERROR, text);
     return status;
   };
   try {
@@ -47,14 +56,22 @@ qtr_status guard(Body&& body) noexcept {
   }
 }
 
-// The caller's struct, with the fields that an older caller does not know as zero.
+constexpr size_t kLargestStruct = 4096;
+
+// The caller's struct, whatever the version of its header: see the head of c_api.h.
 template <class Args>
 Args complete(const Args* args) {
   check(args != nullptr, "[args] the argument struct must not be null");
-  check(args->struct_size >= sizeof(size_t), "[args] struct_size must be set to the size of the struct",
-        "struct_size", args->struct_size);
+  const size_t size = args->struct_size;
+  check(size >= sizeof(size_t) && size <= kLargestStruct,
+        "[args] struct_size must be set to the size of the struct", "struct_size", size);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(args);
+  for (size_t i = sizeof(Args); i < size; ++i)
+    if (bytes[i] != 0)
+      throw Unsupported(complaint("[args] fields that this version does not know must be zero", "struct_size",
+                                  size, "known", sizeof(Args), "version", version()));
   Args full{};
-  std::memcpy(&full, args, args->struct_size < sizeof(Args) ? args->struct_size : sizeof(Args));
+  std::memcpy(&full, args, size < sizeof(Args) ? size : sizeof(Args));
   return full;
 }
 
@@ -99,6 +116,13 @@ qtr_status qtr_set_executor(const qtr_executor* executor) {
     set_executor(&full);
   });
 }
+qtr_status qtr_set_log_hook(const qtr_log_hook* hook) {
+  return guard([&] {
+    if (hook == nullptr) return set_log_hook(nullptr);
+    const qtr_log_hook full = complete(hook);
+    set_log_hook(&full);
+  });
+}
 qtr_status qtr_compute_moments(const qtr_moments_args* args) {
   return call(compute_moments, args);
 }
@@ -126,11 +150,8 @@ qtr_status qtr_topk(const qtr_topk_args* args) {
 qtr_status qtr_extract_outliers(const qtr_outliers_args* args) {
   return call(extract_outliers, args);
 }
-qtr_status qtr_check_csr(const qtr_csr* csr) {
-  return guard([&] {
-    check(csr != nullptr, "[csr] the matrix must not be null");
-    check_csr(*csr);
-  });
+qtr_status qtr_check_csr(const qtr_check_csr_args* args) {
+  return guard([&] { check_csr(complete(args).csr); });
 }
 qtr_status qtr_quantize(const qtr_quantize_args* args) {
   return call(quantize, args);
@@ -138,12 +159,48 @@ qtr_status qtr_quantize(const qtr_quantize_args* args) {
 qtr_status qtr_dequantize(const qtr_dequantize_args* args) {
   return call(dequantize, args);
 }
+qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args) {
+  return call(codebook_quantize, args);
+}
+qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args) {
+  return call(codebook_dequantize, args);
+}
+qtr_status qtr_round_to_half(const qtr_round_to_half_args* args) {
+  return call(round_to_half, args);
+}
 qtr_status qtr_residuals(const qtr_residuals_args* args) {
   return call(residuals, args);
 }
 qtr_status qtr_matvec(const qtr_matvec_args* args) {
   return call(matvec, args);
 }
+qtr_status qtr_allocate(const qtr_allocate_args* args) {
+  return call(allocate, args);
+}
 qtr_status qtr_kmeans(const qtr_kmeans_args* args) {
   return call(kmeans, args);
+}
+qtr_status qtr_random_signs(const qtr_random_signs_args* args) {
+  return call(random_signs, args);
+}
+qtr_status qtr_hadamard(const qtr_hadamard_args* args) {
+  return call(hadamard, args);
+}
+qtr_status qtr_trellis_values(const qtr_trellis_values_args* args) {
+  return call(trellis_values, args);
+}
+qtr_status qtr_trellis_dequantize(const qtr_trellis_dequantize_args* args) {
+  return call(trellis_dequantize, args);
+}
+qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args) {
+  return call(trellis_matvec, args);
+}
+qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args) {
+  return call(trellis_quantize, args);
+}
+qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args) {
+  return call(hessian_accumulate, args);
+}
+qtr_status qtr_gptq(const qtr_gptq_args* args) {
+  return call(gptq, args);
 }

@@ -1,16 +1,18 @@
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 
 #include <optional>
+#include <utility>
 
 #include "bindings/arrays.hpp"
+#include "bindings/exclude.hpp"
 
 namespace quantrature::bindings {
 
 using Codes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using CodesInput = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Columns = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatsInput = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 void bind_grid(nb::module_& m) {
   m.def(
@@ -27,16 +29,7 @@ void bind_grid(nb::module_& m) {
         args.sym = sym;
         args.solver = static_cast<qtr_grid_solver>(solver);
         args.round_zero = round_zero;
-        if (row_offsets && columns) {
-          // The core trusts the sizes, which it cannot see.
-          const auto rows = static_cast<size_t>(args.w.rows);
-          if (row_offsets->shape(0) != rows + 1)
-            throw InvalidArgument("[quantize] exclude must have one row_offset more than w has rows");
-          if (row_offsets->data()[rows] != static_cast<int64_t>(columns->shape(0)))
-            throw InvalidArgument("[quantize] exclude must have as many columns as its last row_offset says");
-          args.exclude_row_offsets = row_offsets->data();
-          args.exclude_columns = columns->data();
-        }
+        exclude(row_offsets, columns, "quantize", args);
         args.codes = codes.data();
         args.codes_size = static_cast<int64_t>(codes.size());
         args.scale = scale.data();
@@ -67,6 +60,26 @@ void bind_grid(nb::module_& m) {
       },
       "codes"_a.noconvert(), "bits"_a, "group_size"_a, "axis"_a, "scale"_a.noconvert(),
       "zero"_a.noconvert().none(), "out"_a.noconvert());
+  m.def(
+      "round_to_half",
+      [](const FloatsInput& values, const Output& out) {
+        const MutableMatrix halves = view(out);
+        if (halves.dtype != QTR_F16 || out.size() != values.size())
+          throw nb::type_error("expected as many float16 numbers as values");
+        float smallest, largest;
+        const RoundToHalfArgs args{sizeof(args),
+                                   values.data(),
+                                   static_cast<int64_t>(values.size()),
+                                   static_cast<uint16_t*>(halves.data),
+                                   &smallest,
+                                   &largest};
+        {
+          nb::gil_scoped_release release;
+          round_to_half(args);
+        }
+        return std::pair(smallest, largest);
+      },
+      "values"_a.noconvert(), "out"_a.noconvert());
 }
 
 }  // namespace quantrature::bindings

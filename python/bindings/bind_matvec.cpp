@@ -54,19 +54,20 @@ void bind_matvec(nb::module_& m) {
       [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
          const std::optional<Input>& zero, const std::optional<SparsePart>& values,
          const std::optional<SparsePart>& columns, const std::optional<SparsePart>& row_offsets,
-         const Input& x, const Output& out) {
+         const Input& x, const Output& out, int activations) {
         MatvecArgs args{};
         args.struct_size = sizeof(args);
         args.w = grid_of(codes, cols, bits, group_size, scale, zero);
         if (values && columns && row_offsets) args.residuals = csr_of(*values, *columns, *row_offsets, cols);
         args.x = view(x);
         args.out = view(out);
+        args.activations = static_cast<qtr_activations>(activations);
         nb::gil_scoped_release release;
         matvec(args);
       },
       "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
       "zero"_a.noconvert().none(), "values"_a.noconvert().none(), "columns"_a.noconvert().none(),
-      "row_offsets"_a.noconvert().none(), "x"_a.noconvert(), "out"_a.noconvert());
+      "row_offsets"_a.noconvert().none(), "x"_a.noconvert(), "out"_a.noconvert(), "activations"_a);
 }
 
 }  // namespace quantrature::bindings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,18 @@ def is_torch(x: object) -> bool:
 
 
 def as_input(
-    x: Array, op: str, name: str, *, dtypes: tuple[str, ...] = FLOATS, ndim: tuple[int, ...] = (1, 2)
+    x: Array,
+    op: str,
+    name: str,
+    *,
+    dtypes: tuple[str, ...] = FLOATS,
+    ndim: Collection[int] = (1, 2),
+    empty: bool = False,
 ) -> Array:
     """The array that the core reads in place of x, sharing its memory.
 
     Raises InvalidArgumentError naming op and argument for another type, dtype or number of dimensions, an empty
-    array, or one that is not contiguous in row-major order.
+    array unless that is wanted, or one that is not contiguous in row-major order.
     """
     if is_torch(x):
         if x.device.type != "cpu":
@@ -52,7 +59,7 @@ def as_input(
         raise InvalidArgumentError(f"[{op}] {name} must be {' or '.join(dtypes)}: got dtype={dtype_name(x)}")
     if x.ndim not in ndim:
         raise InvalidArgumentError(f"[{op}] {name} must have {' or '.join(map(str, ndim))} dimensions: got {x.ndim}")
-    if 0 in x.shape:
+    if 0 in x.shape and not empty:
         raise InvalidArgumentError(f"[{op}] {name} must not be empty: got shape={tuple(x.shape)}")
     if not contiguous:
         raise InvalidArgumentError(f"[{op}] {name} must be contiguous in row-major order; pass a contiguous copy")
@@ -72,14 +79,32 @@ def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def as_output(
-    x: Array, op: str, name: str, *, dtypes: tuple[str, ...] = FLOATS, ndim: tuple[int, ...] = (1, 2)
+    x: Array,
+    op: str,
+    name: str,
+    *,
+    dtypes: tuple[str, ...] = FLOATS,
+    ndim: Collection[int] = (1, 2),
+    empty: bool = False,
 ) -> Array:
     """The array that the core writes in place of x, sharing its memory; refuses what :func:`as_input` refuses, and
     arrays that are read-only."""
-    shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim)
+    shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim, empty=empty)
     if not is_torch(x) and not x.flags.writeable:
         raise InvalidArgumentError(f"[{op}] {name} must be writable: got a read-only array")
     return shared
+
+
+def consecutive_rows(rows: slice, count: int, op: str) -> slice:
+    """The slice with its ends made plain, of a matrix of so many rows.
+
+    Raises:
+        InvalidArgumentError: naming op, for no rows, or rows with others between them.
+    """
+    start, stop, step = rows.indices(count)
+    if step != 1 or start >= stop:
+        raise InvalidArgumentError(f"[{op}] rows must be some that follow each other: got {rows} of {count}")
+    return slice(start, stop)
 
 
 def core_view(x: Array) -> Array:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ._arrays import dtype_name
-from .methods import quantize_matrix
+from .methods import SOLVERS, Statistics, quantize_matrix
 from .models import Linears, LinearWeight
 from .plan import Plan, PlanEntry
 
@@ -58,9 +58,10 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan) -> Cost:
-    """Of :func:`quantrature.quantize` with a plan that fits the model."""
+def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan, windows: torch.Tensor | None = None) -> Cost:
+    """Of :func:`quantrature.quantize` with a plan that fits the model, and the calibration text if it needs one."""
     from .allocation.options import stored_bytes
+    from .calibration import peak_bytes
 
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     size = sum(
@@ -72,11 +73,17 @@ def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan) -> Cost:
     replaced = sum(linear.numel * linear.parameter.element_size() for linear, _ in work)
     largest = max((linear.numel for linear, _ in work), default=0)
     rates = {entry: _seconds_per_weight(entry) for entry in {_grid_alone(entry) for _, entry in work}}
+    seconds = sum(linear.numel * rates[_grid_alone(entry)] for linear, entry in work)
+    calibration = 0
+    needs = {need for _, entry in work for need in SOLVERS[entry.solver].needs}
+    if windows is not None and needs:
+        calibration = peak_bytes(linears, {linear.name: entry for linear, entry in work}, *windows.shape)
+        seconds += _seconds_of_calibration(model, windows, needs)
     return Cost(
         bytes=size,
         other_bytes=total - replaced,
-        memory_bytes=total + size + 8 * largest,
-        seconds=sum(linear.numel * rates[_grid_alone(entry)] for linear, entry in work),
+        memory_bytes=total + size + 8 * largest + calibration,
+        seconds=seconds,
         bits_per_weight=8 * size / weights if weights else None,
     )
 
@@ -101,13 +108,35 @@ def requantizing(
 
 
 def _grid_alone(entry: PlanEntry) -> PlanEntry:
-    return PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outliers)
+    return replace(entry, reason="", predicted_loss_change=None)
+
+
+STAGES = 5
+"""How often a block is run in calibration: once for each stage of matrices in it, and once for its outputs."""
+
+
+def _seconds_of_calibration(model: torch.nn.Module, windows: torch.Tensor, needs: set[str]) -> float:
+    """From one forward pass, here and now; a backward pass takes about twice that."""
+    from .evaluate._forward import evaluating, logits
+
+    with evaluating(model):
+        start = time.perf_counter()
+        logits(model, windows[:1])
+        once = (time.perf_counter() - start) * len(windows)
+    return once * (STAGES * bool(needs - {"fisher"}) + 3 * ("fisher" in needs))
 
 
 def _seconds_per_weight(entry: PlanEntry) -> float:
+    rows, cols = SAMPLE
     sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
+    statistics = Statistics(
+        hessian=torch.eye(cols),
+        fisher=torch.ones(SAMPLE),
+        activations=torch.ones(rows, cols),
+        tokens=rows,
+    )
     start = time.perf_counter()
-    quantize_matrix("sample", sample, entry)
+    quantize_matrix("sample", sample, entry, statistics=statistics)
     return (time.perf_counter() - start) / sample.numel()
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import ops
+from . import fingerprint, ops
 from ._C import InvalidArgumentError
-from .methods import QuantizedMatrix, quantize_matrix, solver_of
-from .models import Linears, LinearWeight, find_linears
+from .calibration import BlockState, calibrate, units
+from .experts import can_split, part_with_memory, split
+from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
+from .models import Linears, LinearWeight, Skipped, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
-from .storage import MatrixSpec
+from .storage import MatrixSpec, QuantizedMatrix
+from .text import token_windows
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +37,17 @@ def quantize(
     outliers: float = 0.0,
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
+    calibration: Any = None,
+    tokenizer: Any = None,
+    nsamples: int | None = 128,
+    seqlen: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    true_sequential: bool = True,
+    state_folder: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
     progress: bool | None = None,
+    **options: Any,
 ) -> torch.nn.Module:
     """Replace the linear layers of a model's blocks by quantized ones.
 
@@ -42,13 +57,22 @@ def quantize(
         model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
         bits: 1 to 8.
         group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
-        method: one of ``METHODS``: ``rtn``, ``mse``, ``hqq``.
+        method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
         sym: a grid symmetric around zero, which stores no zero point.
         meta_bits: quantize scales and zeros to so many bits.
         outliers: share of the weights kept exactly, the largest in magnitude.
         plan: in place of the six arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
+        calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
+        tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``.
+        batch_size: windows that go through a block at once.
+        true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
+            only from the quantized blocks before (:func:`quantrature.calibration.calibrate`).
+        state_folder: save each finished block there, and remove the folder in the end.
+        resume: ``auto`` takes up the finished blocks of the same work that are in that folder, ``required`` fails
+            without, ``never`` starts over. The result is, byte for byte, that of an uninterrupted run.
         progress: show a bar; ``None`` for when stderr is a terminal.
+        **options: settings of the method's own (``damp_percent=0.01``), not with a plan, whose entries have them.
 
     Returns:
         The same model. ``save_pretrained`` writes a checkpoint that transformers loads where quantrature is imported.
@@ -56,6 +80,7 @@ def quantize(
     Raises:
         InvalidArgumentError: naming the argument, the plan's entry, or the matrix whose weights are not finite or of
             another dtype; the model is then as it was.
+        QuantratureError: naming module and sample where activations are not finite; likewise.
     """
     linears, plan = plan_for(
         model,
@@ -67,10 +92,29 @@ def quantize(
         outliers=outliers,
         plan=plan,
         ignore=ignore,
+        options=options,
     )
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     for linear, _ in work:
-        check_weight(linear)
+        check_weight(linear.name, linear.weight)
+    if any(SOLVERS[entry.solver].needs for _, entry in work):
+        if calibration is None:
+            name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
+            raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
+        windows = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+        state = None if state_folder is None else BlockState(Path(state_folder), resume)
+        found = _calibrated(
+            model,
+            linears,
+            {linear.name: entry for linear, entry in work},
+            windows,
+            batch_size,
+            true_sequential,
+            state,
+            progress,
+        )
+        declare(model, {linear.name: put(model, linear, found[linear.name]) for linear, _ in work})
+        return model
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
@@ -79,6 +123,46 @@ def quantize(
             bar.advance(linear.numel, linear.name)
     declare(model, specs)
     return model
+
+
+def _calibrated(
+    model: torch.nn.Module,
+    linears: Linears,
+    entries: dict[str, PlanEntry],
+    windows: torch.Tensor,
+    batch_size: int,
+    true_sequential: bool,
+    state: BlockState | None,
+    progress: bool | None,
+) -> dict[str, QuantizedMatrix]:
+    """The quantized forms of the matrices, and on the way a state for the next to take up."""
+    if state is not None:
+        from . import __version__
+
+        state.begin(
+            {
+                "version": __version__,
+                "model": fingerprint.of_matrices(linears),
+                "calibration": fingerprint.of_tokens(windows),
+                "plan": Plan(entries).to_json()["entries"],
+                "batch_size": batch_size,
+                "true_sequential": true_sequential,
+            }
+        )
+    with progress_bar("quantizing", units(linears, entries, len(windows)), progress) as bar:
+        found = calibrate(
+            model,
+            linears,
+            entries,
+            windows,
+            batch_size=batch_size,
+            true_sequential=true_sequential,
+            state=state,
+            report=bar.advance,
+        )
+    if state is not None:
+        state.discard()
+    return found.matrices
 
 
 def plan_for(
@@ -92,10 +176,13 @@ def plan_for(
     outliers: float,
     plan: Plan | None,
     ignore: str | Iterable[str],
+    options: Mapping[str, Any] | None = None,
+    experts: bool = True,
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
-    Only shapes are looked at: a model on the meta device will do.
+    Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
@@ -106,37 +193,62 @@ def plan_for(
         raise InvalidArgumentError("[quantize] either bits or plan must be given, not both")
     if plan is not None and ignore:
         raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
-    linears = find_linears(model, ignore, experts=False)
-    experts = sum(skipped.reason == "fused experts" for skipped in linears.skipped)
-    if experts:
-        _log.warning("%d parameters hold fused experts, which are not quantized yet", experts)
+    if plan is not None and options:
+        raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
+    linears = _that_can_run(find_linears(model, ignore, experts=experts))
     if plan is not None:
         plan.check_modules(linear.name for linear in linears)
         return linears, plan
     assert bits is not None
-    solver = solver_of(method)
+    solver, only = solver_of(method), METHODS[method].group_size
     try:
-        entry = PlanEntry(bits, group_size, sym, solver, meta_bits, outliers)
+        entry = PlanEntry(
+            bits, group_size if only is None else only, sym, solver, meta_bits, outliers, options=options or {}
+        )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[quantize] {e}") from None
-    return linears, Plan.uniform((linear.name for linear in linears), entry)
+    made = Plan.uniform((linear.name for linear in linears), entry)
+    spread = METHODS[method].spread
+    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in linears):
+        for name, share in spread({linear.name: linear.weight for linear in linears}, outliers).items():
+            made = made.replace(name, outliers=share)
+    return linears, made
 
 
-def check_weight(linear: LinearWeight) -> None:
-    """Refuse what the ops would refuse, before anything is replaced."""
-    weight = linear.weight
+def _that_can_run(linears: Linears) -> Linears:
+    """The matrices less experts whose modules could not run quantized ones."""
+    reason = "fused experts of a module with a forward of its own"
+    alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
+    left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]
+    kept = tuple(linear for linear in linears if linear not in alone) if alone else linears.matrices
+    skipped = (*linears.skipped, *left)
+    expected = ("embedding", "output embedding", "outside the blocks", "router")
+    strange = [s for s in skipped if s.reason not in expected and not s.reason.startswith(("tied to", "ignored by"))]
+    if strange:
+        some = "; ".join(f"{s.name} ({s.reason})" for s in strange[:3]) + ("; ..." if len(strange) > 3 else "")
+        _log.warning("%d matrices can be quantized; %d weights stay as they are: %s", len(kept), len(strange), some)
+    return Linears(kept, skipped, linears.stacks)
+
+
+def check_weight(name: str, weight: torch.Tensor) -> None:
+    """Refuse a matrix that the ops would refuse, before anything is replaced."""
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise InvalidArgumentError(
-            f"[quantize] {linear.name} must be float32, float16 or bfloat16: got dtype={weight.dtype}"
-        )
-    if not math.isfinite(float(ops.moments(linear.parameter.detach().cpu()).mean)):
-        raise InvalidArgumentError(f"[quantize] {linear.name} must hold finite numbers: it has a NaN or infinity")
+        raise InvalidArgumentError(f"[quantize] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
+    straight = weight if weight.is_contiguous() else weight.mT
+    if not math.isfinite(float(ops.moments(straight.cpu().contiguous()).mean)):
+        raise InvalidArgumentError(f"[quantize] {name} must hold finite numbers: it has a NaN or infinity")
 
 
-def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix) -> MatrixSpec:
-    """Give a matrix's place in the model to its quantized form; returns what config.json will say of it."""
+def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, device: Any = None) -> MatrixSpec:
+    """Give a matrix's place in the model to its quantized form, on the device of the dense one if no other is given.
+
+    Returns:
+        What config.json will say of it.
+    """
     layer = QuantLinear.replacing(linear, MatrixSpec.of(matrix))
-    layer.store(matrix, linear.parameter.device)
+    layer.store(matrix, linear.weight.device if device is None else device)
+    if linear.expert is not None:
+        split(linear)
     for name in (linear.name, *linear.aliases):
         replace_module(model, name, layer)
     return layer.spec
@@ -146,6 +258,7 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     """Tell transformers what the model has become, as if it had been loaded so."""
     from transformers import PreTrainedModel
 
+    part_with_memory(model)
     if not isinstance(model, PreTrainedModel):
         return
     from .hf import QuantratureConfig, QuantratureHfQuantizer
@@ -156,3 +269,4 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
     typed.is_quantized = True
     typed.quantization_method = config.quant_method
+    typed._weight_conversions = []  # saved under the names that the modules have

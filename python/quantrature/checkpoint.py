@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .requantization import Requantization
 
 QUANT_METHOD = "quantrature"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @contextlib.contextmanager
@@ -141,7 +141,8 @@ class Contents:
         bits_per_weight: of the quantized matrices, everything that is stored for them counted.
         bytes: of the quantized matrices.
         other_bytes: of all other tensors.
-        modules: matrix name to bits, group_size, sym, shape, outliers, bytes, bits_per_weight.
+        modules: matrix name to its description (:class:`quantrature.storage.MatrixSpec`), and setting (the same in
+            short), bytes, bits_per_weight.
     """
 
     bits_per_weight: float
@@ -166,6 +167,8 @@ def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"[checkpoint] {path} has format_version {found.get('format_version')!r}; "
             f"this version reads {FORMAT_VERSION}"
         )
+    if not isinstance(found.setdefault("modules", {}), dict):
+        raise InvalidArgumentError(f"[checkpoint] {path}: modules must be an object: got {found['modules']!r}")
     return found
 
 
@@ -174,42 +177,86 @@ def inspect(folder: str | os.PathLike[str]) -> Contents:
 
     Raises:
         InvalidArgumentError: for a folder that quantrature did not make, or whose description is broken.
-        QuantratureError: naming the file that is truncated or corrupted, or the tensor that is missing.
+        QuantratureError: naming the file that is truncated or corrupted, or the tensor that is missing or of another
+            shape or dtype than its description says.
     """
     from .storage import MatrixSpec
 
-    described_modules = quantization_config(folder).get("modules", {})
-    shapes = _tensor_bytes(Path(folder))
+    described_modules = quantization_config(folder)["modules"]
+    stored = stored_tensors(sorted(Path(folder).glob("*.safetensors")))
+    if not stored:
+        raise InvalidArgumentError(f"[checkpoint] {folder} has no safetensors files")
+    others = dict(stored)
     modules: dict[str, dict[str, Any]] = {}
     for name, described in described_modules.items():
-        spec = MatrixSpec.from_json(described)
-        for tensor, _, _ in spec.layout():
-            if f"{name}.{tensor}" not in shapes:
-                raise QuantratureError(f"[checkpoint] {folder} lacks the tensor {name}.{tensor}")
-            shapes.pop(f"{name}.{tensor}")
-        grid = spec.grid
-        modules[name] = {
-            "bits": grid.bits,
-            "group_size": grid.group_size,
-            "sym": grid.sym,
-            "shape": list(grid.shape),
-            "outliers": spec.outliers,
+        try:
+            spec = MatrixSpec.from_json(described)
+            layout = list(spec.layout())
+        except InvalidArgumentError as e:
+            raise InvalidArgumentError(f"[checkpoint] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
+        for tensor, shape, dtype in layout:
+            full = f"{name}.{tensor}"
+            if full not in stored:
+                raise QuantratureError(f"[checkpoint] {folder} lacks the tensor {full}")
+            stored[full].check(full, shape, dtype)
+            others.pop(full, None)
+        modules[name] = spec.to_json() | {
+            "setting": spec.dense.setting,
             "bytes": spec.nbytes,
-            "bits_per_weight": 8 * spec.nbytes / grid.numel,
+            "bits_per_weight": 8 * spec.nbytes / spec.dense.numel,
         }
-    stored = sum(m["bytes"] for m in modules.values())
+    nbytes = sum(m["bytes"] for m in modules.values())
     weights = sum(m["shape"][0] * m["shape"][1] for m in modules.values())
-    return Contents(8 * stored / weights if weights else 0.0, stored, sum(shapes.values()), modules)
+    return Contents(
+        8 * nbytes / weights if weights else 0.0, nbytes, sum(tensor.nbytes for tensor in others.values()), modules
+    )
 
 
-def _tensor_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of every tensor in the safetensors files of a folder."""
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the header of a safetensors file says of a tensor: dtype in its own terms, shape, bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    def check(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        """Refuse a tensor of another shape or dtype than a description says.
+
+        Raises:
+            QuantratureError: naming the tensor.
+        """
+        if (self.dtype, self.shape) != (_DTYPES[dtype], shape):
+            raise QuantratureError(
+                f"[checkpoint] tensor {name} must be {_DTYPES[dtype]} of shape {list(shape)}: got {self.dtype} of "
+                f"shape {list(self.shape)}"
+            )
+
+
+_DTYPES = {
+    "uint8": "U8",
+    "uint16": "U16",
+    "int32": "I32",
+    "int64": "I64",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+}
+"""What safetensors calls the dtypes of stored forms."""
+
+
+def stored_tensors(files: Iterable[str | os.PathLike[str]]) -> dict[str, StoredTensor]:
+    """Every tensor of some safetensors files, from their headers.
+
+    Raises:
+        QuantratureError: naming a file that is truncated or corrupted.
+    """
     from safetensors import SafetensorError, safe_open
 
-    sizes: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    found: dict[str, StoredTensor] = {}
+    for path in files:
         try:
-            with safe_open(path, "pt"):
+            with safe_open(path, "pt"):  # checks that offsets, shapes and the size of the file go together
                 pass
         except (SafetensorError, OSError) as e:
             raise QuantratureError(f"[checkpoint] {path} is truncated or corrupted: {e}") from None
@@ -218,7 +265,5 @@ def _tensor_bytes(folder: Path) -> dict[str, int]:
         for name, about in header.items():
             if name != "__metadata__":
                 begin, end = about["data_offsets"]
-                sizes[name] = end - begin
-    if not sizes:
-        raise InvalidArgumentError(f"[checkpoint] {folder} has no safetensors files")
-    return sizes
+                found[name] = StoredTensor(about["dtype"], tuple(about["shape"]), end - begin)
+    return found

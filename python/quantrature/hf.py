@@ -7,7 +7,7 @@ needed to register is imported at the head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers.quantizers import auto
@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import __version__
 from ._C import InvalidArgumentError, QuantratureError
-from .checkpoint import FORMAT_VERSION, QUANT_METHOD
+from .checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -55,6 +55,8 @@ class QuantratureConfig(QuantizationConfigMixin):
                 f"{FORMAT_VERSION}"
             )
         self.quant_method: Any = QUANT_METHOD
+        if not (modules is None or isinstance(modules, Mapping)):
+            raise InvalidArgumentError(f"[load] modules of the checkpoint must be an object: got {modules!r}")
         self.modules = None if modules is None else dict(modules)
         self.dequantize = dequantize
         self.wish = {
@@ -92,70 +94,102 @@ auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[ass
 
 @auto.register_quantizer(QUANT_METHOD)
 class QuantratureHfQuantizer(HfQuantizer):
-    """Loads quantized checkpoints, and quantizes dense ones after loading."""
+    """Loads quantized checkpoints, and quantizes dense ones as they are read."""
 
     requires_calibration = False
     quantization_config: QuantratureConfig
 
-    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
         if not self.pre_quantized:
+            from ._quantize import plan_for
+            from .on_load import QuantizeOnLoad
+            from .plan import Plan
+
+            wish = dict(self.quantization_config.wish)
+            if isinstance(wish["plan"], Mapping):
+                wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
+            self._on_load = QuantizeOnLoad(*plan_for(model, **wish))
             return
+        from .experts import split
         from .models import find_linears
         from .nn import QuantLinear, replace_module
         from .storage import MatrixSpec
 
-        linears = find_linears(model, experts=False)
+        linears = find_linears(model)
+        stored = stored_tensors(file for file in checkpoint_files or () if str(file).endswith(".safetensors"))
         for name, described in (self.quantization_config.modules or {}).items():
             try:
                 linear, spec = linears.find(name), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
-                if spec.grid.shape != shape:
-                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.grid.shape}, the model's {shape}")
+                if spec.shape != shape:
+                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
+                for tensor, dimensions, dtype in spec.layout():
+                    if f"{name}.{tensor}" in stored:
+                        stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
             layer = QuantLinear.replacing(linear, spec)
+            if linear.expert is not None:
+                split(linear)
             for place in (name, *linear.aliases):
                 replace_module(model, place, layer)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        from .nn import quantized_layers, replace_module
+        from .nn import dequantize_layers, quantized_layers
 
         if not self.pre_quantized:
-            return self._quantize(model)
-        layers = quantized_layers(model)
-        for name, layer in layers.items():
+            from ._quantize import declare
+
+            declare(model, self._on_load.finish(model))
+            self.quantization_config.modules = model.config.quantization_config.modules
+            return model
+        for name, layer in quantized_layers(model).items():
             if any(tensor.is_meta for tensor in layer.stored().values()):
                 if self._on_disk(model):
                     continue
                 raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
             if not layer.intact:
                 raise QuantratureError(f"[load] {name}: the stored tensors are damaged: their digest is another")
+            try:
+                layer.spec.matrix(layer.stored())  # looks at the positions of outliers
+            except InvalidArgumentError as e:
+                raise InvalidArgumentError(f"[load] {name}: {e}") from None
         if self.quantization_config.dequantize:
-            for name, layer in layers.items():
-                replace_module(model, name, layer.to_dense(model.dtype))
+            dequantize_layers(model, model.dtype)
+            model._weight_conversions = None
+        else:
+            model._weight_conversions = []
         return model
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        """Whether a parameter of a dense checkpoint is to be quantized."""
+        return not self.pre_quantized and self._on_load.wants(param_name)
+
+    def get_quantize_ops(self) -> Any:
+        """What quantizes a parameter as soon as it is read."""
+        return self._on_load
+
+    def param_element_size(self, model: Any, param_name: str, param: Any) -> float:
+        """Bytes that a number of a parameter will take, for device maps."""
+        if self.param_needs_quantization(model, param_name):
+            return self._on_load.bits_of(param_name) / 8
+        return float(param.element_size())
 
     @staticmethod
     def _on_disk(model: Any) -> bool:
         """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
         return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
 
-    def _quantize(self, model: Any) -> Any:
-        from ._quantize import quantize
-        from .plan import Plan
-
-        wish = dict(self.quantization_config.wish)
-        if isinstance(wish["plan"], Mapping):
-            wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
-        quantize(model, **wish)
-        self.quantization_config.modules = model.config.quantization_config.modules
-        return model
-
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        from .nn import quantized_layers, replace_module
+        import torch
 
-        for name, layer in quantized_layers(model).items():
-            replace_module(model, name, layer.to_dense(dtype or model.dtype))
+        from .nn import dequantize_layers
+
+        wanted = dtype or model.dtype  # config.json has it as a string
+        dequantize_layers(model, getattr(torch, wanted) if isinstance(wanted, str) else wanted)
+        model._weight_conversions = None
         return model
 
     def is_serializable(self) -> bool:
@@ -164,5 +198,10 @@ class QuantratureHfQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """They cannot be trained: the codes have no gradient."""
-        return False
+        """Adapters on top of them can be trained, though not the codes."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Quantized layers are one operator each to torch.compile."""
+        return True

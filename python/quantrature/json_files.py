@@ -17,11 +17,15 @@ def read_json(path: str | os.PathLike[str], op: str) -> Any:
         InvalidArgumentError: beginning with op, naming the file that cannot be read, or the line where it is no JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_bytes())
     except OSError as e:
         raise InvalidArgumentError(f"[{op}] cannot read {path}: {e.strerror}") from None
     except json.JSONDecodeError as e:
         raise InvalidArgumentError(f"[{op}] {path} is not JSON: {e.msg} in line {e.lineno}") from None
+    except UnicodeDecodeError as e:
+        raise InvalidArgumentError(f"[{op}] {path} is not JSON: byte {e.start} is not UTF-8") from None
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits; lists in lists in lists
+        raise InvalidArgumentError(f"[{op}] {path} is JSON beyond all measure: {e}") from None
 
 
 def read_format(path: str | os.PathLike[str], op: str, name: str, version: int) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .methods import QuantizedMatrix
+from .experts import fuse
 from .models import LinearWeight
-from .storage import MatrixSpec, digest
+from .packed_linear import describe, linear
+from .storage import MatrixSpec, QuantizedMatrix, digest
 
 
 class QuantLinear(nn.Module):
@@ -33,21 +34,26 @@ class QuantLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.out_features, self.in_features = spec.grid.shape
+        self.out_features, self.in_features = spec.shape
         self.transposed = transposed
         for name, shape, dtype in spec.layout():
             self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, dtype), device=device))
+        self._names = [name for name, _, _ in spec.layout()]
+        self._description = describe(spec)
         self.bias = bias
 
     @classmethod
     def replacing(cls, linear: LinearWeight, spec: MatrixSpec) -> QuantLinear:
         """The empty layer, on the meta device, that takes the place of a dense one and takes over its bias."""
-        return cls(spec, getattr(linear.module, "bias", None), linear.transposed, "meta")
+        transposed = linear.transposed and linear.expert is None
+        return cls(spec, getattr(linear.module, "bias", None), transposed, "meta")
 
     def store(self, matrix: QuantizedMatrix, device: Any = None) -> None:
         """Fill the buffers with a matrix of this layer's description."""
         for name, tensor in self.spec.tensors(matrix).items():
-            self._buffers[name] = tensor.to(device) if device is not None else tensor
+            kept: Any = tensor.to(device) if device is not None else tensor
+            kept._is_hf_initialized = True  # or transformers, while it loads, takes it for a weight to be drawn
+            self._buffers[name] = kept
 
     def stored(self) -> dict[str, torch.Tensor]:
         """The buffers by name."""
@@ -87,8 +93,11 @@ class QuantLinear(nn.Module):
         return dense
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the dequantized weight, plus bias."""
-        return nn.functional.linear(x, self.dequantize(x.dtype), self.bias)
+        """X times the weight, plus bias; see :func:`quantrature.packed_linear.linear`."""
+        stored: Any = [
+            self._buffers[name] for name in self._names
+        ]  # get_buffer() takes longer than to multiply a little
+        return linear(x, stored, self._description, self.bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
         for name, buffer in self._buffers.items():
@@ -100,11 +109,10 @@ class QuantLinear(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Shape and grid, for printing."""
-        grid = self.spec.grid
+        """Shape and stored form, for printing."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"bits={grid.bits}, group_size={grid.group_size}, sym={grid.sym}, outliers={self.spec.outliers}"
+            f"{self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
         )
 
 
@@ -116,6 +124,13 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
         add_hook_to_module(module, hook)
     model.set_submodule(name, module)
+
+
+def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give the place of every quantized layer of a model to a dense one that computes the same."""
+    for name in list(quantized_layers(model)):
+        replace_module(model, name, model.get_submodule(name).to_dense(dtype))  # type: ignore[operator]
+    fuse(model)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantLinear]:

@@ -11,15 +11,10 @@ from typing import Any
 
 from ._C import InvalidArgumentError
 from .json_files import read_json
+from .methods import SOLVERS
 
 FORMAT = "quantrature-plan"
 FORMAT_VERSION = 1
-SOLVERS = {
-    "minmax": "the grid from the smallest to the largest weight of a group",
-    "mse": "that range, shrunk to the least squared error",
-    "hqq": "that grid with its zero solved for sparse errors; not with sym",
-}
-"""How a grid is fitted, and a line about each."""
 KEEP_BITS = 16
 """The `bits` of an entry that leaves its matrix as it is."""
 
@@ -32,11 +27,12 @@ class PlanEntry:
         bits: 1 to 8, or 16 to leave the matrix as it is.
         group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
         sym: a grid symmetric around zero, which stores no zero point.
-        solver: how the grid is fitted: ``minmax`` (round to nearest), ``mse`` or ``hqq``.
+        solver: how the codes are found: ``minmax`` for method rtn (round to nearest), else the name of the method.
         meta_bits: bits of quantized scales and zeros; ``None`` stores them as float16.
         outliers: share of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
         reason: why the allocator chose this; free text.
         predicted_loss_change: nats per token that this matrix is expected to cost; ``None`` when not predicted.
+        options: settings of the method's own, such as ``damp_percent`` of gptq; its defaults where not given.
     """
 
     bits: int
@@ -47,6 +43,7 @@ class PlanEntry:
     outliers: float = 0.0
     reason: str = ""
     predicted_loss_change: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Refuse impossible settings, naming the field."""
@@ -65,8 +62,7 @@ class PlanEntry:
             "-1 or at least 1",
         )
         demand(isinstance(self.sym, bool), "sym", "true or false")
-        demand(self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
-        demand(not (self.sym and self.solver == "hqq"), "solver", "minmax or mse when sym is true")
+        demand(isinstance(self.solver, str) and self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
         demand(
             self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8),
             "meta_bits",
@@ -81,6 +77,8 @@ class PlanEntry:
             "predicted_loss_change",
             "null or a number",
         )
+        demand(isinstance(self.options, Mapping), "options", "an object")
+        SOLVERS[self.solver].check_entry(self)
 
     @property
     def keeps(self) -> bool:
@@ -101,10 +99,19 @@ class PlanEntry:
             parts.append(f"meta {self.meta_bits}")
         if self.outliers:
             parts.append(f"outliers {self.outliers:g}")
+        parts += [f"{name} {value}" for name, value in self.options.items()]
         return ", ".join(parts)
 
 
 _FIELDS = {f.name for f in fields(PlanEntry)}
+
+
+def _as_json(entry: PlanEntry) -> dict[str, Any]:
+    """The fields of an entry; options where it has some."""
+    found = asdict(entry)
+    if not found["options"]:
+        del found["options"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Plan:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "allocation": dict(self.allocation),
-            "entries": {name: asdict(entry) for name, entry in self.entries.items()},
+            "entries": {name: _as_json(entry) for name, entry in self.entries.items()},
         }
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ._C import QuantratureError
-from .models import find_linears, load_model
+from .models import Linears, find_linears, load_model
 from .nn import QuantLinear, quantized_layers
 
 LEAST_CORRELATION = 0.5
@@ -73,14 +73,14 @@ def verify(
     if not layers:
         raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
     original = load_model(source, trust_remote_code=trust_remote_code)
-    linears = find_linears(original, experts=False)
+    linears = find_linears(original)
     modules = {}
     for name, layer in layers.items():
         weight = linears.find(name).weight
         if (layer.out_features, layer.in_features) != tuple(weight.shape):
             raise QuantratureError(f"[verify] {name} has another shape in the source: {tuple(weight.shape)}")
         modules[name] = compare(layer, weight)
-    return Verification(modules, _changed(quantized, original, layers))
+    return Verification(modules, _changed(quantized, original, linears, layers))
 
 
 def compare(layer: QuantLinear, weight: torch.Tensor) -> MatrixComparison:
@@ -102,8 +102,9 @@ def compare(layer: QuantLinear, weight: torch.Tensor) -> MatrixComparison:
     )
 
 
-def _changed(quantized: Any, original: Any, layers: Mapping[str, QuantLinear]) -> tuple[str, ...]:
+def _changed(quantized: Any, original: Any, linears: Linears, layers: Mapping[str, QuantLinear]) -> tuple[str, ...]:
     stored = {f"{name}.{part}" for name, layer in layers.items() for part in layer.stored()}
     ours = {name: tensor for name, tensor in quantized.state_dict().items() if name not in stored}
-    theirs = original.state_dict()
+    # Of an expert that stayed dense while others were quantized, the source has no parameter of its own.
+    theirs = original.state_dict() | {f"{m.name}.weight": m.weight for m in linears if m.expert is not None}
     return tuple(name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name]))

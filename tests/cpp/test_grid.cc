@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "cases.hpp"
@@ -96,6 +97,60 @@ TEST(Grid, GroupsOfEverySize) {
       for (int bits : {1, 3, 4, 8}) expect_agreement(s.view(), {bits, group, 1, false, solver});
   const cases::Sample wide = cases::sample("normal", 2, 70000, QTR_F32);
   for (int64_t group : {100, 1000, 4097, -1}) expect_agreement(wide.view(), {3, group, 1, false, QTR_MINMAX});
+}
+
+// Groups of whole vectors, whose codes go into words without a byte between.
+TEST(Grid, BlocksOfEveryWidth) {
+  for (const std::string& kind : cases::kKinds)
+    for (int64_t cols : {256, 300, 576, 1024, 8448}) {
+      const DType dtype = cases::kDTypes[static_cast<size_t>(cols) % 3];
+      SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
+      cases::Sample s = cases::sample(kind, 2, cols, dtype, cols % 5);
+      for (size_t i = 0; i < s.bits.size(); ++i)
+        if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
+      for (int bits = 1; bits <= 8; ++bits)
+        for (int64_t group : {8, 16, 32, 48, 64, 128, 192, -1})
+          expect_agreement(s.view(), {bits, group, 1, kind == "normal", QTR_MINMAX});
+    }
+}
+
+TEST(Grid, FindsWhatIsNotFiniteWhereverItIs) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (int64_t group : {5, 16, 64, 96})
+    for (float odd : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity})
+      for (int64_t at = 0; at < 600; at += at % 64 == 63 ? 1 : 7) {
+        cases::Sample s = cases::sample("normal", 1, 600, QTR_F32);
+        s.values[static_cast<size_t>(at)] = odd;
+        cases::on_every_target([&] {
+          EXPECT_THROW(run(s.view(), {4, group, 1, at % 2 == 0, QTR_MINMAX}), InvalidArgument) << at;
+        });
+      }
+}
+
+TEST(Grid, RoundsToHalf) {
+  for (const std::string& kind : cases::kKinds)
+    for (int64_t n : cases::kLengths) {
+      const cases::Sample s = cases::sample(kind, 1, n, QTR_F32);
+      std::vector<uint16_t> expected;
+      float least = std::numeric_limits<float>::infinity(), most = 0;
+      for (float x : s.values) {
+        expected.push_back(f16_from_f32(x));
+        if (x != 0) least = std::min(least, std::abs(x));
+        most = std::max(most, std::abs(x));
+      }
+      cases::on_every_target([&] {
+        std::vector<uint16_t> halves(s.values.size());
+        float smallest = -1, largest = -1;
+        round_to_half({sizeof(RoundToHalfArgs), s.values.data(), n, halves.data(), &smallest, &largest});
+        EXPECT_EQ(halves, expected);
+        EXPECT_EQ(smallest, least);
+        EXPECT_EQ(largest, most);
+      });
+    }
+  float x = 1;
+  uint16_t half;
+  EXPECT_THROW(round_to_half({sizeof(RoundToHalfArgs), &x, 0, &half, &x, &x}), InvalidArgument);
+  EXPECT_THROW(round_to_half({sizeof(RoundToHalfArgs), &x, 1, nullptr, &x, &x}), InvalidArgument);
 }
 
 TEST(Grid, ColumnsOfTheView) {

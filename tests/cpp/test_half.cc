@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bit>
 
 #include "cases.hpp"
@@ -58,6 +59,43 @@ TEST(Half, RoundsToNearestEven) {
   EXPECT_EQ(bf16_from_f32(std::bit_cast<float>(0x3F808000u)), 0x3F80);
   EXPECT_EQ(bf16_from_f32(std::bit_cast<float>(0x3F818000u)), 0x3F82);
   EXPECT_EQ(bf16_from_f32(std::bit_cast<float>(0x3F808001u)), 0x3F81);
+}
+
+// Float32 numbers of all sizes, with what no 16-bit format has: the bits of the scalar definition, NaN with
+// its payload included.
+TEST(Half, EveryTargetRoundsAsDefined) {
+  std::vector<float> in;
+  for (uint32_t bits = 0; bits < 0xFFFFF000u - 4099; bits += 4099) in.push_back(std::bit_cast<float>(bits));
+  in.resize(in.size() - in.size() % 16 + 3);
+  std::vector<uint16_t> f16(in.size()), bf16(in.size());
+  std::transform(in.begin(), in.end(), f16.begin(), f16_from_f32);
+  std::transform(in.begin(), in.end(), bf16.begin(), bf16_from_f32);
+  cases::on_every_target([&] {
+    std::vector<uint16_t> got(in.size());
+    kernels().f32_to_f16(in.data(), got.data(), static_cast<int64_t>(in.size()));
+    EXPECT_EQ(got, f16);
+    kernels().f32_to_bf16(in.data(), got.data(), static_cast<int64_t>(in.size()));
+    EXPECT_EQ(got, bf16);
+  });
+}
+
+// The bits of the scalar definition, for every pattern.
+TEST(Half, EveryTargetWidensAsDefined) {
+  std::vector<uint16_t> in(65536 + 5);
+  std::vector<uint32_t> f16, bf16;
+  for (size_t i = 0; i < in.size(); ++i) {
+    in[i] = static_cast<uint16_t>(i);
+    f16.push_back(std::bit_cast<uint32_t>(f32_from_f16(in[i])));
+    bf16.push_back(std::bit_cast<uint32_t>(f32_from_bf16(in[i])));
+  }
+  cases::on_every_target([&] {
+    std::vector<uint32_t> got(in.size());
+    float* out = reinterpret_cast<float*>(got.data());
+    kernels().f16_to_f32(in.data(), out, static_cast<int64_t>(in.size()));
+    EXPECT_EQ(got, f16);
+    kernels().bf16_to_f32(in.data(), out, static_cast<int64_t>(in.size()));
+    EXPECT_EQ(got, bf16);
+  });
 }
 
 }  // namespace

@@ -71,18 +71,20 @@ struct Packed {
     return static_cast<size_t>(row * (groups / w.rows) + col / group);
   }
 
-  std::vector<float> times(const cases::Sample& x) const {
+  std::vector<float> times(const cases::Sample& x, qtr_activations how = QTR_ACTIVATIONS_FLOAT32) const {
     std::vector<float> y(static_cast<size_t>(x.rows * w.rows), std::numeric_limits<float>::quiet_NaN());
     matvec({sizeof(MatvecArgs), grid(), csr(residual), x.view(),
-            MutableMatrix{y.data(), x.rows, w.rows, w.rows, QTR_F32}});
+            MutableMatrix{y.data(), x.rows, w.rows, w.rows, QTR_F32}, how});
     return y;
   }
 
   // What the header promises, with the values of the outliers in place.
-  void expect_product(const cases::Sample& x, const std::vector<float>& y) const {
+  void expect_product(const cases::Sample& x, qtr_activations how = QTR_ACTIVATIONS_FLOAT32) const {
+    const std::vector<float> y = times(x, how);
+    const long double fused = 0x1p-23L * (static_cast<long double>(w.cols) / 8 + 32);
     for (int64_t v = 0; v < x.rows; ++v)
       for (int64_t row = 0; row < w.rows; ++row) {
-        long double sum = 0, size = 0, scales = 0;
+        long double sum = 0, bound = 0;
         for (int64_t col = 0; col < w.cols; ++col) {
           const size_t g = group_of(row, col);
           const long double s = scale[g], z = zero[g],
@@ -90,56 +92,119 @@ struct Packed {
           const long double image = (code - z) * s, at = x.at(v, col);
           const long double value = col % 7 == row % 7 ? static_cast<long double>(w.at(row, col)) : image;
           sum += value * at;
-          size += ((code + std::abs(z)) * std::abs(s) + std::abs(value - image)) * std::abs(at);
-          scales += std::abs(s);
+          const long double size = (code + std::abs(z)) * std::abs(s), m = largest(x, v, col / 64 * 64);
+          bound += fused * (size + std::abs(value - image)) * std::abs(at);
+          bound += 0x1p-22L * code * std::abs(s) * m + 0x1p-110L * std::abs(s);
+          if (how == QTR_ACTIVATIONS_INT8)
+            bound += ((1 + 0x1p-16L) * std::abs(image) + fused * size) * m / 254 + 0x1p-110L * std::abs(s);
         }
-        const long double bound =
-            0x1p-23L * (static_cast<long double>(w.cols) / 8 + 32) * size + 0x1p-110L * scales;
         const float got = y[static_cast<size_t>(v * w.rows + row)];
         ASSERT_LE(std::abs(static_cast<long double>(got) - sum), bound) << "row " << row << ", vector " << v;
       }
+  }
+
+  long double largest(const cases::Sample& x, int64_t v, int64_t begin) const {
+    long double m = 0;
+    for (int64_t col = begin; col < std::min(begin + 64, w.cols); ++col)
+      m = std::max(m, std::abs(static_cast<long double>(x.at(v, col))));
+    return m;
   }
 };
 
 TEST(Matvec, IsWithinTheBoundOnEveryTarget) {
   for (int bits = 1; bits <= 8; ++bits)
-    for (int64_t cols : {5, 256, 330, 1024})
-      for (int64_t group : {-1, 7, 32, 64, 192}) {
+    for (int64_t cols : {5, 256, 330, 768})
+      for (int64_t group : {-1, 7, 32, 64, 96}) {
         SCOPED_TRACE("bits " + std::to_string(bits) + ", cols " + std::to_string(cols) + ", group " +
                      std::to_string(group));
-        const Packed packed("tails", 5, cols, bits, group);
-        const cases::Sample x = cases::sample("normal", 5, cols, QTR_F32, 3);
-        cases::on_every_target([&] { packed.expect_product(x, packed.times(x)); });
+        const Packed packed("tails", 6, cols, bits, group);
+        const cases::Sample x = cases::sample("normal", 3, cols, QTR_F32, 3);
+        cases::on_every_target([&] {
+          packed.expect_product(x);
+          packed.expect_product(x, QTR_ACTIVATIONS_INT8);
+        });
       }
+}
+
+TEST(Matvec, KeepsTheBoundForTheLargestCodesAndNumbers) {
+  for (int bits = 1; bits <= 8; ++bits) {
+    Packed packed("normal", 4, 512, bits, 64);
+    std::fill(packed.codes.begin(), packed.codes.end(), uint8_t{255});
+    std::fill(packed.unpacked.begin(), packed.unpacked.end(), static_cast<uint8_t>((1 << bits) - 1));
+    residuals({sizeof(ResidualsArgs), packed.grid(), packed.csr(packed.values), packed.residual.data()});
+    for (float sign : {1.0f, -1.0f})
+      for (float size : {1.0f, 1.99999988f, 1.9921875f, 1e-30f, 1e30f}) {
+        cases::Sample x = cases::sample("normal", 1, 512, QTR_F32);
+        for (int64_t col = 0; col < 512; ++col)
+          x.values[static_cast<size_t>(col)] = sign * size * (col % 129 == 128 ? 1e-3f : 1.0f);
+        cases::on_every_target([&] {
+          packed.expect_product(x);
+          packed.expect_product(x, QTR_ACTIVATIONS_INT8);
+        });
+      }
+  }
 }
 
 TEST(Matvec, TakesHalvesAsTheNumbersTheyAre) {
   const Packed packed("normal", 6, 520, 3, 64);
   for (DType dtype : cases::kDTypes) {
     const cases::Sample x = cases::sample("normal", 2, 520, dtype, 1);
-    cases::on_every_target([&] { packed.expect_product(x, packed.times(x)); });
+    cases::on_every_target([&] { packed.expect_product(x); });
   }
 }
 
+TEST(Matvec, RoundsResultsToHalves) {
+  const Packed packed("normal", 70, 520, 4, 64);
+  const cases::Sample x = cases::sample("normal", 19, 520, QTR_F32, 1);
+  for (DType dtype : {QTR_F16, QTR_BF16})
+    cases::on_every_target([&] {
+      const std::vector<float> wide = packed.times(x);
+      std::vector<uint16_t> halves(wide.size());
+      matvec({sizeof(MatvecArgs), packed.grid(), packed.csr(packed.residual), x.view(),
+              MutableMatrix{halves.data(), 19, 70, 70, dtype}, QTR_ACTIVATIONS_FLOAT32});
+      for (size_t i = 0; i < wide.size(); ++i)
+        ASSERT_EQ(halves[i], dtype == QTR_F16 ? f16_from_f32(wide[i]) : bf16_from_f32(wide[i]));
+    });
+}
+
 TEST(Matvec, ThreadsAndOtherVectorsChangeNothing) {
-  const Packed packed("normal", 700, 512, 4, 64);
-  const cases::Sample all = cases::sample("normal", 6, 512, QTR_F32);
-  std::vector<float> expected;
-  std::string of;
-  cases::on_every_target([&] {
-    const std::vector<float> y = packed.times(all);
-    if (of == target()) {
-      EXPECT_EQ(y, expected);
-    }
-    of = target(), expected = y;
-    for (int64_t v = 0; v < 6; ++v) {
-      cases::Sample one = all;
-      one.rows = 1;
-      one.values.assign(all.values.begin() + v * 512, all.values.begin() + (v + 1) * 512);
-      const std::vector<float> alone = packed.times(one);
-      EXPECT_EQ(std::memcmp(alone.data(), y.data() + v * 700, 700 * sizeof(float)), 0);
-    }
-  });
+  const Packed packed("normal", 150, 520, 4, 64);
+  const cases::Sample all = cases::sample("normal", 300, 520, QTR_F32);
+  for (qtr_activations how : {QTR_ACTIVATIONS_FLOAT32, QTR_ACTIVATIONS_INT8}) {
+    std::vector<float> expected;
+    std::string of;
+    cases::on_every_target([&] {
+      const std::vector<float> y = packed.times(all, how);
+      if (of == target()) {
+        EXPECT_EQ(y, expected);
+      }
+      of = target(), expected = y;
+      for (int64_t v : {0, 3, 16, 17, 255, 256, 299}) {
+        cases::Sample one = all;
+        one.rows = 1;
+        one.values.assign(all.values.begin() + v * 520, all.values.begin() + (v + 1) * 520);
+        const std::vector<float> alone = packed.times(one, how);
+        EXPECT_EQ(std::memcmp(alone.data(), y.data() + v * 150, 150 * sizeof(float)), 0) << v;
+      }
+    });
+  }
+}
+
+TEST(Matvec, SpreadsWhatIsNotFinite) {
+  const Packed packed("normal", 5, 600, 3, 64);
+  for (float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
+    for (int64_t col : {3, 599})
+      for (qtr_activations how : {QTR_ACTIVATIONS_FLOAT32, QTR_ACTIVATIONS_INT8}) {
+        cases::Sample x = cases::sample("normal", 2, 600, QTR_F32);
+        x.values[static_cast<size_t>(600 + col)] = bad;
+        cases::on_every_target([&] {
+          const std::vector<float> y = packed.times(x, how);
+          for (size_t row = 0; row < 5; ++row) {
+            EXPECT_TRUE(std::isfinite(y[row]));
+            EXPECT_FALSE(std::isfinite(y[5 + row]));
+          }
+        });
+      }
 }
 
 TEST(Residuals, AreWhatTheValuesAddToTheGrid) {
@@ -179,8 +244,12 @@ TEST(Matvec, RefusesWhatBreaksTheContract) {
   const Packed packed("normal", 3, 100, 4, 32);
   const cases::Sample x = cases::sample("normal", 2, 100, QTR_F32);
   std::vector<float> y(6);
-  const MatvecArgs good{sizeof(MatvecArgs), packed.grid(), packed.csr(packed.residual), x.view(),
-                        MutableMatrix{y.data(), 2, 3, 3, QTR_F32}};
+  const MatvecArgs good{sizeof(MatvecArgs),
+                        packed.grid(),
+                        packed.csr(packed.residual),
+                        x.view(),
+                        MutableMatrix{y.data(), 2, 3, 3, QTR_F32},
+                        QTR_ACTIVATIONS_FLOAT32};
   matvec(good);
   const auto refuses = [&](auto&& change, const char* message) {
     MatvecArgs bad = good;
@@ -196,8 +265,9 @@ TEST(Matvec, RefusesWhatBreaksTheContract) {
   refuses([](MatvecArgs& a) { a.w.scale.data = nullptr; }, "[matvec] scale must not be null");
   refuses([](MatvecArgs& a) { a.x.rows = 0; }, "[matvec] x must not be empty");
   refuses([](MatvecArgs& a) { a.x.cols = 99; }, "[matvec] x must have as many numbers as w has columns");
-  refuses([](MatvecArgs& a) { a.out.rows = 1; }, "[matvec] out must be float32, a row for each vector");
-  refuses([](MatvecArgs& a) { a.out.dtype = QTR_F16; }, "[matvec] out must be float32");
+  refuses([](MatvecArgs& a) { a.out.rows = 1; }, "[matvec] out must have a row for each vector");
+  refuses([](MatvecArgs& a) { a.activations = static_cast<qtr_activations>(2); },
+          "[matvec] activations must be float32 or int8: got activations=2");
   refuses([](MatvecArgs& a) { a.residuals.rows = 4; }, "[matvec] residuals must have the shape of w");
   refuses([](MatvecArgs& a) { a.residuals.dtype = QTR_F16; }, "[matvec] residuals must be float32");
 }

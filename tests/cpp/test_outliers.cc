@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "cases.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace quantrature {
 namespace {
@@ -65,6 +66,35 @@ TEST(Outliers, RemainderAndSparseAreTheMatrix) {
 TEST(Outliers, OneLongRow) {
   const cases::Sample s = cases::sample("normal", 1, 65536, QTR_F32);
   cases::on_every_target([&] { expect_whole(s, run(s, 700, false)); });
+}
+
+// So large that the remainder passes the cache by, with and without gaps between rows; and with so many equal
+// numbers that the one way to select them fails halfway.
+TEST(Outliers, OfALargeMatrix) {
+  for (const char* kind : {"tails", "ties"})
+    for (int64_t padding : {0, 1}) {
+      const cases::Sample s = cases::sample(kind, 2050, 4099, QTR_F32, padding);
+      const Split expected = cases::on_reference([&] { return run(s, 40000, false); });
+      expect_whole(s, expected);
+      cases::on_every_target([&] { EXPECT_TRUE(run(s, 40000, false) == expected); });
+    }
+}
+
+TEST(Outliers, CopiesPastTheCacheFromAndToEveryPlace) {
+  std::vector<char> in(700), out(700);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<char>(i * 7 + i / 256);
+  cases::on_every_target([&] {
+    for (size_t to = 0; to < 66; ++to)
+      for (size_t bytes : {0, 1, 15, 63, 64, 65, 200, 500}) {
+        const size_t from = to * 5 % 66;
+        std::fill(out.begin(), out.end(), char{99});
+        kernels().copy_past_cache(in.data() + from, out.data() + to, static_cast<int64_t>(bytes), in.data());
+        std::vector<char> expected(out.size(), char{99});
+        std::copy_n(in.begin() + static_cast<int64_t>(from), bytes,
+                    expected.begin() + static_cast<int64_t>(to));
+        ASSERT_EQ(out, expected) << to << ", " << bytes;
+      }
+  });
 }
 
 TEST(Outliers, AreTheLargest) {

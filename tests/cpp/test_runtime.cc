@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
+#include <string>
 
 #include "quantrature/quantrature.hpp"
 #include "runtime/dispatch.hpp"
@@ -14,12 +16,15 @@ TEST(Runtime, ReferenceIsAlwaysThereAndFirst) {
 }
 
 TEST(Runtime, EveryTargetHasEveryKernel) {
+  // kernels.inc says why a target may lack these.
+  const std::set<std::string> optional = {"matvec_blocks", "matvec_split", "matvec_bytes"};
   const std::string before = target();
   for (const std::string& name : available_targets()) {
     set_target(name);
     EXPECT_EQ(target(), name);
 #define QUANTRATURE_OP(op)
-#define QUANTRATURE_KERNEL(kernel, ...) EXPECT_NE(kernels().kernel, nullptr) << #kernel << " on " << name;
+#define QUANTRATURE_KERNEL(kernel, ...) \
+  EXPECT_TRUE(kernels().kernel != nullptr || optional.count(#kernel) == 1) << #kernel << " on " << name;
 #include "runtime/kernels.inc"
 #undef QUANTRATURE_KERNEL
 #undef QUANTRATURE_OP

@@ -71,9 +71,9 @@ def test_size_of_an_entry():
     assert stored_bytes(10, 64, PlanEntry(3, 2, meta_bits=8)) == 10 * 24 + 320 + 8 * 3 + 320 + 4 * 3
     assert stored_bytes(10, 64, PlanEntry(3, 2, sym=True, meta_bits=4)) == 10 * 24 + 160 + 8 * 3
     sparse = PlanEntry(4, 64, outliers=0.01)
-    assert stored_bytes(10, 64, sparse) == 10 * 36 + 6 * (2 + 2) + 4 * 11
-    assert stored_bytes(10, 64, sparse, "float32") == 10 * 36 + 6 * (4 + 2) + 4 * 11
-    assert stored_bytes(1, 1 << 17, PlanEntry(4, 64, outliers=1e-5)) == (1 << 16) + 4 * 2048 + (2 + 4) + 4 * 2
+    assert stored_bytes(10, 64, sparse) == 10 * 36 + 6 * (2 + 2) + 2 * 11
+    assert stored_bytes(10, 64, sparse, "float32") == 10 * 36 + 6 * (4 + 2) + 2 * 11
+    assert stored_bytes(1, 1 << 17, PlanEntry(4, 64, outliers=1e-5)) == (1 << 16) + 4 * 2048 + (2 + 4) + 2 * 2
 
 
 @pytest.mark.parametrize("option", [Option(3), Option(2, -1), Option(8, 128, 0.005), Option(4, 64, 1e-05)])

@@ -343,7 +343,9 @@ def test_a_source_remembers_what_it_measured(model, monkeypatch):
     quantized = []
     true = errors.quantize_matrix
     monkeypatch.setattr(
-        errors, "quantize_matrix", lambda name, w, entry: (quantized.append((name, entry)), true(name, w, entry))[1]
+        errors,
+        "quantize_matrix",
+        lambda name, w, entry, **given: (quantized.append((name, entry)), true(name, w, entry))[1],
     )
     source = Source.of(model)
     plans = [allocate(source, method="mxq", avg_bits=b, bits=(2, 3), group_sizes=(16,)) for b in (4, 4.2)]

@@ -15,7 +15,7 @@ def matrix(rows, cols, seed=0):
     return (rng.standard_normal((rows, cols)) * np.exp(rng.standard_normal((rows, 1)))).astype(np.float32)
 
 
-def exact_and_bound(q, x, outliers=None):
+def exact_and_bound(q, x, outliers=None, activations="float32"):
     """The product in float64, and what matvec.hpp lets the result be off by."""
     rows, cols = q.shape
     group = cols if q.group_size == -1 else q.group_size
@@ -27,19 +27,24 @@ def exact_and_bound(q, x, outliers=None):
     codes = np.asarray(q.unpack(), np.float64)
     scale = spread(q.scale)
     zero = np.full_like(scale, 0.5 if q.bits == 1 else 2.0 ** (q.bits - 1)) if q.zero is None else spread(q.zero)
+    x = np.asarray(x, np.float64)
+    runs = np.maximum.reduceat(np.abs(x), np.arange(0, cols, 64), axis=-1)
+    largest = np.repeat(runs, 64, axis=-1)[..., :cols]
     values, sizes = (codes - zero) * scale, (codes + np.abs(zero)) * np.abs(scale)
+    fused = 2.0**-23 * (cols / 8 + 32)
+    bound = 2.0**-22 * (largest @ (codes * np.abs(scale)).T) + 2.0**-109 * np.abs(scale).sum(1)
+    if activations == "int8":
+        bound += (largest / 254) @ ((1 + 2.0**-16) * np.abs(values) + fused * sizes).T
     if outliers is not None:
         flat = np.asarray(outliers.positions())
         kept = np.asarray(outliers.values.float() if hasattr(outliers.values, "float") else outliers.values, np.float64)
         sizes.reshape(-1)[flat] += np.abs(kept - values.reshape(-1)[flat])
         values.reshape(-1)[flat] = kept
-    x = np.asarray(x, np.float64)
-    bound = 2.0**-23 * (cols / 8 + 32) * (np.abs(x) @ sizes.T) + 2.0**-110 * np.abs(scale).sum(1)
-    return x @ values.T, bound
+    return x @ values.T, bound + fused * (np.abs(x) @ sizes.T)
 
 
-def check(y, q, x, outliers=None):
-    expected, bound = exact_and_bound(q, x, outliers)
+def check(y, q, x, outliers=None, activations="float32"):
+    expected, bound = exact_and_bound(q, x, outliers, activations)
     y = np.asarray(y)
     assert y.dtype == np.float32
     assert y.shape == expected.shape
@@ -127,21 +132,70 @@ def test_every_target_is_within_the_bound(every_target):
     _, outliers = ops.extract_outliers(w, fraction=0.02)
     for _ in every_target():
         for bits in range(1, 9):
-            for group_size in (32, 64, 70, -1):
+            for group_size in (32, 64, 70, 96, -1):
                 q = ops.quantize(w, bits, group_size)
-                check(ops.matvec(q, x, outliers), q, x, outliers)
+                for activations in ("float32", "int8"):
+                    y = ops.matvec(q, x, outliers, activations=activations)
+                    check(y, q, x, outliers, activations)
+
+
+def test_int8_rounds_each_run_to_127ths_of_its_largest(every_target):
+    x = matrix(1, 700, 3)[0]
+    q = ops.quantize(np.vstack([np.eye(1, 700, 37), np.eye(1, 700, 660)]).astype(np.float32), 4, -1)
+    dense = np.asarray(q.dequantize(), np.float64)
+    largest = np.repeat(np.maximum.reduceat(np.abs(x), np.arange(0, 700, 64)), 64)[:700]
+    rounded = np.rint(x / largest * 127) * largest / 127
+    for _ in every_target():
+        np.testing.assert_allclose(ops.matvec(q, x, activations="int8"), dense @ rounded, rtol=1e-5)
+    assert not np.allclose(dense @ rounded, dense @ x, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 17, 40, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_matmul_is_a_linear_layer(dtype, n):
+    w = torch.from_numpy(matrix(37, 600)).to(dtype)
+    _, outliers = ops.extract_outliers(w, fraction=0.01)
+    packed = ops.PackedMatrix.of(ops.quantize(w, 3, 64, exclude=outliers), outliers)
+    x = torch.from_numpy(matrix(n, 600, 1)).to(dtype)
+    y = packed.matmul(x)
+    assert y.dtype == dtype
+    wide = packed.matvec(x)
+    check(wide, packed.grid, x.float(), outliers)
+    assert torch.equal(y, wide.to(dtype))
+    for i in {0, n // 2, n - 1}:
+        assert torch.equal(packed.matmul(x[i]), y[i])
+
+
+def test_matmul_takes_any_number_of_leading_dimensions(library):
+    packed = ops.PackedMatrix.of(ops.quantize(matrix(20, 300), 4, 64))
+    x = matrix(24, 300, 1)
+    y = packed.matmul(library(x.reshape(2, 3, 4, 300)))
+    assert tuple(y.shape) == (2, 3, 4, 20)
+    np.testing.assert_array_equal(y, packed.matmul(x).reshape(2, 3, 4, 20))
+    empty = packed.matmul(library(x[:0]))
+    assert tuple(empty.shape) == (0, 20)
+    assert type(empty) is type(y)
+
+
+def test_matmul_writes_where_it_is_told():
+    packed = ops.PackedMatrix.of(ops.quantize(matrix(20, 300), 4, 64))
+    x = torch.from_numpy(matrix(3, 300, 1)).bfloat16()
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.full((3, 20), torch.nan, dtype=dtype)
+        assert packed.matmul(x, out) is out
+        assert torch.equal(out, packed.matvec(x).to(dtype))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 8), st.integers(1, 12), st.integers(1, 900), st.sampled_from([-1, 3, 16, 32, 64, 192]),
-    st.integers(1, 9), st.integers(0, 10**6)
+    st.integers(1, 8), st.integers(1, 12), st.integers(1, 900), st.sampled_from([-1, 3, 16, 32, 64, 96, 192]),
+    st.integers(1, 20), st.sampled_from(["float32", "int8"]), st.integers(0, 10**6)
 )  # fmt: skip
-def test_whatever_the_shape(bits, rows, cols, group_size, n, seed):
+def test_whatever_the_shape(bits, rows, cols, group_size, n, activations, seed):
     w, x = matrix(rows, cols, seed), matrix(n, cols, seed + 1)
     _, outliers = ops.extract_outliers(w, fraction=0.03)
     q = ops.quantize(w, bits, group_size, exclude=outliers)
-    check(ops.matvec(q, x, outliers), q, x, outliers)
+    check(ops.matvec(q, x, outliers, activations=activations), q, x, outliers, activations)
 
 
 def test_the_result_goes_where_it_is_wanted():
@@ -175,6 +229,7 @@ FIXED.flags.writeable = False
         ((Q, X, None, np.zeros(5, np.float32)), r"\[matvec\] out must have a number .*: got shape=\(5,\)"),
         ((Q, X, None, np.zeros(4, np.float16)), r"\[matvec\] out must be float32: got dtype=float16"),
         ((Q, X, None, FIXED), r"\[matvec\] out must be writable"),
+        ((Q, X, None, None, "int4"), r"\[matvec\] activations must be float32 or int8: got activations='int4'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(arguments, message):

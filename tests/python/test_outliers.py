@@ -60,7 +60,7 @@ def test_is_what_scipy_makes(library):
     np.testing.assert_array_equal(np.asarray(sparse.to_dense()), w * keep)
     assert type(sparse.columns) is type(library(w))
     assert sparse.shape == (60, 500)
-    assert sparse.nbytes == 321 * 6 + 61 * 4
+    assert sparse.nbytes == 321 * 6 + 61 * 2
 
 
 @pytest.mark.parametrize("cols", [65536, 65537])
@@ -69,9 +69,18 @@ def test_columns_are_as_narrow_as_they_can_be(cols):
     w[1, cols - 1] = 5
     remainder, sparse = ops.extract_outliers(w, fraction=0.01)
     assert sparse.columns.dtype == (torch.uint16 if cols == 65536 else torch.int32)
-    assert sparse.row_offsets.dtype == torch.int32
     assert int(sparse.columns[-1]) == cols - 1
     assert torch.equal(sparse.add_to(remainder), w)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(65535, np.uint16), (65536, np.int32)])
+def test_row_offsets_are_as_narrow_as_they_can_be(library, count, dtype):
+    w = library(np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32))
+    remainder, sparse = ops.extract_outliers(w, count=count)
+    assert np.asarray(sparse.row_offsets).dtype == dtype
+    assert sparse.core_row_offsets().dtype == np.int32
+    assert int(sparse.row_offsets[-1]) == count
+    np.testing.assert_array_equal(np.asarray(sparse.add_to(remainder)), np.asarray(w))
 
 
 def test_given_indices_are_taken():
@@ -165,7 +174,7 @@ def test_bad_input_is_named(w, arguments, message):
 
 VALUES = np.array([1, 2, 3], np.float32)
 COLUMNS = np.array([0, 4, 2], np.uint16)
-OFFSETS = np.array([0, 2, 3], np.int32)
+OFFSETS = np.array([0, 2, 3], np.uint16)
 
 
 def test_a_sound_matrix_is_taken():
@@ -177,14 +186,14 @@ def test_a_sound_matrix_is_taken():
     [
         ({"values": VALUES.astype(float)}, r"\[csr\] values must be float32 or float16 or bfloat16: got dtype=float64"),
         ({"columns": COLUMNS.astype(np.int32)}, "columns must be uint16: got dtype=int32"),
-        ({"row_offsets": OFFSETS.astype(np.int64)}, "row_offsets must be int32: got dtype=int64"),
+        ({"row_offsets": OFFSETS.astype(np.int64)}, "row_offsets must be uint16: got dtype=int64"),
         ({"columns": torch.tensor([0, 4, 2])}, "columns must be a NumPy array or a torch tensor, as values"),
         ({"columns": COLUMNS[:2]}, r"columns must have one dimension of length 3: got shape=\(2,\)"),
         ({"shape": (3, 5)}, r"row_offsets must have one dimension of length 4: got shape=\(3,\)"),
         ({"values": np.ones(6, np.float32)[::2]}, "values must be contiguous"),
-        ({"row_offsets": np.array([1, 2, 3], np.int32)}, "row_offsets must begin with 0"),
-        ({"row_offsets": np.array([0, 2, 2], np.int32)}, "row_offsets must end with the number of values"),
-        ({"row_offsets": np.array([0, 4, 3], np.int32)}, "row_offsets must not fall: got row=0, from=0, to=4"),
+        ({"row_offsets": np.array([1, 2, 3], np.uint16)}, "row_offsets must begin with 0"),
+        ({"row_offsets": np.array([0, 2, 2], np.uint16)}, "row_offsets must end with the number of values"),
+        ({"row_offsets": np.array([0, 4, 3], np.uint16)}, "row_offsets must not fall: got row=0, from=0, to=4"),
         ({"shape": (2, 4)}, "columns must be within the shape: got row=0, column=4, cols=4"),
         ({"columns": np.array([4, 4, 2], np.uint16)}, "columns of a row must ascend: got row=0, column=4"),
         ({"shape": (2, 0)}, "shape must not be empty"),

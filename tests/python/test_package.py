@@ -28,6 +28,20 @@ def test_threads_come_from_the_environment():
     assert run_python(code, QUANTRATURE_NUM_THREADS="", OMP_NUM_THREADS="2").stdout.strip() == "2"
 
 
+def test_a_forked_child_has_threads_of_its_own():
+    done = run_python(
+        "import os, sys, numpy as np\n"
+        "from quantrature import ops\n"
+        "w = np.random.default_rng(0).standard_normal((300, 1000), np.float32)\n"
+        "codes = ops.quantize(w, 4).codes\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(0 if (ops.quantize(w, 4).codes == codes).all() else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
+        QUANTRATURE_NUM_THREADS="3",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_public_names_exist():
     for name in quantrature.__all__:
         assert getattr(quantrature, name) is not None

@@ -51,6 +51,15 @@ def test_a_vector_is_one_row():
     np.testing.assert_array_equal(ops.unpack(packed[0], 4, 16), codes[None])
 
 
+def test_results_go_where_the_caller_says(library):
+    codes = library(np.arange(80, dtype=np.uint8).reshape(2, 40) % 8)
+    packed, plain = library(np.zeros((2, 15), np.uint8)), library(np.zeros((2, 40), np.uint8))
+    assert ops.pack(codes, 3, out=packed) is packed
+    np.testing.assert_array_equal(packed, ops.pack(codes, 3))
+    assert ops.unpack(packed, 3, 40, out=plain) is plain
+    np.testing.assert_array_equal(plain, codes)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -63,6 +72,9 @@ def test_a_vector_is_one_row():
         (lambda c: ops.unpack(c, 4, 9), r"\[unpack\] packed must have 8 bytes a row for cols=9 and bits=4: got 4"),
         (lambda c: ops.unpack(c, 4, 0), r"\[unpack\] cols must be at least 1: got cols=0"),
         (lambda c: ops.unpack(c, -1, 8), r"\[unpack\] bits must be 1 to 8: got bits=-1"),
+        (lambda c: ops.pack(c, 4, out=c[:1]), r"\[pack\] out must have shape=\(2, 4\): got \(1, 4\)"),
+        (lambda c: ops.unpack(c, 4, 8, out=c), r"\[unpack\] out must have shape=\(2, 8\): got \(2, 4\)"),
+        (lambda c: ops.pack(c, 8, out=c.astype(np.int8)), r"\[pack\] out must be uint8: got dtype=int8"),
         (lambda c: ops.row_bytes(0, 1), r"\[row_bytes\] cols must be at least 1: got cols=0"),
     ],
 )

@@ -15,7 +15,23 @@ from quantrature.verify import verify
 from tiny_models import byte_tokenizer, tiny_model
 
 TOKENS = torch.arange(2 * 24).view(2, 24)
-LAYOUTS = ["llama", "llama-tied", "qwen2", "qwen3", "gemma2", "phi", "opt", "gpt2", "gpt-neox", "falcon", "mixtral"]
+LAYOUTS = [
+    *(
+        "llama",
+        "llama-tied",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "phi",
+        "opt",
+        "gpt2",
+        "gpt-neox",
+        "falcon",
+    ),
+    *("mixtral", "qwen2-moe", "gpt-oss", "bert"),
+]
 
 
 def logits(model):
@@ -45,19 +61,34 @@ def quantized(tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_survives_the_way_through_a_folder(layout, tmp_path):
     model = tiny_model(layout)
+    kind = type(model)
     before = logits(model)
-    linears = models.find_linears(model, experts=False)
-    returned = qtr.quantize(model, bits=4, group_size=16)
+    linears = models.find_linears(model)
+    model.save_pretrained(tmp_path / "dense")
+    returned = qtr.quantize(model, bits=4, group_size=16, outliers=0.01)
     assert returned is model
     assert set(quantized_layers(model)) == {linear.name for linear in linears}
     after = logits(model)
     assert not torch.equal(after, before)
     assert torch.nn.functional.cosine_similarity(after.flatten(), before.flatten(), dim=0) > 0.9
     model.save_pretrained(tmp_path / "out")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = kind.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(loaded), after)
     loaded.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), after)
+    assert torch.equal(logits(kind.from_pretrained(tmp_path / "again")), after)
+
+    wish = qtr.QuantratureConfig(bits=4, group_size=16, outliers=0.01)
+    assert torch.equal(logits(kind.from_pretrained(tmp_path / "dense", quantization_config=wish)), after)
+
+    # What the quantized weights are, times the inputs: by torch alone, in a plain model that any reader loads.
+    model.dequantize()
+    assert not quantized_layers(model)
+    assert torch.allclose(logits(model), after, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path / "plain")
+    assert set(load_file(tmp_path / "plain" / "model.safetensors")) == set(
+        load_file(tmp_path / "dense" / "model.safetensors")
+    )
+    assert torch.equal(logits(kind.from_pretrained(tmp_path / "plain")), logits(model))
 
 
 @pytest.mark.parametrize("layout", ["llama", "gpt2"])
@@ -70,7 +101,7 @@ def test_a_layer_computes_what_its_dequantized_weight_does(layout):
         step = (sources[name].amax(1) - sources[name].amin(1)) / 255  # rounding: half of it, and the float16 zero
         assert ((weight - sources[name]).abs() <= 0.6 * step[:, None] + 1e-3 * sources[name].abs()).all()
         x = torch.randn(3, layer.in_features)
-        assert torch.equal(layer(x), torch.nn.functional.linear(x, weight, layer.bias))
+        assert torch.allclose(layer(x), torch.nn.functional.linear(x, weight, layer.bias), rtol=1e-5, atol=1e-6)
 
 
 def test_outliers_are_kept_to_the_bit():
@@ -190,7 +221,7 @@ def test_a_folder_says_what_it_holds(quantized):
     weights = sum(layer.out_features * layer.in_features for layer in layers.values())
     assert contents.bits_per_weight == 8 * contents.bytes / weights
     for name, layer in layers.items():
-        assert contents.modules[name]["bits"] == layer.spec.grid.bits
+        assert contents.modules[name]["bits"] == layer.spec.dense.bits
         assert contents.modules[name]["bytes"] == layer.matrix.nbytes
     names = {path.name for path in (quantized / "out").iterdir()}
     assert names >= {"config.json", "generation_config.json", "plan.json", "README.md", "tokenizer.json"}
@@ -285,10 +316,10 @@ def test_a_field_that_is_missing_is_named(quantized, tmp_path):
 
 def test_another_format_version_is_refused(quantized, tmp_path):
     folder = copied(quantized / "out", tmp_path)
-    edited(folder, lambda config: config.update(format_version=2))
-    with pytest.raises(InvalidArgumentError, match="format_version of the checkpoint is 2"):
+    edited(folder, lambda config: config.update(format_version=1))
+    with pytest.raises(InvalidArgumentError, match="format_version of the checkpoint is 1"):
         AutoModelForCausalLM.from_pretrained(folder)
-    with pytest.raises(InvalidArgumentError, match="format_version 2"):
+    with pytest.raises(InvalidArgumentError, match="format_version 1"):
         checkpoint.inspect(folder)
 
 
@@ -441,4 +472,4 @@ def test_the_hqq_method_is_the_hqq_solver():
 def test_the_layer_prints_its_grid():
     layer = next(iter(quantized_layers(qtr.quantize(tiny_model("llama"), bits=4)).values()))
     assert isinstance(layer, QuantLinear)
-    assert "bits=4, group_size=64" in repr(layer)
+    assert "grid b4g64, outliers=0" in repr(layer)

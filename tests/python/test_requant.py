@@ -168,7 +168,7 @@ def test_a_plan_may_differ_between_matrices_and_leave_some():
     layers = quantized_layers(model)
     assert names[0] not in layers
     assert [m.name for m in record.matrices] == names[1:]
-    assert layers[names[1]].spec.grid.bits == 4
+    assert layers[names[1]].spec.dense.bits == 4
     assert record.settings["host"] == ["b4g16", "b2g16"]
 
 
@@ -180,7 +180,7 @@ def test_kept_weights_take_16_bits_where_that_loses_nothing():
     for convert, size in ((lambda m: m.bfloat16().float(), 4), (lambda m: m, 6)):
         model = convert(sharp_model())
         _, record = qtr.requant(model, TOKENS, **QUICK, outliers=2.0, significant=1.0)
-        offsets = sum(4 * (layer.out_features + 1) for layer in quantized_layers(model).values() if layer.spec.outliers)
+        offsets = sum(2 * (layer.out_features + 1) for layer in quantized_layers(model).values() if layer.spec.outliers)
         assert record.nbytes - record.grid_nbytes == size * (record.outliers + record.significant) + offsets
         assert record.nbytes == sum(layer.spec.nbytes for layer in quantized_layers(model).values())
         kept = (record.outliers + record.significant) / record.weights
@@ -281,7 +281,7 @@ def test_a_folder_is_improved_within_its_budget(folders, tmp_path, host):
     found = checkpoint.inspect(tmp_path / "out")
     assert before.bytes < found.bytes == record.nbytes <= before.bytes + 3000
     rows = sum(layer.out_features + 1 for layer in quantized_layers(host_model).values())
-    room = 3000 - (4 * rows if host == "plain" else 0)  # row offsets, and 6 bytes a weight
+    room = 3000 - (2 * rows if host == "plain" else 0)  # row offsets, and 6 bytes a weight
     assert record.significant == room // 6
     assert record.measured_loss_change < record.stages[0].measured_loss_change
     improved = models.load_model(tmp_path / "out")

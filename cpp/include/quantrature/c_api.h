@@ -2,11 +2,20 @@
  * <op>.hpp headers and the kernels; the contract of each op (formula, shapes, rounding, ties, NaN) is in its
  * header.
  *
- * Every argument struct begins with struct_size, which the caller sets to sizeof(the struct): later versions
- * append fields, and fields beyond the caller's size read as zero. Every function returns a status; on
- * failure qtr_last_error() has the text for the calling thread, and outputs are unspecified. Outputs are
- * allocated by the caller, and nothing is kept after a call returns. All functions may be called from several
- * threads at once.
+ * Every argument struct begins with struct_size, which the caller sets to sizeof(the struct). Later versions
+ * append fields, whose zero means what there was before them, so that programs and libraries of different
+ * versions fit together:
+ *
+ *   struct_size below the library's   an older program: the fields that it does not know are taken as zero
+ *   struct_size above the library's   a newer program: fine while what the library does not know is zero,
+ *                                     else QTR_UNSUPPORTED
+ *   struct_size above 4096            QTR_INVALID_ARGUMENT: it was never set
+ *
+ * The structs that others hold by value (matrices, qtr_csr, qtr_moments) never change.
+ *
+ * Functions return a status; on failure qtr_last_error() has the text for the calling thread, and outputs are
+ * unspecified. Outputs are allocated by the caller, and nothing is kept after a call returns. All functions
+ * may be called from several threads at once. No exception leaves a function.
  */
 #ifndef QUANTRATURE_C_API_H
 #define QUANTRATURE_C_API_H
@@ -16,11 +25,16 @@
 
 #include "quantrature/export.h"
 
+/* Enumerations have the size of int32_t; any value of it can be passed, and those that are none are refused.
+ */
 #ifdef __cplusplus
+#define QTR_INT32 : int32_t
 extern "C" {
+#else
+#define QTR_INT32
 #endif
 
-typedef enum qtr_status {
+typedef enum qtr_status QTR_INT32 {
   QTR_OK = 0,
   QTR_INVALID_ARGUMENT = 1,
   QTR_UNSUPPORTED = 2,
@@ -28,7 +42,7 @@ typedef enum qtr_status {
   QTR_INTERNAL_ERROR = 4
 } qtr_status;
 
-typedef enum qtr_dtype { QTR_F32 = 0, QTR_F16 = 1, QTR_BF16 = 2 } qtr_dtype;
+typedef enum qtr_dtype QTR_INT32 { QTR_F32 = 0, QTR_F16 = 1, QTR_BF16 = 2 } qtr_dtype;
 
 /* A row-major matrix that an op reads; row_stride counts elements. */
 typedef struct qtr_matrix {
@@ -81,6 +95,26 @@ typedef struct qtr_executor {
 /* Replaces the built-in pool; NULL brings it back. The struct is copied. Not while ops are running. */
 QTR_API qtr_status qtr_set_executor(const qtr_executor* executor);
 
+typedef enum qtr_log_level QTR_INT32 {
+  QTR_LOG_DEBUG = 0,
+  QTR_LOG_INFO = 1,    /* which kernels run, how many threads were started */
+  QTR_LOG_WARNING = 2, /* the library goes on, but not as it was asked to */
+  QTR_LOG_ERROR = 3    /* a call failed; the text is that of qtr_last_error() */
+} qtr_log_level;
+
+/* Where messages go. write is called on the thread that has something to say, by one thread at a time; it
+ * must not call the library. The message is UTF-8 without a newline, valid until write returns. */
+typedef struct qtr_log_hook {
+  size_t struct_size;
+  void* context;
+  qtr_log_level level; /* the least that is passed on */
+  void (*write)(void* context, qtr_log_level level, const char* message);
+} qtr_log_hook;
+
+/* NULL, as at the start: messages go nowhere. The struct is copied. When the call returns, the hook before is
+ * no longer called. */
+QTR_API qtr_status qtr_set_log_hook(const qtr_log_hook* hook);
+
 /* ---- moments (moments.hpp) ---- */
 
 /* Count, mean, sums of the second to fourth power of the distance to the mean, and extremes of a set of
@@ -95,7 +129,7 @@ typedef struct qtr_moments {
   double maximum;
 } qtr_moments;
 
-typedef enum qtr_moments_over {
+typedef enum qtr_moments_over QTR_INT32 {
   QTR_OVER_TENSOR = 0,
   QTR_OVER_ROWS = 1,
   QTR_OVER_COLUMNS = 2
@@ -187,7 +221,7 @@ QTR_API qtr_status qtr_unpack(const qtr_unpack_args* args);
 
 /* ---- topk (topk.hpp) ---- */
 
-typedef enum qtr_topk_key { QTR_KEY_ABS = 0, QTR_KEY_VALUE = 1 } qtr_topk_key;
+typedef enum qtr_topk_key QTR_INT32 { QTR_KEY_ABS = 0, QTR_KEY_VALUE = 1 } qtr_topk_key;
 
 typedef struct qtr_topk_args {
   size_t struct_size;
@@ -230,12 +264,17 @@ typedef struct qtr_outliers_args {
   qtr_device device;
 } qtr_outliers_args;
 
+typedef struct qtr_check_csr_args {
+  size_t struct_size;
+  qtr_csr csr;
+} qtr_check_csr_args;
+
 QTR_API qtr_status qtr_extract_outliers(const qtr_outliers_args* args);
-QTR_API qtr_status qtr_check_csr(const qtr_csr* csr);
+QTR_API qtr_status qtr_check_csr(const qtr_check_csr_args* args);
 
 /* ---- grid (grid.hpp) ---- */
 
-typedef enum qtr_grid_solver { QTR_MINMAX = 0, QTR_MSE = 1, QTR_HQQ = 2 } qtr_grid_solver;
+typedef enum qtr_grid_solver QTR_INT32 { QTR_MINMAX = 0, QTR_MSE = 1, QTR_HQQ = 2 } qtr_grid_solver;
 
 typedef struct qtr_quantize_args {
   size_t struct_size;
@@ -269,8 +308,48 @@ typedef struct qtr_dequantize_args {
   qtr_device device;
 } qtr_dequantize_args;
 
+typedef struct qtr_round_to_half_args {
+  size_t struct_size;
+  const float* values;
+  int64_t count;
+  uint16_t* halves;
+  float* smallest; /* magnitude of a value that is not 0; infinity if there is none */
+  float* largest;
+} qtr_round_to_half_args;
+
 QTR_API qtr_status qtr_quantize(const qtr_quantize_args* args);
 QTR_API qtr_status qtr_dequantize(const qtr_dequantize_args* args);
+QTR_API qtr_status qtr_round_to_half(const qtr_round_to_half_args* args);
+
+/* ---- codebook (codebook.hpp) ---- */
+
+typedef struct qtr_codebook_quantize_args {
+  size_t struct_size;
+  qtr_matrix w;
+  int32_t bits;
+  int64_t group_size;                 /* -1: one group a row; 0: no scales */
+  qtr_matrix table;                   /* 2^bits entries, once or for each row */
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  float* scale; /* NULL without scales */
+  int64_t groups;
+} qtr_codebook_quantize_args;
+
+typedef struct qtr_codebook_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes;
+  int64_t codes_size;
+  int32_t bits;
+  int64_t group_size;
+  qtr_matrix table;
+  qtr_matrix scale; /* as many numbers as groups, row-major without gaps; data NULL: no scales */
+  qtr_mutable_matrix out;
+} qtr_codebook_dequantize_args;
+
+QTR_API qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args);
+QTR_API qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* args);
 
 /* ---- matvec (matvec.hpp) ---- */
 
@@ -294,17 +373,42 @@ typedef struct qtr_residuals_args {
   qtr_device device;
 } qtr_residuals_args;
 
+typedef enum qtr_activations {
+  QTR_ACTIVATIONS_FLOAT32 = 0,
+  QTR_ACTIVATIONS_INT8 = 1 /* x is rounded to integers of 8 bits */
+} qtr_activations;
+
 typedef struct qtr_matvec_args {
   size_t struct_size;
   qtr_grid_matrix w;
   qtr_csr residuals;      /* float32; row_offsets NULL: there are none */
   qtr_matrix x;           /* each row a vector */
-  qtr_mutable_matrix out; /* float32; each row a result */
+  qtr_mutable_matrix out; /* each row a result */
+  qtr_activations activations;
   qtr_device device;
 } qtr_matvec_args;
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
 QTR_API qtr_status qtr_matvec(const qtr_matvec_args* args);
+
+/* ---- allocation (allocation.hpp) ---- */
+
+typedef struct qtr_allocate_args {
+  size_t struct_size;
+  const double* costs;           /* of the options of all items, item after item */
+  const int64_t* sizes;          /* the same */
+  const int64_t* option_offsets; /* items + 1: where the options of each item begin */
+  int64_t items;
+  int64_t budget;
+  double relative_gap; /* 0: the optimum */
+  int64_t max_states;  /* 0: 65536 */
+  int64_t* chosen;     /* items: the option of each, counted from its first */
+  double* cost;        /* of the choice; may be NULL */
+  int64_t* size;       /* the same */
+  double* bound;       /* no choice within the budget costs less; may be NULL */
+} qtr_allocate_args;
+
+QTR_API qtr_status qtr_allocate(const qtr_allocate_args* args);
 
 /* ---- kmeans (kmeans.hpp) ---- */
 
@@ -318,6 +422,120 @@ typedef struct qtr_kmeans_args {
 } qtr_kmeans_args;
 
 QTR_API qtr_status qtr_kmeans(const qtr_kmeans_args* args);
+
+/* ---- hadamard (hadamard.hpp) ---- */
+
+typedef struct qtr_random_signs_args {
+  size_t struct_size;
+  uint64_t seed;
+  int64_t count;
+  uint8_t* signs; /* (count + 7) / 8; a set bit is a minus, the lowest bit comes first */
+} qtr_random_signs_args;
+
+typedef struct qtr_hadamard_args {
+  size_t struct_size;
+  qtr_matrix x;         /* each row a vector */
+  const uint8_t* signs; /* of the columns, as qtr_random_signs makes them; null: all plus */
+  int32_t inverse;
+  qtr_mutable_matrix out; /* may be x */
+} qtr_hadamard_args;
+
+QTR_API qtr_status qtr_random_signs(const qtr_random_signs_args* args);
+QTR_API qtr_status qtr_hadamard(const qtr_hadamard_args* args);
+
+/* ---- trellis (trellis.hpp) ---- */
+
+typedef enum qtr_trellis_code { QTR_1MAD = 0, QTR_3INST = 1, QTR_HYB = 2 } qtr_trellis_code;
+
+typedef struct qtr_trellis {
+  qtr_trellis_code code;
+  int32_t bits;       /* of a weight, 1 to 4 */
+  int32_t state_bits; /* at most 16 */
+} qtr_trellis;
+
+typedef struct qtr_trellis_values_args {
+  size_t struct_size;
+  qtr_trellis_code code;
+  int32_t state_bits;
+  float* out; /* 2^state_bits x weights of a state */
+  int64_t out_count;
+} qtr_trellis_values_args;
+
+typedef struct qtr_trellis_dequantize_args {
+  size_t struct_size;
+  const uint8_t* codes; /* streams side by side */
+  int64_t codes_size;
+  qtr_trellis trellis;
+  float scale;
+  qtr_mutable_matrix out; /* each row from one stream */
+} qtr_trellis_dequantize_args;
+
+typedef struct qtr_trellis_matvec_args {
+  size_t struct_size;
+  const uint8_t* codes; /* a stream for each tile of 16 x 16, tiles row after row */
+  int64_t codes_size;
+  int64_t rows;
+  int64_t cols;
+  qtr_trellis trellis;
+  float scale;
+  qtr_matrix x;           /* each row a vector */
+  qtr_mutable_matrix out; /* float32; each row a result */
+} qtr_trellis_matvec_args;
+
+QTR_API qtr_status qtr_trellis_values(const qtr_trellis_values_args* args);
+QTR_API qtr_status qtr_trellis_dequantize(const qtr_trellis_dequantize_args* args);
+QTR_API qtr_status qtr_trellis_matvec(const qtr_trellis_matvec_args* args);
+
+/* ---- viterbi (viterbi.hpp) ---- */
+
+typedef struct qtr_trellis_quantize_args {
+  size_t struct_size;
+  qtr_matrix x; /* each row a sequence */
+  qtr_trellis trellis;
+  float scale;
+  uint8_t* codes; /* streams side by side */
+  int64_t codes_size;
+} qtr_trellis_quantize_args;
+
+QTR_API qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args);
+
+/* ---- hessian (hessian.hpp) ---- */
+
+typedef struct qtr_hessian_accumulate_args {
+  size_t struct_size;
+  qtr_mutable_matrix sum; /* float32, read and written; square */
+  qtr_matrix x;           /* each row the inputs of a token */
+} qtr_hessian_accumulate_args;
+
+QTR_API qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args);
+
+/* ---- gptq (gptq.hpp) ---- */
+
+typedef struct qtr_gptq_result {
+  double damp;  /* that was used; infinite: none made the Hessian positive definite */
+  double loss;  /* tr((w - v) (H + lambda I) (w - v)^T) */
+  int64_t dead; /* columns whose inputs are always 0 */
+} qtr_gptq_result;
+
+typedef struct qtr_gptq_args {
+  size_t struct_size;
+  qtr_matrix w;
+  const float* hessian; /* cols x cols without gaps; its lower triangle is read */
+  int64_t hessian_size;
+  int32_t bits;
+  int64_t group_size; /* -1: one group a row */
+  qtr_matrix scale;   /* as many numbers as groups, row-major without gaps */
+  qtr_matrix zero;    /* the same; data NULL: the symmetric grid */
+  double damp;
+  int32_t ordered;
+  const int64_t* exclude_row_offsets; /* rows + 1 of them, or NULL: nothing is excluded */
+  const int32_t* exclude_columns;
+  uint8_t* codes; /* packed, rows side by side */
+  int64_t codes_size;
+  qtr_gptq_result* result;
+} qtr_gptq_args;
+
+QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);
 
 #ifdef __cplusplus
 }

@@ -43,6 +43,7 @@ namespace quantrature {
 using GridSolver = qtr_grid_solver;
 using QuantizeArgs = qtr_quantize_args;
 using DequantizeArgs = qtr_dequantize_args;
+using RoundToHalfArgs = qtr_round_to_half_args;
 
 // Throws InvalidArgument for bits outside 1 to 8, a group_size of 0, below -1 or (axis 0) that does not
 // divide the size, an axis other than 0 and 1, gaps between rows on axis 0, hqq or round_zero with sym, wrong
@@ -53,6 +54,10 @@ QTR_API void quantize(const QuantizeArgs& args);
 // Throws InvalidArgument for bits, group_size and axis as quantize does, and for sizes that do not go
 // together.
 QTR_API void dequantize(const DequantizeArgs& args);
+
+// Scales or zeros as float16, to nearest, ties to even, and the magnitudes among them that tell whether
+// float16 holds them well. Throws InvalidArgument for a count below 1 and null pointers.
+QTR_API void round_to_half(const RoundToHalfArgs& args);
 
 // How many groups a matrix has.
 QTR_API int64_t group_count(int64_t rows, int64_t cols, int64_t group_size, int axis);

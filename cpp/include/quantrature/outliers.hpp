@@ -15,7 +15,7 @@ using Csr = qtr_csr;
 // Writes remainder, values (nnz of w's dtype), columns (nnz) and row_offsets (rows + 1), as qtr_csr has them,
 // where nnz is count, or rows * count with per_row. Throws InvalidArgument as topk does, and for a remainder
 // of another shape or dtype, or indices that are not ascending and within w. NaN is refused unless indices
-// are given.
+// are given; a remainder other than w may then hold anything.
 QTR_API void extract_outliers(const OutliersArgs& args);
 
 // Throws InvalidArgument, naming the field, unless row_offsets rise from 0 to nnz and the columns of each row

@@ -30,6 +30,12 @@ using Executor = qtr_executor;
 // Lets the embedding program run the work; nullptr brings the built-in pool back.
 QTR_API void set_executor(const Executor* executor);
 
+using LogHook = qtr_log_hook;
+
+// Lets the embedding program hear what the library has to say; nullptr: nobody does. Throws InvalidArgument
+// for a hook without write, or a level that is none.
+QTR_API void set_log_hook(const LogHook* hook);
+
 QTR_API const char* version();
 
 }  // namespace quantrature

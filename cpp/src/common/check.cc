@@ -1,5 +1,7 @@
 #include "common/check.hpp"
 
+#include <algorithm>
+
 namespace quantrature {
 
 Error::Error(const std::string& message) : std::runtime_error(message) {}
@@ -11,6 +13,13 @@ Unsupported::~Unsupported() = default;
 DeviceError::DeviceError(const std::string& message) : Error(message) {}
 DeviceError::~DeviceError() = default;
 
+void check_extent(int64_t rows, int64_t row_stride, const char* op, const char* name) {
+  if (rows <= kMostElements / std::max<int64_t>(1, row_stride)) return;
+  std::ostringstream rule;
+  rule << '[' << op << "] " << name << " is larger than memory can be";
+  check(false, rule.str().c_str(), "rows", rows, "row_stride", row_stride);
+}
+
 void check_matrix(const Matrix& m, const char* op, const char* name) {
   const auto rule = [&](const char* text) {
     std::ostringstream full;
@@ -21,6 +30,7 @@ void check_matrix(const Matrix& m, const char* op, const char* name) {
   check(m.data != nullptr, rule("must not be null").c_str());
   check(m.rows == 1 || m.row_stride >= m.cols, rule("has rows that overlap").c_str(), "row_stride",
         m.row_stride, "cols", m.cols);
+  check_extent(m.rows, m.rows == 1 ? m.cols : m.row_stride, op, name);
   check(m.dtype == QTR_F32 || m.dtype == QTR_F16 || m.dtype == QTR_BF16,
         rule("must be float32, float16 or bfloat16").c_str(), "dtype", static_cast<int>(m.dtype));
 }

@@ -28,6 +28,12 @@ void check(bool ok, const char* rule, const NamesAndValues&... names_and_values)
     throw InvalidArgument(complaint(rule, names_and_values...));
 }
 
+// No array has more elements: products of sizes up to this, and bytes of them, stay within int64_t.
+constexpr int64_t kMostElements = int64_t{1} << 56;
+
+// Throws InvalidArgument if rows of row_stride are more than memory can hold.
+void check_extent(int64_t rows, int64_t row_stride, const char* op, const char* name);
+
 // Throws InvalidArgument unless m is a non-empty matrix of a known dtype; op and name go into the message.
 void check_matrix(const Matrix& m, const char* op, const char* name);
 void check_matrix(const MutableMatrix& m, const char* op, const char* name);

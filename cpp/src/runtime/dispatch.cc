@@ -5,6 +5,7 @@
 
 #include "common/check.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/log.hpp"
 #include "runtime/reference.hpp"
 #include "runtime/simd_targets.hpp"
 
@@ -40,10 +41,20 @@ const Target& find(const std::string& name, const char* asked_by) {
       complaint("[target] this CPU and build have no such kernel set", asked_by, name, "known", known));
 }
 
+void tell(const Target& chosen) {
+  if (logs(QTR_LOG_INFO)) log(QTR_LOG_INFO, ("[target] kernels of the set " + chosen.name + " run").c_str());
+}
+
 std::atomic<const Target*>& current() {
   static std::atomic<const Target*> chosen = [] {
     const char* forced = std::getenv("QUANTRATURE_TARGET");
-    return forced != nullptr && *forced != '\0' ? &find(forced, "QUANTRATURE_TARGET") : &targets().back();
+    const bool free = forced == nullptr || *forced == '\0';
+    const Target& target = free ? targets().back() : find(forced, "QUANTRATURE_TARGET");
+    tell(target);
+    if (free && targets().size() == 1)
+      log(QTR_LOG_WARNING,
+          "[target] this build has the reference kernels alone, which are many times slower");
+    return &target;
   }();
   return chosen;
 }
@@ -67,6 +78,7 @@ std::string target() {
 void set_target(const std::string& name) {
   const Target& chosen = find(name, "name");
   current().store(&chosen);
+  tell(chosen);
 }
 
 const char* version() {

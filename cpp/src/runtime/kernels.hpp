@@ -5,9 +5,13 @@
 #include <type_traits>
 
 #include "common/ordered_key.hpp"
+#include "ops/codebook/search.hpp"
+#include "ops/gptq/columns.hpp"
 #include "ops/grid/line.hpp"
 #include "ops/matvec/block.hpp"
 #include "ops/packing/span.hpp"
+#include "ops/trellis/tile.hpp"
+#include "ops/viterbi/step.hpp"
 #include "quantrature/moments.hpp"
 
 namespace quantrature {

@@ -8,11 +8,13 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "common/check.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/log.hpp"
 
 namespace quantrature {
 namespace {
@@ -23,6 +25,8 @@ int default_thread_count() {
     if (text == nullptr) continue;
     const int count = std::atoi(text);
     if (count >= 1) return count;
+    if (*text != '\0' && logs(QTR_LOG_WARNING))
+      log(QTR_LOG_WARNING, complaint("[threads] no number of threads, passed over", name, text).c_str());
   }
 #ifdef __linux__
   cpu_set_t set;
@@ -43,10 +47,19 @@ thread_local bool inside_task = false;
 
 // One job at a time. After a job the workers spin for a moment, because the next mat-vec of a decode step
 // comes within microseconds; then they sleep. A worker that wakes late finds no job and is not waited for.
+//
+// Every thread begins with a share of tasks that follow one another, and then helps with the shares of the
+// others: threads that take turns at neighbouring pieces of a matrix read it a third slower.
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  explicit Pool(int threads) : threads_(threads), shares_(static_cast<size_t>(threads)) {
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {  // fewer threads give the same results
+      log(QTR_LOG_WARNING, "[threads] the system refused to start all threads that were asked for");
+    }
+    if (logs(QTR_LOG_INFO))
+      log(QTR_LOG_INFO, complaint("[threads] the pool started", "threads", workers_.size() + 1).c_str());
   }
 
   ~Pool() {
@@ -59,14 +72,18 @@ class Pool {
   }
 
   void run(int64_t count, Task task, void* context) {
-    Job job{task, context, count};
+    Job job{task, context};
+    for (int i = 0; i < threads_; ++i) {
+      shares_[static_cast<size_t>(i)].next = count * i / threads_;
+      shares_[static_cast<size_t>(i)].end = count * (i + 1) / threads_;
+    }
     {
       std::lock_guard lock(mutex_);
       job_ = &job;
       ++generation_;
     }
     wake_.notify_all();
-    drain(job);
+    drain(job, 0);
     while (job.done != count) pause();
     job_ = nullptr;
     while (inside_ != 0) pause();
@@ -76,23 +93,28 @@ class Pool {
   struct Job {
     Task task;
     void* context;
-    int64_t count;
-    std::atomic<int64_t> next{0};
     std::atomic<int64_t> done{0};
+  };
+
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
   };
 
   static constexpr int kSpins = 4000;
 
-  static void drain(Job& job) {
+  void drain(Job& job, int self) {
     inside_task = true;
-    for (int64_t i; (i = job.next++) < job.count;) {
-      job.task(job.context, i);
-      ++job.done;
+    for (int k = 0; k < threads_; ++k) {
+      Share& share = shares_[static_cast<size_t>((self + k) % threads_)];
+      int64_t done = 0;
+      for (int64_t i; (i = share.next++) < share.end; ++done) job.task(job.context, i);
+      job.done += done;
     }
     inside_task = false;
   }
 
-  void work() {
+  void work(int self) {
     uint64_t seen = 0;
     for (;;) {
       for (int i = 0; i < kSpins && generation_ == seen && !stop_; ++i) pause();
@@ -104,11 +126,13 @@ class Pool {
       seen = generation_;
       // run() clears job_ before it looks at inside_, so a job seen here outlives its use here.
       ++inside_;
-      if (Job* job = job_) drain(*job);
+      if (Job* job = job_) drain(*job, self);
       --inside_;
     }
   }
 
+  const int threads_;
+  std::vector<Share> shares_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -6,11 +6,8 @@ import re
 from dataclasses import dataclass
 
 from .._C import InvalidArgumentError
-from ..ops import row_bytes
+from ..methods import SOLVERS
 from ..plan import PlanEntry
-
-META_GROUP = 128
-"""Scales that share a second-level scale and zero where ``meta_bits`` is set."""
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Of a weight that is kept exactly, by the dtype of its matrix."""
@@ -57,19 +54,12 @@ class Option:
         )
 
 
-def groups_in(columns: int, group_size: int) -> int:
-    """Groups in one row, a last partial one included."""
-    return 1 if group_size == -1 else -(-columns // group_size)
-
-
 def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat16") -> int:
     """Bytes that a matrix takes in memory and in a checkpoint, as far as its shape tells.
 
-    Codes, scales and zeros, and of each outlier its value, its column (two bytes up to 65,536 columns, else four) and
-    for each row an offset. A matrix that is kept takes what it takes now. Scales and zeros are float16, unless some are
-    out of its range, which only the weights tell (:func:`quantrature.ops.quantize`). Quantized once more they have
-    float16 scales and zeros in turn, but for the scales of scales, which are mostly too small for it and counted as
-    float32.
+    What its method stores of all weights, such as codes, scales and zeros, and of each outlier its value, its column
+    (two bytes up to 65,536 columns, else four) and for each row an offset. A matrix that is kept takes what it takes
+    now.
 
     Args:
         rows, columns: out_features and in_features.
@@ -78,16 +68,10 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     """
     if entry.keeps:
         return rows * columns * VALUE_BYTES[dtype]
-    parameters = rows * groups_in(columns, entry.group_size)
-    size = rows * row_bytes(columns, entry.bits)
-    if entry.meta_bits is None:
-        size += 2 * parameters * (1 if entry.sym else 2)
-    else:
-        inner, pairs = row_bytes(parameters, entry.meta_bits), groups_in(parameters, META_GROUP)
-        size += inner + 8 * pairs + (0 if entry.sym else inner + 4 * pairs)
+    size = SOLVERS[entry.solver].dense_bytes(rows, columns, entry)
     if entry.outliers > 0:
         outliers = round(entry.outliers * rows * columns)
         column = 2 if columns <= 1 << 16 else 4
-        offset = 4 if outliers < 1 << 31 else 8
+        offset = 2 if outliers < 1 << 16 else 4 if outliers < 1 << 31 else 8
         size += outliers * (VALUE_BYTES[dtype] + column) + offset * (rows + 1)
     return size

@@ -15,7 +15,7 @@ from .._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..allocation.options import Option
 from ..evaluate._forward import not_training
-from ..methods import image_of, solver_of
+from ..methods import SOLVERS, Statistics, image_of, solver_of
 from ..models import Linears, find_linears
 from ..plan import PlanEntry
 from ..progress import progress as progress_bar
@@ -67,7 +67,8 @@ def analyze(
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
         metrics: names out of ``METRICS``.
         bits: of the images; several give PQI at several settings, of which the first makes the maps.
-        group_size, method, sym: of the images; methods are those of ``METHODS``.
+        group_size, method, sym: of the images; methods are those of ``METHODS``. One that needs calibration is given
+            what the text says of the model as it is.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`.
         tokenizer, nsamples, seqlen, seed: of the calibration text; all windows of it when nsamples is ``None``.
         batch_size: windows of one forward pass.
@@ -103,6 +104,8 @@ def analyze(
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
+    from ..calibration import collect  # which imports from this package
+
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
     quadrature(rule, nodes)
@@ -126,13 +129,21 @@ def analyze(
     changes: dict[str, Mapping[str, float]] = {}
     snapshots: list[Snapshot] = []
     with not_training(model), progress_bar("analyzing", total, progress) as bar:
-        moved = _towards(linears, entries[0])
+        needs = {linear.name: SOLVERS[solver].needs for linear in linears}
+        given = collect(model, linears, needs, windows, batch_size=batch_size) if SOLVERS[solver].needs else {}
+        moved = _towards(linears, entries[0], given)
         scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
         if "pqi" in metrics:
             options = sorted({*candidates(group_size), *(Option(e.bits, e.group_size) for e in entries)})
             for linear in linears:
                 weight = linear.weight.cpu().contiguous()
-                ways[linear.name] = outcomes(linear.name, weight, options, lambda option: option.entry(solver, sym))
+                ways[linear.name] = outcomes(
+                    linear.name,
+                    weight,
+                    options,
+                    lambda option: option.entry(solver, sym),
+                    statistics=given.get(linear.name),
+                )
         with WeightPath(model, moved) as path, checkpointed:
             if "activation_error" in metrics:
                 scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
@@ -143,7 +154,7 @@ def analyze(
             if "pqi" in metrics:
                 for number, entry in enumerate(entries):
                     if number:
-                        path.moved = _towards(linears, entry)
+                        path.moved = _towards(linears, entry, given)
 
                     def snapshot(nodes: int, setting: str = entry.setting) -> Snapshot | None:
                         if state_file is None:
@@ -180,6 +191,8 @@ def analyze(
     return Sensitivity(matrices, tuple(proofs), settings, model_print, text_print, maps)
 
 
-def _towards(linears: Linears, entry: PlanEntry) -> list[Moved]:
+def _towards(linears: Linears, entry: PlanEntry, given: Mapping[str, Statistics]) -> list[Moved]:
     """All matrices on their way to the images of one plan entry."""
-    return [Moved(linear, image_of(linear.name, linear.weight.cpu(), entry)) for linear in linears]
+    return [
+        Moved(linear, image_of(linear.name, linear.weight.cpu(), entry, given.get(linear.name))) for linear in linears
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..allocation.options import Option
-from ..methods import quantize_matrix
+from ..methods import Statistics, quantize_matrix
 from ..plan import PlanEntry
 
 BITS = range(1, 9)
@@ -39,6 +39,7 @@ def outcomes(
     options: Iterable[Option],
     entry: Callable[[Option], PlanEntry],
     advance: Callable[[int], object] = lambda count: None,
+    statistics: Statistics | None = None,
 ) -> dict[str, Outcome]:
     """Quantize a matrix in several ways.
 
@@ -48,6 +49,7 @@ def outcomes(
         options: what to try.
         entry: makes the plan entry of an option.
         advance: called with 1 after each.
+        statistics: for methods that need them.
 
     Returns:
         Key of the option to its outcome.
@@ -55,7 +57,7 @@ def outcomes(
     exact = weight.float()
     found = {}
     for option in options:
-        stored = quantize_matrix(name, weight, entry(option))
+        stored = quantize_matrix(name, weight, entry(option), statistics=statistics)
         apart = stored.dequantize("float32").sub_(exact)
         found[option.key] = Outcome(float(apart.square_().sum(dtype=torch.float64)), stored.nbytes)
         advance(1)

@@ -31,7 +31,7 @@ def run(
     rows = [
         (
             name,
-            f"{m['bits_per_weight']:.3f} bits per weight: b{m['bits']}g{m['group_size']}{' sym' if m['sym'] else ''}"
+            f"{m['bits_per_weight']:.3f} bits per weight: {m['setting']}"
             + (f", {m['outliers']:,} outliers" if m["outliers"] else ""),
         )
         for name, m in found.modules.items()

@@ -14,7 +14,7 @@ from ._output import Json, print_json, print_table, stdout_kept_clean
 KINDS = {
     "methods": ("quantrature.methods", "METHODS"),
     "metrics": ("quantrature.analysis", "METRICS"),
-    "solvers": ("quantrature.plan", "SOLVERS"),
+    "solvers": ("quantrature.methods", "SOLVERS"),
     "formats": ("quantrature.formats", "FORMATS"),
 }
 """Where each kind is kept, as a mapping from names to a line about each."""
@@ -42,4 +42,5 @@ def _entries(module: str, attribute: str) -> dict[str, str]:
     """What is kept there; nothing where that part of quantrature has not been written yet."""
     if importlib.util.find_spec(module) is None:
         return {}
-    return dict(getattr(importlib.import_module(module), attribute, {}))
+    kept = getattr(importlib.import_module(module), attribute, {})
+    return {name: str(about) for name, about in kept.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,12 +42,34 @@ def run(
     selection: Annotated[str, typer.Option(help="How outliers are shared out: temperature or greedy.")] = "temperature",
     ignore: Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Text for --requant: .txt, .jsonl or a data set, NAME[:CONFIGURATION[:SPLIT]].")
+        str | None,
+        typer.Option(
+            help="Text for --requant and for methods that need it: .txt, .jsonl or a data set, "
+            "NAME[:CONFIGURATION[:SPLIT]]."
+        ),
     ] = None,
     nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
     seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
     seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
+    damp_percent: Annotated[
+        float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
+    ] = None,
+    desc_act: Annotated[
+        bool | None, typer.Option("--desc-act/--no-desc-act", help="Of gptq: columns by falling activations.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.")
+    ] = None,
+    true_sequential: Annotated[
+        bool,
+        typer.Option(
+            "--true-sequential/--no-true-sequential", help="Calibrate on quantized matrices within a block, too."
+        ),
+    ] = True,
+    resume: Annotated[
+        str, typer.Option(help="Take up the finished blocks of an interrupted run: auto, required or never.")
+    ] = "auto",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
     compute_dtype: Annotated[
         str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
@@ -78,15 +101,16 @@ def run(
         raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
     with stdout_kept_clean(as_json):
         import logging
+        import sys
+        from pathlib import Path
 
         from .. import checkpoint, models
         from .._estimate import quantizing
         from .._quantize import plan_for, quantize
+        from ..methods import SOLVERS
         from ..plan import Plan
         from ..text import token_windows
 
-        if calibration is not None and not requant:
-            logging.getLogger(__name__).warning("method %s reads no calibration text", method)
         if output is not None:
             checkpoint.check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
@@ -98,17 +122,28 @@ def run(
             "sym": sym,
             "meta_bits": meta_bits,
             "ignore": ignore or (),
+            "options": method_options(method, option or (), damp_percent=damp_percent, desc_act=desc_act),
         }
         record = None
-        linears, made = plan_for(loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100)
-        tokenizer = None if dry_run and not requant else models.load_tokenizer(model, trust_remote_code)
+        linears, made = plan_for(
+            loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100, experts=not requant
+        )
+        needy = [entry.solver for _, entry in made if not entry.keeps and SOLVERS[entry.solver].needs]
+        if needy and calibration is None:
+            raise InvalidArgumentError(f"[quantize] method {needy[0]} needs --calibration, a text")
+        if calibration is not None and not requant and not needy:
+            logging.getLogger(__name__).warning("method %s reads no calibration text", method)
+        tokenizer = None if dry_run and not requant and not needy else models.load_tokenizer(model, trust_remote_code)
         cost = None
+        windows = None
+        if requant or needy:
+            windows = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=loaded)
         if requant:
             record, cost = _requant(
                 loaded,
                 linears,
                 made,
-                token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=loaded),
+                windows,
                 {
                     "outliers": percent,
                     "significant": 0.05 if significant is None else significant,
@@ -123,9 +158,22 @@ def run(
                 dry_run,
             )
         elif dry_run:
-            cost = quantizing(loaded, linears, made)
+            cost = quantizing(loaded, linears, made, windows)
         else:
-            quantize(loaded, plan=made, progress=False if as_json else None)
+            if needy:
+                peak = quantizing(loaded, linears, made, windows).memory_bytes
+                print(f"memory at the peak: about {peak / 2**20:,.0f} MiB", file=sys.stderr)
+            quantize(
+                loaded,
+                plan=made,
+                calibration=windows,
+                nsamples=None,
+                batch_size=batch_size,
+                true_sequential=true_sequential,
+                state_folder=Path(str(output)).with_name(f".{Path(str(output)).name}.state") if needy else None,
+                resume=resume,
+                progress=False if as_json else None,
+            )
         if cost is None:
             assert output is not None
             checkpoint.save(
@@ -161,6 +209,31 @@ def run(
         ("written to", str(output)),
     ]
     print_table(f"{model}, quantized", rows)
+
+
+def method_options(method: str, pairs: Iterable[str], **known: Any) -> dict[str, Any]:
+    """The settings of a method from options of the command line: those that were given, and NAME=VALUE pairs.
+
+    Raises:
+        InvalidArgumentError: for a pair that is none, or a value of another type than the default's.
+    """
+    from ..methods import METHODS, solver_of
+
+    solver_of(method)
+    found = {name: value for name, value in known.items() if value is not None}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        default = METHODS[method].options.get(name)
+        try:
+            if not equals:
+                raise ValueError
+            if isinstance(default, bool):
+                found[name] = {"true": True, "false": False}[text.lower()]
+            else:
+                found[name] = text if default is None else type(default)(text)
+        except (KeyError, ValueError):
+            raise InvalidArgumentError(f"[quantize] --option must be NAME=VALUE: got {pair!r}") from None
+    return found
 
 
 def _requant(

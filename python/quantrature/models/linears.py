@@ -65,6 +65,10 @@ class LinearWeight:
     @property
     def weight(self) -> torch.Tensor:
         """The matrix as (out_features, in_features), detached; it shares memory with the model."""
+        stored = getattr(self.module, self.attribute)
+        if isinstance(stored, nn.ModuleList):  # experts that are layers of their own by now
+            own: torch.Tensor = stored[self.expert or 0].get_parameter("weight")
+            return own.detach()
         return self.view(self.parameter.detach())
 
     @property

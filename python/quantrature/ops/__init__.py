@@ -1,6 +1,11 @@
 """The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
 
+from ._allocation import KnapsackChoice, multiple_choice_knapsack
+from ._codebook import CODEBOOKS, CodebookTensor
+from ._gptq import Feedback, gptq
 from ._grid import QuantizedTensor, dequantize, quantize
+from ._hadamard import hadamard, hadamard_order, random_signs
+from ._hessian import hessian_accumulate
 from ._integral import interpolate, pqi_accumulate, pqi_finalize, pqi_sum
 from ._kmeans import kmeans_1d
 from ._matvec import PackedMatrix, matvec
@@ -8,25 +13,40 @@ from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
 from ._packing import pack, row_bytes, unpack
 from ._topk import topk
+from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quantize
 
 __all__ = [
+    "CODEBOOKS",
+    "CodebookTensor",
+    "Feedback",
+    "KnapsackChoice",
     "Moments",
     "PackedMatrix",
     "QuantizedTensor",
     "SparseCSR",
+    "Trellis",
     "dequantize",
     "extract_outliers",
+    "gptq",
+    "hadamard",
+    "hadamard_order",
+    "hessian_accumulate",
     "interpolate",
     "kmeans_1d",
     "kurtosis",
     "matvec",
     "moments",
+    "multiple_choice_knapsack",
     "pack",
     "pqi_accumulate",
     "pqi_finalize",
     "pqi_sum",
     "quantize",
+    "random_signs",
     "row_bytes",
     "topk",
+    "trellis_dequantize",
+    "trellis_matvec",
+    "trellis_quantize",
     "unpack",
 ]

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, as_output, dtype_name, empty_like_kind, is_torch
+from .._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    dtype_name,
+    empty_like_kind,
+)
+from ._codebook import CodebookTensor, decode, encode
 from ._packing import unpack
 
 SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2}
@@ -51,9 +60,37 @@ class QuantizedTensor:
         cols = self.numel // self.codes.shape[0]
         return unpack(self.codes, self.bits, cols).reshape(self.shape)
 
-    def dequantize(self, dtype: str | None = None) -> Array:
-        """The numbers that the codes stand for; see :func:`dequantize`."""
-        return dequantize(self, dtype)
+    def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> Array:
+        """The numbers that the codes stand for; see :func:`dequantize`.
+
+        Args:
+            dtype: as there.
+            rows: only these, following each other; a matrix with groups along its rows (axis 1) alone.
+
+        Raises:
+            InvalidArgumentError: as there, and for other rows.
+        """
+        return dequantize(self if rows is None else self._of_rows(rows), dtype)
+
+    def _of_rows(self, rows: slice) -> QuantizedTensor:
+        if self.axis != 1 or len(self.shape) != 2:
+            raise _C.InvalidArgumentError(
+                f"[dequantize] rows need a matrix with groups along axis 1: got axis={self.axis}, shape={self.shape}"
+            )
+        rows = consecutive_rows(rows, self.shape[0], "dequantize")
+
+        def part(values: Any) -> Any:
+            if isinstance(values, QuantizedTensor):
+                values = values.dequantize("float32")
+            return None if values is None else values.reshape(self.shape[0], -1)[rows]
+
+        return replace(
+            self,
+            codes=self.codes[rows],
+            scale=part(self.scale),
+            zero=part(self.zero),
+            shape=(rows.stop - rows.start, self.shape[1]),
+        )
 
     @property
     def numel(self) -> int:
@@ -71,10 +108,42 @@ class QuantizedTensor:
         return 8 * self.nbytes / self.numel
 
 
+@overload
 def quantize(
     w: Array,
     bits: int,
-    group_size: int = 64,
+    group_size: int = ...,
+    *,
+    sym: bool = ...,
+    axis: int = ...,
+    solver: str = ...,
+    round_zero: bool | None = ...,
+    meta_bits: int | None = ...,
+    meta_group: int = ...,
+    scale_dtype: str = ...,
+    exclude: Any = ...,
+    codebook: None = ...,
+) -> QuantizedTensor: ...
+
+
+@overload
+def quantize(
+    w: Array,
+    bits: int,
+    group_size: int | None = ...,
+    *,
+    meta_bits: int | None = ...,
+    meta_group: int = ...,
+    scale_dtype: str = ...,
+    exclude: Any = ...,
+    codebook: str | Array,
+) -> CodebookTensor: ...
+
+
+def quantize(
+    w: Array,
+    bits: int,
+    group_size: int | None = 64,
     *,
     sym: bool = False,
     axis: int = 1,
@@ -84,14 +153,15 @@ def quantize(
     meta_group: int = 128,
     scale_dtype: str = "auto",
     exclude: Any = None,
-) -> QuantizedTensor:
-    """Quantize ``w`` to codes with a scale and a zero for each group.
+    codebook: str | Array | None = None,
+) -> QuantizedTensor | CodebookTensor:
+    """Quantize ``w`` to codes with a scale and a zero for each group, or to entries of a codebook.
 
     Args:
         w: float32, float16 or bfloat16, one or two dimensions, contiguous, finite; a vector is one row.
         bits: of a code, 1 to 8.
         group_size: weights of a group, the last one of a row possibly shorter; -1 for one group a row (axis 1) or a
-            column (axis 0).
+            column (axis 0). With a codebook, ``None`` does without scales: the table has the unit of the weights.
         sym: a grid around 0, without stored zeros (the convention of GPTQ, arXiv 2210.17323).
         axis: 1 for groups along each row. 0 for the columns of ``w`` read as a matrix of group_size rows, as the hqq
             package means it; there group_size must divide the size of ``w``.
@@ -106,21 +176,30 @@ def quantize(
             found before this rounding.
         exclude: positions that are stored otherwise, an object with ``row_offsets`` and ``columns`` such as a
             SparseCSR. They do not take part in the fit, and get the code of the nearest number in the range of the rest
-            of their group.
+            of their group. With a codebook they get the code of the nearest entry.
+        codebook: in place of a grid, "nf4" or "fp4" (the tables of QLoRA, arXiv 2305.14314, and of the package
+            bitsandbytes; 4 bits), or an array of the library of ``w``, float16 or float32, of shape (2**bits,), or
+            (rows, 2**bits) for a table for each row. Each weight, in units of the largest of its group, gets the
+            nearest entry, of two equally near ones the lower. Goes without sym, axis, solver and round_zero.
 
     Returns:
-        :class:`QuantizedTensor` with arrays of the same library as ``w``. The same bits on every CPU and for every
-        number of threads.
+        :class:`QuantizedTensor`, or with a codebook :class:`CodebookTensor`, with arrays of the same library as ``w``.
+        The same bits on every CPU and for every number of threads.
 
     Raises:
         InvalidArgumentError: for an argument outside of the above, another dtype, an empty or non-contiguous array, a
             NaN or infinity, naming its position, and scales that float16 was asked to hold and cannot.
     """
-    for name, value in (("bits", bits), ("group_size", group_size), ("axis", axis), ("meta_group", meta_group)):
+    if codebook is not None and (sym or axis != 1 or solver != "minmax" or round_zero is not None):
+        raise _C.InvalidArgumentError("[quantize] a codebook goes without sym, axis, solver and round_zero")
+    if group_size is None and codebook is None:
+        raise _C.InvalidArgumentError("[quantize] group_size must be an integer: got group_size=None")
+    group = 0 if group_size is None else group_size
+    for name, value in (("bits", bits), ("group_size", group), ("axis", axis), ("meta_group", meta_group)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise _C.InvalidArgumentError(f"[quantize] {name} must be an integer: got {name}={value!r}")
     source = as_input(w, "quantize", "w")
-    _check_grid("quantize", bits, group_size, axis)
+    _check_grid("quantize", bits, -1 if group_size is None else group, axis)
     if solver not in SOLVERS:
         raise _C.InvalidArgumentError(f"[quantize] solver must be one of {', '.join(SOLVERS)}: got solver={solver!r}")
     if meta_bits is not None and (isinstance(meta_bits, bool) or meta_bits not in range(1, 9)):
@@ -131,18 +210,30 @@ def quantize(
         raise _C.InvalidArgumentError(
             f"[quantize] scale_dtype must be auto, float16 or float32: got scale_dtype={scale_dtype!r}"
         )
+
+    def stored(scale: Array, zero: Array | None) -> tuple[Any, Any]:
+        if meta_bits is None:
+            return _narrow(scale, zero, scale_dtype)
+        return (
+            quantize(scale.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype),
+            None if zero is None else quantize(zero.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype),
+        )
+
+    if codebook is not None:
+        q = encode(w, int(bits), None if group_size is None else int(group), codebook, positions("quantize", exclude))
+        return q if q.scale is None else replace(q, scale=stored(q.scale, None)[0])
     if round_zero is None:
         round_zero = solver == "hqq" and bits == 4
     shape = tuple(int(n) for n in w.shape)
-    rows, cols, parameters = _layout(shape, group_size, axis, "quantize")
+    rows, cols, parameters = _layout(shape, group, axis, "quantize")
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
     scale = empty_like_kind(w, parameters, "float32")
     zero = None if sym else empty_like_kind(w, parameters, "float32")
-    offsets, columns = _positions(exclude)
+    offsets, columns = positions("quantize", exclude)
     _C.quantize(
         source,
         bits,
-        group_size,
+        group,
         axis,
         bool(sym),
         SOLVERS[solver],
@@ -153,18 +244,14 @@ def quantize(
         scale,
         zero,
     )
-    if meta_bits is None:
-        scale, zero = _narrow(scale, zero, scale_dtype)
-    else:
-        scale, zero = (
-            None if x is None else quantize(x.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype)
-            for x in (scale, zero)
-        )
-    return QuantizedTensor(codes, scale, zero, int(bits), int(group_size), int(axis), bool(sym), shape, dtype_name(w))
+    scale, zero = stored(scale, zero)
+    return QuantizedTensor(codes, scale, zero, int(bits), int(group), int(axis), bool(sym), shape, dtype_name(w))
 
 
-def dequantize(q: QuantizedTensor, dtype: str | None = None, out: Array | None = None) -> Array:
-    """The numbers that the codes of ``q`` stand for: ``(code - zero) * scale`` in float32, rounded to dtype.
+def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, out: Array | None = None) -> Array:
+    """The numbers that the codes of ``q`` stand for, made in float32 and rounded to dtype.
+
+    On a grid ``(code - zero) * scale``, of a codebook ``table[code] * scale``.
 
     Args:
         q: what :func:`quantize` made.
@@ -189,6 +276,8 @@ def dequantize(q: QuantizedTensor, dtype: str | None = None, out: Array | None =
         raise _C.InvalidArgumentError(
             f"[dequantize] out must have the shape of q: got shape={tuple(out.shape)}, expected {tuple(q.shape)}"
         )
+    if isinstance(q, CodebookTensor):
+        return decode(q, out)
     _check_grid("dequantize", q.bits, q.group_size, q.axis)
     scale, zero = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
@@ -224,12 +313,13 @@ def _layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tupl
     return group, rows * cols // group, (rows * cols // group,)
 
 
-def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+def positions(op: str, exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Row offsets and columns of positions to exclude, as the core reads them."""
     if exclude is None:
         return None, None
     if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
         kind = f"{type(exclude).__module__}.{type(exclude).__qualname__}"
-        raise _C.InvalidArgumentError(f"[quantize] exclude must have row_offsets and columns: got {kind}")
+        raise _C.InvalidArgumentError(f"[{op}] exclude must have row_offsets and columns: got {kind}")
     return (
         np.ascontiguousarray(np.asarray(exclude.row_offsets), dtype=np.int64),
         np.ascontiguousarray(np.asarray(exclude.columns), dtype=np.int32),
@@ -238,21 +328,23 @@ def _positions(exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
     """Scales and zeros as they are stored."""
-    sizes = np.abs(np.asarray(scale))
-    largest_zero = 0.0 if zero is None else float(np.abs(np.asarray(zero)).max())
-    if dtype == "auto":
-        normal = sizes.max() <= _LARGEST_HALF and bool(((sizes >= _SMALLEST_HALF) | (sizes == 0)).all())
-        dtype = "float16" if normal and largest_zero <= _LARGEST_HALF_ZERO else "float32"
     if dtype == "float32":
         return scale, zero
-    largest = max(float(sizes.max()), largest_zero)
-    if largest > _LARGEST_HALF:
+    half_scale, smallest, largest = _half(scale)
+    half_zero, largest_zero = None, 0.0
+    if zero is not None:
+        half_zero, _, largest_zero = _half(zero)
+    if dtype == "auto":
+        normal = smallest >= _SMALLEST_HALF and largest <= _LARGEST_HALF
+        return (half_scale, half_zero) if normal and largest_zero <= _LARGEST_HALF_ZERO else (scale, zero)
+    if not max(largest, largest_zero) <= _LARGEST_HALF:
         raise _C.InvalidArgumentError(
-            f"[quantize] scale_dtype float16 must hold every scale and zero: got largest={largest:g}"
+            f"[quantize] scale_dtype float16 must hold every scale and zero: got largest={max(largest, largest_zero):g}"
         )
-    return _half(scale), None if zero is None else _half(zero)
+    return half_scale, half_zero
 
 
-def _half(x: Array) -> Array:
-    half = np.asarray(x).astype(np.float16)
-    return sys.modules["torch"].from_numpy(half) if is_torch(x) else half
+def _half(x: Array) -> tuple[Array, float, float]:
+    """x in float16, and the least magnitude that is not 0 and the largest in x."""
+    half = empty_like_kind(x, tuple(x.shape), "float16")
+    return half, *_C.round_to_half(core_view(x), core_view(half))

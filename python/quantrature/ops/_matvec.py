@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, empty_like_kind
+from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind
 from ._grid import QuantizedTensor
 from ._outliers import SparseCSR
+
+ACTIVATIONS = ("float32", "int8")
+"""What vectors are multiplied as, in the order of ``qtr_activations``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +51,36 @@ class PackedMatrix:
         _C.residuals(*_arguments(grid), *_parts(outliers), core_view(values))
         return cls(grid, dataclasses.replace(outliers, values=values))
 
-    def matvec(self, x: Array, out: Array | None = None) -> Array:
+    def matvec(self, x: Array, out: Array | None = None, activations: str = "float32") -> Array:
         """Multiply; see :func:`matvec`."""
-        source = as_input(x, "matvec", "x")
+        return self._product(x, out, activations, "float32")
+
+    def matmul(self, x: Array, out: Array | None = None, activations: str = "float32") -> Array:
+        """``x @ W.T`` for any number of vectors, as ``torch.nn.functional.linear`` has it.
+
+        Each code is unpacked once for 16 vectors; the dense matrix is never made. A vector gives the same result alone
+        as among others.
+
+        Args:
+            x: float32, float16 or bfloat16, contiguous, of shape (..., cols).
+            out: where the result goes: float32 or of the dtype of ``x``. A new array, of the library and dtype of
+                ``x``, if not given.
+            activations: as :func:`matvec` has it.
+
+        Returns:
+            Of shape (..., rows). Sums are of float32 and are rounded to the dtype of the result once.
+
+        Raises:
+            InvalidArgumentError: what :func:`matvec` refuses.
+        """
+        return self._product(x, out, activations, dtype_name(x))
+
+    def _product(self, x: Array, out: Array | None, activations: str, dtype: str) -> Array:
+        if activations not in ACTIVATIONS:
+            raise _C.InvalidArgumentError(
+                f"[matvec] activations must be {' or '.join(ACTIVATIONS)}: got activations={activations!r}"
+            )
+        source = as_input(x, "matvec", "x", ndim=range(1, 33), empty=True)
         rows, cols = self.grid.shape
         if source.shape[-1] != cols:
             raise _C.InvalidArgumentError(
@@ -58,49 +88,62 @@ class PackedMatrix:
             )
         shape = (*source.shape[:-1], rows)
         if out is None:
-            out = empty_like_kind(x, shape, "float32")
-        target = as_output(out, "matvec", "out", dtypes=("float32",))
+            out = empty_like_kind(x, shape, dtype)
+        dtypes = ("float32",) if dtype == "float32" else ("float32", dtype)
+        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=range(1, 33), empty=True)
         if tuple(target.shape) != shape:
             raise _C.InvalidArgumentError(
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "
                 f"expected={shape}"
             )
+        if 0 in shape:
+            return out
         none = (None, None, None)
         values, columns, offsets = none if self.residuals is None else _parts(self.residuals)
-        _C.matvec(*_arguments(self.grid), values, columns, offsets, core_view(source), core_view(target))
+        views = core_view(source).reshape(-1, cols), core_view(target).reshape(-1, rows)
+        _C.matvec(*_arguments(self.grid), values, columns, offsets, *views, ACTIVATIONS.index(activations))
         return out
 
 
 def matvec(
-    q: QuantizedTensor | PackedMatrix, x: Array, outliers: SparseCSR | None = None, out: Array | None = None
+    q: QuantizedTensor | PackedMatrix,
+    x: Array,
+    outliers: SparseCSR | None = None,
+    out: Array | None = None,
+    activations: str = "float32",
 ) -> Array:
-    """The product of a quantized matrix and one or a few vectors, from the packed codes.
+    """The product of a quantized matrix and one or more vectors, from the packed codes.
 
     Args:
         q: a matrix of shape (rows, cols), quantized along axis 1; a :class:`PackedMatrix` saves the preparation where
             the matrix has outliers or meta-quantized scales.
-        x: float32, float16 or bfloat16, contiguous, of shape (cols,), or (n, cols) for n vectors.
+        x: float32, float16 or bfloat16, contiguous, of shape (cols,), or (..., cols) for many vectors.
         outliers: values that stand in place of those of the grid; not with a :class:`PackedMatrix`, which has them.
         out: where the result goes: float32, of its shape. A new array, of the library of ``x``, if not given.
+        activations: ``"float32"``, or ``"int8"``: each 64 numbers of ``x`` are first rounded to multiples of a 127th
+            of the largest of them, ``m``, which is faster and adds up to ``m / 254 * abs(code - zero) * abs(scale)``
+            of each weight to the error. Outliers are multiplied with ``x`` itself.
 
     Returns:
-        float32 of shape (rows,) or (n, rows). The products are summed in float32: against the exact result the error
+        float32 of shape (rows,) or (..., rows). The products are summed in float32: against the exact result the error
         is at most ``2**-23 * (cols / 8 + 32)`` times the sum of ``(code + abs(zero)) * abs(scale * x)`` and of
-        ``abs(residual * x)``. It is the same for every number of threads, not on every CPU.
+        ``abs(residual * x)``, plus ``2**-22`` times the sum of ``code * abs(scale) * m``. It is the same for every
+        number of threads, not on every CPU. Where ``x`` has infinities or NaN, the result is not finite.
 
     Raises:
         InvalidArgumentError: for a grid of axis 0, a tensor that is no matrix, outliers of another shape or beside a
-            :class:`PackedMatrix`, an ``x`` of another dtype or length, or an ``out`` that does not fit.
+            :class:`PackedMatrix`, an ``x`` of another dtype or length, an ``out`` that does not fit, or other
+            activations.
     """
     if isinstance(q, PackedMatrix):
         if outliers is not None:
             raise _C.InvalidArgumentError("[matvec] outliers must be part of the PackedMatrix: got both")
-        return q.matvec(x, out)
+        return q.matvec(x, out, activations)
     if not isinstance(q, QuantizedTensor):
         raise _C.InvalidArgumentError(
             f"[matvec] q must be a QuantizedTensor or a PackedMatrix: got {type(q).__module__}.{type(q).__qualname__}"
         )
-    return PackedMatrix.of(q, outliers).matvec(x, out)
+    return PackedMatrix.of(q, outliers).matvec(x, out, activations)
 
 
 def _plain(values: Any) -> Any:
@@ -114,7 +157,7 @@ def _arguments(grid: QuantizedTensor) -> tuple[np.ndarray, int, int, int, np.nda
 
 
 def _parts(sparse: SparseCSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return core_view(sparse.values), core_view(sparse.columns), core_view(sparse.row_offsets)
+    return core_view(sparse.values), core_view(sparse.columns), sparse.core_row_offsets()
 
 
 def _one_row(values: Array) -> np.ndarray:

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from .._arrays import FLOATS, Array, as_input, as_output, core_view, dtype_name, empty_like_kind, is_torch
+from .._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    dtype_name,
+    empty_like_kind,
+    is_torch,
+)
 
 PER = ("tensor", "row")
 
@@ -18,7 +28,12 @@ def _column_dtype(cols: int) -> str:
     return "uint16" if cols <= 65536 else "int32"
 
 
-def _offset_dtype(nnz: int) -> str:
+def offset_dtype(nnz: int) -> str:
+    """The narrowest dtype that can count so many values."""
+    return "uint16" if nnz < 2**16 else "int32" if nnz < 2**31 else "int64"
+
+
+def _core_offset_dtype(nnz: int) -> str:
     return "int32" if nnz < 2**31 else "int64"
 
 
@@ -29,7 +44,7 @@ class SparseCSR:
     Attributes:
         values: float32, float16 or bfloat16, shape (nnz,); NumPy or torch, as the other two.
         columns: uint16 for up to 65,536 columns, else int32; shape (nnz,); ascending within a row.
-        row_offsets: int32, or int64 from 2**31 values on; shape (rows + 1,).
+        row_offsets: uint16 below 2**16 values, int32 below 2**31, else int64; shape (rows + 1,).
         shape: (rows, columns).
 
     Raises:
@@ -47,7 +62,7 @@ class SparseCSR:
         for name, dtypes, length in (
             ("values", FLOATS, nnz),
             ("columns", (_column_dtype(cols),), nnz),
-            ("row_offsets", (_offset_dtype(nnz),), rows + 1),
+            ("row_offsets", (offset_dtype(nnz),), rows + 1),
         ):
             array = getattr(self, name)
             if not (is_torch(array) or isinstance(array, np.ndarray)) or is_torch(array) != is_torch(self.values):
@@ -66,7 +81,11 @@ class SparseCSR:
                 raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
             if not is_torch(array) and not array.flags.c_contiguous:
                 raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
-        _C.check_csr(core_view(self.values), core_view(self.columns), core_view(self.row_offsets), rows, cols)
+        _C.check_csr(core_view(self.values), core_view(self.columns), self.core_row_offsets(), rows, cols)
+
+    def core_row_offsets(self) -> np.ndarray:
+        """The row offsets as the core takes them: int32, or int64 from 2**31 values on."""
+        return np.asarray(core_view(self.row_offsets), dtype=_core_offset_dtype(self.nnz))
 
     @property
     def nnz(self) -> int:
@@ -77,6 +96,21 @@ class SparseCSR:
     def nbytes(self) -> int:
         """Size of the three arrays in bytes."""
         return int(self.values.nbytes + self.columns.nbytes + self.row_offsets.nbytes)
+
+    def rows(self, rows: slice) -> SparseCSR:
+        """Some rows that follow each other, as a matrix of their own.
+
+        Raises:
+            InvalidArgumentError: for no rows, or rows with others between them.
+        """
+        rows = consecutive_rows(rows, self.shape[0], "csr")
+        taken = self.core_row_offsets()[rows.start : rows.stop + 1]
+        first, last = int(taken[0]), int(taken[-1])
+        offsets = empty_like_kind(self.values, taken.shape, offset_dtype(last - first))
+        core_view(offsets)[...] = taken - first
+        return SparseCSR(
+            self.values[first:last], self.columns[first:last], offsets, (rows.stop - rows.start, self.shape[1])
+        )
 
     def positions(self) -> Array:
         """Places of the values in the flattened matrix: int64, ascending, shape (nnz,)."""
@@ -191,7 +225,9 @@ def extract_outliers(
         )
     values = empty_like_kind(w, (nnz,), dtype_name(w))
     columns = empty_like_kind(w, (nnz,), _column_dtype(cols))
-    row_offsets = empty_like_kind(w, (rows + 1,), _offset_dtype(nnz))
-    arrays = [core_view(a) for a in (target, values, columns, row_offsets)]
+    offsets = np.empty(rows + 1, _core_offset_dtype(nnz))
+    arrays = [*(core_view(a) for a in (target, values, columns)), offsets]
     _C.extract_outliers(core_view(source), taken, per == "row", None if chosen is None else core_view(chosen), *arrays)
+    row_offsets = empty_like_kind(w, (rows + 1,), offset_dtype(nnz))
+    core_view(row_offsets)[...] = offsets
     return remainder, SparseCSR(values, columns, row_offsets, shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, empty_like_kind
+from .._arrays import Array, as_input, as_output, empty_like_kind
 
 
 def row_bytes(cols: int, bits: int) -> int:
@@ -15,41 +15,44 @@ def row_bytes(cols: int, bits: int) -> int:
     return _C.row_bytes(cols, bits)
 
 
-def pack(codes: Array, bits: int) -> Array:
+def pack(codes: Array, bits: int, out: Array | None = None) -> Array:
     """Pack codes, each row on its own.
 
     Args:
         codes: uint8, one or two dimensions, contiguous, each below ``2**bits``; a vector is one row.
         bits: of a code, 1 to 8.
+        out: where to write, contiguous and of the shape that is returned.
 
     Returns:
-        uint8 of shape ``(rows, row_bytes(cols, bits))``, of the same library as ``codes``. The same bits on every CPU.
+        ``out``, or a new array of the library of ``codes``: uint8 of shape ``(rows, row_bytes(cols, bits))``. The same
+        bits on every CPU.
 
     Raises:
-        InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, or a code that
-            does not fit, naming the first one.
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, an ``out`` that
+            does not fit, or a code that does not, naming the first one; ``out`` is then not to be used.
     """
     codes = as_input(codes, "pack", "codes", dtypes=("uint8",))
     rows, cols = (1, codes.shape[0]) if codes.ndim == 1 else codes.shape
-    out = empty_like_kind(codes, (rows, _width(cols, bits, "pack")), "uint8")
-    _C.pack(codes.reshape(rows, cols), bits, out)
+    out, target = _target(codes, (rows, _width(cols, bits, "pack")), out, "pack")
+    _C.pack(codes.reshape(rows, cols), bits, target)
     return out
 
 
-def unpack(packed: Array, bits: int, cols: int) -> Array:
+def unpack(packed: Array, bits: int, cols: int, out: Array | None = None) -> Array:
     """The reverse of :func:`pack`.
 
     Args:
         packed: uint8 of shape ``(rows, row_bytes(cols, bits))``, contiguous; a vector is one row.
         bits: of a code, 1 to 8.
         cols: codes of a row.
+        out: where to write, contiguous and of the shape that is returned.
 
     Returns:
-        uint8 of shape ``(rows, cols)``, of the same library as ``packed``.
+        ``out``, or a new array of the library of ``packed``: uint8 of shape ``(rows, cols)``.
 
     Raises:
-        InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, or a width
-            that does not go with cols.
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, a width that
+            does not go with cols, or an ``out`` that does not fit.
     """
     packed = as_input(packed, "unpack", "packed", dtypes=("uint8",))
     packed = packed.reshape(1, -1) if packed.ndim == 1 else packed
@@ -58,9 +61,19 @@ def unpack(packed: Array, bits: int, cols: int) -> Array:
             f"[unpack] packed must have {row_bytes(cols, bits)} bytes a row for cols={cols} and bits={bits}: "
             f"got {packed.shape[1]}"
         )
-    out = empty_like_kind(packed, (packed.shape[0], cols), "uint8")
-    _C.unpack(packed, bits, out)
+    out, target = _target(packed, (packed.shape[0], cols), out, "unpack")
+    _C.unpack(packed, bits, target)
     return out
+
+
+def _target(source: Array, shape: tuple[int, ...], out: Array | None, op: str) -> tuple[Array, Array]:
+    """What is returned, and what the core writes."""
+    if out is None:
+        out = empty_like_kind(source, shape, "uint8")
+    target = as_output(out, op, "out", dtypes=("uint8",), ndim=(2,))
+    if tuple(out.shape) != shape:
+        raise _C.InvalidArgumentError(f"[{op}] out must have shape={shape}: got {tuple(out.shape)}")
+    return out, target
 
 
 def _width(cols: int, bits: int, op: str) -> int:

@@ -17,11 +17,13 @@ from .._quantize import check_weight, declare, plan_for, put
 from ..analysis.path import gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
+from ..calibration import calibrate
 from ..evaluate._forward import not_training
-from ..methods import QuantizedMatrix, quantize_matrix
+from ..methods import SOLVERS, Statistics, quantize_matrix
 from ..models import LinearWeight
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
+from ..storage import QuantizedMatrix
 from ..text import token_windows
 from .matrices import Matrices, narrowest
 from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split
@@ -72,7 +74,8 @@ def requant(
         model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
         bits, group_size, method, sym, meta_bits, plan, ignore: the host, as in :func:`quantrature.quantize`; the
-            entries of a plan have no outliers of their own.
+            entries of a plan have no outliers of their own. A host that needs calibration is given the same text; what
+            it says is found once, with the host alone, and held in memory for all matrices.
         outliers: percent of all weights that are kept for their magnitude. Mind that this, like in the paper and on
             the command line, is percent, while :func:`quantrature.quantize` takes a share.
         significant: percent of all weights that are kept for their PQI.
@@ -107,6 +110,7 @@ def requant(
         outliers=0.0,
         plan=plan,
         ignore=ignore,
+        experts=False,
     )
     for name, entry in plan:
         if entry.outliers:
@@ -116,7 +120,7 @@ def requant(
     if not chosen:
         raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
     for linear in chosen:
-        check_weight(linear)
+        check_weight(linear.name, linear.weight)
     windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
     settings: dict[str, Any] = {
         "host": [entry.setting for entry in dict.fromkeys(entries.values())],
@@ -144,9 +148,21 @@ def requant(
     integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
 
     with not_training(model), progress_bar("requantizing", integrals * nodes * len(windows), progress) as bar:
-        stored = {
-            linear.name: quantize_matrix(linear.name, _original(linear), entries[linear.name]) for linear in chosen
-        }
+        host = (
+            calibrate(
+                model, linears, entries, windows, batch_size=batch_size, keep_statistics=True, weight_of=_original
+            )
+            if any(SOLVERS[entry.solver].needs for entry in entries.values())
+            else None
+        )
+        given = {} if host is None else host.statistics
+        stored = (
+            host.matrices
+            if host is not None
+            else {
+                linear.name: quantize_matrix(linear.name, _original(linear), entries[linear.name]) for linear in chosen
+            }
+        )
         with (
             gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext(),
             Matrices(model, chosen, stored, _original, windows, batch_size, effort, bar.advance) as matrices,
@@ -161,11 +177,11 @@ def requant(
                 del maps
                 state = "outliers"
                 if selection == "greedy":
-                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100)
-                    matrices.stored = _without_outliers(chosen, entries, counts)
+                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100, given)
+                    matrices.stored = _without_outliers(chosen, entries, counts, given)
                 else:
                     counts, temperature, trials = _search(
-                        matrices, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100
+                        matrices, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100, given
                     )
             significant_of, last = matrices.detach_stepwise(state, budgets[1], steps, prove=prove)
             found, stages = matrices.stored, tuple(matrices.stages)
@@ -224,19 +240,22 @@ def _original(linear: LinearWeight) -> torch.Tensor:
 
 
 def _without_outliers(
-    linears: Sequence[LinearWeight], entries: Mapping[str, PlanEntry], counts: Sequence[int]
+    linears: Sequence[LinearWeight],
+    entries: Mapping[str, PlanEntry],
+    counts: Sequence[int],
+    given: Mapping[str, Statistics],
 ) -> dict[str, QuantizedMatrix]:
     """Each matrix quantized with its largest weights left out of the fit and kept."""
     return {
-        linear.name: _with_count(linear, entries[linear.name], count)
+        linear.name: _with_count(linear, entries[linear.name], count, given.get(linear.name))
         for linear, count in zip(linears, counts, strict=True)
     }
 
 
-def _with_count(linear: LinearWeight, entry: PlanEntry, count: int) -> QuantizedMatrix:
+def _with_count(linear: LinearWeight, entry: PlanEntry, count: int, statistics: Statistics | None) -> QuantizedMatrix:
     weight = _original(linear)
     places = ops.topk(weight.view(-1), count)[1] if count else None
-    return quantize_matrix(linear.name, weight, entry, places)
+    return quantize_matrix(linear.name, weight, entry, places, statistics)
 
 
 def _search(
@@ -246,6 +265,7 @@ def _search(
     budget: int,
     temperatures: Sequence[float],
     largest_share: float,
+    given: Mapping[str, Statistics],
 ) -> tuple[Sequence[int], float, list[Trial]]:
     """Try every temperature; leave the stored forms of the best one in place."""
     trials: list[Trial] = []
@@ -255,7 +275,7 @@ def _search(
         counts = split(
             budget, sizes, [mean_pqi[linear.name] for linear in matrices.linears], temperature, largest_share
         )
-        matrices.stored = _without_outliers(matrices.linears, entries, counts)
+        matrices.stored = _without_outliers(matrices.linears, entries, counts, given)
         trials.append(Trial(temperature, matrices.measure()))
         if best is None or trials[-1].measured_loss_change < min(t.measured_loss_change for t in trials[:-1]):
             best = counts, temperature, matrices.stored
@@ -270,6 +290,7 @@ def greedy_counts(
     mean_pqi: Mapping[str, float],
     budget: int,
     largest_share: float,
+    given: Mapping[str, Statistics] | None = None,
 ) -> list[int]:
     """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
     errors = []
@@ -279,7 +300,9 @@ def greedy_counts(
         for share in SHARES:
             count = math.floor(min(share, largest_share) * linear.numel)
             if count not in by_count:
-                image = _with_count(linear, entries[linear.name], count).dequantize("float32")
+                image = _with_count(linear, entries[linear.name], count, (given or {}).get(linear.name)).dequantize(
+                    "float32"
+                )
                 by_count[count] = float((image - exact).abs().sum(dtype=torch.float64))
         errors.append(by_count)
     sizes = [linear.numel for linear in linears]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
-from ..methods import QuantizedMatrix
 from ..models import LinearWeight, find_linears, load_model, load_tokenizer
 from ..nn import QuantLinear, quantized_layers, replace_module
+from ..ops._outliers import offset_dtype
 from ..progress import progress as progress_bar
-from ..storage import MatrixSpec
+from ..storage import MatrixSpec, QuantizedMatrix
 from ..text import token_windows
 from ..verify import compare
 from .matrices import Matrices
 from .record import KeptWeights, Requantization
+
+OFFSET_BYTES = {"uint16": 2, "int32": 4, "int64": 8}
 
 
 def requant_folder(
@@ -192,12 +195,22 @@ def requant_folder(
 def affordable(stored: dict[str, QuantizedMatrix], budget: int) -> int:
     """How many more weights can be kept exactly for so many bytes; never one too many, and below 0 for none.
 
-    Matrices that keep none yet are charged for row offsets, whether they will need them or not.
+    Every matrix is charged for row offsets, whether it will need them or not, that are wide enough should all of the
+    weights fall to it.
     """
-    spent, dearest = 0, 0
+    fixed, dearest, offsets = 0, 0, []
     for matrix in stored.values():
         rows, cols = matrix.dense.shape
-        spent += matrix.nbytes + (4 * (rows + 1) if matrix.outliers is None else 0)
+        kept = 0 if matrix.outliers is None else matrix.outliers.nnz
+        fixed += matrix.nbytes - (0 if matrix.outliers is None else int(matrix.outliers.row_offsets.nbytes))
         value = 4 if matrix.dense.dtype == "float32" else 2
         dearest = max(dearest, value + (2 if cols <= 1 << 16 else 4))
-    return (budget - spent) // dearest
+        offsets.append((rows + 1, kept, rows * cols))
+
+    def fits(count: int) -> bool:
+        wide = (rows * OFFSET_BYTES[offset_dtype(min(kept + count, numel))] for rows, kept, numel in offsets)
+        return fixed + sum(wide) + dearest * count <= budget
+
+    if not fits(0):
+        return -1
+    return bisect.bisect_left(range(budget), True, key=lambda count: not fits(count + 1))

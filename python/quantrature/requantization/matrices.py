@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,8 @@ from .. import ops
 from ..analysis.integral import Integral
 from ..analysis.path import Moved, WeightPath
 from ..analysis.proving import Effort, Prover
-from ..methods import QuantizedMatrix
 from ..models import LinearWeight
+from ..storage import QuantizedMatrix
 from .record import Stage
 
 
@@ -119,7 +120,7 @@ class Matrices:
         if matrix.outliers is not None:
             places = torch.cat([matrix.outliers.positions(), places])
         _, sparse = ops.extract_outliers(self.original(linear), indices=places.sort().values)
-        self.stored[linear.name] = QuantizedMatrix(matrix.dense, sparse)
+        self.stored[linear.name] = dataclasses.replace(matrix, outliers=sparse)
 
     def detach(self, maps: Mapping[str, torch.Tensor], count: int) -> dict[str, int]:
         """Restore the weights with the largest values of the maps, ranked over all matrices together.

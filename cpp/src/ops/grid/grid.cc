@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -126,12 +127,8 @@ class Quantizer {
 
   void store(const float* x, const GridPiece& piece, Scratch& s) {
     const GridView& v = pieces_.view;
+    if (v.axis == 1) return store_row(x, piece, s);
     kernels().grid_encode(x, piece.size, v.group, a_.bits, s.inv.data(), s.zero.data(), s.codes.data());
-    if (v.axis == 1) {
-      kernels().pack_span(s.codes.data(), PackedSpan{piece.begin, piece.end, v.cols, a_.bits},
-                          a_.codes + piece.row * row_bytes_);
-      return;
-    }
     uint8_t rows[kRows * kGridColumns];
     for (int64_t first = 0; first < v.rows; first += kRows) {
       const int64_t count = std::min(kRows, v.rows - first);
@@ -142,6 +139,24 @@ class Quantizer {
         kernels().pack_span(rows + k * kGridColumns, PackedSpan{piece.begin, piece.end, v.cols, a_.bits},
                             a_.codes + (first + k) * row_bytes_);
     }
+  }
+
+  void store_row(const float* x, const GridPiece& piece, Scratch& s) {
+    const int64_t group = pieces_.view.group, cols = pieces_.view.cols;
+    uint8_t* row = a_.codes + piece.row * row_bytes_;
+    const float *inv = s.inv.data(), *zero = s.zero.data();
+    const PackedSpan span{piece.begin, piece.end, cols, a_.bits};
+    const int64_t done = kernels().grid_encode_blocks(x, piece.size, group, a_.bits, inv, zero, span, row);
+    if (done == piece.size) return;
+    // The group at hand goes on; what is left of it comes first.
+    uint8_t* codes = s.codes.data();
+    const int64_t head = std::min((group - done % group) % group, piece.size - done);
+    if (head > 0)
+      kernels().grid_encode(x + done, head, head, a_.bits, inv + done / group, zero + done / group, codes);
+    const int64_t g = (done + head) / group;
+    kernels().grid_encode(x + done + head, piece.size - done - head, group, a_.bits, inv + g, zero + g,
+                          codes + head);
+    kernels().pack_span(codes, PackedSpan{piece.begin + done, piece.end, cols, a_.bits}, row);
   }
 
   // Every group goes through all iterations while it is in the cache; which of them was the last is known
@@ -253,6 +268,7 @@ class Quantizer {
 
 int64_t group_count(int64_t rows, int64_t cols, int64_t group_size, int axis) {
   check(rows > 0 && cols > 0, "[group_count] the matrix must not be empty", "rows", rows, "cols", cols);
+  check_extent(rows, cols, "group_count", "the matrix");
   return view_of(rows, cols, group_size, axis, "group_count").groups();
 }
 
@@ -335,6 +351,35 @@ void dequantize(const DequantizeArgs& a) {
           store_float_row(out, row, begin, end - begin, values);
         }
       });
+}
+
+void round_to_half(const RoundToHalfArgs& a) {
+  check(a.count >= 1, "[round_to_half] count must be at least 1", "count", a.count);
+  check(a.values != nullptr && a.halves != nullptr && a.smallest != nullptr && a.largest != nullptr,
+        "[round_to_half] values, halves, smallest and largest must not be null");
+  constexpr int64_t kPart = 1 << 14;
+  struct Extremes {
+    int32_t below_smallest = INT32_MAX, largest = 0;  // bits of magnitudes, the smallest less 1
+  };
+  std::vector<Extremes> parts(static_cast<size_t>(ceil_div(a.count, kPart)));
+  parallel_for_pieces(a.count, kPart, [&](int64_t begin, int64_t end) {
+    kernels().f32_to_f16(a.values + begin, a.halves + begin, end - begin);
+    Extremes part;
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t bits = std::bit_cast<int32_t>(a.values[i]) & INT32_MAX;
+      part.below_smallest = std::min(part.below_smallest, static_cast<int32_t>(bits - 1) & INT32_MAX);
+      part.largest = std::max(part.largest, bits);
+    }
+    parts[static_cast<size_t>(begin / kPart)] = part;
+  });
+  Extremes all;
+  for (const Extremes& part : parts) {
+    all.below_smallest = std::min(all.below_smallest, part.below_smallest);
+    all.largest = std::max(all.largest, part.largest);
+  }
+  *a.smallest = all.below_smallest == INT32_MAX ? std::numeric_limits<float>::infinity()
+                                                : std::bit_cast<float>(all.below_smallest + 1);
+  *a.largest = std::bit_cast<float>(all.largest);
 }
 
 }  // namespace quantrature

@@ -100,6 +100,12 @@ void grid_encode(const float* x, int64_t n, int64_t group, int bits, const float
     codes[i] = static_cast<uint8_t>(code_of(x[i], inv[i / group], zero[i / group], top_code(bits)));
 }
 
+// None: the caller encodes and packs one after the other, which is what a fast kernel has to come to.
+int64_t grid_encode_blocks(const float*, int64_t, int64_t, int, const float*, const float*, const PackedSpan&,
+                           uint8_t*) noexcept {
+  return 0;
+}
+
 void grid_decode(const uint8_t* codes, int64_t n, int64_t group, const float* zero, const float* scale,
                  float* out) noexcept {
   for (int64_t i = 0; i < n; ++i)
@@ -112,6 +118,7 @@ void fill_grid(KernelTable& table) {
   table.grid_fit = grid_fit;
   table.grid_hqq = grid_hqq;
   table.grid_encode = grid_encode;
+  table.grid_encode_blocks = grid_encode_blocks;
   table.grid_decode = grid_decode;
 }
 

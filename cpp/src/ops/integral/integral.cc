@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kChunk = 2048;  // elements; four buffers of it fit a first-level cache, and pqi_sum's order
                                   // depends on it
-constexpr int64_t kTaskChunks = 32;
+constexpr int64_t kTask = 1 << 16;
 
 Matrix readable(const MutableMatrix& m) {
   return Matrix{m.data, m.rows, m.cols, m.row_stride, m.dtype};
@@ -60,16 +60,30 @@ int64_t chunks_of(int64_t rows, int64_t cols) {
   return rows * ((cols + kChunk - 1) / kChunk);
 }
 
-// Calls body(chunk, row, begin, n) for every chunk, on all threads.
+// Calls body(chunk, row, begin, n) for every chunk of so many elements, on all threads.
 template <class Body>
-void over_chunks(int64_t rows, int64_t cols, Body&& body) {
-  const int64_t per_row = (cols + kChunk - 1) / kChunk;
-  parallel_for_pieces(rows * per_row, kTaskChunks, [&](int64_t first, int64_t last) {
+void over_chunks(int64_t rows, int64_t cols, int64_t chunk_size, Body&& body) {
+  const int64_t per_row = (cols + chunk_size - 1) / chunk_size;
+  const int64_t chunks_of_task = std::max<int64_t>(1, kTask / chunk_size);
+  parallel_for_pieces(rows * per_row, chunks_of_task, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
-      const int64_t begin = chunk % per_row * kChunk;
-      body(chunk, chunk / per_row, begin, std::min(kChunk, cols - begin));
+      const int64_t begin = chunk % per_row * chunk_size;
+      body(chunk, chunk / per_row, begin, std::min(chunk_size, cols - begin));
     }
   });
+}
+
+template <class Body>
+void over_chunks(int64_t rows, int64_t cols, Body&& body) {
+  over_chunks(rows, cols, kChunk, body);
+}
+
+// Of what is computed element by element: chunks are for the buffers that other dtypes than float32 are
+// widened into.
+int64_t chunk_size_of(std::initializer_list<Matrix> widened) {
+  for (const Matrix& m : widened)
+    if (m.dtype != QTR_F32) return kChunk;
+  return kTask;
 }
 
 // A copy, rounded to another dtype where out has one.
@@ -101,7 +115,7 @@ void pqi_accumulate(const PqiAccumulateArgs& a) {
   if (done_on_device(a, op, &qtr_backend::pqi_accumulate)) return;
   const MutableMatrix out = joined ? flat(a.acc) : a.acc;
   const Matrix grad = joined ? flat(a.grad) : a.grad;
-  over_chunks(out.rows, out.cols, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
+  over_chunks(out.rows, out.cols, chunk_size_of({grad}), [&](int64_t, int64_t row, int64_t begin, int64_t n) {
     float wide[kChunk];
     kernels().pqi_accumulate(float_row_target(out, row, begin, nullptr), float_row(grad, row, begin, n, wide),
                              weight, n);
@@ -118,7 +132,8 @@ void pqi_finalize(const PqiFinalizeArgs& a) {
   const Matrix sums = joined ? flat(a.acc) : a.acc, w = joined ? flat(a.w) : a.w,
                image = joined ? flat(a.w_quantized) : a.w_quantized;
   const MutableMatrix out = joined ? flat(a.out) : a.out;
-  over_chunks(out.rows, out.cols, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
+  const int64_t chunk_size = chunk_size_of({w, image});
+  over_chunks(out.rows, out.cols, chunk_size, [&](int64_t, int64_t row, int64_t begin, int64_t n) {
     float wide_w[kChunk], wide_image[kChunk];
     kernels().pqi_finalize(float_row(sums, row, begin, n, nullptr), float_row(w, row, begin, n, wide_w),
                            float_row(image, row, begin, n, wide_image), a.keep_sign != 0,

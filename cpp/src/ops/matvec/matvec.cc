@@ -1,6 +1,7 @@
 #include "quantrature/matvec.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "common/check.hpp"
@@ -20,6 +21,7 @@ namespace {
 constexpr int64_t kBlockElements = 1 << 16;
 constexpr int64_t kTasksPerThread = 16;
 constexpr int64_t kNarrowCols = 65536;
+constexpr int64_t kPanel = 256;  // vectors prepared at a time
 
 int64_t ceil_div(int64_t n, int64_t d) {
   return (n + d - 1) / d;
@@ -37,6 +39,7 @@ struct Grid {
 Grid checked(const GridMatrix& w, const char* op) {
   const auto rule = [&](const char* text) { return std::string("[") + op + "] " + text; };
   check(w.rows > 0 && w.cols > 0, rule("w must not be empty").c_str(), "rows", w.rows, "cols", w.cols);
+  check_extent(w.rows, w.cols, op, "w");
   check(w.bits >= 1 && w.bits <= 8, rule("bits must be 1 to 8").c_str(), "bits", w.bits);
   check(w.group_size == -1 || w.group_size >= 1, rule("group_size must be -1 or at least 1").c_str(),
         "group_size", w.group_size);
@@ -88,63 +91,194 @@ float sparse_dot(const float* values, const Column* columns, int64_t n, const fl
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-float sparse_dot(const Csr& m, int64_t row, const float* x) {
-  const int64_t begin = offset_of(m, row), n = offset_of(m, row + 1) - begin;
-  const float* values = static_cast<const float*>(m.values) + begin;
-  return m.cols <= kNarrowCols ? sparse_dot(values, static_cast<const uint16_t*>(m.columns) + begin, n, x)
-                               : sparse_dot(values, static_cast<const int32_t*>(m.columns) + begin, n, x);
+// The same for a tile of vectors side by side: number j of vector v is x[j * kMatvecTile + v].
+template <class Column>
+void sparse_dots(const float* values, const Column* columns, int64_t n, const float* x, float* dots) {
+  float sum[4][kMatvecTile] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const float* from = x + columns[i] * kMatvecTile;
+    for (int64_t v = 0; v < kMatvecTile; ++v) sum[i % 4][v] += values[i] * from[v];
+  }
+  for (int64_t v = 0; v < kMatvecTile; ++v) dots[v] = (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);
 }
 
-// The vectors in all the forms that the kernels read.
-struct Vectors {
-  std::vector<float> widened, shifted, sums;
-  const float* x;
+// Calls body(values, columns, n) for the residuals of a row.
+template <class Body>
+auto with_row(const Csr& m, int64_t row, Body&& body) {
+  const int64_t begin = offset_of(m, row), n = offset_of(m, row + 1) - begin;
+  const float* values = static_cast<const float*>(m.values) + begin;
+  return m.cols <= kNarrowCols ? body(values, static_cast<const uint16_t*>(m.columns) + begin, n)
+                               : body(values, static_cast<const int32_t*>(m.columns) + begin, n);
+}
 
-  Vectors(const Matrix& m, const Grid& w, bool by_blocks) {
-    x = static_cast<const float*>(m.data);
-    if (m.dtype != QTR_F32 || (m.rows > 1 && m.row_stride != m.cols)) {
-      widened.resize(static_cast<size_t>(m.rows * m.cols));
-      for (int64_t v = 0; v < m.rows; ++v) {
-        float* to = widened.data() + v * m.cols;
-        const float* from = float_row(m, v, 0, m.cols, to);
-        if (from != to) std::copy_n(from, m.cols, to);
-      }
-      x = widened.data();
-    }
-    sums.resize(static_cast<size_t>(m.rows * w.groups));
-    for (int64_t v = 0; v < m.rows; ++v)
-      for (int64_t g = 0; g < w.groups; ++g) {
-        double sum = 0;
-        for (int64_t j = g * w.group; j < std::min((g + 1) * w.group, w.cols); ++j)
-          sum += static_cast<double>(x[v * w.cols + j]);
-        sums[static_cast<size_t>(v * w.groups + g)] = static_cast<float>(sum);
-      }
-    if (by_blocks) shift(m.rows, w);
+// The sum of each group of x.
+void group_sums(const float* x, const Grid& w, float* sums) {
+  constexpr int64_t kSums = 8;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const float* from = x + g * w.group;
+    const int64_t n = std::min(w.group, w.cols - g * w.group);
+    double sum[kSums] = {};
+    int64_t j = 0;
+    for (; j + kSums <= n; j += kSums)
+      for (int64_t k = 0; k < kSums; ++k) sum[k] += static_cast<double>(from[j + k]);
+    for (; j < n; ++j) sum[j % kSums] += static_cast<double>(from[j]);
+    sums[g] =
+        static_cast<float>(((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7])));
   }
+}
+
+// x with each plane in the units of in_word_units.
+void shift(const float* x, const Grid& w, float* to) {
+  int left = w.bits;
+  for (int p : {8, 4, 2, 1}) {
+    if (left < p) continue;
+    left -= p;
+    float factors[kMatvecRun];
+    for (int64_t i = 0; i < kMatvecRun; ++i) factors[i] = in_word_units(p, left, i);
+    int64_t j = 0;
+    for (; j + kMatvecRun <= w.cols; j += kMatvecRun)
+      for (int64_t i = 0; i < kMatvecRun; ++i) to[j + i] = x[j + i] * factors[i];
+    for (; j < w.cols; ++j) to[j] = x[j] * factors[j % kMatvecRun];
+    to += w.cols;
+  }
+}
+
+// Memory that is written before it is read.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n) : data_(n == 0 ? nullptr : new T[static_cast<size_t>(n)]) {}
+  T* data() const { return data_.get(); }
+  explicit operator bool() const { return data_ != nullptr; }
 
  private:
-  void shift(int64_t vectors, const Grid& w) {
-    shifted.resize(static_cast<size_t>(vectors * plane_count(w.bits) * w.cols));
-    float* to = shifted.data();
-    for (int64_t v = 0; v < vectors; ++v) {
-      int left = w.bits;
-      for (int p : {8, 4, 2, 1}) {
-        if (left < p) continue;
-        left -= p;
-        float factors[64];
-        for (int64_t i = 0; i < 64; ++i) factors[i] = in_word_units(p, left, i);
-        const float* from = x + v * w.cols;
-        for (int64_t j = 0; j < w.cols; ++j) to[j] = from[j] * factors[j % 64];
-        to += w.cols;
-      }
-    }
+  std::unique_ptr<T[]> data_;
+};
+
+enum class Kernel { kLoose, kFloats, kBytes };
+
+// How a matrix is multiplied.
+struct Way {
+  Kernel kernel;
+  int64_t blocked;  // columns that it takes in whole chunks; the others are unpacked first
+  int limbs;        // of a number of x, for kBytes
+  bool round;       // x to integers of 8 bits, first
+
+  Way(const Grid& w, qtr_activations activations) : round(activations == QTR_ACTIVATIONS_INT8) {
+    blocked = w.cols / kMatvecChunk * kMatvecChunk;
+    limbs = round ? 1 : 3;
+    const bool fits = blocked > 0 && (w.group % 32 == 0 || w.group >= blocked);
+    if (fits && kernels().matvec_bytes != nullptr)
+      kernel = Kernel::kBytes;
+    else if (fits && kernels().matvec_blocks != nullptr &&
+             (w.group % 64 == 0 || w.group == 32 || w.group >= blocked))
+      kernel = Kernel::kFloats;
+    else
+      kernel = Kernel::kLoose, blocked = 0;
   }
+};
+
+// The groups of the lanes of each chunk.
+std::vector<MatvecLanes> lanes_of(const Grid& w, const Way& way) {
+  std::vector<MatvecLanes> lanes;
+  if (way.kernel != Kernel::kBytes) return lanes;
+  for (int64_t column = 0; column < way.blocked; column += kMatvecChunk) {
+    MatvecLanes chunk{};
+    chunk.first = column / w.group;
+    for (int64_t lane = 0; lane < 16; lane += 2)
+      chunk.group[lane] = chunk.group[lane + 1] =
+          static_cast<int32_t>((column + lane * 16) / w.group - chunk.first);
+    chunk.count = chunk.group[15] + 1;
+    lanes.push_back(chunk);
+  }
+  return lanes;
+}
+
+// Some vectors in all the forms that the kernels read.
+class Panel {
+ public:
+  // For up to `most` vectors.
+  Panel(const Grid& w, const Way& way, bool residuals, DType dtype, int64_t most)
+      : w_(w),
+        way_(way),
+        residuals_(residuals),
+        widened_(dtype == QTR_F32 ? 0 : most * w.cols),
+        rounded_(way.round ? most * w.cols : 0),
+        shifted_(way.kernel == Kernel::kFloats ? most * plane_count(w.bits) * w.cols : 0),
+        sums_(most * w.groups),
+        limbs_(way.kernel == Kernel::kBytes ? most * way.limbs * way.blocked : 0),
+        limb_scale_(way.kernel == Kernel::kBytes ? most * way.blocked / kMatvecChunk * 16 : 0),
+        side_by_side_(residuals && most >= kSideBySide ? ceil_div(most, kMatvecTile) * kMatvecTile * w.cols
+                                                       : 0) {}
+
+  // Takes n vectors from first on.
+  void fill(const Matrix& m, int64_t first, int64_t n) {
+    x_ = m.dtype == QTR_F32 ? static_cast<const float*>(m.data) + first * m.row_stride : widened_.data();
+    x_stride_ = m.dtype == QTR_F32 ? m.row_stride : w_.cols;
+    size_ = n;
+    parallel_for_pieces(n, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v) {
+        if (widened_) float_row(m, first + v, 0, w_.cols, widened_.data() + v * w_.cols);
+        prepare(v);
+      }
+    });
+    if (!beside()) return;
+    parallel_for_pieces(w_.cols, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = 0; tile < n; tile += kMatvecTile) {
+        float* to = side_by_side_.data() + tile * w_.cols + begin * kMatvecTile;
+        for (int64_t j = begin; j < end; ++j, to += kMatvecTile)
+          for (int64_t v = 0; v < kMatvecTile; ++v)
+            to[v] = tile + v < n ? x_[(tile + v) * x_stride_ + j] : 0.0f;
+      }
+    });
+  }
+
+  int64_t size() const { return size_; }
+  // A vector, and the same as the codes are multiplied with.
+  const float* exact(int64_t v) const { return x_ + v * x_stride_; }
+  const float* vector(int64_t v) const { return rounded_ ? rounded_.data() + v * w_.cols : exact(v); }
+  int64_t vector_stride() const { return rounded_ ? w_.cols : x_stride_; }
+  const float* shifted(int64_t v) const { return shifted_.data() + v * plane_count(w_.bits) * w_.cols; }
+  const float* sums(int64_t v) const { return sums_.data() + v * w_.groups; }
+  // Of the tile that begins with vector v.
+  const int8_t* limbs(int64_t v) const { return limbs_.data() + v * way_.limbs * way_.blocked; }
+  const float* limb_scale(int64_t v) const {
+    return limb_scale_.data() + v * way_.blocked / kMatvecChunk * 16;
+  }
+  const float* side_by_side(int64_t v) const { return side_by_side_.data() + v * w_.cols; }
+  // Whether there are enough vectors for it.
+  bool beside() const { return size_ >= kSideBySide && side_by_side_; }
+
+ private:
+  static constexpr int64_t kSideBySide = 4;
+
+  void prepare(int64_t v) {
+    if (rounded_) kernels().matvec_round(exact(v), w_.cols, rounded_.data() + v * w_.cols);
+    group_sums(vector(v), w_, sums_.data() + v * w_.groups);
+    if (shifted_) shift(vector(v), w_, shifted_.data() + v * plane_count(w_.bits) * w_.cols);
+    if (!limbs_) return;
+    const int64_t tile = v / kMatvecTile * kMatvecTile, step = std::min(kMatvecTile, size_ - tile);
+    const int64_t chunk = way_.limbs * kMatvecChunk;
+    kernels().matvec_split(
+        vector(v), way_.blocked / kMatvecChunk, way_.limbs,
+        limbs_.data() + tile * way_.limbs * way_.blocked + (v - tile) * chunk, step * chunk,
+        limb_scale_.data() + tile * way_.blocked / kMatvecChunk * 16 + (v - tile) * 16, step * 16);
+  }
+
+  const Grid& w_;
+  const Way& way_;
+  bool residuals_;
+  const float* x_ = nullptr;
+  int64_t x_stride_ = 0, size_ = 0;
+  Buffer<float> widened_, rounded_, shifted_, sums_;
+  Buffer<int8_t> limbs_;
+  Buffer<float> limb_scale_, side_by_side_;
 };
 
 // Memory of one task.
 struct Scratch {
-  std::vector<float> scale, zero;
-  std::vector<uint8_t> codes;
+  Buffer<float> scale, zero, y;
+  Buffer<uint8_t> codes;
 };
 
 class Product {
@@ -152,33 +286,37 @@ class Product {
   Product(const MatvecArgs& args, const Grid& w)
       : a_(args),
         w_(w),
-        blocked_(w.cols / kMatvecChunk * kMatvecChunk),
-        by_blocks_(blocked_ > 0 && (w.group % 64 == 0 || w.group == 32 || w.group >= blocked_)),
-        vectors_(args.x, w, by_blocks_),
-        rows_of_block_(std::max<int64_t>(1, kBlockElements / w.cols)) {
-    const int64_t blocks = ceil_div(w.rows, rows_of_block_);
-    scratch_.resize(static_cast<size_t>(std::min<int64_t>(blocks, num_threads() * kTasksPerThread)));
-    for (Scratch& s : scratch_) {
-      const auto groups = static_cast<size_t>(rows_of_block_ * w.groups);
-      s.scale.resize(groups);
-      s.zero.resize(groups, symmetric_zero(w.bits));
-      s.codes.resize(static_cast<size_t>(by_blocks_ ? kMatvecChunk : w.cols));
-    }
+        way_(w, args.activations),
+        lanes_(lanes_of(w, way_)),
+        panel_(w, way_, args.residuals.row_offsets != nullptr, args.x.dtype, std::min(args.x.rows, kPanel)),
+        rows_of_block_(std::max<int64_t>(1, kBlockElements / w.cols / 4) * 4),
+        symmetric_(w.sym ? static_cast<size_t>(rows_of_block_ * w.groups) : 0, symmetric_zero(w.bits)) {
+    const int64_t blocks = ceil_div(w.rows, rows_of_block_), groups = rows_of_block_ * w.groups;
+    const int64_t tasks = std::min<int64_t>(blocks, num_threads() * kTasksPerThread);
+    for (int64_t i = 0; i < tasks; ++i)
+      scratch_.push_back({Buffer<float>(w.scale.dtype == QTR_F32 ? 0 : groups),
+                          Buffer<float>(w.sym || w.zero.dtype == QTR_F32 ? 0 : groups),
+                          Buffer<float>(args.out.dtype == QTR_F32 ? 0 : kMatvecTile * rows_of_block_),
+                          Buffer<uint8_t>(w.cols - way_.blocked)});
   }
 
   void run() {
     const int64_t blocks = ceil_div(w_.rows, rows_of_block_), tasks = static_cast<int64_t>(scratch_.size());
-    parallel_for(tasks, [&](int64_t task) {
-      for (int64_t i = blocks * task / tasks; i < blocks * (task + 1) / tasks; ++i)
-        rows(i * rows_of_block_, std::min((i + 1) * rows_of_block_, w_.rows),
-             scratch_[static_cast<size_t>(task)]);
-    });
+    for (int64_t first = 0; first < a_.x.rows; first += kPanel) {
+      panel_.fill(a_.x, first, std::min(kPanel, a_.x.rows - first));
+      parallel_for(tasks, [&](int64_t task) {
+        for (int64_t tile = 0; tile < panel_.size(); tile += kMatvecTile)
+          for (int64_t i = blocks * task / tasks; i < blocks * (task + 1) / tasks; ++i)
+            multiply(i * rows_of_block_, std::min((i + 1) * rows_of_block_, w_.rows), first, tile,
+                     scratch_[static_cast<size_t>(task)]);
+      });
+    }
   }
 
  private:
-  void rows(int64_t first, int64_t last, Scratch& s) const {
-    float* y = static_cast<float*>(a_.out.data);
-    const int64_t vectors = a_.x.rows, groups = (last - first) * w_.groups, at = first * w_.groups;
+  // Rows [first, last) and the tile of vectors of the panel, which begins with vector panel_first.
+  void multiply(int64_t first, int64_t last, int64_t panel_first, int64_t tile, Scratch& s) const {
+    const int64_t groups = (last - first) * w_.groups, at = first * w_.groups;
     MatvecBlock block{};
     block.codes = w_.codes + first * w_.row_bytes;
     block.row_bytes = w_.row_bytes;
@@ -188,42 +326,62 @@ class Product {
     block.group = w_.group;
     block.groups = w_.groups;
     block.scale = float_row(w_.scale, 0, at, groups, s.scale.data());
-    block.zero = w_.sym ? s.zero.data() : float_row(w_.zero, 0, at, groups, s.zero.data());
-    block.vectors = vectors;
-    block.x = vectors_.x;
-    block.shifted = vectors_.shifted.data();
-    block.sums = vectors_.sums.data();
-    block.y = y + first;
-    block.y_stride = a_.out.row_stride;
+    block.zero = w_.sym ? symmetric_.data() : float_row(w_.zero, 0, at, groups, s.zero.data());
+    block.vectors = std::min(kMatvecTile, panel_.size() - tile);
+    block.x = panel_.vector(tile);
+    block.x_stride = panel_.vector_stride();
+    block.shifted = panel_.shifted(tile);
+    block.sums = panel_.sums(tile);
+    block.y_stride = s.y ? block.rows : a_.out.row_stride;
+    block.y = s.y ? s.y.data()
+                  : static_cast<float*>(a_.out.data) + (panel_first + tile) * a_.out.row_stride + first;
 
-    for (int64_t v = 0; v < vectors; ++v) std::fill_n(block.y + v * block.y_stride, block.rows, 0.0f);
-    if (by_blocks_) kernels().matvec_blocks(block);
-    const int64_t begin = by_blocks_ ? blocked_ : 0;
-    if (begin < w_.cols) loose_codes(block, begin, s.codes.data());
-    kernels().matvec_zeros(block);
-    if (a_.residuals.row_offsets != nullptr)
-      for (int64_t row = first; row < last; ++row)
-        for (int64_t v = 0; v < vectors; ++v)
-          y[v * a_.out.row_stride + row] += sparse_dot(a_.residuals, row, vectors_.x + v * w_.cols);
+    for (int64_t v = 0; v < block.vectors; ++v) std::fill_n(block.y + v * block.y_stride, block.rows, 0.0f);
+    if (way_.kernel == Kernel::kBytes) {
+      kernels().matvec_bytes({block, lanes_.data(), way_.limbs, panel_.limbs(tile), panel_.limb_scale(tile)});
+    } else {
+      if (way_.kernel == Kernel::kFloats) kernels().matvec_blocks(block);
+      kernels().matvec_zeros(block);
+    }
+    if (way_.blocked < w_.cols) loose_codes(block, tile, s.codes.data());
+    if (a_.residuals.row_offsets != nullptr) outliers(block, first, tile);
+    for (int64_t v = 0; s.y && v < block.vectors; ++v)
+      store_float_row(a_.out, panel_first + tile + v, first, block.rows, block.y + v * block.y_stride);
   }
 
-  // Columns from begin on, unpacked first.
-  void loose_codes(const MatvecBlock& block, int64_t begin, uint8_t* codes) const {
+  // The columns that no chunk has, unpacked first.
+  void loose_codes(const MatvecBlock& block, int64_t tile, uint8_t* codes) const {
     for (int64_t row = 0; row < block.rows; ++row) {
-      kernels().unpack_span(block.codes + row * block.row_bytes, PackedSpan{begin, w_.cols, w_.cols, w_.bits},
-                            codes);
+      kernels().unpack_span(block.codes + row * block.row_bytes,
+                            PackedSpan{way_.blocked, w_.cols, w_.cols, w_.bits}, codes);
       for (int64_t v = 0; v < block.vectors; ++v)
         block.y[v * block.y_stride + row] += kernels().matvec_codes(
-            codes, begin, w_.cols, w_.group, block.scale + row * w_.groups, block.x + v * w_.cols);
+            codes, way_.blocked, w_.cols, w_.group, block.scale + row * w_.groups, panel_.vector(tile + v));
     }
+  }
+
+  void outliers(const MatvecBlock& block, int64_t first, int64_t tile) const {
+    for (int64_t row = 0; row < block.rows; ++row)
+      with_row(a_.residuals, first + row, [&](const float* values, const auto* columns, int64_t n) {
+        float* y = block.y + row;
+        if (panel_.beside()) {
+          float dots[kMatvecTile];
+          sparse_dots(values, columns, n, panel_.side_by_side(tile), dots);
+          for (int64_t v = 0; v < block.vectors; ++v) y[v * block.y_stride] += dots[v];
+        } else {
+          for (int64_t v = 0; v < block.vectors; ++v)
+            y[v * block.y_stride] += sparse_dot(values, columns, n, panel_.exact(tile + v));
+        }
+      });
   }
 
   const MatvecArgs& a_;
   const Grid& w_;
-  int64_t blocked_;  // columns in whole chunks
-  bool by_blocks_;   // whether the groups let a kernel read those packed
-  Vectors vectors_;
-  int64_t rows_of_block_;
+  const Way way_;
+  const std::vector<MatvecLanes> lanes_;
+  Panel panel_;
+  const int64_t rows_of_block_;
+  const std::vector<float> symmetric_;  // zeros of a block
   std::vector<Scratch> scratch_;
 };
 
@@ -270,9 +428,11 @@ void matvec(const MatvecArgs& a) {
   check_matrix(a.out, "matvec", "out");
   check(a.x.cols == w.cols, "[matvec] x must have as many numbers as w has columns", "cols", a.x.cols,
         "expected", w.cols);
-  check(a.out.rows == a.x.rows && a.out.cols == w.rows && a.out.dtype == QTR_F32,
-        "[matvec] out must be float32, a row for each vector, a column for each row of w", "rows", a.out.rows,
-        "cols", a.out.cols, "dtype", static_cast<int>(a.out.dtype));
+  check(a.out.rows == a.x.rows && a.out.cols == w.rows,
+        "[matvec] out must have a row for each vector, a column for each row of w", "rows", a.out.rows,
+        "cols", a.out.cols);
+  check(a.activations == QTR_ACTIVATIONS_FLOAT32 || a.activations == QTR_ACTIVATIONS_INT8,
+        "[matvec] activations must be float32 or int8", "activations", static_cast<int>(a.activations));
   if (a.residuals.row_offsets != nullptr) {
     check_shape(a.residuals, w, "[matvec] residuals must have the shape of w");
     check(a.residuals.dtype == QTR_F32, "[matvec] residuals must be float32", "dtype",

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "runtime/reference.hpp"
 
@@ -27,7 +28,7 @@ void matvec_blocks(const MatvecBlock& b) noexcept {
       for (int64_t j = 0; j < end; ++j)
         sum += static_cast<double>(b.scale[row * b.groups + j / b.group]) *
                code_at(b.codes + row * b.row_bytes, b.bits, b.cols, j) *
-               static_cast<double>(b.x[v * b.cols + j]);
+               static_cast<double>(b.x[v * b.x_stride + j]);
       b.y[v * b.y_stride + row] += static_cast<float>(sum);
     }
 }
@@ -52,12 +53,27 @@ float matvec_codes(const uint8_t* codes, int64_t begin, int64_t end, int64_t gro
   return static_cast<float>(sum);
 }
 
+// To multiples of a 127th of the largest of each run.
+void matvec_round(const float* x, int64_t n, float* out) noexcept {
+  for (int64_t begin = 0; begin < n; begin += kMatvecRun) {
+    const int64_t end = std::min(begin + kMatvecRun, n);
+    float largest = 0;
+    for (int64_t j = begin; j < end; ++j) largest = std::abs(x[j]) <= largest ? largest : std::abs(x[j]);
+    const bool rounds = !(largest < kSmallestRounded);
+    const float unit = rounds ? largest / 127 : 0.0f, inverse = rounds ? 127 / largest : 0.0f;
+    for (int64_t j = begin; j < end; ++j) out[j] = std::nearbyint(x[j] * inverse) * unit;
+  }
+}
+
 }  // namespace
 
 void fill_matvec(KernelTable& table) {
   table.matvec_blocks = matvec_blocks;
   table.matvec_zeros = matvec_zeros;
   table.matvec_codes = matvec_codes;
+  table.matvec_round = matvec_round;
 }
+
+void fill_matvec_bytes(KernelTable&) {}
 
 }  // namespace quantrature::reference

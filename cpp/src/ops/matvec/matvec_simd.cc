@@ -1,13 +1,16 @@
-// Written out in vectors. Eight words of a plane have the codes of eight neighbours at the same bits, so that
-// a mask and a conversion give eight factors at once, as in_word_units (block.hpp) says; the multiplication
-// adds to a sum of 64 or 32 codes, whose scale comes in at its end. Three instructions for eight codes of a
-// plane: the arithmetic is the limit, not the memory.
+// The products of blocks are written out in vectors. Eight words of a plane have the codes of eight
+// neighbours at the same bits, so that a mask and a conversion give eight factors at once, as in_word_units
+// (block.hpp) says; the multiplication adds to a sum of 64 or 32 codes, whose scale comes in at its end.
+// Three instructions for eight codes of a plane: the arithmetic is the limit, not the memory. They are
+// compiled where they have their use: not where matvec_bytes_simd.cc has faster ones, and not without
+// vectors.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/matvec/matvec_simd.cc"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 #include <bit>
+#include <cmath>
 
 #include "runtime/simd_kernels.hpp"
 
@@ -28,6 +31,10 @@ using Words = hn::RebindToUnsigned<Floats>;
 using Float = hn::Vec<Floats>;
 constexpr int kWidth = static_cast<int>(hn::MaxLanes(Floats()));
 constexpr int kParts = kLanes / kWidth;  // vectors that hold eight numbers
+
+#undef QUANTRATURE_BLOCKS
+#if HWY_TARGET != HWY_SCALAR && !(HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL)
+#define QUANTRATURE_BLOCKS MatvecBlocks
 
 template <int kVectors>
 struct Sums {
@@ -215,6 +222,10 @@ void MatvecBlocks(const MatvecBlock& b) {
   }
 }
 
+#else
+#define QUANTRATURE_BLOCKS nullptr
+#endif
+
 // Calls body(i) for i at every full vector of [0, n), then rest(i) for the numbers that remain.
 template <class Body, class Rest>
 HWY_INLINE void ForVectors(int64_t n, Body&& body, Rest&& rest) {
@@ -269,10 +280,38 @@ float MatvecCodes(const uint8_t* HWY_RESTRICT codes, int64_t begin, int64_t end,
   return hn::GetLane(hn::SumOfLanes(d, total)) + rest;
 }
 
+void MatvecRound(const float* HWY_RESTRICT x, int64_t n, float* HWY_RESTRICT out) {
+  const Floats d;
+  const hn::RebindToSigned<Floats> i;
+  for (int64_t begin = 0; begin < n; begin += kMatvecRun) {
+    const float* from = x + begin;
+    float* to = out + begin;
+    const int64_t size = HWY_MIN(kMatvecRun, n - begin);
+    // As integers, magnitudes keep their order and NaN is above all.
+    auto bits = hn::Zero(i);
+    int32_t loose = 0;
+    ForVectors(
+        size,
+        [&](int64_t k) HWY_ATTR { bits = hn::Max(bits, hn::BitCast(i, hn::Abs(hn::LoadU(d, from + k)))); },
+        [&](int64_t k) { loose = HWY_MAX(loose, std::bit_cast<int32_t>(std::fabs(from[k]))); });
+    const float largest = std::bit_cast<float>(HWY_MAX(loose, hn::GetLane(hn::MaxOfLanes(i, bits))));
+    const bool rounds = !(largest < kSmallestRounded);
+    const float unit = rounds ? largest / 127 : 0.0f, inverse = rounds ? 127 / largest : 0.0f;
+    ForVectors(
+        size,
+        [&](int64_t k) HWY_ATTR {
+          const Float scaled = hn::Mul(hn::LoadU(d, from + k), hn::Set(d, inverse));
+          hn::StoreU(hn::Mul(hn::Round(scaled), hn::Set(d, unit)), d, to + k);
+        },
+        [&](int64_t k) { to[k] = std::nearbyint(from[k] * inverse) * unit; });
+  }
+}
+
 void FillKernels(KernelTable& table) {
-  table.matvec_blocks = MatvecBlocks;
+  table.matvec_blocks = QUANTRATURE_BLOCKS;
   table.matvec_zeros = MatvecZeros;
   table.matvec_codes = MatvecCodes;
+  table.matvec_round = MatvecRound;
 }
 
 }  // namespace

@@ -45,10 +45,13 @@ Moments moments_of_run(const Matrix& x, int64_t row, int64_t begin, int64_t end)
 void over_tensor(const MomentsArgs& a) {
   const int64_t chunks = ceil_div(a.x.cols, kTaskElements);
   std::vector<Moments> parts(static_cast<size_t>(a.x.rows * chunks));
-  parallel_for(a.x.rows * chunks, [&](int64_t i) {
-    const int64_t begin = i % chunks * kTaskElements;
-    parts[static_cast<size_t>(i)] =
-        moments_of_run(a.x, i / chunks, begin, std::min(begin + kTaskElements, a.x.cols));
+  const int64_t parts_of_task = std::max<int64_t>(1, kTaskElements / a.x.cols);
+  parallel_for_pieces(a.x.rows * chunks, parts_of_task, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i % chunks * kTaskElements;
+      parts[static_cast<size_t>(i)] =
+          moments_of_run(a.x, i / chunks, begin, std::min(begin + kTaskElements, a.x.cols));
+    }
   });
   Moments total = parts[0];
   for (size_t i = 1; i < parts.size(); ++i) total = merge_moments(total, parts[i]);

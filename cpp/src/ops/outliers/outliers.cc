@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kNarrowCols = 65536;
 constexpr int64_t kTaskElements = 1 << 16;
+constexpr int64_t kPieceBytes = 1 << 13;
+constexpr int64_t kCacheBytes = 1 << 25;  // what the last level of a cache may hold
 
 bool wide_offsets(int64_t nnz) {
   return nnz > INT32_MAX;
@@ -42,31 +44,50 @@ char* element(const MutableMatrix& m, int64_t row, int64_t col) {
   return static_cast<char*>(m.data) + (row * m.row_stride + col) * element_size(m.dtype);
 }
 
-// Columns begin to end of one row: copied, then emptied where an outlier is.
-void split_run(const OutliersArgs& a, const int64_t* indices, int64_t nnz, int64_t row, int64_t begin,
-               int64_t end) {
-  const size_t size = static_cast<size_t>(element_size(a.w.dtype));
-  if (a.remainder.data != a.w.data)
-    std::memcpy(element(a.remainder, row, begin), element(a.w, row, begin),
-                static_cast<size_t>(end - begin) * size);
+// The cache cannot hold the remainder anyway.
+bool passes_cache(const OutliersArgs& a) {
+  return a.remainder.data != a.w.data && a.w.rows * a.w.cols * element_size(a.w.dtype) > kCacheBytes;
+}
+
+bool without_gaps(const OutliersArgs& a) {
+  return a.w.row_stride == a.w.cols && a.remainder.row_stride == a.w.cols;
+}
+
+// Columns begin to end of one row: copied, then emptied where an outlier is, before they pass the cache, if
+// they do. Unless that has been done, and only columns and offsets are to be written.
+void split_run(const OutliersArgs& a, const int64_t* indices, int64_t nnz, bool emptied, int64_t row,
+               int64_t begin, int64_t end) {
+  const int64_t size = element_size(a.w.dtype);
+  const bool past_cache = !emptied && passes_cache(a);
   const int64_t base = row * a.w.cols;
   int64_t at = std::lower_bound(indices, indices + nnz, base + begin) - indices;
   if (begin == 0) put_offset(a, row, nnz, at);
-  for (; at < nnz && indices[at] < base + end; ++at) {
-    const int64_t column = indices[at] - base;
-    put_column(a, at, column);
-    std::memset(element(a.remainder, row, column), 0, size);
+  alignas(64) char piece[kPieceBytes];
+  const int64_t step = emptied ? end - begin : kPieceBytes / size;
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t last = std::min(first + step, end);
+    const size_t bytes = static_cast<size_t>((last - first) * size);
+    char* target = past_cache ? piece : element(a.remainder, row, first);
+    if (!emptied && a.remainder.data != a.w.data) std::memcpy(target, element(a.w, row, first), bytes);
+    for (; at < nnz && indices[at] < base + last; ++at) {
+      const int64_t column = indices[at] - base;
+      put_column(a, at, column);
+      if (!emptied) std::memset(target + (column - first) * size, 0, static_cast<size_t>(size));
+    }
+    if (past_cache)
+      kernels().copy_past_cache(piece, element(a.remainder, row, first), (last - first) * size,
+                                element(a.w, row, last));
   }
 }
 
-void split(const OutliersArgs& a, const int64_t* indices, int64_t nnz) {
+void split(const OutliersArgs& a, const int64_t* indices, int64_t nnz, bool emptied) {
   put_offset(a, a.w.rows, nnz, nnz);
   const int64_t runs = (a.w.cols + kTaskElements - 1) / kTaskElements;
   const int64_t runs_of_task = std::max<int64_t>(1, kTaskElements / a.w.cols);
   parallel_for_pieces(a.w.rows * runs, runs_of_task, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i % runs * kTaskElements;
-      split_run(a, indices, nnz, i / runs, begin, std::min(begin + kTaskElements, a.w.cols));
+      split_run(a, indices, nnz, emptied, i / runs, begin, std::min(begin + kTaskElements, a.w.cols));
     }
   });
 }
@@ -114,17 +135,23 @@ void extract_outliers(const OutliersArgs& a) {
   if (a.indices != nullptr) {
     check_chosen(a, elements);
     copy_chosen(a);
-    return split(a, a.indices, a.count);
+    return split(a, a.indices, a.count, false);
   }
   std::vector<int64_t> indices(static_cast<size_t>(a.per_row ? a.w.rows * a.count : a.count));
-  select_largest(
-      {sizeof(TopkArgs), &a.w, 1, a.count, QTR_KEY_ABS, a.per_row, indices.data(), a.values, nullptr, {}},
-      {"extract_outliers", "w"});
-  split(a, indices.data(), static_cast<int64_t>(indices.size()));
+  const TopkArgs largest{sizeof(TopkArgs), &a.w,           1,        a.count, QTR_KEY_ABS,
+                         a.per_row,        indices.data(), a.values, nullptr};
+  const Asker asker{"extract_outliers", "w"};
+  bool emptied = false;
+  if (a.count > 0 && !a.per_row && passes_cache(a) && without_gaps(a))
+    emptied = select_and_empty(largest, asker, a.remainder.data);
+  else
+    select_largest(largest, asker);
+  split(a, indices.data(), static_cast<int64_t>(indices.size()), emptied);
 }
 
 void check_csr(const Csr& m) {
   check(m.rows > 0 && m.cols > 0, "[csr] shape must not be empty", "rows", m.rows, "cols", m.cols);
+  check_extent(m.rows, m.cols, "csr", "shape");
   check(m.nnz >= 0, "[csr] nnz must be at least 0", "nnz", m.nnz);
   check(m.row_offsets != nullptr && (m.nnz == 0 || (m.values != nullptr && m.columns != nullptr)),
         "[csr] values, columns and row_offsets must not be null");

@@ -18,6 +18,7 @@ void check_layout(const char* op, const void* codes, int64_t rows, int64_t cols,
   const std::string at = std::string("[") + op + "] ";
   const auto rule = [&](const char* text) { return at + text; };
   check(rows > 0 && cols > 0, rule("codes must not be empty").c_str(), "rows", rows, "cols", cols);
+  check_extent(rows, std::max(cols, row_stride), op, "codes");
   check(codes != nullptr && packed != nullptr, rule("codes and packed must not be null").c_str());
   check(bits >= 1 && bits <= 8, rule("bits must be 1 to 8").c_str(), "bits", bits);
   check(rows == 1 || row_stride >= cols, rule("codes has rows that overlap").c_str(), "row_stride",
@@ -43,6 +44,7 @@ void for_spans(int64_t rows, int64_t cols, int bits, Body&& body) {
 int64_t row_bytes(int64_t cols, int bits) {
   check(bits >= 1 && bits <= 8, "[row_bytes] bits must be 1 to 8", "bits", bits);
   check(cols >= 1, "[row_bytes] cols must be at least 1", "cols", cols);
+  check_extent(1, cols, "row_bytes", "a row");
   return bits * ((cols + 7) / 8);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -145,6 +146,7 @@ struct Selection {
   const Asker& asker;
   std::vector<Span> spans;
   int64_t total;
+  char* remainder;  // of select_and_empty, else null
 
   bool by_abs() const { return args.key == QTR_KEY_ABS; }
   int64_t span_count() const { return static_cast<int64_t>(spans.size()); }
@@ -214,6 +216,32 @@ Found gather_span(const Selection& s, int64_t i, float low, Scratch& scratch) {
   return {scratch.values, scratch.offsets, count};
 }
 
+const char* bytes_of(const Span& s) {
+  return static_cast<const char*>(s.m->data) + s.base * element_size(s.m->dtype);
+}
+
+// A copy of the span, with 0 at the candidates: all but a fifth of them will be selected.
+void empty_span(const Selection& s, const Span& span, const Found& found) {
+  const int64_t size = element_size(span.m->dtype);
+  alignas(64) char piece[kSpan * sizeof(float)];
+  std::memcpy(piece, bytes_of(span), static_cast<size_t>(span.n * size));
+  for (int64_t c = 0; c < found.count; ++c)
+    std::memset(piece + found.offsets[c] * size, 0, static_cast<size_t>(size));
+  kernels().copy_past_cache(piece, s.remainder + span.base * size, span.n * size,
+                            bytes_of(span) + span.n * size);
+}
+
+// What was a candidate and is not selected goes back.
+void refill_span(const Selection& s, const Span& span, const Found& found, float reached, int64_t ties) {
+  const size_t size = static_cast<size_t>(element_size(span.m->dtype));
+  for (int64_t c = 0; c < found.count; ++c) {
+    const float score = score_of(found.values[c], s.by_abs());
+    if (score > reached || (score == reached && ties-- > 0)) continue;
+    const size_t at = found.offsets[c] * size;
+    std::memcpy(s.remainder + static_cast<size_t>(span.base) * size + at, bytes_of(span) + at, size);
+  }
+}
+
 // Gathers everything from low up; false where that is more than there is room for.
 bool gather(const Selection& s, float low, Candidates& candidates) {
   parallel_for_pieces(s.span_count(), kTaskSpans, [&](int64_t first, int64_t last) {
@@ -222,6 +250,7 @@ bool gather(const Selection& s, float low, Candidates& candidates) {
       const Found found = gather_span(s, i, low, scratch);
       const int64_t start = candidates.used.fetch_add(found.count);
       candidates.of_span[static_cast<size_t>(i)] = {start, found.count};
+      if (s.remainder != nullptr) empty_span(s, s.span(i), found);
       if (start + found.count > candidates.capacity) continue;
       std::copy_n(found.values, found.count, candidates.values.get() + start);
       std::copy_n(found.offsets, found.count, candidates.offsets.get() + start);
@@ -266,9 +295,10 @@ void write_selected(const Selection& s, Cut cut, FoundIn&& found_in) {
       const Share& share = shares[static_cast<size_t>(i)];
       int64_t to = share.start, ties = share.ties;
       const int64_t end = to + share.above + ties;
-      if (to == end) continue;
+      if (to == end && s.remainder == nullptr) continue;
       const Found found = found_in(i, scratch);
       const Span& span = s.span(i);
+      if (s.remainder != nullptr) refill_span(s, span, found, reached, ties);
       // Written whether selected or not, and then kept or not, because which are is not to be predicted.
       for (int64_t c = 0; to < end; ++c) {
         const float score = score_of(found.values[c], by_abs);
@@ -420,7 +450,7 @@ void select_largest(const TopkArgs& a, const Asker& asker) {
 
   std::vector<Matrix> rows;
   rows.reserve(static_cast<size_t>(a.x_count));
-  Selection s{a, asker, {}, 0};
+  Selection s{a, asker, {}, 0, nullptr};
   for (int64_t i = 0; i < a.x_count; ++i) {
     rows.push_back(joined(a.x[i]));
     append_spans(s.spans, rows.back(), i);
@@ -428,6 +458,17 @@ void select_largest(const TopkArgs& a, const Asker& asker) {
   }
   std::vector<uint32_t> counts(kBins);
   if (!select_among_candidates(s, counts.data())) select_by_digits(s);
+}
+
+bool select_and_empty(const TopkArgs& a, const Asker& asker, void* remainder) {
+  const Matrix row = joined(a.x[0]);
+  Selection s{a, asker, {}, row.cols, static_cast<char*>(remainder)};
+  append_spans(s.spans, row, 0);
+  std::vector<uint32_t> counts(kBins);
+  if (select_among_candidates(s, counts.data())) return true;
+  s.remainder = nullptr;
+  select_by_digits(s);
+  return false;
 }
 
 void topk(const TopkArgs& a) {

@@ -1,0 +1,246 @@
+"""The host methods side by side, each alone and with ReQuant, and llama.cpp's K-quants: quality, bits and time.
+
+    python bench/hosts.py MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--hosts rtn,hqq,...]
+        [--work FOLDER] [--output bench/results]
+
+Every method that is registered takes part; ReQuant at the settings of arXiv 2503.01901 for the hosts it has. Perplexity
+and mean divergence from the original are on the text, bits are all that is stored. With --work every row is kept there
+and not measured again. Rows of llama.cpp are its images of the same matrices in the same model; without the packages
+``gguf`` and ``llama_cpp`` they are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import machine
+
+import quantrature as qtr
+from quantrature import evaluate, models
+from quantrature.methods import METHODS
+from quantrature.nn import quantized_layers
+from quantrature.text import token_windows
+
+ALONE: dict[str, dict[str, Any]] = {
+    "rtn": {"group_size": 128},
+    "hqq": {"group_size": 128},
+    "awq": {"group_size": 128},
+    "gptq": {"group_size": 128},
+    "squeezellm": {"group_size": -1},
+    "qtip": {"group_size": -1},
+}
+"""Hosts in the order of the table, and their grids."""
+
+REQUANT: dict[str, dict[str, Any]] = {
+    "rtn": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
+    "hqq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
+    "awq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
+    "gptq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
+    "squeezellm": {"group_size": -1, "outliers": 0.45, "significant": 0.05},
+    "qtip": {"group_size": -1, "outliers": 0.0, "significant": 0.5},
+}
+"""Percent that ReQuant keeps: the paper's for awq (which rtn, hqq and gptq share), squeezellm and qtip."""
+
+KQUANTS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True, help="text to evaluate on")
+    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
+    parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text for the hosts")
+    parser.add_argument("--requant-nsamples", type=int, default=32, help="windows of calibration text for ReQuant")
+    parser.add_argument("--bits", default="2,3,4")
+    parser.add_argument("--hosts", default=",".join(ALONE))
+    parser.add_argument("--work", type=Path, help="folder for rows that are done")
+    parser.add_argument("--output", type=Path, help="folder for the table")
+    return parser.parse_args()
+
+
+class Bench:
+    """One model, its texts, and the rows so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        tokenizer = models.load_tokenizer(options.model)
+        self.original = models.load_model(options.model, "float32")
+        self.evaluation = token_windows(options.text, tokenizer, seqlen=options.seqlen, max_tokens=options.tokens)
+        self.windows = token_windows(options.calibration, tokenizer, seqlen=options.seqlen, nsamples=options.nsamples)
+        self.work = None if options.work is None else options.work / "rows.jsonl"
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self.work is not None:
+            self.work.parent.mkdir(parents=True, exist_ok=True)
+            if self.work.exists():
+                self.rows = {row["name"]: row for row in map(json.loads, self.work.read_text().splitlines())}
+
+    def row(self, name: str, bits: int, make: Callable[[Any], tuple[float, float]]) -> None:
+        """Measure a row unless it is done; make changes a model and returns bits per weight and seconds."""
+        if name in self.rows:
+            return
+        model = models.load_model(self.options.model, "float32")
+        stored, seconds = make(model)
+        found = evaluate.divergence(model, self.original, self.evaluation, seqlen=self.options.seqlen, batch_size=8)
+        self.rows[name] = {
+            "name": name,
+            "bits": bits,
+            "stored": stored,
+            "perplexity": found.model.perplexity,
+            "divergence": found.mean,
+            "error": found.standard_error,
+            "seconds": seconds,
+            "machine": machine(torch.get_num_threads()),
+        }
+        print(json.dumps(self.rows[name]), flush=True)
+        if self.work is not None:
+            with self.work.open("a") as file:
+                file.write(json.dumps(self.rows[name]) + "\n")
+
+    def host(self, method: str, bits: int) -> Callable[[Any], tuple[float, float]]:
+        """The method alone."""
+
+        def make(model: Any) -> tuple[float, float]:
+            start = time.perf_counter()
+            qtr.quantize(
+                model,
+                bits=bits,
+                method=method,
+                calibration=self.windows if METHODS[method].needs else None,
+                nsamples=None,
+                batch_size=16,
+                progress=False,
+                **ALONE[method],
+            )
+            return stored_bits(model), time.perf_counter() - start
+
+        return make
+
+    def requant(self, method: str, bits: int) -> Callable[[Any], tuple[float, float]]:
+        """ReQuant on the method."""
+
+        def make(model: Any) -> tuple[float, float]:
+            start = time.perf_counter()
+            qtr.requant(
+                model,
+                self.windows[: self.options.requant_nsamples],
+                bits=bits,
+                method=method,
+                nodes=3,
+                batch_size=8,
+                prove=False,
+                progress=False,
+                **REQUANT[method],
+            )
+            return stored_bits(model), time.perf_counter() - start
+
+        return make
+
+    def kquant(self, kind: str) -> Callable[[Any], tuple[float, float]]:
+        """llama.cpp's image of every matrix."""
+
+        def make(model: Any) -> tuple[float, float]:
+            start = time.perf_counter()
+            image, bits = by_ggml(kind)
+            for linear in models.find_linears(model):
+                linear.weight.copy_(image(linear.weight))
+            return bits, time.perf_counter() - start
+
+        return make
+
+    def write(self) -> None:
+        """The table as far as it has come."""
+        order = sorted(self.rows.values(), key=lambda row: (row["bits"], row["divergence"]))
+        machines = sorted({row["machine"] for row in order})
+        lines = [
+            f"`python {' '.join(sys.argv)}`\n",
+            f"{date.today()}, {'; '.join(machines)}; {self.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
+            f"{self.options.seqlen}; hosts calibrated on {len(self.windows)} windows, block by block, ReQuant on "
+            f"{self.options.requant_nsamples}. By bits, then by divergence; seconds are of quantizing, on a machine "
+            "that did other work, too.\n",
+            "| method | bits per weight, stored | perplexity | divergence (nats a token) | seconds |",
+            "|---|---|---|---|---|",
+        ]
+        for row in order:
+            lines.append(
+                f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
+                f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
+            )
+        if not have_ggml():
+            lines.append("| llama.cpp | not installed | | | |")
+        table = "\n".join([*lines, ""])
+        print(table)
+        if self.options.output is not None:
+            self.options.output.mkdir(parents=True, exist_ok=True)
+            name = f"hosts-{Path(self.options.model).name}.md"
+            (self.options.output / name).write_text(f"# Host methods\n\n{table}")
+
+
+def stored_bits(model: Any) -> float:
+    """Bits of each weight as stored; leaves the model dense, with the same numbers."""
+    layers = quantized_layers(model).values()
+    stored = sum(layer.spec.nbytes for layer in layers)
+    weights = sum(layer.out_features * layer.in_features for layer in layers)
+    model.dequantize()  # the same numbers, without unpacking them in every forward pass
+    return 8 * stored / weights
+
+
+def have_ggml() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("gguf", "llama_cpp"))
+
+
+def by_ggml(kind: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
+    """What llama.cpp makes of a matrix, and its bits per weight."""
+    import gguf
+    import llama_cpp
+
+    number = gguf.GGMLQuantizationType[kind]
+    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    library.ggml_quantize_init(int(number))
+    block, size = gguf.GGML_QUANT_SIZES[number]
+
+    def image(weight: torch.Tensor) -> torch.Tensor:
+        x = np.ascontiguousarray(weight.float().numpy())
+        out = np.empty((x.shape[0], x.shape[1] // block * size), np.uint8)
+        library.ggml_quantize_chunk(int(number), x.ctypes.data, out.ctypes.data, 0, x.shape[0], x.shape[1], None)
+        return torch.from_numpy(gguf.quants.dequantize(out, number)).view_as(weight)
+
+    return image, 8 * size / block
+
+
+def main() -> None:
+    options = parse_arguments()
+    bench = Bench(options)
+    hosts = [name for name in options.hosts.split(",") if name in METHODS]
+    for bits in map(int, options.bits.split(",")):
+        for host in hosts:
+            bench.row(f"{host}, {bits} bits, g{ALONE[host]['group_size']}", bits, bench.host(host, bits))
+        if have_ggml() and bits in KQUANTS:
+            bench.row(f"llama.cpp {KQUANTS[bits].lower()}", bits, bench.kquant(KQUANTS[bits]))
+    for bits in map(int, options.bits.split(",")):
+        for host in hosts:
+            kept = REQUANT[host]
+            name = (
+                f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {kept['outliers']:g} + {kept['significant']:g} %"
+            )
+            bench.row(name, bits, bench.requant(host, bits))
+    bench.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+// Codes on a given grid, found column after column, each of which makes up for the errors of those before it
+// (GPTQ, arXiv 2210.17323; the same as LDLQ, 2307.13304). The squared error of a layer's outputs on the text
+// that the Hessian H is of is tr((w - v) H (w - v)^T), v the values of the codes.
+//
+// Columns are taken in their order, or with `ordered` by falling diagonal of H (of equals the first). With R
+// upper triangular, R R^T = H + lambda I in that order, and A = R diag(R)^-1:
+//
+//   x_k  = w_k + sum over j < k of (w_j - v_j) A_jk        float32, fused, in the order of j
+//   code = clamp(rint(x_k / scale + zero), 0, 2^bits - 1)   multiplied by the float32 1 / scale, not fused
+//   v_k  = (code - zero) scale
+//
+// The scale and zero of a column are those of its group in the matrix as it stands, whatever the order; where
+// a scale is 0, so is 1 / scale.
+//
+// Excluded positions are kept exactly elsewhere: v = w there, and the columns after them make up for errors
+// before them alone. Their code is that of w.
+//
+// lambda is damp times the mean of the diagonal of H over its positive elements. The factor is computed in
+// float64. If there is none, damp is tried 2, 5, 10, 20, 50 and 100 times as large; if there is none still, A
+// is the unit matrix: every weight gets the nearest code, and result.damp is infinite. Columns whose diagonal
+// element is 0 get the nearest code and pass no error on.
+//
+// Class B: the same bits for every number of threads and on every target that fuses multiplication and
+// addition (all but SSE2, SSSE3 and SSE4).
+#pragma once
+
+#include "quantrature/types.hpp"
+
+namespace quantrature {
+
+using GptqArgs = qtr_gptq_args;
+using GptqResult = qtr_gptq_result;
+
+// Throws InvalidArgument for bits outside 1 to 8, a group_size of 0 or below -1, sizes that do not go
+// together, a damp that is negative or not finite, excluded positions outside the matrix, and a NaN or
+// infinity in w or H or a negative number on its diagonal, naming the position.
+QTR_API void gptq(const GptqArgs& args);
+
+}  // namespace quantrature

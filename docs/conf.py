@@ -1,0 +1,51 @@
+"""Sphinx: python -m sphinx -W -b html docs docs/_build."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import quantrature  # noqa: E402
+
+project = "quantrature"
+author = "the authors of quantrature"
+release = quantrature.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "every_header"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "furo"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False  # results are told of in sentences
+napoleon_use_ivar = True  # attributes in the text of their class, once
+
+
+def each_name_by_itself(app, what, name, obj, options, lines):
+    """Split an entry for several names, "bits, group_size: ...": Sphinx takes the first one for a type."""
+    told = []
+    i = 0
+    while i < len(lines):
+        field = re.match(r":(param|ivar) ((?:[*\\]*\w+, )+[*\\]*\w+):(.*)", lines[i])
+        block = [lines[i]]
+        i += 1
+        while field and i < len(lines) and lines[i].startswith("  "):
+            block.append(lines[i])
+            i += 1
+        if field:
+            kind, names, text = field.groups()
+            for each in names.split(", "):
+                told += [f":{kind} {each}:{text}", *block[1:]]
+        else:
+            told += block
+    lines[:] = told
+
+
+def setup(app):
+    """After napoleon, which has made fields of the sections."""
+    app.connect("autodoc-process-docstring", each_name_by_itself, priority=900)

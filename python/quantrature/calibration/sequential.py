@@ -1,0 +1,228 @@
+"""Quantize a model block by block, each on what the quantized blocks before it put out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..evaluate._forward import not_training
+from ..methods import SOLVERS, Statistics, quantize_matrix
+from ..models import Linears, LinearWeight
+from ..plan import PlanEntry
+from ..storage import QuantizedMatrix
+from .blocks import Blocks
+from .state import BlockState
+from .statistics import Gatherer, fisher
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration comes to.
+
+    Attributes:
+        matrices: matrix name to its quantized form.
+        statistics: matrix name to what it was quantized by; empty unless it was to be kept.
+    """
+
+    matrices: dict[str, QuantizedMatrix]
+    statistics: dict[str, Statistics]
+
+
+def calibrate(
+    model: torch.nn.Module,
+    linears: Linears,
+    entries: Mapping[str, PlanEntry],
+    windows: torch.Tensor,
+    *,
+    batch_size: int = 1,
+    true_sequential: bool = True,
+    state: BlockState | None = None,
+    keep_statistics: bool = False,
+    weight_of: Callable[[LinearWeight], torch.Tensor] | None = None,
+    report: Callable[[float], Any] = lambda units: None,
+) -> Calibrated:
+    """Quantize the matrices that have an entry, in the order of the blocks.
+
+    The inputs of a block come from the blocks before it in their quantized form, and with ``true_sequential`` those of
+    a matrix also from the quantized matrices before it in its block, as in GPTQ (arXiv 2210.17323): matrices that read
+    the same activations are quantized together (q, k and v; o; gate and up; down). Afterwards the model is, bit for
+    bit, what it was.
+
+    Args:
+        model, linears: the model and its quantizable matrices.
+        entries: matrix name to plan entry; no entry keeps.
+        windows: token ids of the calibration text, (windows, tokens).
+        batch_size: windows that go through a block at once.
+        true_sequential: see above.
+        state: where finished blocks are saved and taken up again.
+        keep_statistics: return them, for matrices that are to be quantized again; not those of blocks taken up.
+        weight_of: makes the weight that is quantized, contiguous and on the CPU; by default that of the model.
+        report: called with work that is done, :func:`units` in all.
+
+    Raises:
+        InvalidArgumentError: naming a matrix that no text reaches, or that its method cannot do.
+        QuantratureError: naming module and sample where activations or gradients are not finite.
+    """
+    chosen = [linear for linear in linears if linear.name in entries]
+    needs = {linear.name: SOLVERS[entries[linear.name].solver].needs for linear in chosen}
+    weight_of = weight_of or (lambda linear: linear.weight.cpu().contiguous())
+    matrices: dict[str, QuantizedMatrix] = {}
+    kept: dict[str, Statistics] = {}
+    with not_training(model), ExitStack() as whole:
+        blocks = Blocks(model, linears, windows, batch_size)
+        sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
+        fishers = fisher(model, sensitive, windows, report)
+        blocks.enter()
+        for number in range(len(blocks.modules)):
+            members = [linear for linear in chosen if linear.block == number]
+            with ExitStack() as block:
+                for linear in members:
+                    (whole if linear.aliases else block).enter_context(_restored(linear))
+                finished = None if state is None else state.load(number)
+                if finished is not None and set(finished) == {linear.name for linear in members}:
+                    for linear in members:
+                        _move(linear, finished[linear.name])
+                    matrices |= finished
+                    blocks.advance(number, report)
+                    continue
+                found: dict[str, QuantizedMatrix] = {}
+                stages = blocks.stages(number, members) if members else []
+                steps = [[stage] for stage in stages] if true_sequential else [stages] if stages else []
+                passes = sum(1 for step in steps if _asks(step, needs)) + 1
+
+                def done(count: float, passes: int = passes) -> None:
+                    report(count / passes)
+
+                for step in steps:
+                    for linear, statistics in _gathered(blocks, number, step, needs, done):
+                        statistics = replace(statistics, fisher=fishers.get(linear.name))
+                        matrix = quantize_matrix(
+                            linear.name, weight_of(linear), entries[linear.name], statistics=statistics
+                        )
+                        found[linear.name] = matrix
+                        if keep_statistics:
+                            kept[linear.name] = statistics
+                    for stage in step:
+                        for linear in stage:
+                            _move(linear, found[linear.name])
+                matrices |= found
+                if state is not None and members:
+                    state.save(number, found)
+                blocks.advance(number, done)
+    return Calibrated({linear.name: matrices[linear.name] for linear in chosen}, kept)
+
+
+def collect(
+    model: torch.nn.Module,
+    linears: Linears,
+    needs: Mapping[str, Sequence[str]],
+    windows: torch.Tensor,
+    *,
+    batch_size: int = 1,
+    report: Callable[[float], Any] = lambda units: None,
+) -> dict[str, Statistics]:
+    """Statistics of matrices in the model as it is, for methods whose settings are still to be compared.
+
+    Args:
+        model, linears, windows, batch_size, report: as in :func:`calibrate`.
+        needs: matrix name to what is asked for.
+    """
+    chosen = [linear for linear in linears if needs.get(linear.name)]
+    found: dict[str, Statistics] = {}
+    with not_training(model):
+        blocks = Blocks(model, linears, windows, batch_size)
+        fishers = fisher(model, [x for x in chosen if "fisher" in needs[x.name]], windows, report)
+        blocks.enter()
+        for number in range(len(blocks.modules)):
+            members = [linear for linear in chosen if linear.block == number]
+            if members:
+                stages = blocks.stages(number, members)
+                for linear, statistics in _gathered(blocks, number, stages, needs, lambda count: report(count / 2)):
+                    found[linear.name] = replace(statistics, fisher=fishers.get(linear.name))
+            blocks.advance(number, lambda count: report(count / 2))
+    return found
+
+
+def units(linears: Linears, entries: Mapping[str, PlanEntry], windows: int) -> int:
+    """How much work :func:`calibrate` reports in all."""
+    blocks = 1 + max((linear.block for linear in linears), default=0)
+    fishers = any("fisher" in SOLVERS[entry.solver].needs for entry in entries.values())
+    return windows * (blocks + fishers)
+
+
+def peak_bytes(
+    linears: Linears, entries: Mapping[str, PlanEntry], windows: int, seqlen: int, keep_statistics: bool = False
+) -> int:
+    """Memory that :func:`calibrate` takes beside the model and the quantized matrices.
+
+    The activations between two blocks, a copy of the weights of one block, the statistics of one stage (with
+    ``keep_statistics`` of all), and what its method works with: for a Hessian once more the same in float64.
+    """
+    chosen = [linear for linear in linears if linear.name in entries]
+    if not chosen:
+        return 0
+    width = max(linear.in_features for linear in linears if linear.block == chosen[0].block)
+    hidden = min(linear.in_features for linear in linears if linear.block == chosen[0].block)
+    size = chosen[0].parameter.element_size()
+    sums: dict[int, int] = {}
+    largest = total = fishers = 0
+    for linear in chosen:
+        needs = SOLVERS[entries[linear.name].solver].needs
+        sums[linear.block] = sums.get(linear.block, 0) + linear.numel * size
+        hessian = 4 * linear.in_features**2 * ("hessian" in needs)
+        total += hessian
+        largest = max(largest, 3 * hessian)
+        fishers += 4 * linear.numel * ("fisher" in needs)
+    return (
+        windows * seqlen * hidden * size
+        + seqlen * width * 8
+        + max(sums.values())
+        + largest
+        + fishers
+        + (total if keep_statistics else 0)
+    )
+
+
+def _asks(step: Sequence[Sequence[LinearWeight]], needs: Mapping[str, Sequence[str]]) -> bool:
+    return any(set(needs[linear.name]) - {"fisher"} for stage in step for linear in stage)
+
+
+def _gathered(
+    blocks: Blocks,
+    number: int,
+    stages: Sequence[Sequence[LinearWeight]],
+    needs: Mapping[str, Sequence[str]],
+    report: Callable[[float], Any],
+) -> list[tuple[LinearWeight, Statistics]]:
+    """The matrices of some stages, each with what was gathered in one pass over the text."""
+    tokens = blocks.tokens
+    gatherers = {
+        stage[0].name: Gatherer({need for linear in stage for need in needs[linear.name]}, tokens) for stage in stages
+    }
+    if _asks(stages, needs):
+        blocks.watch(
+            number, [stage[0] for stage in stages], lambda linear, x, _: gatherers[linear.name].take(x), report
+        )
+    found = []
+    for stage in stages:
+        statistics = gatherers[stage[0].name].statistics()
+        found += [(linear, statistics) for linear in stage]
+    return found
+
+
+def _move(linear: LinearWeight, matrix: QuantizedMatrix) -> None:
+    linear.weight.copy_(matrix.dequantize("float32"))
+
+
+@contextmanager
+def _restored(linear: LinearWeight) -> Iterator[None]:
+    """Give a matrix its weights back in the end."""
+    original = linear.weight.clone()
+    try:
+        yield
+    finally:
+        linear.weight.copy_(original)

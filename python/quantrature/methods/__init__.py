@@ -1,0 +1,101 @@
+"""Host methods: how the codes of a matrix are found once its plan entry says what they are to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .._C import InvalidArgumentError, QuantratureError
+from ..storage import QuantizedMatrix
+from .awq import AWQ
+from .codebook import FP4, NF4
+from .gptq import GPTQ
+from .grid import HQQ, MSE, RTN
+from .method import STATISTICS, Method, Statistics, kept_beside
+from .qtip import QTIP
+from .squeezellm import SQUEEZELLM
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..plan import PlanEntry
+
+__all__ = [
+    "METHODS",
+    "SOLVERS",
+    "STATISTICS",
+    "Method",
+    "Statistics",
+    "image_of",
+    "kept_beside",
+    "quantize_matrix",
+    "solver_of",
+]
+
+METHODS: dict[str, Method] = {
+    "rtn": RTN,
+    "mse": MSE,
+    "hqq": HQQ,
+    "nf4": NF4,
+    "fp4": FP4,
+    "squeezellm": SQUEEZELLM,
+    "qtip": QTIP,
+    "awq": AWQ,
+    "gptq": GPTQ,
+}
+"""What ``--method`` takes."""
+
+SOLVERS: dict[str, Method] = {method.solver: method for method in METHODS.values()}
+"""What the ``solver`` of a plan's entry takes."""
+
+
+def solver_of(method: str) -> str:
+    """What stands for a method in a plan's entry.
+
+    Raises:
+        InvalidArgumentError: for an unknown method.
+    """
+    if method not in METHODS:
+        raise InvalidArgumentError(f"[quantize] method must be one of {', '.join(METHODS)}: got {method!r}")
+    return METHODS[method].solver
+
+
+def quantize_matrix(
+    name: str,
+    weight: torch.Tensor,
+    entry: PlanEntry,
+    kept: torch.Tensor | None = None,
+    statistics: Statistics | None = None,
+) -> QuantizedMatrix:
+    """Quantize one matrix, (out_features, in_features) and contiguous, as its plan entry says.
+
+    Args:
+        name: for messages.
+        weight: on the CPU; float32, float16 or bfloat16.
+        entry: the method, its grid, and how many outliers are left out of its fit and kept exactly.
+        kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
+        statistics: what calibration text says about the matrix, for methods that need it.
+
+    Raises:
+        InvalidArgumentError: naming the matrix and the statistics that its method needs and was not given.
+        QuantratureError: of the kind the op raised, naming the matrix.
+    """
+    method, given = SOLVERS[entry.solver], statistics or Statistics()
+    for need in method.needs:
+        if getattr(given, need) is None:
+            raise InvalidArgumentError(
+                f"[quantize] {name}: method {entry.solver} needs a calibration text, for the {need} of this matrix"
+            )
+    try:
+        return method.quantize(weight, entry, kept, replace(given, name=name))
+    except QuantratureError as e:
+        raise type(e)(f"{name}: {e}") from None
+
+
+def image_of(
+    name: str, weight: torch.Tensor, entry: PlanEntry, statistics: Statistics | None = None
+) -> Callable[[], torch.Tensor]:
+    """A function that makes the float32 image of a matrix from its stored form, which it keeps."""
+    stored = quantize_matrix(name, weight.contiguous(), entry, statistics=statistics)
+    return lambda: stored.dequantize("float32")

@@ -1,0 +1,141 @@
+"""AWQ: input channels scaled by their activations before the grid, and clipped groups (arXiv 2306.00978)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .. import ops
+from .._arrays import dtype_name
+from ..storage import QuantizedMatrix
+from .method import Method, Statistics, kept_beside
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..plan import PlanEntry
+
+STEPS = 20
+"""Of both grids: exponents 0, 0.05, ..., 0.95; clipping factors 1, 0.95, ..., 0.55."""
+CLIPPED = STEPS // 2
+SMALLEST = 1e-4
+"""Scales are at least so large before they are centred."""
+UNCLIPPED = ("q_", "k_", "query", "key", "qkv", "c_attn")
+"""Names of matrices that attention scores depend on, which are too sensitive to be clipped."""
+
+
+def candidates(activations: torch.Tensor) -> list[torch.Tensor]:
+    """Scales of input channels to try: mean absolute activation to the powers 0, 0.05, ..., 0.95, centred around 1.
+
+    Args:
+        activations: float32 (tokens, in_features).
+    """
+    size = activations.abs().mean(0)
+    found = []
+    for step in range(STEPS):
+        scale = size.pow(step / STEPS).clamp_(min=SMALLEST)
+        scale = scale / (scale.max() * scale.min()).sqrt()
+        scale[~scale.isfinite()] = 1
+        found.append(scale)
+    return found
+
+
+def _on_grid(scaled: torch.Tensor, entry: PlanEntry, outliers: Any) -> Any:
+    return ops.quantize(
+        scaled, entry.bits, entry.group_size, sym=entry.sym, meta_bits=entry.meta_bits, exclude=outliers
+    )
+
+
+def clipped(scaled: torch.Tensor, entry: PlanEntry, activations: torch.Tensor, outliers: Any) -> torch.Tensor:
+    """The weights, each group clamped to the share of its largest magnitude with the least output error.
+
+    The error is that of each group's part of the output, mean over the tokens of (sum of x_c (w~_c - w_c))^2.
+
+    Args:
+        scaled: float32 (out_features, in_features).
+        entry: the grid.
+        activations: float32 (tokens, in_features), of inputs scaled the other way.
+        outliers: sparse matrix of weights that are kept exactly; they neither count as the largest nor err.
+    """
+    import torch
+
+    rows, cols = scaled.shape
+    size = cols if entry.group_size == -1 else min(entry.group_size, cols)
+    groups = -(-cols // size)
+    pad = groups * size - cols
+    keep = torch.zeros(rows, cols, dtype=torch.bool)
+    if outliers is not None:
+        keep.view(-1)[outliers.positions()] = True
+
+    def grouped(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (0, pad)).view(len(x), groups, size)
+
+    free = scaled.masked_fill(keep, 0.0)
+    largest = grouped(free).abs().amax(2)
+    inputs = grouped(activations).transpose(0, 1).contiguous()  # groups, tokens, size
+    gram = inputs.mT @ inputs / len(activations)
+    least = torch.full((rows, groups), torch.inf)
+    best = largest.clone()
+    for step in range(CLIPPED):
+        limit = largest * (1 - step / STEPS)
+        bound = limit.repeat_interleave(size, 1)[:, :cols]
+        tried = free.clamp(-bound, bound)
+        image = _on_grid(torch.where(keep, scaled, tried).contiguous(), entry, outliers).dequantize("float32")
+        apart = grouped((image - scaled).masked_fill_(keep, 0.0)).transpose(0, 1)  # groups, rows, size
+        error = ((apart @ gram) * apart).sum(2).T
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better, limit, best)
+    bound = best.repeat_interleave(size, 1)[:, :cols]
+    return torch.where(keep, scaled, scaled.clamp(-bound, bound))
+
+
+def activation_aware(
+    weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
+) -> QuantizedMatrix:
+    """The matrix on the grid that fits its scaled and clipped weights; the scale of its inputs stays with it.
+
+    Every matrix searches for the scale with the least error of its own output, which is the objective of the paper
+    (equation 4); nothing is folded into what comes before it, so that no other matrix has a say.
+    """
+    import torch
+
+    settings = AWQ.settings(entry)
+    x = statistics.activations
+    assert x is not None
+    outliers = kept_beside(weight, entry, kept)
+    # What is stored is the factor of the inputs; the weights are scaled by its inverse as rounded.
+    factor = torch.ones(weight.shape[1], dtype=torch.float16)
+    if settings["scale"]:
+        factor = (1 / best_scale(weight, entry, x, outliers)).to(torch.float16)
+    scale = 1 / factor.float()
+    scaled = (weight.float() * scale).contiguous()
+    if settings["clip"] and not any(part in statistics.name.rpartition(".")[2] for part in UNCLIPPED):
+        scaled = clipped(scaled, entry, x * factor, outliers).contiguous()
+    dense = replace(_on_grid(scaled, entry, outliers), dtype=dtype_name(weight))
+    return QuantizedMatrix(dense, outliers, None if bool((factor == 1).all()) else factor)
+
+
+def best_scale(weight: torch.Tensor, entry: PlanEntry, x: torch.Tensor, outliers: Any) -> torch.Tensor:
+    """Of the candidates, the scale with the least mean squared error of the matrix's output."""
+    exact = weight.float()
+    keep = None if outliers is None else outliers.positions()
+    best, least = None, float("inf")
+    for scale in candidates(x):
+        apart = _on_grid((exact * scale).contiguous(), entry, outliers).dequantize("float32") / scale - exact
+        if keep is not None:
+            apart.view(-1)[keep] = 0.0
+        error = float((x @ apart.T).square().mean())
+        if error < least:
+            best, least = scale, error
+    assert best is not None
+    return best
+
+
+AWQ = Method(
+    "input channels scaled by their activations, groups clipped, both to the least error of the output",
+    "awq",
+    activation_aware,
+    needs=("activations",),
+    options={"scale": True, "clip": True},
+)

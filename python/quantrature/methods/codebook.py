@@ -1,0 +1,54 @@
+"""Methods whose codes stand for entries of tables that are known by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import ops
+from .._C import InvalidArgumentError
+from ..ops import row_bytes
+from ..storage import QuantizedMatrix
+from .method import Method, Statistics, kept_beside, scale_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..plan import PlanEntry
+
+
+def by_name(
+    weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
+) -> QuantizedMatrix:
+    """The matrix in entries of the table that the entry's solver names, scaled by the largest weight of each group."""
+    outliers = kept_beside(weight, entry, kept)
+    dense = ops.quantize(
+        weight, entry.bits, entry.group_size, codebook=entry.solver, meta_bits=entry.meta_bits, exclude=outliers
+    )
+    return QuantizedMatrix(dense, outliers)
+
+
+def _four_bits(entry: PlanEntry) -> None:
+    if entry.bits != 4:
+        raise InvalidArgumentError(f"bits of {entry.solver} must be 4: got {entry.bits}")
+    if entry.sym:
+        raise InvalidArgumentError(f"sym goes without solver {entry.solver}, whose table says what is symmetric")
+
+
+def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
+    return rows * row_bytes(columns, entry.bits) + scale_bytes(rows, columns, entry, zeros=False)
+
+
+NF4 = Method(
+    "the nearest of 16 quantiles of a normal distribution, scaled to each group; 4 bits (QLoRA)",
+    "nf4",
+    by_name,
+    check=_four_bits,
+    dense_bytes=_bytes,
+)
+FP4 = Method(
+    "the nearest of 15 floating-point numbers of 4 bits, scaled to each group; 4 bits",
+    "fp4",
+    by_name,
+    check=_four_bits,
+    dense_bytes=_bytes,
+)

@@ -1,0 +1,76 @@
+"""GPTQ: codes that make up for the errors of those before them (arXiv 2210.17323; LDLQ, arXiv 2307.13304)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from .. import ops
+from .._C import InvalidArgumentError
+from ..storage import QuantizedMatrix
+from .method import Method, Statistics, kept_beside
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..plan import PlanEntry
+
+_log = logging.getLogger(__name__)
+
+
+def with_feedback(
+    weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
+) -> QuantizedMatrix:
+    """The matrix on the grid that fits its weights, with codes that make up for each other's errors.
+
+    Weights that are kept exactly are left out of the fit of the grid, and taken to be without error in the feedback.
+    """
+    settings = GPTQ.settings(entry)
+    outliers = kept_beside(weight, entry, kept)
+    grid = ops.quantize(
+        weight,
+        entry.bits,
+        entry.group_size,
+        sym=entry.sym,
+        solver=settings["grid"],
+        round_zero=None if settings["grid"] != "hqq" else False,
+        meta_bits=entry.meta_bits,
+        exclude=outliers,
+    )
+    assert statistics.hessian is not None
+    dense, found = ops.gptq(
+        weight,
+        statistics.hessian,
+        grid,
+        damp_percent=settings["damp_percent"],
+        desc_act=settings["desc_act"],
+        exclude=outliers,
+    )
+    if found.failed:
+        _log.warning(
+            "%s: the Hessian is not positive definite with any damping; its weights are rounded to nearest",
+            statistics.name,
+        )
+    elif found.damp_percent > settings["damp_percent"]:
+        _log.warning("%s: the damping had to be raised to %g", statistics.name, found.damp_percent)
+    if found.dead:
+        _log.info("%s: %d of its inputs are always 0", statistics.name, found.dead)
+    return QuantizedMatrix(dense, outliers)
+
+
+def _check(entry: PlanEntry) -> None:
+    grid, damp = entry.options.get("grid", "minmax"), entry.options.get("damp_percent", 0.0)
+    if grid not in ("minmax", "mse", "hqq") or (entry.sym and grid == "hqq"):
+        raise InvalidArgumentError(f"option grid of gptq must be minmax, mse or, without sym, hqq: got {grid!r}")
+    if not 0 <= damp <= 1:
+        raise InvalidArgumentError(f"option damp_percent of gptq must be a share between 0 and 1: got {damp!r}")
+
+
+GPTQ = Method(
+    "column after column, each making up for the errors of those before it",
+    "gptq",
+    with_feedback,
+    needs=("hessian",),
+    options={"damp_percent": 0.01, "desc_act": True, "grid": "minmax"},
+    check=_check,
+)

@@ -1,0 +1,50 @@
+"""Methods that look at the weights alone: each group of weights on the grid that a solver fits to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import ops
+from .._C import InvalidArgumentError
+from ..storage import QuantizedMatrix
+from .method import Method, Statistics, kept_beside
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..plan import PlanEntry
+
+
+def on_grid(
+    weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
+) -> QuantizedMatrix:
+    """The matrix on the grid of the entry's solver, with outliers left out of the fit and kept exactly."""
+    outliers = kept_beside(weight, entry, kept)
+    dense = ops.quantize(
+        weight,
+        entry.bits,
+        entry.group_size,
+        sym=entry.sym,
+        solver=entry.solver,
+        # The package hqq rounds the starting zeros of 4-bit grids in its layers, and not in its quantizer;
+        # unrounded ones have the smaller error.
+        round_zero=False if entry.solver == "hqq" else None,
+        meta_bits=entry.meta_bits,
+        exclude=outliers,
+    )
+    return QuantizedMatrix(dense, outliers)
+
+
+def _not_symmetric(entry: PlanEntry) -> None:
+    if entry.sym:
+        raise InvalidArgumentError(f"solver must be minmax or mse when sym is true: got {entry.solver!r}")
+
+
+RTN = Method("round to the nearest point of the min-max grid of each group", "minmax", on_grid)
+MSE = Method("the same, on the grid with the least squared error", "mse", on_grid)
+HQQ = Method(
+    "half-quadratic quantization: zero points solved for sparse errors, without calibration; not with sym",
+    "hqq",
+    on_grid,
+    check=_not_symmetric,
+)

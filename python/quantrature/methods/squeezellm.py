@@ -1,0 +1,141 @@
+"""SqueezeLLM: a table for each output channel, best for the second-order loss (Kim et al., arXiv 2306.07629)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import ops
+from .._C import InvalidArgumentError
+from ..ops import row_bytes
+from ..storage import QuantizedMatrix
+from .method import Method, Statistics
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..plan import PlanEntry
+
+_SMALLEST_HALF = 2.0**-14
+_LARGEST_HALF = 65504.0
+
+
+def by_sensitivity(
+    weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
+) -> QuantizedMatrix:
+    """The matrix in centroids of its rows, with what is kept exactly left out of the fit.
+
+    Kept are the places given, or the ``sensitive`` share of the largest Fisher information together with as many of
+    the largest weights as the entry says. Tables are float16 where that can hold them, and each weight gets the
+    nearest centroid as it is stored.
+    """
+    import torch
+
+    fisher = statistics.fisher
+    assert fisher is not None
+    if kept is None:
+        kept = _kept(weight, fisher, entry)
+    outliers = ops.extract_outliers(weight, indices=kept)[1] if len(kept) else None
+    importance = fisher.float().contiguous().clone()
+    importance.view(-1)[kept] = 0
+    flat = ~importance.any(dim=1)
+    if flat.any():  # nothing is known of these rows: all that is not kept counts alike
+        alike = torch.ones_like(importance)
+        alike.view(-1)[kept] = 0
+        importance[flat] = alike[flat]
+    centroids, _ = ops.kmeans_1d(weight, 1 << entry.bits, importance)
+    dense = ops.quantize(weight, entry.bits, None, codebook=_stored(centroids))
+    return QuantizedMatrix(dense, outliers)
+
+
+def _kept(weight: torch.Tensor, fisher: torch.Tensor, entry: PlanEntry) -> torch.Tensor:
+    import torch
+
+    parts = []
+    sensitive = round(SQUEEZELLM.settings(entry)["sensitive"] * weight.numel())
+    for values, count, key in (
+        (fisher.float().contiguous(), sensitive, "value"),
+        (weight, round(entry.outliers * weight.numel()), "abs"),
+    ):
+        if count:
+            parts.append(ops.topk(values.view(-1), count, key=key)[1])
+    return torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _stored(centroids: torch.Tensor) -> torch.Tensor:
+    """The tables in float16, unless numbers are too large for it, or all of a row too small."""
+    largest = centroids.abs().amax(dim=1)
+    normal = (largest >= _SMALLEST_HALF) | (largest == 0)
+    return centroids.half() if bool((normal & (largest <= _LARGEST_HALF)).all()) else centroids
+
+
+def outlier_shares(weights: Mapping[str, torch.Tensor], share: float) -> dict[str, float]:
+    """How a share of outliers spreads over matrices by SqueezeLLM's rule.
+
+    A weight is an outlier if its magnitude reaches max(abs(q1 - r d), abs(q3 + r d)), where q1 and q3 are the
+    quartiles of its matrix and d is their distance. The authors choose one r for the whole model by hand; here it is
+    the smallest that makes no more outliers than asked for. A matrix of which half the weights are equal has none.
+
+    Args:
+        weights: matrix name to weight.
+        share: of the weights of all matrices together, 0 to 1.
+
+    Returns:
+        Matrix name to the share of its weights that are outliers.
+    """
+    quartiles = {}
+    for name, weight in weights.items():
+        low, high = np.percentile(weight.detach().float().cpu().numpy(), [25, 75])
+        quartiles[name] = float(low), float(high)
+
+    def counts(reach: float) -> dict[str, int]:
+        found = {}
+        for name, weight in weights.items():
+            low, high = quartiles[name]
+            apart = high - low
+            limit = max(abs(low - reach * apart), abs(high + reach * apart))
+            found[name] = int((weight.detach().float().abs() >= limit).sum()) if apart > 0 else 0
+        return found
+
+    budget = round(share * sum(weight.numel() for weight in weights.values()))
+    below, above = 0.0, 1.0
+    while sum(counts(above).values()) > budget and above < 1e30:
+        below, above = above, 2 * above
+    for _ in range(30):
+        middle = (below + above) / 2
+        if sum(counts(middle).values()) > budget:
+            below = middle
+        else:
+            above = middle
+    return {name: count / weights[name].numel() for name, count in counts(above).items()}
+
+
+def _check(entry: PlanEntry) -> None:
+    if entry.sym:
+        raise InvalidArgumentError("sym goes without solver squeezellm, whose tables are learned")
+    if entry.meta_bits is not None:
+        raise InvalidArgumentError(
+            f"meta_bits goes without solver squeezellm, which has no scales: got {entry.meta_bits}"
+        )
+    sensitive = SQUEEZELLM.settings(entry)["sensitive"]
+    if not 0 <= sensitive <= 1:
+        raise InvalidArgumentError(f"option sensitive of squeezellm must be a share between 0 and 1: got {sensitive}")
+
+
+def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
+    return rows * (row_bytes(columns, entry.bits) + 2 * (1 << entry.bits))
+
+
+SQUEEZELLM = Method(
+    "a table for each output channel, by k-means of its weights, each counted by its Fisher information",
+    "squeezellm",
+    by_sensitivity,
+    needs=("fisher",),
+    options={"sensitive": 0.0},
+    check=_check,
+    group_size=-1,
+    spread=outlier_shares,
+    dense_bytes=_bytes,
+)

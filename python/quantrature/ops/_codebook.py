@@ -1,0 +1,198 @@
+"""Codes that stand for entries of tables (contract: quantrature/codebook.hpp)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import _C
+from .._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    dtype_name,
+    empty_like_kind,
+    is_torch,
+)
+from ._packing import unpack
+
+CODEBOOKS = {
+    # Means of equally likely parts of a normal distribution, of the negative and the positive half apart
+    # (arXiv 2305.14314, appendix E, to float32 as in the package bitsandbytes).
+    "nf4": (
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ),
+    # A sign, two bits of exponent and one of mantissa, as the package bitsandbytes numbers them.
+    "fp4": tuple(sign * twelfth / 12 for sign in (1, -1) for twelfth in (0, 0.0625, 8, 12, 4, 6, 2, 3)),
+}
+"""Tables that are known by name, in units of the largest weight of a group."""
+
+
+def table_of(codebook: str) -> np.ndarray:
+    """A table that is known by name: float32 of shape (2**bits,).
+
+    Raises:
+        InvalidArgumentError: for another name.
+    """
+    if codebook not in CODEBOOKS:
+        raise _C.InvalidArgumentError(
+            f"[codebook] codebook must be {', '.join(CODEBOOKS)} or an array: got codebook={codebook!r}"
+        )
+    return np.array(CODEBOOKS[codebook], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookTensor:
+    """A matrix or vector as packed codes of entries of a table: a value is ``table[code] * scale`` in float32.
+
+    Attributes:
+        codes: uint8 of shape (rows, row_bytes), packed (see :func:`quantrature.ops.pack`).
+        table: float16 or float32 of shape (2**bits,), or (rows, 2**bits) for a table for each row.
+        scale: float16 or float32 of shape (rows, groups), or a :class:`QuantizedTensor` of that many numbers in one
+            row; ``None`` where the table has the unit of the weights.
+        bits, group_size: as given to :func:`quantize`; ``group_size`` is ``None`` without scales.
+        name: of a table that everybody knows and that is not stored; else ``None``.
+        shape: of what was quantized.
+        dtype: of what was quantized: "float32", "float16" or "bfloat16".
+    """
+
+    codes: Array
+    table: Array
+    scale: Any
+    bits: int
+    group_size: int | None
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: str
+
+    def unpack(self) -> Array:
+        """The codes, one uint8 each, in the shape of what was quantized."""
+        return unpack(self.codes, self.bits, self.shape[-1]).reshape(self.shape)
+
+    def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> Array:
+        """The numbers that the codes stand for; see :func:`quantrature.ops.dequantize`.
+
+        Args:
+            dtype: as there.
+            rows: only these, following each other; of a matrix.
+
+        Raises:
+            InvalidArgumentError: as there, and for other rows.
+        """
+        q, name = self if rows is None else self._of_rows(rows), self.dtype if dtype is None else dtype
+        if name not in FLOATS:
+            raise _C.InvalidArgumentError(f"[dequantize] dtype must be {' or '.join(FLOATS)}: got dtype={name}")
+        return decode(q, empty_like_kind(q.codes, q.shape, name))
+
+    def _of_rows(self, rows: slice) -> CodebookTensor:
+        if len(self.shape) != 2:
+            raise _C.InvalidArgumentError(f"[dequantize] rows need a matrix: got shape={self.shape}")
+        rows = consecutive_rows(rows, self.shape[0], "dequantize")
+        scale = self._plain_scale()
+        return replace(
+            self,
+            codes=self.codes[rows],
+            table=self.table[rows] if self.table.ndim == 2 else self.table,
+            scale=None if scale is None else scale.reshape(self.shape[0], -1)[rows],
+            shape=(rows.stop - rows.start, self.shape[1]),
+        )
+
+    def _plain_scale(self) -> Array | None:
+        scale = self.scale
+        plain = scale is None or is_torch(scale) or isinstance(scale, np.ndarray)
+        return scale if plain else scale.dequantize("float32")
+
+    @property
+    def numel(self) -> int:
+        """How many numbers were quantized."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, table and scales as stored."""
+        parts = (self.codes, self.scale, None if self.name is not None else self.table)
+        return int(sum(part.nbytes for part in parts if part is not None))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits as stored, table and scales included, divided by the numbers they stand for."""
+        return 8 * self.nbytes / self.numel
+
+
+def encode(
+    w: Array, bits: int, group_size: int | None, codebook: str | Array, positions: tuple[Any, Any]
+) -> CodebookTensor:
+    """The nearest entries, and float32 scales as the core gives them.
+
+    Args:
+        w, bits, group_size, codebook: as :func:`quantrature.ops.quantize` takes them.
+        positions: row offsets and columns that take no part in the scales, or ``None`` twice.
+
+    Raises:
+        InvalidArgumentError: as there.
+    """
+    source = as_input(w, "codebook", "w")
+    shape = tuple(int(n) for n in w.shape)
+    rows, cols = shape if len(shape) == 2 else (1, shape[0])
+    if isinstance(codebook, str):
+        name: str | None = codebook
+        table = table_of(codebook)
+        table = sys.modules["torch"].from_numpy(table) if is_torch(w) else table
+    else:
+        name, table = None, codebook
+        as_input(table, "codebook", "codebook", dtypes=("float32", "float16"))
+        if is_torch(table) != is_torch(w):
+            raise _C.InvalidArgumentError(
+                f"[codebook] codebook must be of the library of w: got {type(table).__module__}"
+            )
+    if table.shape[-1] != 1 << bits:
+        raise _C.InvalidArgumentError(
+            f"[codebook] bits must be those of the codebook, of {table.shape[-1]} entries: got bits={bits}"
+        )
+    if table.ndim == 2 and table.shape[0] != rows:
+        raise _C.InvalidArgumentError(
+            f"[codebook] codebook must have one row, or one for each row of w: got rows={table.shape[0]}, "
+            f"expected={rows}"
+        )
+    codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
+    groups = None if group_size is None else 1 if group_size == -1 else -(-cols // group_size)
+    scale = None if groups is None else empty_like_kind(w, (rows, groups), "float32")
+    _C.codebook_quantize(source, bits, group_size or 0, core_view(table), *positions, codes, scale)
+    return CodebookTensor(codes, table, scale, bits, group_size, name, shape, dtype_name(w))
+
+
+def decode(q: CodebookTensor, out: Array) -> Array:
+    """Write the numbers that the codes stand for into out, and return it.
+
+    Raises:
+        InvalidArgumentError: for parts of q that do not go together, or an out that does not fit.
+    """
+    codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,))
+    table = as_input(q.table, "dequantize", "table", dtypes=("float32", "float16"))
+    scale = q._plain_scale()
+    scale = None if scale is None else as_input(scale, "dequantize", "scale", dtypes=("float32", "float16"))
+    target = as_output(out, "dequantize", "out")
+    _C.codebook_dequantize(codes, q.bits, q.group_size or 0, table, scale, target)
+    return out

@@ -1,0 +1,84 @@
+"""Orthogonal transforms with random signs (contract: quantrature/hadamard.hpp)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import _C
+from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, is_torch
+
+
+def hadamard_order(n: int) -> int:
+    """The order of the dense factor in the transform of ``n`` numbers: 1 for powers of two.
+
+    A transform costs ``n * (log2(n / order) + order)`` additions.
+
+    Raises:
+        InvalidArgumentError: for n below 1.
+    """
+    return _C.hadamard_order(n)
+
+
+def random_signs(count: int, seed: int) -> np.ndarray:
+    """Fair random signs as bits, the lowest of each byte first; a set bit is a minus.
+
+    The words of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) from ``seed``, so that every program makes the same ones.
+
+    Args:
+        count: how many, at least 1.
+        seed: 0 to 2**64 - 1.
+
+    Returns:
+        uint8 of ``ceil(count / 8)`` bytes.
+
+    Raises:
+        InvalidArgumentError: for a count below 1, or a seed out of range.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise _C.InvalidArgumentError(f"[random_signs] seed must be 0 to 2**64 - 1: got seed={seed}")
+    if count < 1:
+        raise _C.InvalidArgumentError(f"[random_signs] count must be at least 1: got count={count}")
+    signs = np.empty((count + 7) // 8, np.uint8)
+    _C.random_signs(seed, count, signs)
+    return signs
+
+
+def hadamard(x: Array, signs: Array | None = None, *, inverse: bool = False, out: Array | None = None) -> Array:
+    """Multiply each row by an orthogonal matrix that spreads every number over all others.
+
+    For ``n = 2**k`` columns the Walsh-Hadamard transform over ``sqrt(n)``; for others the Kronecker product of one and
+    a Hadamard matrix by Paley's constructions, else of the discrete cosine transform of the odd factor of ``n``. With
+    random signs this is the incoherence processing of QuIP# (arXiv 2402.04396, section 3) and QTIP.
+
+    Args:
+        x: float32, float16 or bfloat16, one or two dimensions, contiguous; a vector is one row.
+        signs: :func:`random_signs` of the columns, which change sign before the transform (after the inverse one).
+        inverse: the transform that takes it back.
+        out: where the result goes, of the shape of ``x``, which it may be; a new array of its dtype if not given.
+
+    Returns:
+        The transformed rows. The same on every CPU and for every number of threads.
+
+    Raises:
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, signs or a result that do not fit, or
+            columns with a :func:`hadamard_order` above 2048.
+    """
+    op = "hadamard"
+    source = as_input(x, op, "x")
+    bits = None
+    if signs is not None:
+        bits = core_view(as_input(signs, op, "signs", dtypes=("uint8",), ndim=(1,)))
+        if len(bits) != (source.shape[-1] + 7) // 8:
+            raise _C.InvalidArgumentError(
+                f"[{op}] signs must have a bit for each column: got {len(bits)} bytes for cols={source.shape[-1]}"
+            )
+    if out is None:
+        dtype = str(x.dtype).removeprefix("torch.") if is_torch(x) else x.dtype.name
+        out = empty_like_kind(x, tuple(x.shape), dtype)
+    target = as_output(out, op, "out")
+    if tuple(target.shape) != tuple(source.shape):
+        raise _C.InvalidArgumentError(
+            f"[{op}] out must have the shape of x: got shape={tuple(target.shape)}, expected={tuple(source.shape)}"
+        )
+    _C.hadamard(core_view(source), bits, inverse, core_view(target))
+    return out

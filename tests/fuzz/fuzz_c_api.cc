@@ -1,0 +1,137 @@
+// The other functions of the C interface, over hostile sizes, settings and numbers.
+#include "arguments.hpp"
+
+using fuzz::accepted;
+using fuzz::Arguments;
+using fuzz::call;
+
+namespace {
+
+constexpr int64_t kMost = 4096;
+
+bool fits(int64_t n) {
+  return n >= 0 && n <= kMost;
+}
+
+void quantize(Arguments& in) {
+  qtr_quantize_args args{};
+  args.w = in.matrix<qtr_matrix>(in.extent(8), in.extent(80));
+  args.bits = in.choice<int32_t>(1, 8);
+  args.group_size = in.extent(100) - 1;
+  args.axis = in.choice<int32_t>(0, 1);
+  args.sym = in.coin();
+  args.solver = in.choice(QTR_MINMAX, QTR_HQQ);
+  args.round_zero = in.coin();
+  // Room for the most that any of these settings needs; the size that is said may be wrong.
+  const int64_t most = 8 * 8 * 80 * 8, rows = args.w.rows, cols = args.w.cols;
+  args.codes = in.array<uint8_t>(most);
+  args.scale = in.array<float>(most);
+  args.zero = in.coin() ? in.array<float>(most) : nullptr;
+  if (rows > 0 && rows <= 8 && cols > 0 && cols <= 80 && args.group_size != 0 && args.bits > 0 &&
+      args.bits <= 8) {
+    const int64_t group = args.group_size < 0 ? (args.axis == 0 ? rows : cols) : args.group_size;
+    const bool along = args.axis == 1;
+    args.groups = along ? rows * ((cols + group - 1) / group) : rows * cols / group;
+    args.codes_size =
+        along ? rows * args.bits * ((cols + 7) / 8) : group * args.bits * ((rows * cols / group + 7) / 8);
+    if (in.within(0, 15) == 0) args.groups = in.any<int8_t>();
+    if (in.within(0, 15) == 0) args.codes_size = in.any<int8_t>();
+    if (in.coin()) {
+      int64_t* offsets = in.array<int64_t>(rows + 1);
+      args.exclude_row_offsets = offsets;
+      for (int64_t i = 0; i <= rows; ++i)  // an array has an end, which the offsets must name
+        if (offsets[i] > 40) offsets[i] = 40;
+      args.exclude_columns = in.array<int32_t>(40);
+    }
+  }
+  accepted(call(qtr_quantize, args, in));
+}
+
+void moments(Arguments& in) {
+  qtr_moments_args args{};
+  args.x = in.matrix<qtr_matrix>(in.extent(8), in.extent(200));
+  args.over = in.choice(QTR_OVER_TENSOR, QTR_OVER_COLUMNS);
+  args.group_size = in.extent(100) - 1;
+  args.out_count = in.within<int64_t>(0, 8 * 200);
+  args.out = in.array<qtr_moments>(args.out_count);
+  accepted(call(qtr_compute_moments, args, in));
+}
+
+void topk(Arguments& in) {
+  qtr_matrix x[2] = {in.matrix<qtr_matrix>(in.extent(8), in.extent(200)),
+                     in.matrix<qtr_matrix>(in.extent(8), in.extent(200))};
+  qtr_topk_args args{};
+  args.x = x;
+  args.x_count = in.within<int64_t>(0, 2);
+  args.k = in.within<int64_t>(-1, 300);
+  args.key = in.choice(QTR_KEY_ABS, QTR_KEY_VALUE);
+  args.per_row = in.coin();
+  args.indices = in.array<int64_t>(8 * 300);
+  args.values = in.array<float>(8 * 300);
+  args.counts = in.coin() ? in.array<int64_t>(2) : nullptr;
+  accepted(call(qtr_topk, args, in));
+}
+
+void outliers(Arguments& in) {
+  qtr_outliers_args args{};
+  args.w = in.matrix<qtr_matrix>(in.extent(8), in.extent(200));
+  args.remainder = in.matrix<qtr_mutable_matrix>(args.w.rows, args.w.cols);
+  args.count = in.within<int64_t>(-1, 300);
+  args.per_row = in.coin();
+  if (in.coin() && args.count >= 0) args.indices = in.array<int64_t>(args.count);
+  args.values = in.array<float>(8 * 300);
+  args.columns = in.array<int32_t>(8 * 300);
+  args.row_offsets = in.array<int64_t>(fits(args.w.rows) ? args.w.rows + 1 : 1);
+  accepted(call(qtr_extract_outliers, args, in));
+}
+
+void csr(Arguments& in) {
+  const int64_t rows = in.extent(8), cols = in.extent(200);
+  accepted(call(qtr_check_csr, qtr_check_csr_args{0, in.csr(rows, cols)}, in));
+}
+
+void integral(Arguments& in) {
+  const int64_t rows = in.extent(8), cols = in.extent(200);
+  const auto acc = in.matrix<qtr_mutable_matrix>(rows, cols, in.coin());
+  const qtr_matrix read{acc.data, acc.rows, acc.cols, acc.row_stride, acc.dtype};
+  const auto w = in.matrix<qtr_matrix>(rows, cols), image = in.matrix<qtr_matrix>(rows, in.coin() ? cols : 1);
+  const double number = in.coin() ? 0.5 : static_cast<double>(in.any<int64_t>()) * 1e200;
+  double sum;
+  accepted(call(qtr_pqi_accumulate, qtr_pqi_accumulate_args{0, acc, w, number}, in));
+  accepted(call(qtr_pqi_sum, qtr_pqi_sum_args{0, read, w, image, &sum}, in));
+  accepted(call(qtr_interpolate,
+                qtr_interpolate_args{0, w, image, number, in.matrix<qtr_mutable_matrix>(rows, cols)}, in));
+  accepted(call(qtr_pqi_finalize, qtr_pqi_finalize_args{0, read, w, image, in.coin(), acc}, in));
+}
+
+void kmeans(Arguments& in) {
+  qtr_kmeans_args args{};
+  args.x = in.matrix<qtr_matrix>(in.extent(4), in.extent(60));
+  if (in.coin()) args.weights = in.matrix<qtr_matrix>(args.x.rows, args.x.cols);
+  args.k = in.choice<int32_t>(1, 20);
+  args.centroids = in.matrix<qtr_mutable_matrix>(args.x.rows, args.k, true);
+  args.assignment = in.array<uint8_t>(4 * 60);
+  accepted(call(qtr_kmeans, args, in));
+}
+
+void pack(Arguments& in) {
+  qtr_pack_args args{};
+  args.rows = in.extent(6);
+  args.cols = in.extent(300);
+  args.row_stride = in.within(0, 7) == 0 ? in.extent(64) : args.cols;
+  args.bits = in.choice<int32_t>(1, 8);
+  args.codes = in.array<uint8_t>(6 * 300);
+  args.row_bytes =
+      in.within(0, 7) == 0 || !fits(args.cols) ? in.any<int16_t>() : args.bits * ((args.cols + 7) / 8);
+  args.packed = in.array<uint8_t>(6 * 8 * 40);
+  accepted(call(qtr_pack, args, in));
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  Arguments in(data, size);
+  constexpr void (*kTargets[])(Arguments&) = {quantize, moments, topk, outliers, csr, integral, kmeans, pack};
+  kTargets[in.within<size_t>(0, std::size(kTargets) - 1)](in);
+  return 0;
+}

@@ -1,0 +1,289 @@
+"""Quantizing block by block by calibration text: order, inputs, memory of the model, resuming, failures."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import quantrature as qtr
+from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
+from quantrature.calibration import calibrate, collect, sequential
+from quantrature.cli import main
+from quantrature.methods import METHODS, SOLVERS, Method
+from quantrature.nn import quantized_layers
+from tiny_models import byte_tokenizer, tiny_model
+
+WINDOWS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
+LAYOUTS = ["llama", "qwen2", "qwen3", "gemma2", "phi", "opt", "gpt2", "gpt-neox", "falcon", "mixtral"]
+GPTQ = PlanEntry(3, 16, solver="gptq")
+
+
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def dense_forward(model, linears):
+    """The model with every quantized matrix written into it as a dense one."""
+    with torch.no_grad():
+        return model(WINDOWS).logits
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_quantized_and_survives_the_way_through_a_folder(layout, tmp_path):
+    model = tiny_model(layout)
+    before = dense_forward(model, None)
+    qtr.quantize(model, bits=4, group_size=16, method="gptq", calibration=WINDOWS, batch_size=4)
+    after = dense_forward(model, None)
+    assert set(quantized_layers(model)) == {x.name for x in models.find_linears(tiny_model(layout), experts=False)}
+    assert torch.nn.functional.cosine_similarity(after.flatten(), before.flatten(), dim=0) > 0.95
+    model.save_pretrained(tmp_path / "out")
+    assert torch.equal(dense_forward(models.load_model(tmp_path / "out"), None), after)
+
+
+def naive(model, entry, true_sequential):
+    """The same by whole forward passes: each matrix on what the model, quantized up to it, gives it."""
+    linears = models.find_linears(model, experts=False)
+    roles = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "down_proj": 3}
+    steps = {}
+    for linear in linears:
+        stage = roles[linear.name.rpartition(".")[2]] if true_sequential else 0
+        steps.setdefault((linear.block, stage), []).append(linear)
+    found = {}
+    for _, members in sorted(steps.items(), key=lambda item: item[0]):
+        seen = {}
+
+        def see(name, seen=seen):
+            return lambda module, args: seen.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]))
+
+        hooks = [m.module.register_forward_pre_hook(see(m.name)) for m in members]
+        dense_forward(model, None)
+        for hook in hooks:
+            hook.remove()
+        for m in members:
+            x = torch.cat(seen[m.name])
+            matrix = qtr.methods.quantize_matrix(
+                m.name, m.weight.contiguous(), entry, statistics=qtr.methods.Statistics(hessian=x.mT @ x / len(x))
+            )
+            found[m.name] = matrix.dequantize()
+        for m in members:
+            m.weight.copy_(found[m.name])
+    return found
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+def test_inputs_come_from_what_is_quantized_already(true_sequential):
+    model = tiny_model("llama")
+    linears = models.find_linears(model)
+    entries = {linear.name: GPTQ for linear in linears}
+    before = state_of(model)
+    found = calibrate(model, linears, entries, WINDOWS, batch_size=4, true_sequential=true_sequential)
+    assert same(state_of(model), before)
+    expected = naive(tiny_model("llama"), GPTQ, true_sequential)
+    for name, image in expected.items():
+        got = found.matrices[name].dequantize()
+        # Sums in another order may turn single codes, and with them what follows.
+        assert (got == image).float().mean() > 0.97, name
+
+
+def test_the_order_within_a_block(monkeypatch):
+    done = []
+    true = sequential.quantize_matrix
+    monkeypatch.setattr(
+        sequential,
+        "quantize_matrix",
+        lambda name, *a, **k: (done.append(name.split(".", 3)[3]), true(name, *a, **k))[1],
+    )
+    model = tiny_model("llama")
+    qtr.quantize(model, bits=4, group_size=16, method="gptq", calibration=WINDOWS)
+    block = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    assert done == 2 * [*block, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+
+
+def test_methods_that_need_nothing_may_stand_in_the_same_plan():
+    model = tiny_model("llama")
+    linears = models.find_linears(model)
+    plan = Plan({x.name: GPTQ if "mlp" in x.name else PlanEntry(3, 16) for x in linears})
+    alone = qtr.quantize(tiny_model("llama"), bits=3, group_size=16)
+    qtr.quantize(model, plan=plan, calibration=WINDOWS)
+    for name, layer in quantized_layers(model).items():
+        same_codes = torch.equal(layer.weight, quantized_layers(alone)[name].weight)
+        assert same_codes == ("self_attn" in name)
+
+
+def test_statistics_are_collected_on_the_model_as_it_is():
+    model = tiny_model("llama")
+    linears = models.find_linears(model)
+    before = state_of(model)
+    needs = {linears[0].name: ("hessian", "activations"), linears[-1].name: ("fisher",)}
+    found = collect(model, linears, needs, WINDOWS, batch_size=4)
+    assert same(state_of(model), before)
+    with torch.no_grad():
+        x = model.model.layers[0].input_layernorm(model.model.embed_tokens(WINDOWS)).reshape(-1, 32)
+    first = found[linears[0].name]
+    assert first.tokens == WINDOWS.numel()
+    torch.testing.assert_close(first.hessian, x.mT @ x / len(x))
+    assert torch.equal(first.activations, x)  # fewer than are sampled
+    expected = torch.zeros(linears[-1].weight.shape)
+    for window in WINDOWS:
+        weight = linears[-1].parameter
+        loss = model(window[None], labels=window[None]).loss
+        expected += torch.autograd.grad(loss, weight)[0].square()
+    torch.testing.assert_close(found[linears[-1].name].fisher, expected, rtol=1e-4, atol=1e-12)
+
+
+def test_sampled_activations_are_spread_evenly():
+    from quantrature.calibration.statistics import SAMPLED, Gatherer
+
+    rows = torch.arange(5 * SAMPLED + 7.0)[:, None].expand(-1, 3)
+    gatherer = Gatherer(["activations"], len(rows))
+    for batch in rows.split(100):
+        gatherer.take(batch[None])
+    found = gatherer.statistics()
+    assert found.tokens == len(rows)
+    assert torch.equal(found.activations, rows[::5])
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(monkeypatch, folder, after):
+    """Quantize until so many matrices are done."""
+    true, count = sequential.quantize_matrix, 0
+
+    def limited(*args, **named):
+        nonlocal count
+        count += 1
+        if count > after:
+            raise Stop
+        return true(*args, **named)
+
+    model = tiny_model("llama")
+    before = state_of(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(sequential, "quantize_matrix", limited)
+        with pytest.raises(Stop):
+            quantized(model, folder)
+    assert same(state_of(model), before)
+
+
+def quantized(model, folder, **settings):
+    given = {"bits": 3, "group_size": 16, "method": "gptq", "calibration": WINDOWS, "state_folder": folder} | settings
+    return qtr.quantize(model, **given)
+
+
+def test_resuming_gives_the_same_bytes_and_does_not_repeat_finished_blocks(monkeypatch, tmp_path):
+    whole = state_of(quantized(tiny_model("llama"), None))
+    interrupted(monkeypatch, tmp_path / "state", after=9)
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["block-00000.safetensors"]
+    done = []
+    true = sequential.quantize_matrix
+    monkeypatch.setattr(
+        sequential, "quantize_matrix", lambda name, *a, **k: (done.append(name), true(name, *a, **k))[1]
+    )
+    resumed = quantized(tiny_model("llama"), tmp_path / "state", resume="required")
+    assert len(done) == 7
+    assert all(name.startswith("model.layers.1.") for name in done)
+    assert same(state_of(resumed), whole)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_state_of_other_work_is_not_taken_up(monkeypatch, tmp_path):
+    folder = tmp_path / "state"
+    interrupted(monkeypatch, folder, after=9)
+    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] resume is required, but .*state holds no block"):
+        quantized(tiny_model("llama"), folder, resume="required", bits=4)
+    with pytest.raises(InvalidArgumentError, match="resume is required"):
+        quantized(tiny_model("llama"), folder, resume="required", calibration=WINDOWS[:5])
+    with pytest.raises(InvalidArgumentError, match=r"resume must be one of auto, required, never: got 'maybe'"):
+        quantized(tiny_model("llama"), folder, resume="maybe")
+    file = folder / "block-00000.safetensors"
+    tensors = load_file(file)
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    assert tensors
+    expected = state_of(quantized(tiny_model("llama"), None))
+    assert same(state_of(quantized(tiny_model("llama"), folder)), expected)
+
+
+def test_activations_that_are_not_finite_are_named_by_module_and_sample():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight.fill_(float("inf"))
+    before = state_of(model)
+    name = "model.layers.1.self_attn.q_proj"
+    with pytest.raises(
+        QuantratureError, match=rf"\[quantize\] the input of {name} is not finite in calibration sample 0"
+    ):
+        qtr.quantize(model, bits=4, group_size=16, method="gptq", calibration=WINDOWS)
+    assert same(state_of(model), before)
+
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+    windows = WINDOWS.clone()
+    windows[windows == 7] = 8
+    windows[4, 3] = 7
+    with pytest.raises(QuantratureError, match=r"the embeddings are not finite in calibration sample 4"):
+        qtr.quantize(model, bits=4, group_size=16, method="gptq", calibration=windows, batch_size=4)
+
+
+def test_a_method_that_needs_text_says_so():
+    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] method gptq needs calibration, a text"):
+        qtr.quantize(tiny_model("llama"), bits=4, method="gptq")
+
+
+def test_peak_memory_counts_activations_and_hessians():
+    linears = models.find_linears(tiny_model("llama"))
+    entries = {linear.name: GPTQ for linear in linears}
+    found = sequential.peak_bytes(linears, entries, 10, 24)
+    assert found > 10 * 24 * 32 * 4 + 3 * 4 * 48**2
+    assert sequential.peak_bytes(linears, entries, 10, 24, keep_statistics=True) > found
+
+
+def test_requant_works_on_a_calibrated_host():
+    model = tiny_model("llama")
+    _, record = qtr.requant(
+        model, WINDOWS, bits=2, group_size=16, method="gptq", outliers=1.0, significant=1.0, nodes=2, batch_size=6
+    )
+    assert record.outliers and record.significant
+    assert record.stages[-1].measured_loss_change < record.stages[0].measured_loss_change
+
+
+def test_images_of_an_analysis_are_calibrated():
+    found = qtr.analyze(tiny_model("llama"), WINDOWS, metrics=["pqi"], bits=2, group_size=16, method="gptq", nodes=6)
+    proof = found.proofs[0]
+    assert proof.predicted_loss_change == pytest.approx(proof.measured_loss_change, rel=0.1, abs=1e-4)
+
+
+def test_the_command_line(tmp_path, capfd):
+    def cli(*given):
+        assert main(list(given)) == 0
+        return capfd.readouterr().out
+
+    source = tmp_path / "source"
+    tiny_model("llama").save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 20)
+    given = ["--bits", "3", "--group-size", "16", "--method", "gptq", "--calibration", str(text), "--nsamples", "4"]
+    given += ["--seqlen", "24", "--damp-percent", "0.02", "--no-desc-act", "--resume", "auto"]
+    said = json.loads(cli("quantize", str(source), "-o", str(tmp_path / "out"), *given, "--json"))
+    assert said["modules"] == 14
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    entry = next(iter(plan["entries"].values()))
+    assert entry["solver"] == "gptq"
+    assert entry["options"] == {"damp_percent": 0.02, "desc_act": False}
+    assert checkpoint.inspect(tmp_path / "out").bits_per_weight == said["bits_per_weight"]
+    assert not (tmp_path / ".out.state").exists()
+    cost = json.loads(cli("quantize", str(source), *given, "--dry-run", "--json"))
+    assert cost["memory_bytes"] > 0
+    assert "gptq" in json.loads(cli("list", "methods", "--json"))["methods"]
+    assert "gptq" in METHODS
+    assert isinstance(SOLVERS["gptq"], Method)

@@ -1,0 +1,164 @@
+"""Whatever JSON the parsers of plans and checkpoints are given, they take it or refuse it with a QuantratureError.
+
+The profile ``long`` looks longer: ``pytest tests/python/test_fuzz.py --hypothesis-profile=long``.
+"""
+
+import copy
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantrature import Plan, QuantratureError
+from quantrature.checkpoint import inspect
+from quantrature.requantization import Requantization
+from quantrature.storage import MatrixSpec
+
+settings.register_profile("long", settings.get_profile("default"), max_examples=20_000, deadline=None)
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.integers(-3, 300)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["float16", "float32", "bfloat16", "minmax", "hqq", "grid", "quantrature", "\udcff"])
+)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+)
+
+GRID = {
+    "shape": [48, 32],
+    "bits": 3,
+    "group_size": 16,
+    "sym": False,
+    "dtype": "float32",
+    "scale": "float16",
+    "zero": {
+        "shape": [96],
+        "bits": 8,
+        "group_size": 64,
+        "sym": True,
+        "dtype": "float32",
+        "scale": "float16",
+        "zero": None,
+    },
+}
+MATRIX = {"kind": "grid", **GRID, "outliers": 4, "digest": "0" * 16}
+PLAN = {
+    "format": "quantrature-plan",
+    "format_version": 1,
+    "allocation": {"method": "pqi"},
+    "entries": {
+        "a": {"bits": 3, "group_size": 64, "sym": False, "solver": "hqq", "meta_bits": 8, "outliers": 0.005},
+        "b": {"bits": 16, "reason": "as it is", "predicted_loss_change": None},
+    },
+}
+RECORD = {
+    "format": "quantrature-requant",
+    "format_version": 1,
+    "matrices": [{"name": "a", "weights": 100, "outliers": 3, "significant": 1, "mean_pqi": 0.1}],
+    "stages": [{"name": "host", "kept": 4, "measured_loss_change": 0.1}],
+    "trials": [{"temperature": 0.5, "measured_loss_change": 0.2}],
+    "temperature": 0.5,
+    "nbytes": 100,
+    "grid_nbytes": 90,
+    "settings": {},
+    "model": "0",
+    "calibration": "1",
+}
+
+
+def places(document, path=()):
+    """Paths to everything in a JSON document."""
+    yield path
+    if isinstance(document, dict | list):
+        for key, inner in document.items() if isinstance(document, dict) else enumerate(document):
+            yield from places(inner, (*path, key))
+
+
+@st.composite
+def spoiled(draw, good):
+    """A document with up to three places replaced, removed or added to."""
+    document = copy.deepcopy(good)
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(document))))
+        if not path:
+            if draw(st.integers(0, 9)) == 0:
+                return draw(anything)
+            document[draw(st.text(max_size=6))] = draw(anything)
+            continue
+        place = document
+        for key in path[:-1]:
+            place = place[key]
+        if draw(st.booleans()):
+            place[path[-1]] = draw(anything)
+        else:
+            del place[path[-1]]
+        if not isinstance(document, dict):
+            return document
+    return document
+
+
+def taken(read, *arguments):
+    """What was read, or None where it was refused as it should be."""
+    refused = ""
+    try:
+        return read(*arguments)
+    except QuantratureError as error:
+        refused = str(error)
+    assert "\n" not in refused.strip()
+    return None
+
+
+@given(spoiled(PLAN))
+def test_plans(document):
+    plan = taken(Plan.from_json, document)
+    if plan is not None:
+        written = json.dumps(plan.to_json())
+        assert json.dumps(Plan.from_json(json.loads(written)).to_json()) == written
+
+
+@given(spoiled(MATRIX))
+def test_descriptions_of_matrices(document):
+    spec = taken(MatrixSpec.from_json, document)
+    if spec is None:
+        return
+    layout = taken(lambda: list(spec.layout()))
+    if layout is not None:
+        assert all(size >= 0 for _, shape, _ in layout for size in shape)
+        assert MatrixSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize("name", ["plan.json", "requant.json", "config.json"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60) | st.binary(max_size=9).map(lambda noise: b'{"format": "quantrature-plan", ' + noise))
+def test_files_of_bytes(name, tmp_path, content):
+    (tmp_path / name).write_bytes(content)
+    read = {
+        "plan.json": Plan.load,
+        "requant.json": Requantization.load,
+        "config.json": lambda path: inspect(path.parent),
+    }
+    taken(read[name], tmp_path / name)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=spoiled(RECORD))
+def test_records(tmp_path, document):
+    (tmp_path / "requant.json").write_text(json.dumps(document))
+    taken(Requantization.load, tmp_path / "requant.json")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    document=spoiled(
+        {"quantization_config": {"quant_method": "quantrature", "format_version": 1, "modules": {"a": MATRIX}}}
+    )
+)
+def test_configurations(tmp_path, document):
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    taken(inspect, tmp_path)

@@ -1,0 +1,144 @@
+"""The registry of host methods, and the one call that quantizes a matrix by any of them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import quantrature as qtr
+from quantrature import InvalidArgumentError, Plan, PlanEntry, checkpoint, methods, models
+from quantrature.cli import main
+from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
+from quantrature.nn import quantized_layers
+from quantrature.storage import QuantizedMatrix
+from quantrature.verify import verify
+from tiny_models import byte_tokenizer, tiny_model
+
+WEIGHT = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def calibrated(monkeypatch):
+    """A method that needs a Hessian and has options, registered for the while."""
+    seen = []
+
+    def quantize(weight, entry, kept, statistics):
+        seen.append((SOLVERS["toy"].settings(entry), kept, statistics))
+        return METHODS["rtn"].quantize(weight, PlanEntry(entry.bits, entry.group_size), kept, statistics)
+
+    toy = Method("a toy", "toy", quantize, needs=("hessian",), options={"damp": 0.5, "ordered": False})
+    monkeypatch.setitem(METHODS, "toy", toy)
+    monkeypatch.setitem(SOLVERS, "toy", toy)
+    return seen
+
+
+def test_every_method_has_a_solver_that_a_plan_takes():
+    for name, method in METHODS.items():
+        assert SOLVERS[solver_of(name)] is method
+        assert PlanEntry(4, method.group_size or 128, solver=method.solver).solver == method.solver
+        assert str(method).startswith(method.about)
+        assert set(method.needs) <= set(methods.STATISTICS)
+
+
+def test_a_method_gets_weight_kept_places_statistics_and_its_settings(calibrated):
+    entry = PlanEntry(4, 16, solver="toy", options={"damp": 1})
+    kept = torch.tensor([3, 40])
+    statistics = Statistics(hessian=torch.eye(32))
+    matrix = quantize_matrix("w", WEIGHT, entry, kept, statistics)
+    assert isinstance(matrix, QuantizedMatrix)
+    assert torch.equal(matrix.outliers.positions(), kept)
+    settings, places, given = calibrated[0]
+    assert settings == {"damp": 1, "ordered": False}
+    assert torch.equal(places, kept)
+    assert given is statistics
+
+
+@pytest.mark.parametrize("statistics", [None, Statistics(fisher=torch.ones(8, 32))])
+def test_a_matrix_without_the_statistics_that_its_method_needs_is_named(calibrated, statistics):
+    with pytest.raises(InvalidArgumentError, match=r"layers.0.q: method toy needs a calibration text, for the hessian"):
+        quantize_matrix("layers.0.q", WEIGHT, PlanEntry(4, 16, solver="toy"), statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dampp": 1.0}, "options of toy must be among damp, ordered: got 'dampp'"),
+        ({"damp": "much"}, "option damp of toy must be float: got 'much'"),
+        ({"ordered": 1}, "option ordered of toy must be bool: got 1"),
+        ([1], r"options must be an object: got \[1\]"),
+    ],
+)
+def test_options_are_checked_when_an_entry_is_made(calibrated, options, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        PlanEntry(4, 16, solver="toy", options=options)
+
+
+def test_methods_without_options_say_so():
+    with pytest.raises(InvalidArgumentError, match="options of minmax must be among none: got 'damp'"):
+        PlanEntry(4, 16, options={"damp": 1.0})
+
+
+def test_options_are_part_of_a_plan(calibrated, tmp_path):
+    entry = PlanEntry(4, 16, solver="toy", options={"ordered": True})
+    assert str(entry) == "b4g16 toy, ordered True"
+    assert hash(entry) == hash(PlanEntry(4, 16, solver="toy"))
+    plan = Plan({"a": entry, "b": PlanEntry(4, 16)})
+    plan.save(tmp_path / "plan.json")
+    assert "options" not in plan.to_json()["entries"]["b"]
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded.entries == plan.entries
+    assert list(plan.diff(Plan({"a": PlanEntry(4, 16, solver="toy"), "b": PlanEntry(4, 16)}))) == ["a"]
+
+
+def test_quantize_passes_options_on_or_says_where_they_belong():
+    model = tiny_model("llama")
+    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] options of minmax must be among none: got 'damp'"):
+        qtr.quantize(model, bits=4, damp=0.5)
+    plan = Plan({"model.layers.0.mlp.up_proj": PlanEntry(4, 16)})
+    with pytest.raises(InvalidArgumentError, match="damp belongs into the options of the plan's entries"):
+        qtr.quantize(model, plan=plan, damp=0.5)
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_a_model_in_a_named_table_goes_through_a_folder(name, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny_model("llama").save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    arguments = ["--bits", "4", "--group-size", "16", "--method", name, "--outliers", "1"]
+    assert main(["quantize", str(source), "-o", str(out), *arguments]) == 0
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, method=name, outliers=0.01, progress=False)
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(ids).logits, model.eval()(ids).logits)
+    contents = checkpoint.inspect(out)
+    assert {m["setting"] for m in contents.modules.values()} == {f"b4g16 {name}"}
+    assert not verify(out, source).failures
+
+
+def test_requant_keeps_weights_beside_a_named_table():
+    model = tiny_model("llama")
+    original = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
+    tokens = torch.arange(48).view(2, 24)
+    qtr.requant(
+        model, tokens, bits=4, group_size=16, method="nf4", outliers=1.0, significant=0.5, nodes=2, progress=False
+    )
+    kept = 0
+    for name, layer in quantized_layers(model).items():
+        outliers = layer.matrix.outliers
+        if outliers is not None:
+            kept += outliers.nnz
+            places = outliers.positions()
+            assert torch.equal(layer.dequantize().flatten()[places], original[name].flatten()[places])
+    total = sum(w.numel() for w in original.values())
+    assert kept == round(0.01 * total) + round(0.005 * total)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 3}, "bits of nf4 must be 4: got 3"),
+        ({"sym": True}, "sym goes without solver nf4"),
+    ],
+)
+def test_settings_a_named_table_has_not_are_refused(changes, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        PlanEntry(**{"bits": 4, "solver": "nf4", **changes})

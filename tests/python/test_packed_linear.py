@@ -1,0 +1,223 @@
+"""The operator behind quantized layers: the same as the dequantized matrix times the input, and known to torch."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch.nn.functional import linear as dense_linear
+
+import quantrature as qtr
+from quantrature import InvalidArgumentError, ops, packed_linear
+from quantrature.methods import quantize_matrix
+from quantrature.nn import QuantLinear, quantized_layers
+from quantrature.plan import PlanEntry
+from quantrature.storage import MatrixSpec, QuantizedMatrix
+from tiny_models import tiny_model
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def made(matrix, bias=False):
+    rows = matrix.dense.shape[0]
+    layer = QuantLinear(MatrixSpec.of(matrix), torch.nn.Parameter(torch.randn(rows)) if bias else None)
+    layer.store(matrix)
+    return layer
+
+
+def layer_of(rows=24, cols=70, bias=False, seed=0, **settings):
+    torch.manual_seed(seed)
+    weight = torch.randn(rows, cols) * 0.1
+    return made(quantize_matrix("m", weight, PlanEntry(**{"bits": 4, "group_size": 32, **settings})), bias)
+
+
+def check(layer, x):
+    """The result is that of the float64 product within what the docstring of the operator allows."""
+    y = layer(x)
+    assert y.dtype == x.dtype
+    assert y.shape == (*x.shape[:-1], layer.out_features)
+    weight = layer.dequantize(torch.float32).double()
+    exact = dense_linear(x.double(), weight, None if layer.bias is None else layer.bias.double())
+    cols = layer.in_features
+    # Sums of float32 as matvec.hpp bounds them, with 32 for the ratio of a code's size to a value's; one rounding of
+    # the result; and of the weights, where many rows are multiplied in 16 bits.
+    few = x.reshape(-1, cols).shape[0] <= packed_linear.FEW[x.dtype]
+    size = dense_linear(x.double().abs(), weight.abs())
+    unit = torch.finfo(x.dtype).eps
+    bound = 2.0**-23 * (cols / 8 + 32) * 32 * size + unit * exact.abs() + 1e-6
+    if not few and x.dtype == torch.bfloat16:
+        bound += 2 * unit * size
+    assert ((y.double() - exact).abs() <= bound).all(), ((y.double() - exact).abs() / bound).max()
+    return y
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_few_and_many_rows_give_the_product(bits, dtype):
+    for settings in ({"group_size": 32}, {"group_size": -1}, {"group_size": 64, "sym": True}, {"meta_bits": 8}):
+        for outliers in (0.0, 0.03):
+            layer = layer_of(bits=bits, outliers=outliers, bias=True, **settings)
+            for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1, 80):
+                check(layer, torch.randn(rows, layer.in_features).to(dtype))
+
+
+@pytest.mark.parametrize("block", [70, 71 * 5, 1 << 20])
+def test_blocks_make_no_difference(block, monkeypatch):
+    layer = layer_of(outliers=0.05, meta_bits=8)
+    x = torch.randn(50, 70)
+    expected = layer(x)
+    monkeypatch.setattr(packed_linear, "BLOCK", block)
+    assert torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_whole_matrix_is_never_dequantized(monkeypatch):
+    layer = layer_of(rows=64, cols=64, outliers=0.02)
+    monkeypatch.setattr(packed_linear, "BLOCK", 16 * 64)
+    sizes = []
+    dequantize = QuantizedMatrix.dequantize
+
+    def noted(self, dtype=None, rows=None):
+        sizes.append(self.dense.shape[0] if rows is None else rows.stop - rows.start)
+        return dequantize(self, dtype, rows)
+
+    monkeypatch.setattr(QuantizedMatrix, "dequantize", noted)
+    x = torch.randn(40, 64, requires_grad=True)
+    layer(x).sum().backward()
+    layer(x[:1])
+    assert sizes == [16] * 8
+
+
+@pytest.mark.parametrize("rows", [2, 60])
+def test_scaled_inputs_pass_the_outliers_by(rows):
+    torch.manual_seed(0)
+    weight, scale = torch.randn(24, 70) * 0.1, torch.rand(70) + 0.5
+    _, outliers = ops.extract_outliers(weight, fraction=0.05)
+    grid = ops.quantize(weight / scale, 4, 32, exclude=outliers)
+    layer = made(QuantizedMatrix(grid, outliers, scale), bias=True)
+    flat = outliers.positions()
+    assert torch.equal(layer.dequantize().flatten()[flat], weight.flatten()[flat])
+    check(layer, torch.randn(rows, 70))
+
+
+def test_any_shape_of_activations():
+    layer = layer_of(bias=True)
+    check(layer, torch.randn(70))
+    check(layer, torch.randn(2, 3, 70))
+    check(layer, torch.randn(2, 70, 3).mT)
+    assert layer(torch.randn(2, 0, 70)).shape == (2, 0, 24)
+
+
+@pytest.mark.parametrize(
+    ("x", "complaint"),
+    [
+        (torch.randn(2, 70).double(), "float32, float16 or bfloat16: got dtype=torch.float64"),
+        (torch.randn(2, 69), r"x must have shape \(..., 70\): got shape=\(2, 69\)"),
+        (torch.tensor(1.0), r"x must have shape \(..., 70\): got shape=\(\)"),
+    ],
+)
+def test_other_activations_are_refused(x, complaint):
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        layer_of()(x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows", [3, 60])
+def test_the_gradient_flows_through(rows, dtype):
+    layer = layer_of(bias=True, outliers=0.03)
+    x = torch.randn(rows, 70, dtype=dtype, requires_grad=True)
+    direction = torch.randn(rows, 24).to(dtype)
+    layer(x).backward(direction)
+    assert torch.allclose(x.grad.float(), direction.float() @ layer.dequantize(), rtol=1e-2, atol=1e-2)
+    assert torch.allclose(layer.bias.grad, direction.float().sum(0), rtol=1e-5, atol=1e-5)
+    if dtype == torch.float32:
+        assert torch.allclose(x.grad, direction @ layer.dequantize(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_torch_accepts_the_operator(bias):
+    layer = layer_of(bias=bias, outliers=0.03)
+    stored = list(layer.stored().values())
+    x = torch.randn(3, 70, requires_grad=True)
+    arguments = (x, stored, packed_linear.describe(layer.spec), layer.bias)
+    assert set(torch.library.opcheck(torch.ops.quantrature.linear.default, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("layout", ["llama", "qwen2"])
+def test_a_compiled_model_is_one_graph(layout):
+    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.02)
+    tokens = torch.arange(20).view(1, 20)
+    with torch.no_grad():
+        expected = model(tokens).logits
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(compiled(tokens).logits, expected, atol=1e-5)
+    leaf = model.get_input_embeddings().weight
+    torch.compile(model, fullgraph=True, backend="aot_eager")(tokens).logits.sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+
+
+def test_inductor_takes_a_layer():
+    layer = layer_of(outliers=0.02, bias=True)
+    compiled = torch.compile(lambda x: layer(x).relu() * 2, fullgraph=True)
+    for rows in (1, 3, 40):
+        x = torch.randn(rows, 70)
+        assert torch.allclose(compiled(x), layer(x).relu() * 2, atol=1e-5)
+
+
+# What is prepared
+
+
+@pytest.fixture
+def preparations(monkeypatch):
+    made_ones = []
+    make = packed_linear._made
+    monkeypatch.setattr(packed_linear, "_made", lambda *a: (made_ones.append(a[1]), make(*a))[1])
+    return made_ones
+
+
+def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
+    gc.collect()
+    before = len(packed_linear._prepared)
+    layer = layer_of(outliers=0.03)
+    for rows in (1, 50, 2):
+        layer(torch.randn(rows, 70))
+    assert len(preparations) == 1
+    assert len(packed_linear._prepared) == before + 1
+    del layer
+    gc.collect()
+    assert len(packed_linear._prepared) == before
+
+
+def test_what_is_prepared_is_small():
+    layer = layer_of(rows=256, cols=512, outliers=0.005)
+    layer(torch.randn(1, 512))
+    ready = packed_linear._prepared[layer.weight]
+    assert ready.packed.grid.codes.data_ptr() == layer.weight.data_ptr()
+    assert ready.packed.residuals.values.nbytes == 4 * layer.spec.outliers
+
+
+def test_new_values_are_seen(preparations):
+    layer, other = layer_of(outliers=0.03), layer_of(outliers=0.03, seed=1)
+    x = torch.randn(2, 70)
+    before = layer(x)
+    layer.load_state_dict(other.state_dict())  # in place
+    assert torch.equal(layer(x), other(x)) and not torch.equal(layer(x), before)
+    layer.store(layer_of(outliers=0.03).matrix)
+    assert torch.equal(layer(x), before)
+    layer.to(torch.bfloat16)
+    assert torch.equal(layer(x), before)
+    assert torch.equal(copy.deepcopy(layer)(x), before)
+
+
+def test_inference_mode_runs():
+    layer = layer_of(outliers=0.03)
+    x = torch.randn(2, 70)
+    expected = layer(x)
+    with torch.inference_mode():
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(copy.deepcopy(layer)(x), expected)
+
+
+def test_a_model_on_the_meta_device_has_shapes():
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outliers=0.02).to("meta")
+    assert quantized_layers(model)
+    assert model(torch.arange(6, device="meta").view(1, 6)).logits.shape == (1, 6, 258)
