@@ -25,8 +25,7 @@ struct Product {
   qtr_grid_matrix w;
   qtr_csr residuals;
   qtr_matrix x;
-  float* y;
-  int64_t y_stride;
+  qtr_mutable_matrix y;
   int64_t group, groups;  // of a row
   int64_t whole;          // columns that are read by words
   bool by_four;           // whether vectors may be read four numbers at a time
@@ -182,7 +181,7 @@ __global__ void __launch_bounds__(kThreads) multiply(Product p, int64_t first_ve
       if (first + r >= p.w.rows || v >= vectors) continue;
       float y = of_warp[0][r][v];
       for (int w = 1; w < kWarps; ++w) y += of_warp[w][r][v];
-      p.y[(first_vector + v) * p.y_stride + first + r] = y;
+      store(p.y.data, p.y.dtype, (first_vector + v) * p.y.row_stride + first + r, y);
     }
     __syncthreads();
   }
@@ -256,8 +255,7 @@ void matvec(const qtr_matvec_args& a) {
   p.w = a.w;
   p.residuals = a.residuals;
   p.x = a.x;
-  p.y = static_cast<float*>(a.out.data);
-  p.y_stride = a.out.row_stride;
+  p.y = a.out;
   p.group = group_length(a.w);
   p.groups = ceil_div(a.w.cols, p.group);
   // Words are read where each plane of each row is aligned to 16 bytes, and 32 neighbours are of one group.

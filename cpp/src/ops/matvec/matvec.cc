@@ -438,6 +438,8 @@ void matvec(const MatvecArgs& a) {
     check(a.residuals.dtype == QTR_F32, "[matvec] residuals must be float32", "dtype",
           static_cast<int>(a.residuals.dtype));
   }
+  if (a.device.kind != QTR_CPU && a.activations != QTR_ACTIVATIONS_FLOAT32)
+    throw Unsupported("[matvec] activations of 8 bits are for the CPU");
   if (done_on_device(a, "matvec", &qtr_backend::matvec)) return;
   Product(a, w).run();
 }
