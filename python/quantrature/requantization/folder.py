@@ -79,8 +79,8 @@ def requant_folder(
         significant: percent of the quantized weights to restore.
         avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
         target_bytes: bytes that the quantized matrices of the result may take.
-        steps, tokenizer, nsamples, seqlen, seed, batch_size: as in :func:`quantrature.requant`; the tokenizer is that of
-            the source unless given.
+        steps, tokenizer, nsamples, seqlen, seed, batch_size: as in :func:`quantrature.requant`; the tokenizer is that
+            of the source unless given.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as there.
         state_file, resume, progress: as there.
         output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
