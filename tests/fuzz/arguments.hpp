@@ -116,9 +116,12 @@ template <class Args>
 qtr_status call(qtr_status (*function)(const Args*), Args& args, Arguments& in) {
   args.struct_size = sizeof(Args);
   switch (in.within(0, 31)) {
-    case 0:
-      args.struct_size = in.any<size_t>();
+    case 0: {
+      // No version of the struct ends in the middle of a field, which such a size would cut in two.
+      const size_t size = in.any<size_t>();
+      if (size < sizeof(size_t) || size > sizeof(Args)) args.struct_size = size;
       break;
+    }
     case 1:
       return function(nullptr);
     default:

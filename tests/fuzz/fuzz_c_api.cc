@@ -27,8 +27,8 @@ void quantize(Arguments& in) {
   args.codes = in.array<uint8_t>(most);
   args.scale = in.array<float>(most);
   args.zero = in.coin() ? in.array<float>(most) : nullptr;
-  if (rows > 0 && rows <= 8 && cols > 0 && cols <= 80 && args.group_size != 0 && args.bits > 0 &&
-      args.bits <= 8) {
+  if (rows > 0 && rows <= 8 && cols > 0 && cols <= 80 && args.group_size != 0 && args.group_size <= 4096 &&
+      args.bits > 0 && args.bits <= 8) {
     const int64_t group = args.group_size < 0 ? (args.axis == 0 ? rows : cols) : args.group_size;
     const bool along = args.axis == 1;
     args.groups = along ? rows * ((cols + group - 1) / group) : rows * cols / group;
