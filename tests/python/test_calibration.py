@@ -27,8 +27,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def dense_forward(model, linears):
-    """The model with every quantized matrix written into it as a dense one."""
+def logits(model):
     with torch.no_grad():
         return model(WINDOWS).logits
 
@@ -36,13 +35,13 @@ def dense_forward(model, linears):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_quantized_and_survives_the_way_through_a_folder(layout, tmp_path):
     model = tiny_model(layout)
-    before = dense_forward(model, None)
+    before = logits(model)
     qtr.quantize(model, bits=4, group_size=16, method="gptq", calibration=WINDOWS, batch_size=4)
-    after = dense_forward(model, None)
+    after = logits(model)
     assert set(quantized_layers(model)) == {x.name for x in models.find_linears(tiny_model(layout), experts=False)}
     assert torch.nn.functional.cosine_similarity(after.flatten(), before.flatten(), dim=0) > 0.95
     model.save_pretrained(tmp_path / "out")
-    assert torch.equal(dense_forward(models.load_model(tmp_path / "out"), None), after)
+    assert torch.equal(logits(models.load_model(tmp_path / "out")), after)
 
 
 def naive(model, entry, true_sequential):
@@ -61,7 +60,7 @@ def naive(model, entry, true_sequential):
             return lambda module, args: seen.setdefault(name, []).append(args[0].reshape(-1, args[0].shape[-1]))
 
         hooks = [m.module.register_forward_pre_hook(see(m.name)) for m in members]
-        dense_forward(model, None)
+        logits(model)
         for hook in hooks:
             hook.remove()
         for m in members:

@@ -198,7 +198,6 @@ class Panel {
   Panel(const Grid& w, const Way& way, bool residuals, DType dtype, int64_t most)
       : w_(w),
         way_(way),
-        residuals_(residuals),
         widened_(dtype == QTR_F32 ? 0 : most * w.cols),
         rounded_(way.round ? most * w.cols : 0),
         shifted_(way.kernel == Kernel::kFloats ? most * plane_count(w.bits) * w.cols : 0),
@@ -264,7 +263,6 @@ class Panel {
 
   const Grid& w_;
   const Way& way_;
-  bool residuals_;
   const float* x_ = nullptr;
   int64_t x_stride_ = 0, size_ = 0;
   Buffer<float> widened_, rounded_, shifted_, sums_;
