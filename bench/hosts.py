@@ -88,7 +88,7 @@ class Bench:
                 self.rows = {row["name"]: row for row in map(json.loads, self.work.read_text().splitlines())}
 
     def row(self, name: str, bits: int, make: Callable[[Any], tuple[float, float]]) -> None:
-        """Measure a row unless it is done; make changes a model and returns bits per weight and seconds."""
+        """Measure a row unless it is done; make changes a model and returns bits per weight and seconds of processor time."""
         if name in self.rows:
             return
         model = models.load_model(self.options.model, "float32")
@@ -113,7 +113,7 @@ class Bench:
         """The method alone."""
 
         def make(model: Any) -> tuple[float, float]:
-            start = time.perf_counter()
+            start = time.process_time()
             qtr.quantize(
                 model,
                 bits=bits,
@@ -124,7 +124,7 @@ class Bench:
                 progress=False,
                 **ALONE[method],
             )
-            return stored_bits(model), time.perf_counter() - start
+            return stored_bits(model), time.process_time() - start
 
         return make
 
@@ -132,7 +132,7 @@ class Bench:
         """ReQuant on the method."""
 
         def make(model: Any) -> tuple[float, float]:
-            start = time.perf_counter()
+            start = time.process_time()
             qtr.requant(
                 model,
                 self.windows[: self.options.requant_nsamples],
@@ -144,7 +144,7 @@ class Bench:
                 progress=False,
                 **REQUANT[method],
             )
-            return stored_bits(model), time.perf_counter() - start
+            return stored_bits(model), time.process_time() - start
 
         return make
 
@@ -152,11 +152,11 @@ class Bench:
         """llama.cpp's image of every matrix."""
 
         def make(model: Any) -> tuple[float, float]:
-            start = time.perf_counter()
+            start = time.process_time()
             image, bits = by_ggml(kind)
             for linear in models.find_linears(model):
                 linear.weight.copy_(image(linear.weight))
-            return bits, time.perf_counter() - start
+            return bits, time.process_time() - start
 
         return make
 
@@ -168,9 +168,9 @@ class Bench:
             f"`python {' '.join(sys.argv)}`\n",
             f"{date.today()}, {'; '.join(machines)}; {self.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
             f"{self.options.seqlen}; hosts calibrated on {len(self.windows)} windows, block by block, ReQuant on "
-            f"{self.options.requant_nsamples}. By bits, then by divergence; seconds are of quantizing, on a machine "
-            "that did other work, too.\n",
-            "| method | bits per weight, stored | perplexity | divergence (nats a token) | seconds |",
+            f"{self.options.requant_nsamples}. By bits, then by divergence; seconds are of quantizing, "
+            "processor time over all threads.\n",
+            "| method | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
             "|---|---|---|---|---|",
         ]
         for row in order:
