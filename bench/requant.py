@@ -35,7 +35,7 @@ import quantrature as qtr
 from quantrature import Sensitivity, models, ops
 from quantrature.allocation.options import stored_bytes
 from quantrature.analysis.path import Moved, WeightPath
-from quantrature.analysis.proving import Prover
+from quantrature.analysis.proving import Effort, Prover
 from quantrature.evaluate._forward import not_training
 from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
@@ -115,11 +115,12 @@ class Bench:
         measured: float | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Figures of stored forms in the place of the matrices."""
-        if measured is None:
+        """Figures of stored forms in the place of the matrices; predicted and measured here unless they are known."""
+        if predicted is None or measured is None:
             moved = [Moved(linear, lambda m=stored[linear.name]: m.dequantize("float32")) for linear in self.linears]
             with not_training(self.original), WeightPath(self.original, moved) as path:
-                measured = self.prover.measure(path)
+                _, proof = self.prover.prove(path, "", "", Effort("gauss", self.options.nodes), lambda steps: None)
+            predicted, measured = proof.predicted_loss_change, proof.measured_loss_change
         for name, place in self.places.items():
             place.copy_(stored[name].dequantize("float32"))
         losses, divergences = [], []
@@ -349,7 +350,7 @@ def line(row: Mapping[str, Any], weights: int) -> str:
     """A row of the table."""
     return (
         f"| {row['name']} | {8 * row['bytes'] / weights:.3f} "
-        f"| {'' if row['predicted'] is None else format(row['predicted'], '+.5f')} | {row['measured']:+.5f} "
+        f"| {row['predicted']:+.5f} | {row['measured']:+.5f} "
         f"| {row['loss']:+.5f} ± {row['loss error']:.5f} | {row['perplexity']:.3f} "
         f"| {row['divergence']:.5f} ± {row['divergence error']:.5f} "
         f"| {'' if row['seconds'] is None else format(row['seconds'], '.0f')} |"
