@@ -88,7 +88,7 @@ class Bench:
                 self.rows = {row["name"]: row for row in map(json.loads, self.work.read_text().splitlines())}
 
     def row(self, name: str, bits: int, make: Callable[[Any], tuple[float, float]]) -> None:
-        """Measure a row unless it is done; make changes a model, returns bits a weight and seconds of processor time."""
+        """Measure a row unless it is done; make changes a model, returns bits a weight and processor seconds."""
         if name in self.rows:
             return
         model = models.load_model(self.options.model, "float32")
