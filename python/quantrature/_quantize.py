@@ -13,8 +13,9 @@ import torch
 
 from . import fingerprint, ops
 from ._C import InvalidArgumentError
-from .calibration import BlockState, calibrate, units
+from .calibration import BlockState, Calibrated, calibrate, units
 from .experts import can_split, part_with_memory, split
+from .folding import Fold, fold
 from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, Skipped, check_loaded, find_linears
 from .nn import QuantLinear, quantized_layers, replace_module
@@ -114,7 +115,9 @@ def quantize(
             state,
             progress,
         )
-        declare(model, {linear.name: put(model, linear, found[linear.name]) for linear, _ in work})
+        fold(model, linears, found.folds)
+        specs = {linear.name: put(model, linear, found.matrices[linear.name]) for linear, _ in work}
+        declare(model, specs, found.folds)
         return model
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
@@ -135,7 +138,7 @@ def _calibrated(
     true_sequential: bool,
     state: BlockState | None,
     progress: bool | None,
-) -> dict[str, QuantizedMatrix]:
+) -> Calibrated:
     """The quantized forms of the matrices, and on the way a state for the next to take up."""
     if state is not None:
         from . import __version__
@@ -163,7 +166,7 @@ def _calibrated(
         )
     if state is not None:
         state.discard()
-    return found.matrices
+    return found
 
 
 def plan_for(
@@ -258,7 +261,7 @@ def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, d
     return layer.spec
 
 
-def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
+def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterable[Fold] = ()) -> None:
     """Tell transformers what the model has become, as if it had been loaded so."""
     from transformers import PreTrainedModel
 
@@ -268,9 +271,13 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec]) -> None:
     from .hf import QuantratureConfig, QuantratureHfQuantizer
 
     typed: Any = model
-    config = QuantratureConfig(modules={name: spec.to_json() for name, spec in specs.items()})
+    kept = tuple(folds)
+    config = QuantratureConfig(
+        modules={name: spec.to_json() for name, spec in specs.items()}, folds=[each.to_json() for each in kept]
+    )
     typed.config.quantization_config = config
     typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
+    typed.hf_quantizer.folds = kept
     typed.is_quantized = True
     typed.quantization_method = config.quant_method
     typed._weight_conversions = []  # saved under the names that the modules have

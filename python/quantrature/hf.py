@@ -7,8 +7,9 @@ needed to register is imported at the head.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
@@ -17,6 +18,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from . import __version__
 from ._C import InvalidArgumentError, QuantratureError
 from .checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
+
+if TYPE_CHECKING:
+    from .folding import Fold
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -29,6 +33,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         modules: matrix name to its description (:class:`quantrature.storage.MatrixSpec`), in quantized checkpoints.
         format_version: of the checkpoint.
         dequantize: load a quantized checkpoint as a dense model.
+        folds: what scales were folded into (:class:`quantrature.folding.Fold`), in quantized checkpoints.
 
     Raises:
         InvalidArgumentError: for a checkpoint of another format version.
@@ -47,6 +52,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         modules: Mapping[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         dequantize: bool = False,
+        folds: Sequence[Any] = (),
         **_: Any,
     ) -> None:
         if format_version != FORMAT_VERSION:
@@ -58,6 +64,9 @@ class QuantratureConfig(QuantizationConfigMixin):
         if not (modules is None or isinstance(modules, Mapping)):
             raise InvalidArgumentError(f"[load] modules of the checkpoint must be an object: got {modules!r}")
         self.modules = None if modules is None else dict(modules)
+        if not isinstance(folds, Sequence) or isinstance(folds, str):
+            raise InvalidArgumentError(f"[load] folds of the checkpoint must be a list: got {folds!r}")
+        self.folds = list(folds)
         self.dequantize = dequantize
         self.wish = {
             "bits": bits,
@@ -81,6 +90,7 @@ class QuantratureConfig(QuantizationConfigMixin):
             "format_version": FORMAT_VERSION,
             "quantrature_version": __version__,
             "modules": self.modules or {},
+            **({"folds": self.folds} if self.folds else {}),
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -98,6 +108,8 @@ class QuantratureHfQuantizer(HfQuantizer):
 
     requires_calibration = False
     quantization_config: QuantratureConfig
+    folds: tuple[Fold, ...] = ()
+    """Scales that were folded into the model; not needed to run it, only to compare it with its source."""
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -118,7 +130,9 @@ class QuantratureHfQuantizer(HfQuantizer):
         from .storage import MatrixSpec
 
         linears = find_linears(model)
-        stored = stored_tensors(file for file in checkpoint_files or () if str(file).endswith(".safetensors"))
+        files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
+        stored = stored_tensors(files)
+        self._read_folds(model, files)
         for name, described in (self.quantization_config.modules or {}).items():
             try:
                 linear, spec = linears.find(name), MatrixSpec.from_json(described)
@@ -159,9 +173,38 @@ class QuantratureHfQuantizer(HfQuantizer):
         if self.quantization_config.dequantize:
             dequantize_layers(model, model.dtype)
             model._weight_conversions = None
+            self.folds = ()
         else:
             model._weight_conversions = []
         return model
+
+    def _read_folds(self, model: Any, files: Sequence[str]) -> None:
+        from safetensors import safe_open
+
+        from .folding import FOLDED_SCALE, Fold
+
+        scales: dict[str, Any] = {}
+        for path in files if self.quantization_config.folds else ():
+            with safe_open(path, "pt") as file:
+                scales |= {name: file.get_tensor(name) for name in file.keys() if name.endswith(f".{FOLDED_SCALE}")}  # noqa: SIM118
+        found = []
+        for described in self.quantization_config.folds:
+            producer = described.get("producer") if isinstance(described, Mapping) else None
+            if f"{producer}.{FOLDED_SCALE}" not in scales:
+                raise QuantratureError(f"[load] the checkpoint lacks the tensor {producer}.{FOLDED_SCALE}")
+            found.append(Fold.from_json(described, scales[f"{producer}.{FOLDED_SCALE}"]))
+        self.folds = tuple(found)
+        ignored = {re.escape(name) for name in scales} | set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """What is saved beside the model's own tensors: the scales that were folded into it."""
+        from .folding import FOLDED_SCALE
+
+        if not self.folds or getattr(model, "_hf_peft_config_loaded", False):
+            return None, {}
+        scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
+        return {**model.state_dict(), **scales}, {}
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ._C import QuantratureError
+from .folding import fold, folds_of
 from .models import Linears, find_linears, load_model
 from .nn import QuantLinear, quantized_layers
 
@@ -64,6 +65,8 @@ def verify(
 ) -> Verification:
     """Dequantize every matrix of a quantized folder and compare it with the source; compare all other tensors exactly.
 
+    Scales that were folded into the quantized model are folded into the source first.
+
     Raises:
         InvalidArgumentError, QuantratureError: as :func:`quantrature.models.load_model`, and naming a matrix whose
             stored tensors are damaged, or that the source does not have in that shape.
@@ -74,6 +77,7 @@ def verify(
         raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
     original = load_model(source, trust_remote_code=trust_remote_code)
     linears = find_linears(original)
+    fold(original, linears, folds_of(quantized))
     modules = {}
     for name, layer in layers.items():
         weight = linears.find(name).weight

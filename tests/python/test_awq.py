@@ -6,7 +6,7 @@ import torch
 import quantrature as qtr
 from quantrature import PlanEntry, models, ops
 from quantrature.methods import Statistics, quantize_matrix
-from quantrature.methods.awq import CLIPPED, STEPS, best_scale, candidates, clipped
+from quantrature.methods.awq import CLIPPED, STEPS, best_scale, candidates, clipped, shared_scale
 from quantrature.nn import quantized_layers
 from tiny_models import tiny_model
 
@@ -62,9 +62,9 @@ def plain_awq(weight, x, bits, group):
     return scale, limits
 
 
-@pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 64), (4, 128)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 64), (4, 128), (2, 128), (3, 256)])
 def test_equals_plain_torch(bits, group):
-    weight, x = layer()
+    weight, x = layer(cols=256)
     entry = PlanEntry(bits, group, solver="awq")
     scale, limits = plain_awq(weight, x, bits, group)
     found = best_scale(weight, entry, x, None)
@@ -97,6 +97,31 @@ def test_the_output_error_is_never_above_that_of_rounding(options):
         entry = PlanEntry(4, 64, solver="awq", options=options)
         nearest = ops.quantize(weight, 4, 64).dequantize()
         assert error(weight, quantized(weight, x, entry).dequantize("float32"), x) <= 1.02 * error(weight, nearest, x)
+
+
+def test_matrices_that_read_the_same_share_the_scale_that_is_best_for_all():
+    (one, x), (two, _) = layer(), layer(seed=1)
+    sizes, least = x.double().abs().mean(0), torch.inf
+    for step in range(20):
+        s = sizes.pow(step / 20).clamp(min=1e-4)
+        s = s / (s.max() * s.min()).sqrt()
+        apart = [plain_grid(w.double() * s, 3, 32) / s - w.double() for w in (one, 4 * two)]
+        loss = sum((x.double() @ each.T).square().sum() for each in apart)
+        if loss < least:
+            least, scale = loss, s
+    found = shared_scale([(one, ENTRY), (4 * two, ENTRY)], x)
+    torch.testing.assert_close(found.double(), scale, rtol=1e-4, atol=0)
+    assert not torch.equal(found, best_scale(one, ENTRY, x, None))
+
+
+def test_channels_that_are_read_repeatedly_share_a_scale():
+    _, x = layer(cols=48)
+    for scale in candidates(x, (4, 3)):
+        heads = scale.view(-1, 3, 4)
+        assert torch.equal(heads, heads[:, :1].expand_as(heads))
+    expected = x.abs().mean(0).view(-1, 3, 4).mean(1)
+    found = candidates(x, (4, 3))[10].view(-1, 3, 4)[:, 0]
+    torch.testing.assert_close(found / found[0, 0], (expected / expected[0, 0]).sqrt())
 
 
 def test_a_constant_factor_of_the_scale_does_not_matter():
@@ -142,7 +167,7 @@ def test_a_step_of_clipping_is_a_twentieth():
 def test_models_apply_the_scale_of_the_inputs(tmp_path):
     windows = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
     model = tiny_model("llama")
-    qtr.quantize(model, bits=3, group_size=16, method="awq", calibration=windows, batch_size=6)
+    qtr.quantize(model, bits=3, group_size=16, method="awq", calibration=windows, batch_size=6, fold=False)
     layers = quantized_layers(model)
     scaled = [name for name, layer in layers.items() if layer.matrix.input_scale is not None]
     assert scaled

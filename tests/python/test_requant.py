@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models, ops
+from quantrature.folding import narrowest
 from quantrature.methods import quantize_matrix
 from quantrature.nn import quantized_layers
 from quantrature.requantization import Requantization
-from quantrature.requantization.matrices import narrowest
 from quantrature.requantization.outliers import greedy_split, split
 from test_analysis import TOKENS, loss, sharp_model
 from tiny_models import byte_tokenizer

@@ -100,10 +100,12 @@ class Blocks:
             with torch.no_grad():
                 yield first, self._run(number, hidden)
 
-    def _run(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+    def _run(self, number: int, hidden: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         block = self.modules[number]
         device = next(block.parameters()).device
         rest, named = self._given[number][len(hidden)]
+        if dtype is not None:
+            rest, named = _as_floats(rest, dtype), _as_floats(named, dtype)
         out = block(hidden.to(device), *rest, **named)
         found: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return found
@@ -123,30 +125,48 @@ class Blocks:
         for first, hidden in zip(self._firsts, self._hidden, strict=True):
             demand_finite(what, hidden, first)
 
+    def trial(self, number: int) -> torch.Tensor:
+        """What comes out of a block, whose weights are float32, for the first batch; all that goes in as float32."""
+        hidden = self._hidden[0]
+        with torch.no_grad():
+            return self._run(number, hidden.float(), torch.float32)
+
     def stages(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
         """The matrices of a block in the order they are reached; those that read the same activations together.
 
         Raises:
             InvalidArgumentError: naming a matrix that no text reaches.
         """
-        found: list[tuple[Any, list[LinearWeight]]] = []
+        stages: list[tuple[Any, list[LinearWeight]]] = []
+        for linear, place in self._reached(number, matrices):
+            if not stages or stages[-1][0] != place:
+                stages.append((place, []))
+            stages[-1][1].append(linear)
+        return [stage for _, stage in stages]
+
+    def readers(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
+        """The same, where those that read the same activations are together even if others come between."""
+        found: dict[Any, list[LinearWeight]] = {}
+        for linear, place in self._reached(number, matrices):
+            found.setdefault(place, []).append(linear)
+        return list(found.values())
+
+    def _reached(self, number: int, matrices: Sequence[LinearWeight]) -> list[tuple[LinearWeight, Any]]:
+        """The matrices in the order they are reached, each with where its inputs are."""
+        found: list[tuple[LinearWeight, Any]] = []
 
         def note(linear: LinearWeight, x: torch.Tensor, first: int) -> None:
-            place = (x.data_ptr(), tuple(x.shape), tuple(x.stride()))
-            if not any(linear is other for _, stage in found for other in stage):
-                if not found or found[-1][0] != place:
-                    found.append((place, []))
-                found[-1][1].append(linear)
+            if not any(linear is other for other, _ in found):
+                found.append((linear, (x.data_ptr(), tuple(x.shape), tuple(x.stride()))))
                 kept.append(x)  # so that its memory is not given to the next activations
 
         kept: list[torch.Tensor] = []
         with _watching(matrices, note, lambda: 0), torch.no_grad():
             self._run(number, self._hidden[0])
-        reached = [linear for _, stage in found for linear in stage]
         for linear in matrices:
-            if not any(linear is other for other in reached):
+            if not any(linear is other for other, _ in found):
                 raise InvalidArgumentError(f"[quantize] no calibration text reaches {linear.name}")
-        return [stage for _, stage in found]
+        return found
 
     def watch(
         self, number: int, matrices: Sequence[LinearWeight], watcher: Watcher, report: Callable[[int], Any]
@@ -181,6 +201,15 @@ def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor,
         return args[0], args[1:], kwargs
     named = dict(kwargs)
     return named.pop("hidden_states"), (), named
+
+
+def _as_floats(given: Any, dtype: torch.dtype) -> Any:
+    """What a block is given, floating-point tensors in another dtype."""
+    if isinstance(given, torch.Tensor):
+        return given.to(dtype) if given.is_floating_point() else given
+    if isinstance(given, dict):
+        return {name: _as_floats(value, dtype) for name, value in given.items()}
+    return type(given)(_as_floats(value, dtype) for value in given) if type(given) in (tuple, list) else given
 
 
 @contextmanager

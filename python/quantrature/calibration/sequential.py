@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..evaluate._forward import not_training
+from ..folding import Fold, changed_by, fold, restored
 from ..methods import SOLVERS, Statistics, quantize_matrix
 from ..models import Linears, LinearWeight
 from ..plan import PlanEntry
 from ..storage import QuantizedMatrix
 from .blocks import Blocks
-from .state import BlockState
+from .folds import Folder
+from .state import BlockState, FinishedBlock
 from .statistics import Gatherer, fisher
 
 
@@ -26,10 +28,14 @@ class Calibrated:
     Attributes:
         matrices: matrix name to its quantized form.
         statistics: matrix name to what it was quantized by; empty unless it was to be kept.
+        folds: scales that are in the quantized matrices, and still to be folded into what makes their inputs.
+        entries: matrix name to the entry it was quantized by: without a scale of its own where one was folded.
     """
 
     matrices: dict[str, QuantizedMatrix]
     statistics: dict[str, Statistics]
+    folds: tuple[Fold, ...] = ()
+    entries: Mapping[str, PlanEntry] = field(default_factory=dict)
 
 
 def calibrate(
@@ -68,10 +74,13 @@ def calibrate(
         QuantratureError: naming module and sample where activations or gradients are not finite.
     """
     chosen = [linear for linear in linears if linear.name in entries]
+    entries = dict(entries)
     needs = {linear.name: SOLVERS[entries[linear.name].solver].needs for linear in chosen}
     weight_of = weight_of or (lambda linear: linear.weight.cpu().contiguous())
     matrices: dict[str, QuantizedMatrix] = {}
     kept: dict[str, Statistics] = {}
+    folds: list[Fold] = []
+    folder = Folder(model, linears, entries)
     with not_training(model), ExitStack() as whole:
         blocks = Blocks(model, linears, windows, batch_size)
         sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
@@ -80,23 +89,39 @@ def calibrate(
         for number in range(len(blocks.modules)):
             members = [linear for linear in chosen if linear.block == number]
             with ExitStack() as block:
+
+                def folded(found: Sequence[Fold], block: ExitStack = block) -> None:
+                    block.enter_context(restored(changed_by(model, linears, found)))
+                    fold(model, linears, found)
+                    for name in (name for each in found for name in each.consumers):
+                        options = {**entries[name].options, "scale": False}
+                        entries[name] = replace(entries[name], options=options)
+                    folds.extend(found)
+
                 for linear in members:
-                    (whole if linear.aliases else block).enter_context(_restored(linear))
+                    (whole if linear.aliases else block).enter_context(restored([linear.weight]))
                 finished = None if state is None else state.load(number)
-                if finished is not None and set(finished) == {linear.name for linear in members}:
+                if finished is not None and set(finished.matrices) == {linear.name for linear in members}:
+                    folded(finished.folds)
                     for linear in members:
-                        _move(linear, finished[linear.name])
-                    matrices |= finished
+                        _move(linear, finished.matrices[linear.name])
+                    matrices |= finished.matrices
                     blocks.advance(number, report)
                     continue
                 found: dict[str, QuantizedMatrix] = {}
                 stages = blocks.stages(number, members) if members else []
                 steps = [[stage] for stage in stages] if true_sequential else [stages] if stages else []
-                passes = sum(1 for step in steps if _asks(step, needs)) + 1
+                groups = folder.groups(blocks, number, members) if folder.wanted(members) else []
+                passes = sum(1 for step in steps if _asks(step, needs)) + bool(groups) + 1
 
                 def done(count: float, passes: int = passes) -> None:
                     report(count / passes)
 
+                of_block: list[Fold] = []
+                if groups:
+                    seen = {linear.name: x for linear, x in _gathered(blocks, number, groups, needs, done)}
+                    of_block = folder.folds(blocks, number, [(group, seen[group[0].name]) for group in groups])
+                    folded(of_block)
                 for step in steps:
                     for linear, statistics in _gathered(blocks, number, step, needs, done):
                         statistics = replace(statistics, fisher=fishers.get(linear.name))
@@ -111,9 +136,9 @@ def calibrate(
                             _move(linear, found[linear.name])
                 matrices |= found
                 if state is not None and members:
-                    state.save(number, found)
+                    state.save(number, FinishedBlock(found, tuple(of_block)))
                 blocks.advance(number, done)
-    return Calibrated({linear.name: matrices[linear.name] for linear in chosen}, kept)
+    return Calibrated({linear.name: matrices[linear.name] for linear in chosen}, kept, tuple(folds), entries)
 
 
 def collect(
@@ -216,13 +241,3 @@ def _gathered(
 
 def _move(linear: LinearWeight, matrix: QuantizedMatrix) -> None:
     linear.weight.copy_(matrix.dequantize("float32"))
-
-
-@contextmanager
-def _restored(linear: LinearWeight) -> Iterator[None]:
-    """Give a matrix its weights back in the end."""
-    original = linear.weight.clone()
-    try:
-        yield
-    finally:
-        linear.weight.copy_(original)

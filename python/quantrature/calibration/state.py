@@ -12,7 +12,21 @@ from typing import Any
 
 from .._C import InvalidArgumentError
 from ..analysis.snapshot import RESUME
+from ..folding import Fold
 from ..storage import MatrixSpec, QuantizedMatrix, digest
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """What is known of a block whose matrices are quantized.
+
+    Attributes:
+        matrices: matrix name to its quantized form.
+        folds: scales that the matrices have and that are folded into what makes their inputs.
+    """
+
+    matrices: Mapping[str, QuantizedMatrix]
+    folds: tuple[Fold, ...] = ()
 
 
 @dataclass
@@ -44,8 +58,8 @@ class BlockState:
     def _file(self, number: int) -> Path:
         return self.folder / f"block-{number:05}.safetensors"
 
-    def load(self, number: int) -> dict[str, QuantizedMatrix] | None:
-        """The matrices of a finished block; ``None`` where there is none, or of other work, or it is damaged."""
+    def load(self, number: int) -> FinishedBlock | None:
+        """A finished block; ``None`` where there is none, or of other work, or it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         path = self._file(number)
@@ -63,23 +77,30 @@ class BlockState:
                     if digest(tensors) != spec.digest:
                         return None
                     found[name] = spec.matrix(tensors)
-                return found
+                folds = [
+                    Fold.from_json(described, file.get_tensor(f"fold:{i}"))
+                    for i, described in enumerate(about["folds"])
+                ]
+                return FinishedBlock(found, tuple(folds))
         except (SafetensorError, KeyError, TypeError, ValueError):
             return None
 
-    def save(self, number: int, matrices: Mapping[str, QuantizedMatrix]) -> None:
-        """Write the matrices of a finished block; the file appears complete or not at all."""
+    def save(self, number: int, block: FinishedBlock) -> None:
+        """Write a finished block; the file appears complete or not at all."""
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        matrices = block.matrices
         specs = {name: MatrixSpec.of(matrix) for name, matrix in matrices.items()}
         tensors = {
             f"{name}:{part}": tensor.contiguous()
             for name, matrix in matrices.items()
             for part, tensor in specs[name].tensors(matrix).items()
         }
+        tensors |= {f"fold:{i}": each.scale for i, each in enumerate(block.folds)}
         about = {
             "fingerprint": self.fingerprint,
+            "folds": [each.to_json() for each in block.folds],
             "matrices": {name: spec.to_json() for name, spec in specs.items()},
         }
         path = self._file(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,17 @@ UNCLIPPED = ("q_", "k_", "query", "key", "qkv", "c_attn")
 """Names of matrices that attention scores depend on, which are too sensitive to be clipped."""
 
 
-def candidates(activations: torch.Tensor) -> list[torch.Tensor]:
+def candidates(activations: torch.Tensor, repeats: tuple[int, int] = (0, 1)) -> list[torch.Tensor]:
     """Scales of input channels to try: mean absolute activation to the powers 0, 0.05, ..., 0.95, centred around 1.
 
     Args:
         activations: float32 (tokens, in_features).
+        repeats: rows of a head and how often each head is read one after the other; these channels share a scale.
     """
     size = activations.abs().mean(0)
+    head, times = repeats
+    if times > 1:
+        size = size.view(-1, times, head).mean(1, keepdim=True).expand(-1, times, -1).reshape(-1)
     found = []
     for step in range(STEPS):
         scale = size.pow(step / STEPS).clamp_(min=SMALLEST)
@@ -95,8 +100,9 @@ def activation_aware(
 ) -> QuantizedMatrix:
     """The matrix on the grid that fits its scaled and clipped weights; the scale of its inputs stays with it.
 
-    Every matrix searches for the scale with the least error of its own output, which is the objective of the paper
-    (equation 4); nothing is folded into what comes before it, so that no other matrix has a say.
+    This scale is for a matrix whose inputs come from nothing that a scale could be folded into: the one with the least
+    error of its own output, which is the objective of the paper (equation 4). Where it was folded, the weight that is
+    given here has it already, and the entry's ``scale`` is false.
     """
     import torch
 
@@ -116,20 +122,41 @@ def activation_aware(
     return QuantizedMatrix(dense, outliers, None if bool((factor == 1).all()) else factor)
 
 
-def best_scale(weight: torch.Tensor, entry: PlanEntry, x: torch.Tensor, outliers: Any) -> torch.Tensor:
+def best_scale(
+    weight: torch.Tensor,
+    entry: PlanEntry,
+    x: torch.Tensor,
+    outliers: Any,
+) -> torch.Tensor:
     """Of the candidates, the scale with the least mean squared error of the matrix's output."""
-    exact = weight.float()
-    keep = None if outliers is None else outliers.positions()
+    return _best([(weight, entry, outliers)], x)
+
+
+def shared_scale(
+    matrices: Sequence[tuple[torch.Tensor, PlanEntry]], x: torch.Tensor, repeats: tuple[int, int] = (0, 1)
+) -> torch.Tensor:
+    """Of the candidates, the one with the least squared error of the outputs of all the matrices together."""
+    return _best([(weight, entry, kept_beside(weight, entry, None)) for weight, entry in matrices], x, repeats)
+
+
+def _best(
+    matrices: Sequence[tuple[torch.Tensor, PlanEntry, Any]], x: torch.Tensor, repeats: tuple[int, int] = (0, 1)
+) -> torch.Tensor:
     best, least = None, float("inf")
-    for scale in candidates(x):
-        apart = _on_grid((exact * scale).contiguous(), entry, outliers).dequantize("float32") / scale - exact
-        if keep is not None:
-            apart.view(-1)[keep] = 0.0
-        error = float((x @ apart.T).square().mean())
+    for scale in candidates(x, repeats):
+        error = sum(_error(weight.float(), entry, outliers, scale, x) for weight, entry, outliers in matrices)
         if error < least:
             best, least = scale, error
     assert best is not None
     return best
+
+
+def _error(weight: torch.Tensor, entry: PlanEntry, outliers: Any, scale: torch.Tensor, x: torch.Tensor) -> float:
+    """Squared error of the matrix's output, mean over the tokens, with its inputs scaled."""
+    apart = _on_grid((weight * scale).contiguous(), entry, outliers).dequantize("float32") / scale - weight
+    if outliers is not None:
+        apart.view(-1)[outliers.positions()] = 0.0
+    return float((x @ apart.T).square().sum() / len(x))
 
 
 AWQ = Method(
@@ -137,5 +164,6 @@ AWQ = Method(
     "awq",
     activation_aware,
     needs=("activations",),
-    options={"scale": True, "clip": True},
+    options={"scale": True, "clip": True, "fold": True},
+    input_scale=shared_scale,
 )

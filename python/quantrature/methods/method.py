@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,10 @@ Quantizer = Callable[["torch.Tensor", "PlanEntry", "torch.Tensor | None", Statis
 """Takes the weight, (out_features, in_features), contiguous on the CPU; its plan entry; the places to keep exactly
 (int64 in the flattened weight, ascending), or ``None`` for as many outliers as the entry says; and statistics."""
 
+
+InputScale = Callable[[Sequence[tuple["torch.Tensor", "PlanEntry"]], "torch.Tensor", tuple[int, int]], "torch.Tensor"]
+"""Takes some matrices with their plan entries, the inputs that all of them read, float32 (tokens, in_features), and
+how the scale repeats (:class:`quantrature.folding.Fold`); returns the scale, float32 (in_features,)."""
 
 META_GROUP = 128
 """Scales that share a second-level scale and zero where ``meta_bits`` is set."""
@@ -92,6 +96,9 @@ class Method:
         spread: how much of each matrix is outliers, from weights by name and the share of all matrices together;
             ``None`` for the same share everywhere.
         dense_bytes: of what it stores beside outliers, for rows, columns and an entry, as far as these tell.
+        input_scale: finds a scale of inputs for all matrices that read them, to be folded into what makes them. Such
+            a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
+            under ``scale`` false.
     """
 
     about: str
@@ -103,6 +110,7 @@ class Method:
     group_size: int | None = None
     spread: Callable[[Mapping[str, torch.Tensor], float], dict[str, float]] | None = None
     dense_bytes: Callable[[int, int, PlanEntry], int] = grid_bytes
+    input_scale: InputScale | None = None
 
     def __str__(self) -> str:
         """The line about it, with its options."""

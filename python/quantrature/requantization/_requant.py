@@ -20,6 +20,7 @@ from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..calibration import calibrate
 from ..evaluate._forward import not_training
+from ..folding import Fold, folded, narrowest
 from ..methods import SOLVERS, Statistics, quantize_matrix
 from ..models import LinearWeight, check_loaded
 from ..plan import Plan, PlanEntry
@@ -27,7 +28,7 @@ from ..progress import progress as progress_bar
 from ..storage import QuantizedMatrix
 from ..text import token_windows
 from .journal import Found, Journal
-from .matrices import Matrices, narrowest
+from .matrices import Matrices
 from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split
 from .record import KeptWeights, Requantization, Trial
 
@@ -168,7 +169,11 @@ def requant(
     )
 
     passes = integrals * nodes * len(Share(windows).windows)
-    with not_training(model), progress_bar("requantizing", passes, progress) as bar:
+    with (
+        not_training(model),
+        progress_bar("requantizing", passes, progress) as bar,
+        contextlib.ExitStack() as undone_on_failure,
+    ):
         host = (
             calibrate(
                 model, linears, entries, windows, batch_size=batch_size, keep_statistics=True, weight_of=_original
@@ -177,8 +182,11 @@ def requant(
             else None
         )
         given = {} if host is None else host.statistics
+        folds: Sequence[Fold] = ()
         if host is not None:
-            stored = host.matrices
+            # From here on, the model with the scales folded in is the original.
+            stored, folds, entries = host.matrices, host.folds, dict(host.entries)
+            undone_on_failure.enter_context(folded(model, linears, folds))
         elif budgets[0] and "host" in journal:
             stored = {}  # only the matrices without their outliers are still needed
         else:
@@ -205,7 +213,7 @@ def requant(
             found, stages = matrices.stored, tuple(matrices.stages)
     journal.discard()
     specs = {linear.name: put(model, linear, found[linear.name]) for linear in chosen}
-    declare(model, specs)
+    declare(model, specs, folds)
     kept = tuple(
         KeptWeights(
             linear.name,

@@ -20,6 +20,7 @@ from ..analysis.quadrature import quadrature
 from ..analysis.ranks import rank_of
 from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
+from ..folding import fold, folds_of
 from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer
 from ..nn import QuantLinear, quantized_layers, replace_module
 from ..ops._outliers import offset_dtype
@@ -119,6 +120,8 @@ def requant_folder(
     found = find_linears(original, experts=False)
     linears = [found.find(name) for name in layers]
     check_loaded("requant", linears)
+    folds = folds_of(quantized)
+    fold(original, found, folds)
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         same = tuple(linear.weight.shape) == (layer.out_features, layer.in_features)
         if not same or not compare(layer, linear.weight.cpu()).fits:
@@ -180,7 +183,7 @@ def requant_folder(
         improved.store(result[linear.name])
         for alias in (linear.name, *linear.aliases):
             replace_module(quantized, alias, improved)
-    declare(quantized, specs)
+    declare(quantized, specs, folds)
     record = Requantization(
         tuple(
             KeptWeights(

@@ -20,16 +20,6 @@ from .journal import Found, Journal
 from .record import Stage
 
 
-def narrowest(weight: torch.Tensor) -> torch.Tensor:
-    """The same numbers in the 16-bit dtype that holds all of them, where there is one: kept weights cost less so."""
-    if weight.dtype == torch.float32:
-        for dtype in (torch.bfloat16, torch.float16):
-            narrow = weight.to(dtype)
-            if torch.equal(narrow.float(), weight):
-                return narrow
-    return weight
-
-
 class Matrices:
     """Stored forms that change from step to step, and what is known of each.
 
