@@ -259,6 +259,7 @@ void gptq(const GptqArgs& a) {
   check(a.bits >= 1 && a.bits <= 8, "[gptq] bits must be 1 to 8", "bits", a.bits);
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
         a.group_size);
+  check_extent(a.w.cols, a.w.cols, "gptq", "hessian");
   check(a.hessian != nullptr && a.hessian_size == a.w.cols * a.w.cols,
         "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
         "expected", a.w.cols * a.w.cols);
