@@ -12,6 +12,9 @@
 // The scale and zero of a column are those of its group in the matrix as it stands, whatever the order; where
 // a scale is 0, so is 1 / scale.
 //
+// w, scale and zero are float32, float16 or bfloat16, H is float32; NaN and infinities in w and H are
+// refused.
+//
 // Excluded positions are kept exactly elsewhere: v = w there, and the columns after them make up for errors
 // before them alone. Their code is that of w.
 //
