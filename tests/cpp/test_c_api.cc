@@ -712,6 +712,12 @@ TEST_F(CApi, HessianAndGptq) {
           "[gptq] exclude must have row_offsets that ascend");
   REFUSED(qtr_gptq, gptq(), (a.exclude_row_offsets = good, a.exclude_columns = outside),
           "[gptq] exclude must lie within w");
+  scale_[2] = NAN;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] scale must be finite: got value=nan, group=2");
+  scale_[2] = 0.5f;
+  zero_[3] = INFINITY;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] zero must be finite: got value=inf, group=3");
+  zero_[3] = 3;
   hessian_[kCols] = NAN;
   REFUSED(qtr_gptq, gptq(), , "[gptq] hessian must be finite");
   hessian_[kCols] = 0;
