@@ -20,9 +20,8 @@
 //
 // Stream bit i is bit 7 - i mod 8 of byte i / 8; a stream has ceil(T k / 8) bytes, the bits left over are 0.
 //
-// A scale that is not finite is refused; every stream stands for finite weights as long as these stay within
-// float32. A matrix is cut into tiles of 16 x 16. Each is the sequence of its rows, T = 256, in 32 k bytes;
-// the streams follow tile row after tile row.
+// A matrix is cut into tiles of 16 x 16. Each is the sequence of its rows, T = 256, in 32 k bytes; the
+// streams follow tile row after tile row.
 #pragma once
 
 #include "quantrature/types.hpp"
@@ -47,8 +46,8 @@ QTR_API void trellis_values(const TrellisValuesArgs& args);
 // the results.
 QTR_API void trellis_dequantize(const TrellisDequantizeArgs& args);
 
-// Products of a tiled matrix of rows x cols and one or a few vectors. The weights are never stored: tiles are
-// decoded on the way.
+// Products of a tiled matrix and one or a few vectors. The weights are never stored: tiles are decoded on the
+// way.
 //
 // Numeric class B. Sums are of float32 and may be fused: |error| <= 2^-23 (cols / 4 + 32) sum of |weight x|,
 // as long as no partial sum leaves float32. The same bits for every number of threads, and for a vector alone
