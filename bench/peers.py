@@ -328,6 +328,47 @@ def _torch_hessian(d: Data) -> Call:
     return lambda: total.addmm_(x.mT, x)
 
 
+def _table() -> tuple[list[list[float]], list[list[int]], int]:
+    """Costs and sizes as in cpp/bench_allocation.cc: 80 layers of 7 matrices, 9 options each, 3.25 bits a weight."""
+    normal = np.random.default_rng(0).standard_normal
+    counts = 80 * [8192 * rows for rows in (8192, 1024, 1024, 8192, 28672, 28672, 28672)]
+    options = [(bits, group) for bits in (2, 3, 4) for group in (32, 64, 128)]
+    costs = []
+    for sensitivity in np.exp(1.5 * normal(len(counts))):
+        costs.append(
+            [float(sensitivity * np.exp(0.1 * normal()) * 4.0**-bits * group**0.25) for bits, group in options]
+        )
+    sizes = [[count * bits // 8 + count // group * 4 for bits, group in options] for count in counts]
+    return costs, sizes, sum(counts) * 13 // 32
+
+
+def _allocate(relative_gap: float) -> Call:
+    costs, sizes, budget = _table()
+    return lambda: ops.multiple_choice_knapsack(costs, sizes, budget, relative_gap=relative_gap)
+
+
+def _highs(relative_gap: float) -> Call:
+    from quantrature.allocation import choose
+
+    costs, sizes, budget = _table()
+    return lambda: choose(costs, sizes, budget, relative_gap=relative_gap, time_limit=300.0)
+
+
+def _allocation_rows() -> list[Row]:
+    """The bits of a model of 70 billion weights; the unit says nothing here, and is printed as for all rows."""
+    return [
+        Row(
+            f"allocation, 560 matrices of 9 options, {name}",
+            "",
+            "read",
+            partial(_allocate, gap),
+            "HiGHS by scipy",
+            partial(_highs, gap),
+        )
+        for name, gap in (("optimum", 0.0), ("within 1e-4", 1e-4))
+    ]
+
+
 def _none() -> Call:
     raise LookupError("no peer has this op")
 
@@ -617,6 +658,7 @@ def rows(d: Data) -> list[Row]:
             "torch addmm_",
             lambda: _torch_hessian(d),
         ),
+        *_allocation_rows(),
         *_matvec_rows(d),
     ]
 

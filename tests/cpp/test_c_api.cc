@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ class CApi : public testing::Test {
     std::fill_n(scale_, kRows * kGroups, 0.5f);
     std::fill_n(zero_, kRows * kGroups, 3.0f);
     std::fill_n(vector_, kCols, 1.0f);
+    std::fill_n(tokens_, kTile, 1.0f);
+    for (int64_t i = 0; i < 1 << kBits; ++i) table_[i] = static_cast<float>(i) - 3;
+    for (int64_t i = 0; i < kCols; ++i) hessian_[i * kCols + i] = 1;
   }
 
   static qtr_matrix in(const float* data, int64_t rows, int64_t cols) {
@@ -136,7 +140,86 @@ class CApi : public testing::Test {
   qtr_kmeans_args kmeans() {
     return {sizeof(qtr_kmeans_args), in(w_, kRows, kCols), {}, 2, out(result_, kRows, 2), assignment_};
   }
+  qtr_round_to_half_args round_to_half() {
+    return {sizeof(qtr_round_to_half_args), w_, kCols, halves_, &smallest_, &largest_};
+  }
+  qtr_codebook_quantize_args codebook_quantize() {
+    return {sizeof(qtr_codebook_quantize_args),
+            in(w_, kRows, kCols),
+            kBits,
+            kGroup,
+            in(table_, 1, 1 << kBits),
+            nullptr,
+            nullptr,
+            packed_,
+            kRows * kRowBytes,
+            scale_,
+            kRows * kGroups};
+  }
+  qtr_codebook_dequantize_args codebook_dequantize() {
+    return {sizeof(qtr_codebook_dequantize_args),
+            packed_,
+            kRows * kRowBytes,
+            kBits,
+            kGroup,
+            in(table_, 1, 1 << kBits),
+            in(scale_, kRows, kGroups),
+            out(result_, kRows, kCols)};
+  }
+  qtr_random_signs_args random_signs() { return {sizeof(qtr_random_signs_args), 1, kCols, signs_}; }
+  qtr_hadamard_args hadamard() {
+    return {sizeof(qtr_hadamard_args), in(w_, kRows, kCols), signs_, 0, out(result_, kRows, kCols)};
+  }
+  qtr_trellis_values_args trellis_values() {
+    return {sizeof(qtr_trellis_values_args), QTR_HYB, kStateBits, states_, 2 << kStateBits};
+  }
+  // One sequence of 16 weights of 2 bits, and one tile of 16 x 16.
+  qtr_trellis_quantize_args trellis_quantize() {
+    return {sizeof(qtr_trellis_quantize_args), in(w_, 1, kTile), {QTR_HYB, 2, kStateBits}, 1, stream_, 4};
+  }
+  qtr_trellis_dequantize_args trellis_dequantize() {
+    return {
+        sizeof(qtr_trellis_dequantize_args), stream_, 4, {QTR_HYB, 2, kStateBits}, 1, out(result_, 1, kTile)};
+  }
+  qtr_trellis_matvec_args trellis_matvec() {
+    return {sizeof(qtr_trellis_matvec_args),
+            stream_,
+            sizeof(stream_),
+            kTile,
+            kTile,
+            {QTR_HYB, 2, kStateBits},
+            1,
+            in(tokens_, 1, kTile),
+            out(result_, 1, kTile)};
+  }
+  qtr_hessian_accumulate_args hessian_accumulate() {
+    return {sizeof(qtr_hessian_accumulate_args), out(sum_, kCols, kCols), in(w_, kRows, kCols)};
+  }
+  qtr_gptq_args gptq() {
+    return {sizeof(qtr_gptq_args),
+            in(w_, kRows, kCols),
+            hessian_,
+            kCols * kCols,
+            kBits,
+            kGroup,
+            in(scale_, kRows, kGroups),
+            in(zero_, kRows, kGroups),
+            0.01,
+            0,
+            nullptr,
+            nullptr,
+            packed_,
+            kRows * kRowBytes,
+            &gptq_};
+  }
 
+  static constexpr int64_t kTile = 16;
+  static constexpr int32_t kStateBits = 6;
+  float tokens_[kTile], table_[1 << kBits], hessian_[kCols * kCols]{}, sum_[kCols * kCols]{},
+      smallest_ = 0, largest_ = 0, states_[2 << kStateBits]{};
+  uint8_t signs_[(kCols + 7) / 8]{}, stream_[kTile * kTile * 2 / 8]{};
+  uint16_t halves_[kCols]{};
+  qtr_gptq_result gptq_{};
   float w_[kRows * kCols], result_[kRows * kCols]{}, scale_[kRows * kGroups], zero_[kRows * kGroups],
       vector_[kCols], values_[kRows * kCols]{};
   uint8_t codes_[kRows * kCols], packed_[kRows * kRowBytes]{}, assignment_[kRows * kCols]{};
@@ -156,6 +239,9 @@ void expect_refused(qtr_status (*function)(const Args*), const Args& args, const
   EXPECT_EQ(function(&args), status) << text;
   EXPECT_NE(std::string(qtr_last_error()).find(text), std::string::npos)
       << qtr_last_error() << "\nlacks " << text;
+  static const std::regex form(
+      R"(\[\w+\] [^:\n]+(: [^:\n]+)*?(: got [\w\[\] ]+=[^=]+(, [\w\[\] ]+=[^=]+)*)?)");
+  EXPECT_TRUE(std::regex_match(qtr_last_error(), form)) << qtr_last_error();
 }
 
 // What holds for every function: null, sizes never set, older and newer callers.
@@ -208,6 +294,17 @@ TEST_F(CApi, EveryFunctionTakesCallersOfOtherVersions) {
   expect_sound(qtr_matvec, matvec());
   expect_sound(qtr_allocate, allocate());
   expect_sound(qtr_kmeans, kmeans());
+  expect_sound(qtr_round_to_half, round_to_half());
+  expect_sound(qtr_codebook_quantize, codebook_quantize());
+  expect_sound(qtr_codebook_dequantize, codebook_dequantize());
+  expect_sound(qtr_random_signs, random_signs());
+  expect_sound(qtr_hadamard, hadamard());
+  expect_sound(qtr_trellis_values, trellis_values());
+  expect_sound(qtr_trellis_quantize, trellis_quantize());
+  expect_sound(qtr_trellis_dequantize, trellis_dequantize());
+  expect_sound(qtr_trellis_matvec, trellis_matvec());
+  expect_sound(qtr_hessian_accumulate, hessian_accumulate());
+  expect_sound(qtr_gptq, gptq());
 }
 
 // A caller compiled against a shorter struct: what lies behind its end is not read.
@@ -403,6 +500,14 @@ TEST_F(CApi, Matvec) {
   REFUSED(qtr_matvec, matvec(), a.x.dtype = static_cast<qtr_dtype>(-1), "[matvec] x must be float32");
   REFUSED(qtr_matvec, matvec(), a.out.cols = 2, "[matvec] out must have a row for each vector");
   REFUSED(qtr_matvec, matvec(), a.out.dtype = static_cast<qtr_dtype>(-1), "[matvec] out must be float32");
+  REFUSED(qtr_matvec, matvec(), a.x.data = nullptr, "[matvec] x must not be null");
+  REFUSED(qtr_matvec, matvec(), a.out.data = nullptr, "[matvec] out must not be null");
+  REFUSED(qtr_matvec, matvec(), a.out.rows = 2, "[matvec] out must have a row for each vector");
+  REFUSED(qtr_matvec, matvec(), a.activations = static_cast<qtr_activations>(2),
+          "[matvec] activations must be float32 or int8: got activations=2");
+  REFUSED(qtr_matvec, matvec(), a.w.zero.rows = 1, "[matvec] ");
+  REFUSED(qtr_matvec, matvec(), a.w.scale.dtype = static_cast<qtr_dtype>(3),
+          "[matvec] scale must be float32");
   REFUSED(qtr_matvec, matvec(), a.residuals.rows = 2, "[matvec] residuals must have the shape of w");
   REFUSED(qtr_matvec, matvec(), a.residuals.dtype = QTR_F16, "[matvec] residuals must be float32");
   REFUSED(qtr_residuals, residuals(), a.outliers.cols = 9, "[");
@@ -416,12 +521,211 @@ TEST_F(CApi, AllocateAndKmeans) {
   REFUSED(qtr_allocate, allocate(), a.items = -1, "[allocate] items must be at least 1");
   REFUSED(qtr_allocate, allocate(), a.budget = 1, "[allocate] the smallest choice must be within the budget");
   REFUSED(qtr_allocate, allocate(), a.chosen = nullptr, "[allocate] chosen must not be null");
+  REFUSED(qtr_allocate, allocate(), a.costs = nullptr, "[allocate] costs, sizes and option_offsets must not");
+  REFUSED(qtr_allocate, allocate(), a.sizes = nullptr, "[allocate] costs, sizes and option_offsets must not");
+  REFUSED(qtr_allocate, allocate(), a.option_offsets = nullptr,
+          "[allocate] costs, sizes and option_offsets must not");
+  REFUSED(qtr_allocate, allocate(), a.items = 0, "[allocate] items must be at least 1");
+  REFUSED(qtr_allocate, allocate(), a.relative_gap = -1, "[allocate] relative_gap must be finite");
+  REFUSED(qtr_allocate, allocate(), a.relative_gap = NAN, "[allocate] relative_gap must be finite");
+  REFUSED(qtr_allocate, allocate(), a.max_states = -1, "[allocate] max_states must be 0 to 2^24");
+  REFUSED(qtr_allocate, allocate(), a.max_states = INT64_MAX, "[allocate] max_states must be 0 to 2^24");
+  const int64_t late[3] = {1, 2, 4}, level[3] = {0, 0, 4}, falling[3] = {0, 2, 1};
+  REFUSED(qtr_allocate, allocate(), a.option_offsets = late, "[allocate] option_offsets must begin with 0");
+  REFUSED(qtr_allocate, allocate(), a.option_offsets = level, "[allocate] option_offsets must rise");
+  REFUSED(qtr_allocate, allocate(), a.option_offsets = falling,
+          "[allocate] option_offsets must rise: each item has an option: got item=1, from=2, to=1");
+  const double infinite[4] = {1, 0, INFINITY, 0}, huge[4] = {1e308, 0, 1e308, 0};
+  REFUSED(qtr_allocate, allocate(), a.costs = infinite, "[allocate] costs must be finite: got item=1");
+  REFUSED(qtr_allocate, allocate(), a.costs = huge, "[allocate] costs must add up to a finite number");
+  const int64_t negative[4] = {1, -2, 1, 2}, vast[4] = {1, INT64_MAX / 2, 1, INT64_MAX / 2};
+  REFUSED(qtr_allocate, allocate(), a.sizes = negative, "[allocate] sizes must be at least 0");
+  REFUSED(qtr_allocate, allocate(), a.sizes = vast, "[allocate] sizes must add up to at most 2^62");
+  REFUSED(qtr_kmeans, kmeans(), a.x.data = nullptr, "[kmeans] x must not be null");
+  REFUSED(qtr_kmeans, kmeans(), a.centroids.dtype = QTR_F16, "[kmeans] centroids must be float32");
   REFUSED(qtr_kmeans, kmeans(), a.k = 0, "[kmeans] k must be 1 to 256");
   REFUSED(qtr_kmeans, kmeans(), a.k = 257, "[kmeans] k must be 1 to 256");
   REFUSED(qtr_kmeans, kmeans(), a.weights = in(w_, 1, kCols), "[kmeans] weights must have the shape of x");
   REFUSED(qtr_kmeans, kmeans(), a.weights = in(w_, kRows, kCols), "[kmeans] weights must");
   REFUSED(qtr_kmeans, kmeans(), a.centroids.rows = 2, "[kmeans] centroids must be float32 of k for each row");
   REFUSED(qtr_kmeans, kmeans(), a.assignment = nullptr, "[kmeans] assignment");
+}
+
+TEST_F(CApi, RoundToHalf) {
+  REFUSED(qtr_round_to_half, round_to_half(), a.count = 0, "[round_to_half] count must be at least 1");
+  REFUSED(qtr_round_to_half, round_to_half(), a.count = INT64_MAX,
+          "[round_to_half] values is larger than memory can be");
+  REFUSED(qtr_round_to_half, round_to_half(), a.values = nullptr, "[round_to_half] values, halves");
+  REFUSED(qtr_round_to_half, round_to_half(), a.halves = nullptr, "[round_to_half] values, halves");
+  REFUSED(qtr_round_to_half, round_to_half(), a.smallest = nullptr, "[round_to_half] values, halves");
+  REFUSED(qtr_round_to_half, round_to_half(), a.largest = nullptr, "[round_to_half] values, halves");
+}
+
+TEST_F(CApi, Codebook) {
+  const auto spoil_quantize = [&](auto&& spoil, const char* text) {
+    REFUSED(qtr_codebook_quantize, codebook_quantize(), spoil(a), text);
+  };
+  const auto spoil_dequantize = [&](auto&& spoil, const char* text) {
+    REFUSED(qtr_codebook_dequantize, codebook_dequantize(), spoil(a), text);
+  };
+  const auto spoil_both = [&](auto&& spoil, const char* text) {
+    spoil_quantize(spoil, text);
+    spoil_dequantize(spoil, text);
+  };
+  spoil_both([](auto& a) { a.bits = 0; }, "[codebook] bits must be 1 to 8: got bits=0");
+  spoil_both([](auto& a) { a.bits = 9; }, "[codebook] bits must be 1 to 8: got bits=9");
+  spoil_both([](auto& a) { a.bits = 2; }, "[codebook] table must have 2^bits entries: got entries=8, bits=2");
+  spoil_both([](auto& a) { a.table.data = nullptr; }, "[codebook] table must not be null");
+  spoil_both([](auto& a) { a.table.rows = 2; }, "[codebook] table must have one row, or one for each row");
+  spoil_both([](auto& a) { a.table.dtype = static_cast<qtr_dtype>(3); }, "[codebook] table must be float32");
+  spoil_both([](auto& a) { a.group_size = -2; }, "[codebook] group_size must be -1, 0 or at least 1");
+  spoil_both([](auto& a) { a.group_size = 0; }, "[codebook] scale must");
+  spoil_both([](auto& a) { a.codes = nullptr; }, "[codebook] codes must hold all packed rows");
+  spoil_both([](auto& a) { a.codes_size = 17; }, "[codebook] codes must hold all packed rows");
+  spoil_quantize([](auto& a) { a.w.data = nullptr; }, "[codebook] w must not be null");
+  spoil_quantize([](auto& a) { a.w.rows = int64_t{1} << 60; }, "[codebook] w is larger than memory can be");
+  spoil_quantize([](auto& a) { a.scale = nullptr; }, "[codebook] scale must hold one number for each group");
+  spoil_quantize([](auto& a) { a.groups = 8; }, "[codebook] scale must hold one number for each group");
+  const int64_t late[4] = {1, 1, 1, 1}, falling[4] = {0, 1, 0, 1}, good[4] = {0, 1, 1, 1};
+  const int32_t inside[1] = {1}, outside[1] = {10}, negative[1] = {-1};
+  const auto exclude = [&](const int64_t* offsets, const int32_t* columns, const char* text) {
+    spoil_quantize([&](auto& a) { a.exclude_row_offsets = offsets, a.exclude_columns = columns; }, text);
+  };
+  exclude(good, nullptr, "[codebook] exclude must have columns");
+  exclude(late, inside, "[codebook] exclude must have row_offsets from 0");
+  exclude(falling, inside, "[codebook] exclude must have row_offsets that ascend");
+  exclude(good, outside, "[codebook] exclude must lie within w: got row=0, col=10");
+  exclude(good, negative, "[codebook] exclude must lie within w: got row=0, col=-1");
+  spoil_dequantize([](auto& a) { a.scale.data = nullptr; }, "[codebook] scale must be there if");
+  spoil_dequantize([](auto& a) { a.scale.rows = 2; }, "[codebook] scale must hold one number for each group");
+  spoil_dequantize([](auto& a) { a.scale.row_stride = 4; }, "[codebook] scale must hold one number");
+  spoil_dequantize([](auto& a) { a.out.data = nullptr; }, "[codebook] out must not be null");
+  table_[7] = INFINITY;
+  spoil_quantize([](auto&) {}, "[codebook] table must be finite");
+  table_[7] = 4;
+  w_[7] = NAN;
+  spoil_quantize([](auto&) {}, "[codebook] w must be finite");
+}
+
+TEST_F(CApi, Hadamard) {
+  REFUSED(qtr_random_signs, random_signs(), a.count = 0, "[random_signs] count must be at least 1");
+  REFUSED(qtr_random_signs, random_signs(), a.count = INT64_MAX,
+          "[random_signs] signs is larger than memory can be");
+  REFUSED(qtr_random_signs, random_signs(), a.signs = nullptr, "[random_signs] signs must not be null");
+  REFUSED(qtr_hadamard, hadamard(), a.x.data = nullptr, "[hadamard] x must not be null");
+  REFUSED(qtr_hadamard, hadamard(), a.x.cols = 0, "[hadamard] x must not be empty");
+  REFUSED(qtr_hadamard, hadamard(), a.x.dtype = static_cast<qtr_dtype>(-1), "[hadamard] x must be float32");
+  REFUSED(qtr_hadamard, hadamard(), a.out.data = nullptr, "[hadamard] out must not be null");
+  REFUSED(qtr_hadamard, hadamard(), a.out.rows = 2, "[hadamard] out must have the shape of x");
+  REFUSED(qtr_hadamard, hadamard(), a.out.dtype = static_cast<qtr_dtype>(7),
+          "[hadamard] out must be float32");
+  std::vector<float> odd(2049);
+  REFUSED(qtr_hadamard, hadamard(), (a.x = in(odd.data(), 1, 2049), a.out = out(odd.data(), 1, 2049)),
+          "[hadamard] columns must not have so large an odd factor: got cols=2049");
+}
+
+TEST_F(CApi, Trellis) {
+  const auto spoil_each = [&](auto&& spoil, const char* text) {
+    REFUSED(qtr_trellis_quantize, trellis_quantize(), spoil(a), std::string("[trellis_quantize] ") + text);
+    REFUSED(qtr_trellis_dequantize, trellis_dequantize(), spoil(a),
+            std::string("[trellis_dequantize] ") + text);
+    REFUSED(qtr_trellis_matvec, trellis_matvec(), spoil(a), std::string("[trellis_matvec] ") + text);
+  };
+  spoil_each([](auto& a) { a.trellis.code = static_cast<qtr_trellis_code>(3); }, "code must be 1mad");
+  spoil_each([](auto& a) { a.trellis.code = static_cast<qtr_trellis_code>(-1); }, "code must be 1mad");
+  spoil_each([](auto& a) { a.trellis.bits = 0; }, "bits must be 1 to 4: got bits=0");
+  spoil_each([](auto& a) { a.trellis.bits = 5; }, "bits must be 1 to 4: got bits=5");
+  spoil_each([](auto& a) { a.trellis.state_bits = 3; }, "state_bits must be at least the bits of a step");
+  spoil_each([](auto& a) { a.trellis.state_bits = 17; }, "state_bits must be at least the bits of a step");
+  spoil_each([](auto& a) { a.codes = nullptr; }, "codes must hold a stream");
+  spoil_each([](auto& a) { a.codes_size = 3; }, "codes must hold a stream");
+  spoil_each([](auto& a) { a.scale = NAN; }, "scale must be");
+  REFUSED(qtr_trellis_quantize, trellis_quantize(), a.scale = 0,
+          "[trellis_quantize] scale must be positive: got scale=0");
+  REFUSED(qtr_trellis_quantize, trellis_quantize(), a.x.data = nullptr,
+          "[trellis_quantize] x must not be null");
+  REFUSED(qtr_trellis_quantize, trellis_quantize(), a.x.cols = 15, "columns must be a multiple");
+  REFUSED(qtr_trellis_quantize, trellis_quantize(), a.x.cols = 2, "at least state_bits bits together");
+  REFUSED(qtr_trellis_dequantize, trellis_dequantize(), a.out.data = nullptr,
+          "[trellis_dequantize] out must not be null");
+  REFUSED(qtr_trellis_dequantize, trellis_dequantize(), a.out.cols = 15, "columns must be a multiple");
+  REFUSED(qtr_trellis_dequantize, trellis_dequantize(), a.out.cols = 2, "at least state_bits bits together");
+  REFUSED(qtr_trellis_matvec, trellis_matvec(), a.rows = 0,
+          "[trellis_matvec] rows and columns must be multiples of 16");
+  REFUSED(qtr_trellis_matvec, trellis_matvec(), a.cols = 24,
+          "[trellis_matvec] rows and columns must be multiples of 16");
+  REFUSED(qtr_trellis_matvec, trellis_matvec(), a.rows = a.cols = int64_t{1} << 62,
+          "[trellis_matvec] the matrix is larger than memory can be");
+  REFUSED(qtr_trellis_matvec, trellis_matvec(), a.x.cols = 15,
+          "[trellis_matvec] x must have as many numbers");
+  REFUSED(qtr_trellis_matvec, trellis_matvec(), a.out.rows = 2, "[trellis_matvec] out must be float32");
+  REFUSED(qtr_trellis_matvec, trellis_matvec(), a.out.dtype = QTR_F16,
+          "[trellis_matvec] out must be float32");
+  REFUSED(qtr_trellis_values, trellis_values(), a.code = static_cast<qtr_trellis_code>(3),
+          "[trellis_values] code must be 1mad");
+  REFUSED(qtr_trellis_values, trellis_values(), a.state_bits = 1, "[trellis_values] state_bits must be 2");
+  REFUSED(qtr_trellis_values, trellis_values(), a.state_bits = 64, "[trellis_values] state_bits must be 2");
+  REFUSED(qtr_trellis_values, trellis_values(), a.out = nullptr, "[trellis_values] out must hold the values");
+  REFUSED(qtr_trellis_values, trellis_values(), a.out_count = 64,
+          "[trellis_values] out must hold the values of all states: got out_count=64, expected=128");
+  w_[3] = INFINITY;
+  REFUSED(qtr_trellis_quantize, trellis_quantize(), , "[trellis_quantize] x must be finite");
+}
+
+TEST_F(CApi, HessianAndGptq) {
+  REFUSED(qtr_hessian_accumulate, hessian_accumulate(), a.x.data = nullptr,
+          "[hessian_accumulate] x must not be null");
+  REFUSED(qtr_hessian_accumulate, hessian_accumulate(), a.x.dtype = static_cast<qtr_dtype>(3),
+          "[hessian_accumulate] x must be float32");
+  REFUSED(qtr_hessian_accumulate, hessian_accumulate(), a.sum.data = nullptr,
+          "[hessian_accumulate] sum must not be null");
+  REFUSED(qtr_hessian_accumulate, hessian_accumulate(), a.sum.dtype = QTR_F16,
+          "[hessian_accumulate] sum must be float32");
+  REFUSED(qtr_hessian_accumulate, hessian_accumulate(), a.sum.rows = 9,
+          "[hessian_accumulate] sum must have a row and a column for each column of x");
+  REFUSED(qtr_hessian_accumulate, hessian_accumulate(), a.x.cols = 9,
+          "[hessian_accumulate] sum must have a row and a column for each column of x");
+
+  REFUSED(qtr_gptq, gptq(), a.w.data = nullptr, "[gptq] w must not be null");
+  REFUSED(qtr_gptq, gptq(), a.w.dtype = static_cast<qtr_dtype>(3), "[gptq] w must be float32");
+  REFUSED(qtr_gptq, gptq(), a.bits = 0, "[gptq] bits must be 1 to 8");
+  REFUSED(qtr_gptq, gptq(), a.bits = 9, "[gptq] bits must be 1 to 8");
+  REFUSED(qtr_gptq, gptq(), a.group_size = 0, "[gptq] group_size must be -1 or at least 1");
+  REFUSED(qtr_gptq, gptq(), a.hessian = nullptr, "[gptq] hessian must have a row and a column");
+  REFUSED(qtr_gptq, gptq(), a.hessian_size = 99, "[gptq] hessian must have a row and a column");
+  REFUSED(qtr_gptq, gptq(), (a.w.rows = 1, a.w.cols = int64_t{1} << 40),
+          "[gptq] hessian is larger than memory can be");
+  REFUSED(qtr_gptq, gptq(), a.damp = -1, "[gptq] damp must be finite and not negative");
+  REFUSED(qtr_gptq, gptq(), a.damp = INFINITY, "[gptq] damp must be finite and not negative");
+  REFUSED(qtr_gptq, gptq(), a.codes = nullptr, "[gptq] codes must hold all packed rows");
+  REFUSED(qtr_gptq, gptq(), a.codes_size = 17, "[gptq] codes must hold all packed rows");
+  REFUSED(qtr_gptq, gptq(), a.result = nullptr, "[gptq] result must not be null");
+  REFUSED(qtr_gptq, gptq(), a.scale.data = nullptr, "[gptq] scale must not be null");
+  REFUSED(qtr_gptq, gptq(), a.scale.rows = 2, "[gptq] scale and zero must hold one number for each group");
+  REFUSED(qtr_gptq, gptq(), a.zero.rows = 2, "[gptq] scale and zero must hold one number for each group");
+  const int64_t late[4] = {1, 1, 1, 1}, falling[4] = {0, 1, 0, 1}, good[4] = {0, 1, 1, 1};
+  const int32_t inside[1] = {1}, outside[1] = {10};
+  REFUSED(qtr_gptq, gptq(), a.exclude_row_offsets = good, "[gptq] exclude must have columns");
+  REFUSED(qtr_gptq, gptq(), (a.exclude_row_offsets = late, a.exclude_columns = inside),
+          "[gptq] exclude must have row_offsets from 0");
+  REFUSED(qtr_gptq, gptq(), (a.exclude_row_offsets = falling, a.exclude_columns = inside),
+          "[gptq] exclude must have row_offsets that ascend");
+  REFUSED(qtr_gptq, gptq(), (a.exclude_row_offsets = good, a.exclude_columns = outside),
+          "[gptq] exclude must lie within w");
+  scale_[2] = NAN;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] scale must be finite: got value=nan, group=2");
+  scale_[2] = 0.5f;
+  zero_[3] = INFINITY;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] zero must be finite: got value=inf, group=3");
+  zero_[3] = 3;
+  hessian_[kCols] = NAN;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] hessian must be finite");
+  hessian_[kCols] = 0;
+  hessian_[kCols + 1] = -1;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] hessian must not be negative on its diagonal");
+  hessian_[kCols + 1] = 1;
+  w_[4] = INFINITY;
+  REFUSED(qtr_gptq, gptq(), , "[gptq] w must be finite");
 }
 
 TEST_F(CApi, AnErrorStaysUntilTheNextCall) {

@@ -122,6 +122,31 @@ TEST(Gptq, IsTheSameOnEveryTargetThatFusesAndForEveryThreadCount) {
           }
 }
 
+// The error of the first column makes the second infinite, and a scale of 0 then makes it no number.
+TEST(Gptq, ASumThatIsNoNumberGetsCodeZero) {
+  const float w[] = {3e38f, 3e38f}, hessian[] = {1, 1, 1, 1}, scale[] = {1, 0};
+  cases::on_every_target([&] {
+    uint8_t packed[3] = {255, 255, 255}, codes[2];
+    GptqResult result;
+    GptqArgs args{};
+    args.struct_size = sizeof(args);
+    args.w = {w, 1, 2, 2, QTR_F32};
+    args.hessian = hessian;
+    args.hessian_size = 4;
+    args.bits = 3;
+    args.group_size = 1;
+    args.scale = {scale, 1, 2, 2, QTR_F32};
+    args.damp = 0.01;
+    args.codes = packed;
+    args.codes_size = sizeof(packed);
+    args.result = &result;
+    gptq(args);
+    unpack({sizeof(UnpackArgs), packed, 1, 3, 3, codes, 2, 2});
+    EXPECT_EQ(codes[0], 7);
+    EXPECT_EQ(codes[1], 0);
+  });
+}
+
 TEST(Gptq, RefusesWhatBreaksTheContract) {
   const cases::Sample w = cases::sample("normal", 2, 4, QTR_F32);
   const auto refused = [&](const std::vector<float>& hessian, const char* message) {

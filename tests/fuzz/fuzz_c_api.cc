@@ -1,4 +1,6 @@
 // The other functions of the C interface, over hostile sizes, settings and numbers.
+#include <cmath>
+
 #include "arguments.hpp"
 
 using fuzz::accepted;
@@ -127,11 +129,138 @@ void pack(Arguments& in) {
   accepted(call(qtr_pack, args, in));
 }
 
+void round_to_half(Arguments& in) {
+  qtr_round_to_half_args args{};
+  args.count = in.extent(200);
+  args.values = in.array<float>(fits(args.count) ? args.count : 0);
+  args.halves = in.array<uint16_t>(fits(args.count) ? args.count : 0);
+  float extremes[2];
+  args.smallest = extremes;
+  args.largest = in.within(0, 15) == 0 ? nullptr : extremes + 1;
+  accepted(call(qtr_round_to_half, args, in));
+}
+
+// Rows of excluded positions; an array has an end, which the offsets must name.
+template <class Args>
+void exclude(Arguments& in, Args& args) {
+  if (!fits(args.w.rows) || in.coin()) return;
+  int64_t* offsets = in.array<int64_t>(args.w.rows + 1);
+  const bool regular = in.coin();
+  for (int64_t i = 0; i <= args.w.rows; ++i) {
+    if (regular) offsets[i] = args.w.rows > 0 ? 40 * i / args.w.rows : 0;
+    if (offsets[i] > 40) offsets[i] = 40;
+  }
+  int32_t* columns = in.array<int32_t>(40);
+  if (in.coin())
+    for (int i = 0; i < 40; ++i) columns[i] &= 7;
+  args.exclude_row_offsets = offsets;
+  args.exclude_columns = columns;
+}
+
+int64_t groups_of_a_row(int64_t cols, int64_t group_size) {
+  if (group_size == 0) return 0;
+  return group_size < 0 || group_size >= cols ? 1 : (cols + group_size - 1) / group_size;
+}
+
+// Outputs of the size that the other arguments ask for, mostly.
+template <class Args>
+void codes_of(Arguments& in, Args& args) {
+  const bool sizes = args.w.rows > 0 && args.w.rows <= 8 && args.w.cols > 0 && args.w.cols <= 200 &&
+                     args.bits > 0 && args.bits <= 8;
+  args.codes_size =
+      in.within(0, 15) == 0 || !sizes ? in.any<uint8_t>() : args.w.rows * args.bits * ((args.w.cols + 7) / 8);
+  args.codes = in.array<uint8_t>(args.codes_size);
+}
+
+void codebook(Arguments& in) {
+  qtr_codebook_quantize_args args{};
+  args.w = in.matrix<qtr_matrix>(in.extent(8), in.extent(200));
+  args.bits = in.choice<int32_t>(1, 8);
+  args.group_size = in.coin() ? in.within<int64_t>(-1, 64) : in.extent(300) - 2;
+  const int64_t entries = args.bits > 0 && args.bits <= 8 ? 1 << args.bits : 8;
+  args.table =
+      in.matrix<qtr_matrix>(in.coin() ? 1 : args.w.rows, in.within(0, 15) == 0 ? in.extent(300) : entries);
+  codes_of(in, args);
+  const bool sizes = fits(args.w.rows) && fits(args.w.cols);
+  args.groups = in.within(0, 15) == 0 || !sizes ? in.any<uint8_t>()
+                                                : args.w.rows * groups_of_a_row(args.w.cols, args.group_size);
+  args.scale = in.within(0, 15) == 0 || args.groups <= 0 ? nullptr : in.array<float>(args.groups);
+  exclude(in, args);
+  accepted(call(qtr_codebook_quantize, args, in));
+}
+
+void hadamard(Arguments& in) {
+  qtr_random_signs_args random{};
+  random.seed = in.any<uint64_t>();
+  random.count = in.extent(3000);
+  random.signs =
+      in.within(0, 15) == 0 ? nullptr : in.array<uint8_t>(fits(random.count) ? (random.count + 7) / 8 : 0);
+  accepted(call(qtr_random_signs, random, in));
+  qtr_hadamard_args args{};
+  args.x = in.matrix<qtr_matrix>(in.extent(4), in.extent(3000));
+  if (in.coin()) args.signs = in.array<uint8_t>(fits(args.x.cols) ? (args.x.cols + 7) / 8 : 0);
+  args.inverse = in.coin();
+  args.out = in.matrix<qtr_mutable_matrix>(args.x.rows, in.within(0, 15) == 0 ? in.extent(300) : args.x.cols);
+  accepted(call(qtr_hadamard, args, in));
+}
+
+void trellis(Arguments& in) {
+  qtr_trellis_values_args values{};
+  values.code = in.choice(QTR_1MAD, QTR_HYB);
+  values.state_bits = in.choice<int32_t>(2, 8);
+  values.out_count =
+      in.within(0, 7) == 0 ? in.any<int16_t>() : (values.code == QTR_HYB ? 2 : 1) << (values.state_bits & 15);
+  values.out = in.array<float>(values.out_count < 0 ? 0 : values.out_count);
+  accepted(call(qtr_trellis_values, values, in));
+
+  qtr_trellis_quantize_args args{};
+  args.x = in.matrix<qtr_matrix>(in.extent(2), in.coin() ? 16 : in.extent(80));
+  args.trellis = {in.choice(QTR_1MAD, QTR_HYB), in.choice<int32_t>(1, 4), in.choice<int32_t>(2, 8)};
+  args.scale = in.coin() ? 1 : in.any<int16_t>() / 256.0f;
+  const bool sizes =
+      fits(args.x.rows) && fits(args.x.cols) && args.trellis.bits > 0 && args.trellis.bits <= 4;
+  args.codes_size = in.within(0, 15) == 0 || !sizes
+                        ? in.any<uint8_t>()
+                        : args.x.rows * ((args.x.cols * args.trellis.bits + 7) / 8);
+  args.codes = in.array<uint8_t>(args.codes_size);
+  accepted(call(qtr_trellis_quantize, args, in));
+}
+
+void gptq(Arguments& in) {
+  const int64_t rows = in.extent(4), cols = in.extent(24);
+  qtr_hessian_accumulate_args accumulate{};
+  accumulate.x = in.matrix<qtr_matrix>(in.extent(6), cols);
+  accumulate.sum =
+      in.matrix<qtr_mutable_matrix>(in.within(0, 15) == 0 ? rows : cols, cols, in.within(0, 15) != 0);
+  const bool summed = accepted(call(qtr_hessian_accumulate, accumulate, in)) &&
+                      accumulate.struct_size == sizeof(accumulate) && accumulate.sum.row_stride == cols;
+  qtr_gptq_args args{};
+  args.w = in.matrix<qtr_matrix>(rows, cols);
+  args.hessian_size = in.within(0, 15) == 0 || !fits(cols) ? in.any<uint8_t>() : cols * cols;
+  // One that inputs have, or any numbers at all.
+  args.hessian = summed && args.hessian_size == cols * cols ? static_cast<const float*>(accumulate.sum.data)
+                                                            : in.array<float>(args.hessian_size);
+  args.bits = in.choice<int32_t>(1, 8);
+  args.group_size = in.coin() ? in.within<int64_t>(-1, 16) : in.extent(300) - 2;
+  const int64_t groups = fits(cols) ? groups_of_a_row(cols, args.group_size) : 1;
+  args.scale = in.matrix<qtr_matrix>(in.within(0, 15) == 0 ? in.extent(8) : rows, groups);
+  if (in.coin()) args.zero = in.matrix<qtr_matrix>(rows, groups);
+  args.damp = in.within(0, 7) == 0 ? std::nan("") : in.any<uint8_t>() / 256.0;
+  args.ordered = in.coin();
+  codes_of(in, args);
+  exclude(in, args);
+  qtr_gptq_result result;
+  args.result = in.within(0, 15) == 0 ? nullptr : &result;
+  accepted(call(qtr_gptq, args, in));
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Arguments in(data, size);
-  constexpr void (*kTargets[])(Arguments&) = {quantize, moments, topk, outliers, csr, integral, kmeans, pack};
+  constexpr void (*kTargets[])(Arguments&) = {quantize, moments, topk, outliers,      csr,
+                                              integral, kmeans,  pack, round_to_half, codebook,
+                                              hadamard, trellis, gptq};
   kTargets[in.within<size_t>(0, std::size(kTargets) - 1)](in);
   return 0;
 }

@@ -1,5 +1,5 @@
-// Readers of the packed format: unpack, dequantize, residuals and matvec over hostile codes, sizes and
-// positions.
+// Readers of the packed formats: unpack, the dequantizations and the products of grids, codebooks and
+// trellises over hostile codes, sizes and positions.
 #include "arguments.hpp"
 
 using fuzz::accepted;
@@ -85,19 +85,65 @@ void product(Arguments& in) {
   accepted(call(qtr_matvec, args, in));
 }
 
+void codebook(Arguments& in) {
+  const int64_t rows = in.extent(8), cols = in.extent(600);
+  qtr_codebook_dequantize_args args{};
+  args.bits = in.choice<int32_t>(1, 8);
+  args.group_size = in.coin() ? in.within<int64_t>(-1, 64) : in.extent(300) - 2;
+  const bool fits = rows > 0 && rows <= 8 && cols > 0 && cols <= 600 && args.bits >= 1 && args.bits <= 8;
+  args.codes_size = in.within(0, 7) == 0 || !fits ? in.any<uint8_t>() : rows * args.bits * ((cols + 7) / 8);
+  args.codes = in.array<uint8_t>(args.codes_size);
+  const int64_t entries = args.bits >= 1 && args.bits <= 8 ? 1 << args.bits : 8;
+  args.table = in.matrix<qtr_matrix>(in.coin() ? 1 : rows, in.within(0, 15) == 0 ? in.extent(300) : entries);
+  const int64_t group = args.group_size < 1 ? 600 : args.group_size;
+  if (args.group_size != 0 || in.within(0, 7) == 0)
+    args.scale = in.matrix<qtr_matrix>(in.within(0, 7) == 0 ? in.extent(8) : rows,
+                                       fits ? (cols + group - 1) / group : 1);
+  args.out = in.matrix<qtr_mutable_matrix>(rows, cols);
+  accepted(call(qtr_codebook_dequantize, args, in));
+}
+
+qtr_trellis trellis(Arguments& in) {
+  return {in.choice(QTR_1MAD, QTR_HYB), in.choice<int32_t>(1, 4), in.choice<int32_t>(2, 16)};
+}
+
+void sequences(Arguments& in) {
+  qtr_trellis_dequantize_args args{};
+  args.trellis = trellis(in);
+  args.scale = in.any<int16_t>() / 256.0f;
+  const int64_t rows = in.extent(4), cols = in.coin() ? 256 : in.extent(600);
+  const bool fits =
+      rows > 0 && rows <= 4 && cols > 0 && cols <= 600 && args.trellis.bits >= 1 && args.trellis.bits <= 4;
+  args.codes_size =
+      in.within(0, 7) == 0 || !fits ? in.any<uint8_t>() : rows * ((cols * args.trellis.bits + 7) / 8);
+  args.codes = in.array<uint8_t>(args.codes_size);
+  args.out = in.matrix<qtr_mutable_matrix>(rows, cols);
+  accepted(call(qtr_trellis_dequantize, args, in));
+}
+
+void tiles(Arguments& in) {
+  qtr_trellis_matvec_args args{};
+  args.trellis = trellis(in);
+  args.scale = in.any<int16_t>() / 256.0f;
+  args.rows = in.within(0, 7) == 0 ? in.extent(64) : 16 * in.within<int64_t>(1, 3);
+  args.cols = in.within(0, 7) == 0 ? in.extent(64) : 16 * in.within<int64_t>(1, 6);
+  const bool fits = args.rows > 0 && args.rows <= 64 && args.cols > 0 && args.cols <= 96 &&
+                    args.trellis.bits >= 1 && args.trellis.bits <= 4;
+  args.codes_size = in.within(0, 7) == 0 || !fits
+                        ? in.any<uint8_t>()
+                        : args.rows / 16 * (args.cols / 16) * 32 * args.trellis.bits;
+  args.codes = in.array<uint8_t>(args.codes_size);
+  const int64_t vectors = in.within<int64_t>(1, 3);
+  args.x = in.matrix<qtr_matrix>(vectors, in.within(0, 15) == 0 ? in.extent(64) : args.cols);
+  args.out = in.matrix<qtr_mutable_matrix>(vectors, args.rows, in.within(0, 15) != 0);
+  accepted(call(qtr_trellis_matvec, args, in));
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Arguments in(data, size);
-  switch (in.within(0, 2)) {
-    case 0:
-      unpack(in);
-      break;
-    case 1:
-      dequantize(in);
-      break;
-    default:
-      product(in);
-  }
+  constexpr void (*kTargets[])(Arguments&) = {unpack, dequantize, product, codebook, sequences, tiles};
+  kTargets[in.within<size_t>(0, std::size(kTargets) - 1)](in);
   return 0;
 }

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,45 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import quantrature as qtr
-from quantrature import checkpoint
+from quantrature import PlanEntry, checkpoint
+from quantrature._quantize import declare
+from quantrature._quantize import put as put_layer
+from quantrature.methods import Statistics, quantize_matrix
+from quantrature.models import find_linears
 from quantrature.storage import MatrixSpec, digest
 from tiny_models import tiny_model
 
 MODULE = "model.layers.0.mlp.up_proj"
+"""What recipes spoil that name no other module: a grid with outliers and scales in float16."""
+
+ENTRIES = {
+    "model.layers.0.mlp.gate_proj": PlanEntry(2, -1, solver="qtip"),
+    "model.layers.0.mlp.down_proj": PlanEntry(3, -1, solver="squeezellm"),
+    "model.layers.0.self_attn.q_proj": PlanEntry(4, 16, solver="nf4"),
+}
+"""Modules of other kinds: a trellis, tables of the rows with scales of the inputs, a known table with groups."""
+KERNELS = [
+    *("dequantize", "unpack", "matvec", "residuals", "codebook_dequantize"),
+    *("trellis_dequantize", "trellis_matvec", "hadamard"),
+]
 RECIPES = sorted((Path(__file__).parent / "hostile").glob("*.json"))
 DESCRIPTIONS = [path for path in RECIPES if path.stem.startswith("description-")]
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A checkpoint with outliers and scales in float16."""
-    model = qtr.quantize(tiny_model("llama"), bits=3, group_size=16, outliers=0.05)
+    """A checkpoint with matrices of every kind."""
+    model = tiny_model("llama")
+    specs = {}
+    for linear in find_linears(model):
+        entry = ENTRIES.get(linear.name, PlanEntry(3, 16, outliers=0.05))
+        weight = linear.weight.contiguous()
+        statistics = Statistics(hessian=torch.eye(linear.in_features), fisher=torch.ones(weight.shape))
+        matrix = quantize_matrix(linear.name, weight, entry, statistics=statistics)
+        if entry.solver == "squeezellm":
+            matrix = replace(matrix, input_scale=torch.linspace(0.5, 2.0, linear.in_features))
+        specs[linear.name] = put_layer(model, linear, matrix)
+    declare(model, specs)
     folder = tmp_path_factory.mktemp("good") / "model"
     checkpoint.save(model, folder)
     return folder
@@ -50,8 +77,7 @@ def put(document, path, value, matrix):
     return document
 
 
-def change_tensor(tensors, name, change):
-    full = f"{MODULE}.{name}"
+def change_tensor(tensors, full, change):
     t = tensors[full]
     if "delete" in change:
         del tensors[full]
@@ -68,6 +94,8 @@ def change_tensor(tensors, name, change):
         t = t.mT
     if "repeat" in change:
         t = t.repeat(change["repeat"])
+    if "fill" in change:
+        t = torch.full_like(t, float(change["fill"]))
     if "set" in change:
         kind = t.dtype
         t = t.to(torch.int64)
@@ -95,18 +123,18 @@ def spoil(folder, recipe):
     config_path, tensors_path = folder / "config.json", folder / "model.safetensors"
     config = json.loads(config_path.read_text())
     modules = config["quantization_config"]["modules"]
-    at = recipe["at"]
+    at, module = recipe["at"], recipe.get("module", MODULE)
     if at == "config":
-        put(config, recipe["path"], recipe["value"], modules[MODULE])
+        put(config, recipe["path"], recipe["value"], modules[module])
     elif at == "matrix":
-        modules[MODULE] = put(modules[MODULE], recipe["path"], recipe["value"], copy.deepcopy(modules[MODULE]))
+        modules[module] = put(modules[module], recipe["path"], recipe["value"], copy.deepcopy(modules[module]))
     elif at == "tensor":
         tensors = load_file(tensors_path)
-        change_tensor(tensors, recipe["tensor"], recipe["change"])
+        change_tensor(tensors, f"{module}.{recipe['tensor']}", recipe["change"])
         save_file(tensors, tensors_path, {"format": "pt"})
         if recipe.get("digest") == "renew":
-            parts = {n.removeprefix(f"{MODULE}."): t for n, t in tensors.items() if n.startswith(f"{MODULE}.")}
-            modules[MODULE]["digest"] = digest(parts)
+            parts = {n.removeprefix(f"{module}."): t for n, t in tensors.items() if n.startswith(f"{module}.")}
+            modules[module]["digest"] = digest(parts)
     elif at == "safetensors":
         change_file(tensors_path, recipe["change"])
         return
@@ -121,6 +149,8 @@ def test_the_good_one_is_taken(good):
     checkpoint.inspect(good)
     model = transformers.AutoModelForCausalLM.from_pretrained(good)
     assert model.get_submodule(MODULE).matrix.outliers.nnz > 3
+    kinds = {name: model.get_submodule(name).spec.dense.kind for name in ENTRIES}
+    assert list(kinds.values()) == ["trellis", "codebook", "codebook"]
 
 
 @pytest.mark.parametrize("path", DESCRIPTIONS, ids=lambda path: path.stem)
@@ -140,7 +170,7 @@ def test_is_refused(path, good, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a kernel has seen it")
 
-    for name in ("dequantize", "unpack", "matvec", "residuals"):
+    for name in KERNELS:
         monkeypatch.setattr(f"quantrature._C.{name}", never)
     if recipe.get("inspect", True):
         with pytest.raises(qtr.QuantratureError, match=recipe["says"] or None):

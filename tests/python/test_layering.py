@@ -118,3 +118,15 @@ def test_there_is_no_drawer_for_everything():
     for folder in ("cpp", "cuda", "python", "tests", "bench"):
         for path in (ROOT / folder).rglob("*"):
             assert path.stem not in ("utils", "util", "misc", "common_utils"), path
+
+
+def test_every_function_of_the_c_interface_is_given_bad_arguments():
+    declared = re.findall(
+        r"QTR_API qtr_status (qtr_\w+)\(const qtr_\w+_args\*", (ROOT / "cpp/include/quantrature/c_api.h").read_text()
+    )
+    assert len(declared) >= 27
+    cases = (ROOT / "tests/cpp/test_c_api.cc").read_text()
+    fuzzed = "".join(path.read_text() for path in (ROOT / "tests/fuzz").glob("fuzz_*.cc"))
+    for name in declared:
+        for place, text in ((r"expect_sound\(", cases), (r"REFUSED\(", cases), (r"call\(", fuzzed)):
+            assert re.search(rf"{place}\s*{name},", text), (place, name)

@@ -1,3 +1,6 @@
+import tomllib
+from pathlib import Path
+
 import pytest
 
 import quantrature
@@ -49,3 +52,16 @@ def test_public_names_exist():
     for name in quantrature.__all__:
         assert getattr(quantrature, name) is not None
     assert sorted(quantrature.__all__) == dir(quantrature)
+
+
+def test_wheels_are_tested_with_the_tests_of_every_op():
+    from quantrature import ops
+
+    root = Path(__file__).resolve().parents[2]
+    command = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["cibuildwheel"]["test-command"]
+    tests = {path.name for path in (root / "tests/python").glob("test_*.py")}
+    files = {f"test{path.stem}.py" for path in Path(ops.__file__).parent.glob("_*.py")} & tests
+    assert len(files) >= 10
+    # The allocation of an op's name is that of models; that of the op is test_knapsack.py.
+    missing = [name for name in files - {"test_allocation.py"} if f" tests/python/{name}" not in command]
+    assert not missing

@@ -270,7 +270,7 @@ def test_tensors_that_do_not_fit_are_refused():
     for name in ("weight", "scale", "input_signs", "output_signs"):
         tensors = dict(spec.tensors(stored))
         tensors[name] = tensors[name][:-1]
-        with pytest.raises(InvalidArgumentError, match=f"{name} of a trellis must have the shape"):
+        with pytest.raises(InvalidArgumentError, match=f"tensor {name} must have shape"):
             spec.matrix(tensors)
 
 

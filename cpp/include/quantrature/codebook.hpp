@@ -9,9 +9,11 @@
 //   code  = that of the entry nearest to w inv; without scales nearest to w
 //   value = entry scale, rounded to the dtype of the output; without scales the entry
 //
-// Products are rounded to float32; the search is exact: of two equally near entries it takes the lower, of
-// equal entries the first. Codes are packed row by row (packing.hpp). Excluded positions, in CSR form, take
-// no part in the scale (which is 0 if nothing else is in a group) and get the code of the nearest entry.
+// Matrix, table and scale are float32, float16 or bfloat16. NaN and infinities in the matrix and the table
+// are refused when codes are searched for, and pass through when they are read. Products are rounded to
+// float32; the search is exact: of two equally near entries it takes the lower, of equal entries the first.
+// Codes are packed row by row (packing.hpp). Excluded positions, in CSR form, take no part in the scale
+// (which is 0 if nothing else is in a group) and get the code of the nearest entry.
 //
 // The tables of QLoRA (Dettmers et al., arXiv 2305.14314, appendix E) with groups of 64 are NF4; SqueezeLLM
 // (arXiv 2306.07629) has a table of its own for each row, without scales.

@@ -12,6 +12,9 @@
 // The scale and zero of a column are those of its group in the matrix as it stands, whatever the order; where
 // a scale is 0, so is 1 / scale.
 //
+// w, scale and zero are float32, float16 or bfloat16, H is float32; NaN and infinities in any of them are
+// refused. A sum that overflows nonetheless, so that x_k is no number, gets code 0.
+//
 // Excluded positions are kept exactly elsewhere: v = w there, and the columns after them make up for errors
 // before them alone. Their code is that of w.
 //
@@ -33,7 +36,7 @@ using GptqResult = qtr_gptq_result;
 
 // Throws InvalidArgument for bits outside 1 to 8, a group_size of 0 or below -1, sizes that do not go
 // together, a damp that is negative or not finite, excluded positions outside the matrix, and a NaN or
-// infinity in w or H or a negative number on its diagonal, naming the position.
+// infinity in w, H, scale or zero or a negative number on its diagonal, naming the position.
 QTR_API void gptq(const GptqArgs& args);
 
 }  // namespace quantrature

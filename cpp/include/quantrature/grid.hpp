@@ -6,7 +6,8 @@
 // must divide the size. Codes are packed row by row of the matrix on axis 1, of the view on axis 0
 // (packing.hpp). Scales and zeros are stored row after row, on axis 0 column after column of the view.
 //
-// All arithmetic is float32, each operation rounded, none fused. With top = 2^bits - 1:
+// w, and the scales and zeros that are read, are float32, float16 or bfloat16; a NaN or an infinity in w is
+// refused. All arithmetic is float32, each operation rounded, none fused. With top = 2^bits - 1:
 //
 //   code  = clamp(rint(w inv + zero), 0, top)
 //   value = (code - zero) scale, rounded to the dtype of the output

@@ -23,8 +23,10 @@
 //
 // Numbers of 16 bits are widened first and rounded at the end. In float32 the butterflies of H_p go from
 // neighbours to halves, then F is applied with sums in the order of b, then 1 / sqrt(n), rounded once;
-// nothing is fused. The inverse is the same with F^T. Numeric class E: the same bits on every target and for
-// every number of threads. Against the exact transform the error of an element is at most 2^-24 (log2(p) + q
+// nothing is fused. The inverse is the same with F^T. A NaN or an infinity makes
+// numbers of its row NaN or infinite, and no other row's. Numeric class E: the same bits on every target and
+// for every number of threads. Against the exact transform the error of an element is at most 2^-24 (log2(p)
+// + q
 // + 4) sum over i of |x[i]| |A[i, j]|.
 #pragma once
 

@@ -5,7 +5,8 @@
 //
 // Products are added in float32, fused, in the order of the rows, from zero anew after every 256 of them;
 // each such sum is then added to what is there. So the error of an element is at most (256 + N / 256) 2^-24
-// times the sum of the absolute products, for N rows in all. Class B: symmetric to the bit, the same for
+// times the sum of the absolute products, for N rows in all. A NaN or an infinity in column i of x makes row
+// and column i of the sum NaN or infinite. Class B: symmetric to the bit, the same for
 // every number of threads and every target that fuses.
 #pragma once
 

@@ -8,9 +8,10 @@
 //
 // Centroids are the weighted means, rounded to float32, ascending; of equally good places to divide the
 // lowest is taken. If a row has fewer distinct numbers than k, counting those of positive weight, each of
-// them is a centroid and the largest is repeated. Numbers of weight 0 have no say; a row of nothing but
-// weights 0 is taken with weights 1. assignment is the nearest centroid as given out, of two equally near
-// ones the first. Numeric class E: the same bits on every CPU and for every number of threads.
+// them is a centroid and the largest is repeated. Numbers and weights are float32, float16 or bfloat16; NaN
+// and infinities are refused. Numbers of weight 0 have no say; a row of nothing but weights 0 is taken with
+// weights 1. assignment is the nearest centroid as given out, of two equally near ones the first. Numeric
+// class E: the same bits on every CPU and for every number of threads.
 #pragma once
 
 #include "quantrature/types.hpp"

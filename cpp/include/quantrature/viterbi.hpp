@@ -14,8 +14,8 @@
 // lowest of equal ones; it gives the bits u* that the walk shares across the seam. The second over the
 // sequence itself from u* (C_0(u*) = 0, all others 65535) to u*.
 //
-// Distances beyond 8 units of scale (4 where bits > 2) count as that, costs beyond 128 (32) above the best
-// are cut off.
+// x is float32, float16 or bfloat16; NaN and infinities are refused. Distances beyond 8 units of scale (4
+// where bits > 2) count as that, costs beyond 128 (32) above the best are cut off.
 #pragma once
 
 #include "quantrature/trellis.hpp"

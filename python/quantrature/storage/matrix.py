@@ -111,7 +111,18 @@ class MatrixSpec:
         return found
 
     def matrix(self, tensors: Mapping[str, torch.Tensor]) -> QuantizedMatrix:
-        """The reverse of :meth:`tensors`; the positions of the outliers are checked."""
+        """The reverse of :meth:`tensors`; the positions of the outliers are checked.
+
+        Raises:
+            InvalidArgumentError: naming the tensor whose shape or dtype is not what :meth:`layout` says.
+        """
+        for name, shape, dtype in self.layout():
+            found = (tuple(tensors[name].shape), dtype_name(tensors[name]))
+            if found != (tuple(shape), dtype):
+                raise InvalidArgumentError(
+                    f"[checkpoint] tensor {name} must have shape {tuple(shape)} and dtype {dtype}: "
+                    f"got shape={found[0]}, dtype={found[1]}"
+                )
         sparse = self._outliers(tensors) if self.outliers else None
         scale = None if self.input_scale is None else tensors[INPUT_SCALE]
         return QuantizedMatrix(self.dense.quantized(tensors, "weight"), sparse, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -239,21 +240,17 @@ class TrellisSpec(DenseSpec):
         """The reverse of :meth:`tensors`.
 
         Raises:
-            InvalidArgumentError: when a tensor has another size, or the scale is not finite.
+            InvalidArgumentError: when the scale is not finite.
         """
-        found = {}
-        for part, shape, _ in self.layout(name):
-            if tuple(tensors[part].shape) != shape:
-                raise InvalidArgumentError(
-                    f"[checkpoint] {part} of a trellis must have the shape {shape}: got {tuple(tensors[part].shape)}"
-                )
-            found[part] = tensors[part]
+        scale = tensors[part_name(name, "scale")]
+        if not math.isfinite(float(scale)):
+            raise InvalidArgumentError(f"[checkpoint] scale of a trellis must be finite: got {float(scale)}")
         rows, cols = self.shape
         return TrellisMatrix(
-            codes=found[name].view(self._streams()),
-            scale=found[part_name(name, "scale")],
-            input_signs=found[part_name(name, "input_signs")],
-            output_signs=found[part_name(name, "output_signs")],
+            codes=tensors[name].view(self._streams()),
+            scale=scale,
+            input_signs=tensors[part_name(name, "input_signs")],
+            output_signs=tensors[part_name(name, "output_signs")],
             trellis=self.trellis,
             shape=(rows, cols),
             dtype=self.dtype,

@@ -239,6 +239,15 @@ void check_finite(const GptqArgs& a) {
   }
 }
 
+void check_grid(const Matrix& m, const char* name) {
+  std::vector<float> buffer(static_cast<size_t>(m.cols));
+  const float* numbers = float_row(m, 0, 0, m.cols, buffer.data());
+  for (int64_t g = 0; g < m.cols; ++g)
+    if (!std::isfinite(numbers[g]))
+      check_for("gptq", false, (std::string(name) + " must be finite").c_str(), "value", numbers[g], "group",
+                g);
+}
+
 void check_excluded(const GptqArgs& a) {
   const int64_t* offsets = a.exclude_row_offsets;
   if (offsets == nullptr) return;
@@ -259,6 +268,7 @@ void gptq(const GptqArgs& a) {
   check(a.bits >= 1 && a.bits <= 8, "[gptq] bits must be 1 to 8", "bits", a.bits);
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
         a.group_size);
+  check_extent(a.w.cols, a.w.cols, "gptq", "hessian");
   check(a.hessian != nullptr && a.hessian_size == a.w.cols * a.w.cols,
         "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
         "expected", a.w.cols * a.w.cols);
@@ -275,6 +285,7 @@ void gptq(const GptqArgs& a) {
           "[gptq] scale and zero must hold one number for each group, without gaps", "groups",
           m.rows * m.cols, "expected", groups);
     m = Matrix{m.data, 1, groups, groups, m.dtype};
+    check_grid(m, name);
   };
   in_a_row(flat.scale, "scale");
   if (flat.zero.data != nullptr) in_a_row(flat.zero, "zero");

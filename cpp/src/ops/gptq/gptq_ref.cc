@@ -14,7 +14,8 @@ void gptq_columns(const GptqColumns& c) {
       float& w = c.errors[k * c.stride + r];
       const float inv = c.inv[k][r], zero = c.zero[k][r], scale = c.scale[k][r];
       const bool exact = (c.exact[k] >> r & 1) != 0;
-      const float code = std::min(std::max(std::nearbyint((exact ? w : x) * inv + zero), 0.0f), top);
+      const float at = (exact ? w : x) * inv + zero;
+      const float code = std::min(std::max(0.0f, std::nearbyint(at)), top);  // NaN becomes 0
       const float value = exact ? w : (code - zero) * scale;
       c.codes[k * kGptqRows + r] = static_cast<uint8_t>(code);
       x -= value;

@@ -32,7 +32,8 @@ void ColumnsInTurn(const GptqColumns& c) {
       const auto exact =
           hn::RebindMask(d, hn::Ne(hn::And(mine, hn::Shl(hn::Set(words, 1u), bits)), hn::Zero(words)));
       const Float at = hn::Add(hn::Mul(hn::IfThenElse(exact, w, x), hn::LoadU(d, c.inv[k] + r)), zero);
-      const Float code = hn::Min(hn::Max(hn::Round(at), hn::Zero(d)), top);
+      const Float near = hn::Round(at);
+      const Float code = hn::Min(hn::IfThenElseZero(hn::Gt(near, hn::Zero(d)), near), top);  // NaN becomes 0
       const Float value =
           hn::IfThenElse(exact, w, hn::Mul(hn::Sub(code, zero), hn::LoadU(d, c.scale[k] + r)));
       hn::StoreU(hn::DemoteTo(bytes, hn::ConvertTo(ints, code)), bytes, c.codes + k * kGptqRows + r);

@@ -412,6 +412,7 @@ void dequantize(const DequantizeArgs& a) {
 
 void round_to_half(const RoundToHalfArgs& a) {
   check(a.count >= 1, "[round_to_half] count must be at least 1", "count", a.count);
+  check_extent(1, a.count, "round_to_half", "values");
   check(a.values != nullptr && a.halves != nullptr && a.smallest != nullptr && a.largest != nullptr,
         "[round_to_half] values, halves, smallest and largest must not be null");
   constexpr int64_t kPart = 1 << 14;

@@ -143,6 +143,7 @@ void trellis_matvec(const TrellisMatvecArgs& a) {
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check(a.rows > 0 && a.cols > 0 && a.rows % kTile == 0 && a.cols % kTile == 0,
         "[trellis_matvec] rows and columns must be multiples of 16", "rows", a.rows, "cols", a.cols);
+  check_extent(a.rows, a.cols, op, "the matrix");
   const int64_t tile_bytes = kTileWeights * reader.bits / 8;
   const int64_t expected = a.rows / kTile * (a.cols / kTile) * tile_bytes;
   check(a.codes != nullptr && a.codes_size == expected,
