@@ -62,6 +62,15 @@ typedef struct qtr_mutable_matrix {
   qtr_dtype dtype;
 } qtr_mutable_matrix;
 
+typedef enum qtr_device_kind QTR_INT32 { QTR_CPU = 0, QTR_CUDA = 1 } qtr_device_kind;
+
+/* Where the data of a call lies and its work is done; all zero: on the CPU. See device.hpp. */
+typedef struct qtr_device {
+  qtr_device_kind kind;
+  int32_t ordinal;
+  void* stream; /* a cudaStream_t; NULL: the default stream of the device */
+} qtr_device;
+
 /* ---- runtime (runtime.hpp) ---- */
 
 /* "MAJOR.MINOR.PATCH" */
@@ -133,6 +142,7 @@ typedef struct qtr_moments_args {
   int64_t group_size; /* along each row or column; -1: the whole of it; ignored over the tensor */
   qtr_moments* out;
   int64_t out_count;
+  qtr_device device;
 } qtr_moments_args;
 
 QTR_API qtr_status qtr_compute_moments(const qtr_moments_args* args);
@@ -144,6 +154,7 @@ typedef struct qtr_pqi_accumulate_args {
   qtr_mutable_matrix acc; /* float32, read and written */
   qtr_matrix grad;
   double weight;
+  qtr_device device;
 } qtr_pqi_accumulate_args;
 
 typedef struct qtr_pqi_finalize_args {
@@ -153,6 +164,7 @@ typedef struct qtr_pqi_finalize_args {
   qtr_matrix w_quantized;
   int32_t keep_sign;      /* 0: the absolute value */
   qtr_mutable_matrix out; /* float32; may be acc */
+  qtr_device device;
 } qtr_pqi_finalize_args;
 
 typedef struct qtr_pqi_sum_args {
@@ -161,6 +173,7 @@ typedef struct qtr_pqi_sum_args {
   qtr_matrix w;
   qtr_matrix w_quantized;
   double* out;
+  qtr_device device;
 } qtr_pqi_sum_args;
 
 typedef struct qtr_interpolate_args {
@@ -169,6 +182,7 @@ typedef struct qtr_interpolate_args {
   qtr_matrix w_quantized;
   double t;
   qtr_mutable_matrix out; /* may be w or w_quantized */
+  qtr_device device;
 } qtr_interpolate_args;
 
 QTR_API qtr_status qtr_pqi_accumulate(const qtr_pqi_accumulate_args* args);
@@ -187,6 +201,7 @@ typedef struct qtr_pack_args {
   int32_t bits;
   uint8_t* packed;   /* rows side by side */
   int64_t row_bytes; /* of packed */
+  qtr_device device;
 } qtr_pack_args;
 
 typedef struct qtr_unpack_args {
@@ -198,6 +213,7 @@ typedef struct qtr_unpack_args {
   uint8_t* codes;
   int64_t cols;
   int64_t row_stride; /* bytes between rows of codes */
+  qtr_device device;
 } qtr_unpack_args;
 
 QTR_API qtr_status qtr_pack(const qtr_pack_args* args);
@@ -217,6 +233,7 @@ typedef struct qtr_topk_args {
   int64_t* indices; /* row * cols + column, ascending, matrix after matrix */
   void* values;     /* the elements there, in the dtype of x */
   int64_t* counts;  /* how many are in each matrix; may be null */
+  qtr_device device;
 } qtr_topk_args;
 
 QTR_API qtr_status qtr_topk(const qtr_topk_args* args);
@@ -244,6 +261,7 @@ typedef struct qtr_outliers_args {
   void* values;
   void* columns;
   void* row_offsets;
+  qtr_device device;
 } qtr_outliers_args;
 
 typedef struct qtr_check_csr_args {
@@ -274,6 +292,7 @@ typedef struct qtr_quantize_args {
   float* scale;
   float* zero; /* NULL if sym */
   int64_t groups;
+  qtr_device device;
 } qtr_quantize_args;
 
 typedef struct qtr_dequantize_args {
@@ -286,6 +305,7 @@ typedef struct qtr_dequantize_args {
   qtr_matrix scale; /* as many numbers as groups, row-major without gaps */
   qtr_matrix zero;  /* the same; data NULL: the symmetric grid */
   qtr_mutable_matrix out;
+  qtr_device device;
 } qtr_dequantize_args;
 
 typedef struct qtr_round_to_half_args {
@@ -315,6 +335,7 @@ typedef struct qtr_codebook_quantize_args {
   int64_t codes_size;
   float* scale; /* NULL without scales */
   int64_t groups;
+  qtr_device device;
 } qtr_codebook_quantize_args;
 
 typedef struct qtr_codebook_dequantize_args {
@@ -326,6 +347,7 @@ typedef struct qtr_codebook_dequantize_args {
   qtr_matrix table;
   qtr_matrix scale; /* as many numbers as groups, row-major without gaps; data NULL: no scales */
   qtr_mutable_matrix out;
+  qtr_device device;
 } qtr_codebook_dequantize_args;
 
 QTR_API qtr_status qtr_codebook_quantize(const qtr_codebook_quantize_args* args);
@@ -350,6 +372,7 @@ typedef struct qtr_residuals_args {
   qtr_grid_matrix w;
   qtr_csr outliers;
   float* out; /* outliers.nnz */
+  qtr_device device;
 } qtr_residuals_args;
 
 typedef enum qtr_activations QTR_INT32 {
@@ -364,6 +387,7 @@ typedef struct qtr_matvec_args {
   qtr_matrix x;           /* each row a vector */
   qtr_mutable_matrix out; /* each row a result */
   qtr_activations activations;
+  qtr_device device;
 } qtr_matvec_args;
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);
@@ -397,6 +421,7 @@ typedef struct qtr_kmeans_args {
   int32_t k;
   qtr_mutable_matrix centroids; /* float32, k for each row */
   uint8_t* assignment;          /* rows x cols */
+  qtr_device device;
 } qtr_kmeans_args;
 
 QTR_API qtr_status qtr_kmeans(const qtr_kmeans_args* args);
@@ -416,6 +441,7 @@ typedef struct qtr_hadamard_args {
   const uint8_t* signs; /* of the columns, as qtr_random_signs makes them; null: all plus */
   int32_t inverse;
   qtr_mutable_matrix out; /* may be x */
+  qtr_device device;
 } qtr_hadamard_args;
 
 QTR_API qtr_status qtr_random_signs(const qtr_random_signs_args* args);
@@ -446,6 +472,7 @@ typedef struct qtr_trellis_dequantize_args {
   qtr_trellis trellis;
   float scale;
   qtr_mutable_matrix out; /* each row from one stream */
+  qtr_device device;
 } qtr_trellis_dequantize_args;
 
 typedef struct qtr_trellis_matvec_args {
@@ -458,6 +485,7 @@ typedef struct qtr_trellis_matvec_args {
   float scale;
   qtr_matrix x;           /* each row a vector */
   qtr_mutable_matrix out; /* float32; each row a result */
+  qtr_device device;
 } qtr_trellis_matvec_args;
 
 QTR_API qtr_status qtr_trellis_values(const qtr_trellis_values_args* args);
@@ -473,6 +501,7 @@ typedef struct qtr_trellis_quantize_args {
   float scale;
   uint8_t* codes; /* streams side by side */
   int64_t codes_size;
+  qtr_device device;
 } qtr_trellis_quantize_args;
 
 QTR_API qtr_status qtr_trellis_quantize(const qtr_trellis_quantize_args* args);

@@ -13,6 +13,7 @@
 
 #include "quantrature/allocation.hpp"  // options for items under a budget
 #include "quantrature/codebook.hpp"    // codes that stand for entries of a table
+#include "quantrature/device.hpp"      // data on other devices than the CPU
 #include "quantrature/error.hpp"       // what is thrown
 #include "quantrature/gptq.hpp"        // codes that make up for the errors of those before
 #include "quantrature/grid.hpp"        // quantization grids: quantize, dequantize

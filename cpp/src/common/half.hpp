@@ -7,8 +7,12 @@
 
 namespace quantrature {
 
-// Must be inlined: the callers are compiled for several targets.
+// Must be inlined: the callers are compiled for several targets, and for devices.
+#ifdef __CUDACC__
+#define QUANTRATURE_INLINE __host__ __device__ __forceinline__
+#else
 #define QUANTRATURE_INLINE [[gnu::always_inline]] inline
+#endif
 
 QUANTRATURE_INLINE float f32_from_bf16(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);

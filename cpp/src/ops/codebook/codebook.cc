@@ -12,6 +12,7 @@
 #include "ops/codebook/search.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -144,6 +145,7 @@ bool fit(const CodebookQuantizeArgs& a, const Groups& groups, int64_t row, const
 }  // namespace
 
 void codebook_quantize(const CodebookQuantizeArgs& a) {
+  check_on_cpu(a.device, "codebook");
   check_matrix(a.w, "codebook", "w");
   check_table(a.table, a.bits, a.w.rows);
   check_entries(a.table);
@@ -188,6 +190,7 @@ void codebook_quantize(const CodebookQuantizeArgs& a) {
 }
 
 void codebook_dequantize(const CodebookDequantizeArgs& a) {
+  check_on_cpu(a.device, "codebook");
   check_matrix(a.out, "codebook", "out");
   check_table(a.table, a.bits, a.out.rows);
   const Groups groups = groups_of(a.out.cols, a.group_size);

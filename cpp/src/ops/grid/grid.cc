@@ -10,88 +10,29 @@
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "ops/grid/line.hpp"
+#include "ops/grid/pieces.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
 namespace {
 
-constexpr int64_t kSpan = 4096;               // numbers of a piece, about: they stay in the first-level cache
-constexpr int64_t kLongestAligned = 1 << 16;  // pieces of whole groups and whole blocks, if they are shorter
-constexpr int64_t kColumns = 256;             // of a piece on axis 0: whole blocks of each row
-constexpr int64_t kRows = 16;                 // of a piece on axis 0, turned at a time
+constexpr int64_t kRows = 16;  // of a piece on axis 0, turned at a time
 constexpr int64_t kTasksPerThread = 4;
 
-int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
-}
-
-// The matrix as the grid sees it.
-struct View {
-  int64_t rows, cols;
-  int64_t group;           // numbers of a group
-  int64_t groups_per_row;  // on axis 0 of all rows together
-  int axis;
-
-  int64_t groups() const { return axis == 1 ? rows * groups_per_row : groups_per_row; }
-};
-
-View view_of(int64_t rows, int64_t cols, int64_t group_size, int axis, const char* op) {
+GridView view_of(int64_t rows, int64_t cols, int64_t group_size, int axis, const char* op) {
   const auto rule = [&](const char* text) { return std::string("[") + op + "] " + text; };
   check(axis == 0 || axis == 1, rule("axis must be 0 or 1").c_str(), "axis", axis);
   check(group_size == -1 || group_size >= 1, rule("group_size must be -1 or at least 1").c_str(),
         "group_size", group_size);
-  if (axis == 1) {
-    const int64_t group = group_size == -1 ? cols : std::min(group_size, cols);
-    return {rows, cols, group, ceil_div(cols, group), axis};
-  }
   const int64_t group = group_size == -1 ? rows : group_size;
-  check(rows * cols % group == 0, rule("group_size must divide the size on axis 0").c_str(), "group_size",
-        group, "rows", rows, "cols", cols);
-  const int64_t columns = rows * cols / group;
-  return {group, columns, group, columns, axis};
+  check(axis == 1 || rows * cols % group == 0, rule("group_size must divide the size on axis 0").c_str(),
+        "group_size", group, "rows", rows, "cols", cols);
+  return grid_view(rows, cols, group_size, axis);
 }
-
-// A view cut into pieces of whole groups. On axis 1 a piece is a part of a row, on axis 0 some columns. What
-// is computed of a piece depends on nothing else.
-struct Pieces {
-  View view;
-  int64_t span;     // columns of a piece
-  int64_t per_row;  // on axis 0 of all rows together
-
-  explicit Pieces(const View& v) : view(v) {
-    if (v.axis == 1) {
-      const int64_t aligned = std::lcm(v.group, int64_t{256});
-      span = v.group > kLongestAligned || aligned > kLongestAligned ? v.cols
-                                                                    : aligned * ceil_div(kSpan, aligned);
-      span = std::min(span, v.cols);
-    } else {
-      span = std::min(kColumns, v.cols);
-    }
-    per_row = ceil_div(v.cols, span);
-  }
-  int64_t count() const { return view.axis == 1 ? view.rows * per_row : per_row; }
-  int64_t longest() const { return view.axis == 1 ? span : span * view.group; }
-  int64_t groups_of_longest() const { return view.axis == 1 ? ceil_div(span, view.group) : span; }
-};
-
-struct Piece {
-  int64_t row;         // on axis 1
-  int64_t begin, end;  // columns
-  int64_t first_group;
-  int64_t size;  // numbers
-
-  Piece(const Pieces& p, int64_t index) {
-    const View& v = p.view;
-    row = index / p.per_row;
-    begin = index % p.per_row * p.span;
-    end = std::min(begin + p.span, v.cols);
-    first_group = v.axis == 1 ? row * v.groups_per_row + begin / v.group : begin;
-    size = v.axis == 1 ? end - begin : (end - begin) * v.group;
-  }
-};
 
 // Memory of one task.
 struct Scratch {
@@ -101,7 +42,7 @@ struct Scratch {
 
 class Quantizer {
  public:
-  Quantizer(const QuantizeArgs& args, const View& view)
+  Quantizer(const QuantizeArgs& args, const GridView& view)
       : a_(args),
         pieces_(view),
         rule_{args.bits, args.sym != 0, args.round_zero != 0, args.solver == QTR_MSE,
@@ -124,7 +65,7 @@ class Quantizer {
     if (a_.solver == QTR_HQQ)
       solve_hqq();
     else
-      for_pieces([&](const Piece& piece, Scratch& s, int64_t) {
+      for_pieces([&](const GridPiece& piece, Scratch& s, int64_t) {
         const float* x = load(piece, s);
         if (!fit(x, piece, s)) return false;
         store(x, piece, s);
@@ -140,30 +81,30 @@ class Quantizer {
     std::atomic<int64_t> first_bad{count};
     parallel_for(tasks, [&](int64_t task) {
       for (int64_t i = count * task / tasks; i < count * (task + 1) / tasks; ++i) {
-        if (body(Piece(pieces_, i), scratch_[static_cast<size_t>(task)], i)) continue;
+        if (body(GridPiece(pieces_, i), scratch_[static_cast<size_t>(task)], i)) continue;
         int64_t seen = first_bad.load();
         while (i < seen && !first_bad.compare_exchange_weak(seen, i)) {
         }
         return;
       }
     });
-    if (first_bad.load() < count) refuse(Piece(pieces_, first_bad.load()));
+    if (first_bad.load() < count) refuse(GridPiece(pieces_, first_bad.load()));
   }
 
   // The numbers of a piece, group after group.
-  const float* load(const Piece& piece, Scratch& s) const {
-    const View& v = pieces_.view;
+  const float* load(const GridPiece& piece, Scratch& s) const {
+    const GridView& v = pieces_.view;
     const float* x = s.x.data();
     if (v.axis == 1) {
       x = float_row(w_, piece.row, piece.begin, piece.size, s.x.data());
     } else {
       // A line of the cache at a time: single numbers, a group apart, would evict each other.
-      float rows[kRows * kColumns];
+      float rows[kRows * kGridColumns];
       const float* sources[kRows];
       for (int64_t first = 0; first < v.rows; first += kRows) {
         const int64_t count = std::min(kRows, v.rows - first), width = piece.end - piece.begin;
         for (int64_t k = 0; k < count; ++k)
-          sources[k] = float_row(w_, first + k, piece.begin, width, rows + k * kColumns);
+          sources[k] = float_row(w_, first + k, piece.begin, width, rows + k * kGridColumns);
         for (int64_t c = 0; c < width; ++c)
           for (int64_t k = 0; k < count; ++k)
             s.x[static_cast<size_t>(c * v.group + first + k)] = sources[k][c];
@@ -175,7 +116,7 @@ class Quantizer {
     return s.x.data();
   }
 
-  bool fit(const float* x, const Piece& piece, Scratch& s) const {
+  bool fit(const float* x, const GridPiece& piece, Scratch& s) const {
     const GridLines lines{s.inv.data(), s.zero.data(), s.scale.data()};
     if (!kernels().grid_fit(x, piece.size, pieces_.view.group, rule_, lines)) return false;
     const int64_t groups = ceil_div(piece.size, pieces_.view.group);
@@ -184,23 +125,23 @@ class Quantizer {
     return true;
   }
 
-  void store(const float* x, const Piece& piece, Scratch& s) {
-    const View& v = pieces_.view;
+  void store(const float* x, const GridPiece& piece, Scratch& s) {
+    const GridView& v = pieces_.view;
     if (v.axis == 1) return store_row(x, piece, s);
     kernels().grid_encode(x, piece.size, v.group, a_.bits, s.inv.data(), s.zero.data(), s.codes.data());
-    uint8_t rows[kRows * kColumns];
+    uint8_t rows[kRows * kGridColumns];
     for (int64_t first = 0; first < v.rows; first += kRows) {
       const int64_t count = std::min(kRows, v.rows - first);
       for (int64_t c = 0; c < piece.end - piece.begin; ++c)
         for (int64_t k = 0; k < count; ++k)
-          rows[k * kColumns + c] = s.codes[static_cast<size_t>(c * v.group + first + k)];
+          rows[k * kGridColumns + c] = s.codes[static_cast<size_t>(c * v.group + first + k)];
       for (int64_t k = 0; k < count; ++k)
-        kernels().pack_span(rows + k * kColumns, PackedSpan{piece.begin, piece.end, v.cols, a_.bits},
+        kernels().pack_span(rows + k * kGridColumns, PackedSpan{piece.begin, piece.end, v.cols, a_.bits},
                             a_.codes + (first + k) * row_bytes_);
     }
   }
 
-  void store_row(const float* x, const Piece& piece, Scratch& s) {
+  void store_row(const float* x, const GridPiece& piece, Scratch& s) {
     const int64_t group = pieces_.view.group, cols = pieces_.view.cols;
     uint8_t* row = a_.codes + piece.row * row_bytes_;
     const float *inv = s.inv.data(), *zero = s.zero.data();
@@ -221,11 +162,11 @@ class Quantizer {
   // Every group goes through all iterations while it is in the cache; which of them was the last is known
   // when the errors of all groups have been added.
   void solve_hqq() {
-    const View& v = pieces_.view;
+    const GridView& v = pieces_.view;
     std::vector<float> zeros(static_cast<size_t>(v.groups() * kHqqIterations));
     std::vector<float> inv(static_cast<size_t>(v.groups()));
     std::vector<double> errors(static_cast<size_t>(pieces_.count() * kHqqIterations));
-    for_pieces([&](const Piece& piece, Scratch& s, int64_t index) {
+    for_pieces([&](const GridPiece& piece, Scratch& s, int64_t index) {
       const float* x = load(piece, s);
       if (!fit(x, piece, s)) return false;
       std::copy_n(s.inv.data(), ceil_div(piece.size, v.group), inv.data() + piece.first_group);
@@ -235,7 +176,7 @@ class Quantizer {
       return true;
     });
     const int64_t last = last_iteration(errors);
-    for_pieces([&](const Piece& piece, Scratch& s, int64_t) {
+    for_pieces([&](const GridPiece& piece, Scratch& s, int64_t) {
       const int64_t groups = ceil_div(piece.size, v.group);
       for (int64_t g = 0; g < groups; ++g)
         s.zero[static_cast<size_t>(g)] = a_.zero[piece.first_group + g] =
@@ -275,15 +216,15 @@ class Quantizer {
     }
   }
 
-  bool is_excluded(const Piece& piece, int64_t i) const {
-    const View& v = pieces_.view;
+  bool is_excluded(const GridPiece& piece, int64_t i) const {
+    const GridView& v = pieces_.view;
     const int64_t at =
         v.axis == 1 ? piece.row * v.cols + piece.begin + i : i % v.group * v.cols + piece.begin + i / v.group;
     return excluded_[static_cast<size_t>(at)] != 0;
   }
 
   // What is not finite stays, to be refused.
-  void clamp_excluded(const Piece& piece, float* x) const {
+  void clamp_excluded(const GridPiece& piece, float* x) const {
     const int64_t group = pieces_.view.group;
     for (int64_t begin = 0; begin < piece.size; begin += group) {
       const int64_t end = std::min(begin + group, piece.size);
@@ -302,7 +243,7 @@ class Quantizer {
     }
   }
 
-  [[noreturn]] void refuse(const Piece& piece) const {
+  [[noreturn]] void refuse(const GridPiece& piece) const {
     float value;
     for (int64_t row = 0; row < a_.w.rows; ++row)
       for (int64_t col = 0; col < a_.w.cols; ++col) {
@@ -315,7 +256,7 @@ class Quantizer {
   }
 
   const QuantizeArgs& a_;
-  Pieces pieces_;
+  GridPieces pieces_;
   GridRule rule_;
   Matrix w_;  // as the view
   int64_t row_bytes_;
@@ -336,7 +277,7 @@ void quantize(const QuantizeArgs& a) {
   check(a.bits >= 1 && a.bits <= 8, "[quantize] bits must be 1 to 8", "bits", a.bits);
   check(a.solver >= QTR_MINMAX && a.solver <= QTR_HQQ, "[quantize] solver must be minmax, mse or hqq",
         "solver", static_cast<int>(a.solver));
-  const View view = view_of(a.w.rows, a.w.cols, a.group_size, a.axis, "quantize");
+  const GridView view = view_of(a.w.rows, a.w.cols, a.group_size, a.axis, "quantize");
   check(a.axis == 1 || a.w.rows == 1 || a.w.row_stride == a.w.cols,
         "[quantize] w must have no gaps between rows on axis 0", "row_stride", a.w.row_stride, "cols",
         a.w.cols);
@@ -352,13 +293,14 @@ void quantize(const QuantizeArgs& a) {
   check(a.sym || a.zero != nullptr, "[quantize] zero must not be null without sym");
   check(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr,
         "[quantize] exclude must have columns with its row_offsets");
+  if (done_on_device(a, "quantize", &qtr_backend::quantize)) return;
   Quantizer(a, view).run();
 }
 
 void dequantize(const DequantizeArgs& a) {
   check_matrix(a.out, "dequantize", "out");
   check(a.bits >= 1 && a.bits <= 8, "[dequantize] bits must be 1 to 8", "bits", a.bits);
-  const View view = view_of(a.out.rows, a.out.cols, a.group_size, a.axis, "dequantize");
+  const GridView view = view_of(a.out.rows, a.out.cols, a.group_size, a.axis, "dequantize");
   check(a.axis == 1 || a.out.rows == 1 || a.out.row_stride == a.out.cols,
         "[dequantize] out must have no gaps between rows on axis 0", "row_stride", a.out.row_stride, "cols",
         a.out.cols);
@@ -380,6 +322,7 @@ void dequantize(const DequantizeArgs& a) {
   const MutableMatrix out =
       a.axis == 1 ? a.out : MutableMatrix{a.out.data, view.rows, view.cols, view.cols, a.out.dtype};
 
+  if (done_on_device(a, "dequantize", &qtr_backend::dequantize)) return;
   constexpr int64_t kCodes = 4096;  // unpacked at a time; a multiple of 256
   const int64_t spans = ceil_div(view.cols, kCodes);
   parallel_for_pieces(

@@ -9,6 +9,7 @@
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -121,6 +122,7 @@ int64_t hadamard_order(int64_t n) {
 }
 
 void hadamard(const HadamardArgs& a) {
+  check_on_cpu(a.device, "hadamard");
   check_matrix(a.x, "hadamard", "x");
   check_matrix(a.out, "hadamard", "out");
   check(a.out.rows == a.x.rows && a.out.cols == a.x.cols, "[hadamard] out must have the shape of x", "rows",

@@ -8,6 +8,7 @@
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -111,6 +112,7 @@ void pqi_accumulate(const PqiAccumulateArgs& a) {
   check_float32(op, acc);
   const float weight = static_cast<float>(a.weight);
   check(std::isfinite(weight), "[pqi_accumulate] weight must be finite in float32", "weight", a.weight);
+  if (done_on_device(a, op, &qtr_backend::pqi_accumulate)) return;
   const MutableMatrix out = joined ? flat(a.acc) : a.acc;
   const Matrix grad = joined ? flat(a.grad) : a.grad;
   over_chunks(out.rows, out.cols, chunk_size_of({grad}), [&](int64_t, int64_t row, int64_t begin, int64_t n) {
@@ -126,6 +128,7 @@ void pqi_finalize(const PqiFinalizeArgs& a) {
   const bool joined = check_alike(op, {acc, {"w", a.w}, {"w_quantized", a.w_quantized}, target});
   check_float32(op, acc);
   check_float32(op, target);
+  if (done_on_device(a, op, &qtr_backend::pqi_finalize)) return;
   const Matrix sums = joined ? flat(a.acc) : a.acc, w = joined ? flat(a.w) : a.w,
                image = joined ? flat(a.w_quantized) : a.w_quantized;
   const MutableMatrix out = joined ? flat(a.out) : a.out;
@@ -144,6 +147,7 @@ void pqi_sum(const PqiSumArgs& a) {
   const bool joined = check_alike(op, {acc, {"w", a.w}, {"w_quantized", a.w_quantized}});
   check_float32(op, acc);
   check(a.out != nullptr, "[pqi_sum] out must not be null");
+  if (done_on_device(a, op, &qtr_backend::pqi_sum)) return;
   const Matrix sums = joined ? flat(a.acc) : a.acc, w = joined ? flat(a.w) : a.w,
                image = joined ? flat(a.w_quantized) : a.w_quantized;
   std::vector<double> parts(static_cast<size_t>(chunks_of(sums.rows, sums.cols)));
@@ -162,6 +166,7 @@ void interpolate(const InterpolateArgs& a) {
       check_alike("interpolate", {{"w", a.w}, {"w_quantized", a.w_quantized}, {"out", readable(a.out)}});
   const float t = static_cast<float>(a.t);
   check(std::isfinite(t), "[interpolate] t must be finite in float32", "t", a.t);
+  if (done_on_device(a, "interpolate", &qtr_backend::interpolate)) return;
   const Matrix w = joined ? flat(a.w) : a.w, image = joined ? flat(a.w_quantized) : a.w_quantized;
   const MutableMatrix out = joined ? flat(a.out) : a.out;
   if (t == 0 || t == 1) return convert(t == 0 ? w : image, out);

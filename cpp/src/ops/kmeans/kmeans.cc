@@ -12,6 +12,7 @@
 #include "common/float_rows.hpp"
 #include "common/ordered_key.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
@@ -329,6 +330,7 @@ void refuse(const KmeansArgs& a, int64_t row) {
 }  // namespace
 
 void kmeans(const KmeansArgs& a) {
+  check_on_cpu(a.device, "kmeans");
   check_matrix(a.x, "kmeans", "x");
   check(a.x.cols < INT32_MAX, "[kmeans] x must have fewer than 2^31 columns", "cols", a.x.cols);
   check(a.k >= 1 && a.k <= 256, "[kmeans] k must be 1 to 256", "k", a.k);

@@ -11,6 +11,7 @@
 #include "quantrature/outliers.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -384,12 +385,13 @@ class Product {
 
 void residuals(const ResidualsArgs& a) {
   const Grid w = checked(a.w, "residuals");
-  check_csr(a.outliers);
+  if (a.device.kind == QTR_CPU) check_csr(a.outliers);
   check_shape(a.outliers, w, "[residuals] outliers must have the shape of w");
   check(a.outliers.nnz == 0 || a.out != nullptr, "[residuals] out must not be null");
   check(a.outliers.dtype == QTR_F32 || a.outliers.dtype == QTR_F16 || a.outliers.dtype == QTR_BF16,
         "[residuals] outliers must be float32, float16 or bfloat16", "dtype",
         static_cast<int>(a.outliers.dtype));
+  if (done_on_device(a, "residuals", &qtr_backend::residuals)) return;
   const int64_t nnz = std::max<int64_t>(1, a.outliers.nnz);
   const Matrix values{a.outliers.values, 1, nnz, nnz, a.outliers.dtype};
   constexpr int64_t kSpan = 4096;  // codes unpacked at a time; a multiple of 256
@@ -432,6 +434,9 @@ void matvec(const MatvecArgs& a) {
     check(a.residuals.dtype == QTR_F32, "[matvec] residuals must be float32", "dtype",
           static_cast<int>(a.residuals.dtype));
   }
+  if (a.device.kind != QTR_CPU && a.activations != QTR_ACTIVATIONS_FLOAT32)
+    throw Unsupported("[matvec] activations of 8 bits are for the CPU");
+  if (done_on_device(a, "matvec", &qtr_backend::matvec)) return;
   Product(a, w).run();
 }
 

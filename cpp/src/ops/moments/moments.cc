@@ -7,6 +7,8 @@
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "ops/moments/merge.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -114,28 +116,14 @@ void compute_moments(const MomentsArgs& a) {
   const int64_t count = moments_count(a);
   check(a.out != nullptr && a.out_count == count, "[moments] out must hold one result for each set",
         "out_count", a.out_count, "expected", count);
+  if (done_on_device(a, "moments", &qtr_backend::moments)) return;
   if (a.over == QTR_OVER_TENSOR) return over_tensor(a);
   if (a.over == QTR_OVER_ROWS) return over_rows(a, group_length(a));
   over_columns(a, group_length(a));
 }
 
 Moments merge_moments(const Moments& a, const Moments& b) {
-  if (a.count == 0) return b;
-  if (b.count == 0) return a;
-  Moments r{};
-  const double n = r.count = a.count + b.count;
-  const double d = b.mean - a.mean;
-  const double d_n = d / n;
-  const double ab = a.count * b.count;
-  r.mean = a.mean + d_n * b.count;
-  r.m2 = a.m2 + b.m2 + d * d_n * ab;
-  r.m3 = a.m3 + b.m3 + d * d_n * d_n * ab * (a.count - b.count) + 3 * d_n * (a.count * b.m2 - b.count * a.m2);
-  r.m4 = a.m4 + b.m4 + d * d_n * d_n * d_n * ab * (a.count * a.count - ab + b.count * b.count) +
-         6 * d_n * d_n * (a.count * a.count * b.m2 + b.count * b.count * a.m2) +
-         4 * d_n * (a.count * b.m3 - b.count * a.m3);
-  r.minimum = std::min(a.minimum, b.minimum);
-  r.maximum = std::max(a.maximum, b.maximum);
-  return r;
+  return merged(a, b);
 }
 
 double kurtosis(const Moments& m, bool fisher, bool bias) {

@@ -7,6 +7,7 @@
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "ops/topk/select.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
@@ -128,8 +129,10 @@ void extract_outliers(const OutliersArgs& a) {
           a.count, "elements", elements);
   check(a.row_offsets != nullptr && (a.count == 0 || (a.values != nullptr && a.columns != nullptr)),
         "[extract_outliers] values, columns and row_offsets must not be null");
+  check(a.indices == nullptr || !a.per_row, "[extract_outliers] indices are of the whole matrix", "per_row",
+        a.per_row);
+  if (done_on_device(a, "extract_outliers", &qtr_backend::outliers)) return;
   if (a.indices != nullptr) {
-    check(!a.per_row, "[extract_outliers] indices are of the whole matrix", "per_row", a.per_row);
     check_chosen(a, elements);
     copy_chosen(a);
     return split(a, a.indices, a.count, false);

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "common/check.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -49,6 +50,7 @@ int64_t row_bytes(int64_t cols, int bits) {
 
 void pack(const PackArgs& a) {
   check_layout("pack", a.codes, a.rows, a.cols, a.row_stride, a.packed, a.row_bytes, a.bits);
+  if (done_on_device(a, "pack", &qtr_backend::pack)) return;
   std::atomic<bool> fits{true};
   for_spans(a.rows, a.cols, a.bits, [&](int64_t row, const PackedSpan& span) {
     const uint8_t used =
@@ -66,6 +68,7 @@ void pack(const PackArgs& a) {
 
 void unpack(const UnpackArgs& a) {
   check_layout("unpack", a.codes, a.rows, a.cols, a.row_stride, a.packed, a.row_bytes, a.bits);
+  if (done_on_device(a, "unpack", &qtr_backend::unpack)) return;
   for_spans(a.rows, a.cols, a.bits, [&](int64_t row, const PackedSpan& span) {
     kernels().unpack_span(a.packed + row * a.row_bytes, span, a.codes + row * a.row_stride + span.begin);
   });

@@ -15,6 +15,7 @@
 #include "common/ordered_key.hpp"
 #include "ops/topk/select.hpp"
 #include "quantrature/runtime.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -489,6 +490,7 @@ void topk(const TopkArgs& a) {
     check(a.k <= total, "[topk] k must not exceed the number of elements", "k", a.k, "elements", total);
   check(a.k == 0 || (a.indices != nullptr && a.values != nullptr),
         "[topk] indices and values must not be null");
+  if (done_on_device(a, "topk", &qtr_backend::topk)) return;
   select_largest(a, {"topk", "x"});
 }
 

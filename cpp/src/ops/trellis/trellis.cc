@@ -11,6 +11,7 @@
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "ops/trellis/tile.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -119,6 +120,7 @@ void trellis_values(const TrellisValuesArgs& a) {
 }
 
 void trellis_dequantize(const TrellisDequantizeArgs& a) {
+  check_on_cpu(a.device, "trellis_dequantize");
   constexpr const char* op = "trellis_dequantize";
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check_matrix(a.out, op, "out");
@@ -139,6 +141,7 @@ void trellis_dequantize(const TrellisDequantizeArgs& a) {
 }
 
 void trellis_matvec(const TrellisMatvecArgs& a) {
+  check_on_cpu(a.device, "trellis_matvec");
   constexpr const char* op = "trellis_matvec";
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check(a.rows > 0 && a.cols > 0 && a.rows % kTile == 0 && a.cols % kTile == 0,

@@ -12,6 +12,7 @@
 #include "ops/trellis/reader.hpp"
 #include "ops/viterbi/cost.hpp"
 #include "ops/viterbi/step.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
@@ -185,6 +186,7 @@ void write_stream(const std::vector<uint32_t>& states, const TrellisReader& read
 }  // namespace
 
 void trellis_quantize(const TrellisQuantizeArgs& a) {
+  check_on_cpu(a.device, "trellis_quantize");
   constexpr const char* op = "trellis_quantize";
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check_matrix(a.x, op, "x");

@@ -1,0 +1,56 @@
+/* What a backend for devices is to the core: a shared library with the function qtr_backend_query, which
+ * gives a table of functions over the argument structs of c_api.h. The core has checked the arguments, all
+ * but the numbers that lie on the device; pointers are to memory of the device, except where device.hpp says
+ * that results go to the host.
+ *
+ * A function returns QTR_OK, or another status and a text in message; nothing is thrown out of it.
+ */
+#ifndef QUANTRATURE_RUNTIME_BACKEND_TABLE_H
+#define QUANTRATURE_RUNTIME_BACKEND_TABLE_H
+
+#include "quantrature/c_api.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QTR_BACKEND_ABI 1
+
+typedef struct qtr_failure {
+  char message[512];
+} qtr_failure;
+
+/* Every op of the table: its name in c_api.h, qtr_<name>_args. */
+#define QTR_BACKEND_OPS(OP) \
+  OP(moments)               \
+  OP(pqi_accumulate)        \
+  OP(pqi_finalize)          \
+  OP(pqi_sum)               \
+  OP(interpolate)           \
+  OP(pack)                  \
+  OP(unpack)                \
+  OP(topk)                  \
+  OP(outliers)              \
+  OP(quantize)              \
+  OP(dequantize)            \
+  OP(residuals)             \
+  OP(matvec)
+
+typedef struct qtr_backend {
+  uint32_t abi;
+  const char* version; /* of quantrature */
+  /* How many devices there are; with none, why. */
+  int32_t (*device_count)(qtr_failure* why);
+#define QTR_BACKEND_OP(name) qtr_status (*name)(const qtr_##name##_args*, qtr_failure*);
+  QTR_BACKEND_OPS(QTR_BACKEND_OP)
+#undef QTR_BACKEND_OP
+} qtr_backend;
+
+/* NULL for an ABI that the library does not have. */
+typedef const qtr_backend* (*qtr_backend_query_function)(uint32_t abi);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,483 @@
+// Grids: fitted by half a warp a group, whose 16 threads are the 16 lanes of the reference, so that sums come
+// out as they do there; then codes, a tile of a row at a time. Numeric class E. Compiled without contraction.
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "backend.cuh"
+#include "bits.cuh"
+#include "device/codes.cuh"
+#include "device/elements.cuh"
+#include "launch.cuh"
+#include "ops/grid/line.hpp"
+#include "ops/grid/pieces.hpp"
+#include "tile.cuh"
+
+namespace quantrature::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kLanes = 16;
+constexpr int kGroups = kThreads / kLanes;  // of a block at a time
+constexpr unsigned kAll = 0xffffffffu;
+
+// Numbers group after group, wherever they lie.
+struct Source {
+  const void* data;
+  qtr_dtype dtype;
+  GridView view;
+  int64_t row_stride;
+
+  __device__ int64_t length(int64_t g) const {
+    if (view.axis == 0) return view.group;
+    const int64_t begin = g % view.groups_per_row * view.group;
+    return begin + view.group < view.cols ? view.group : view.cols - begin;
+  }
+  // Where number i of group g is, in rows of row_stride numbers.
+  __device__ int64_t place(int64_t g, int64_t i) const {
+    return view.axis == 1 ? g / view.groups_per_row * row_stride + g % view.groups_per_row * view.group + i
+                          : i * row_stride + g;
+  }
+  __device__ float operator()(int64_t g, int64_t i) const { return load(data, dtype, place(g, i)); }
+};
+
+struct Lines {
+  float* inv;
+  float* zero;
+  float* scale;
+};
+
+__device__ float add_lanes(float x) {
+  for (int apart = kLanes / 2; apart > 0; apart /= 2)
+    x += __shfl_down_sync(kAll, x, static_cast<unsigned>(apart), kLanes);
+  return __shfl_sync(kAll, x, 0, kLanes);
+}
+
+__device__ float least_of_lanes(float x) {
+  for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+    const float other = __shfl_xor_sync(kAll, x, apart, kLanes);
+    x = other < x ? other : x;
+  }
+  return x;
+}
+
+__device__ bool is_finite(float x) {
+  return (std::bit_cast<uint32_t>(x) & 0x7F800000u) != 0x7F800000u;
+}
+
+__device__ float code_of(float x, float inv, float zero, float top) {
+  const float code = std::nearbyint(x * inv + zero);
+  return code < 0.0f ? 0.0f : code > top ? top : code;
+}
+
+__device__ float squared_error(const Source& x, int64_t g, int64_t n, int lane, const GridLine& line,
+                               float top) {
+  float sum = 0;
+  for (int64_t i = lane; i < n; i += kLanes) {
+    const float apart = x(g, i) - (code_of(x(g, i), line.inv, line.zero, top) - line.zero) * line.scale;
+    sum += apart * apart;
+  }
+  return add_lanes(sum);
+}
+
+// Both halves of a warp go through the same steps, whatever their groups are.
+__global__ void __launch_bounds__(kThreads)
+    fit_groups(Source x, GridRule rule, Lines out, unsigned long long* first_bad) {
+  const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const float top = top_code(rule.bits);
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
+       first += static_cast<int64_t>(gridDim.x) * kGroups) {
+    const int64_t own = first + threadIdx.x / kLanes;
+    const int64_t g = own < groups ? own : groups - 1;
+    const int64_t n = x.length(g);
+    float low = std::numeric_limits<float>::infinity(), high = -low;
+    float bad = 0;
+    for (int64_t i = lane; i < n; i += kLanes) {
+      const float v = x(g, i);
+      if (!is_finite(v)) bad = -1;
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    low = least_of_lanes(low);
+    high = -least_of_lanes(-high);
+    bad = least_of_lanes(bad);
+    if (!range_is_finite(low, high, rule.sym)) bad = -1;
+    GridLine best = line_of_range(low, high, rule);
+    if (rule.mse) {
+      float least = squared_error(x, g, n, lane, best, top);
+      const bool constant = best.inv == 0;
+      for (int i = 1; i < kMseCandidates; ++i) {
+        const GridLine line = line_of_range(low * shrink_factor(i), high * shrink_factor(i), rule);
+        const float error = squared_error(x, g, n, lane, line, top);
+        if (!constant && error < least) best = line, least = error;
+      }
+    }
+    if (lane != 0 || own >= groups) continue;
+    if (bad != 0) atomicMin(first_bad, static_cast<unsigned long long>(g));
+    out.inv[g] = best.inv;
+    out.scale[g] = best.scale;
+    out.zero[g] = best.zero;
+  }
+}
+
+// zeros and errors: kHqqIterations for each group; see grid_hqq in grid_ref.cc.
+__global__ void __launch_bounds__(kThreads)
+    solve_groups(Source x, int bits, Lines lines, float* zeros, float* errors) {
+  const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const float top = top_code(bits);
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
+       first += static_cast<int64_t>(gridDim.x) * kGroups) {
+    const int64_t own = first + threadIdx.x / kLanes;
+    const int64_t g = own < groups ? own : groups - 1;
+    const int64_t n = x.length(g);
+    const float inv = lines.inv[g], scale = lines.scale[g];
+    float zero = lines.zero[g];
+    double beta = 10;
+    for (int iteration = 0; iteration < kHqqIterations; ++iteration) {
+      float shift = 0, distance = 0;
+      for (int64_t i = lane; i < n; i += kLanes) {
+        const float w = x(g, i);
+        const float q = code_of(w, inv, zero, top);
+        const float d = w - (q - zero) * scale;
+        shift += q - (w - shrink(d, beta)) * inv;
+        distance += std::abs(d);
+      }
+      shift = add_lanes(shift);
+      distance = add_lanes(distance);
+      if (inv == 0)
+        distance = 0;
+      else
+        zero = shift / static_cast<float>(n);
+      if (lane == 0 && own < groups) {
+        errors[g * kHqqIterations + iteration] = distance;
+        zeros[g * kHqqIterations + iteration] = zero;
+      }
+      beta *= 1.01;
+    }
+  }
+}
+
+// The sum over the groups of each piece, one after the other; then the host adds those, as it does on the
+// CPU.
+__global__ void __launch_bounds__(kThreads)
+    add_errors(const float* errors, int64_t pieces, int64_t per_row, int64_t groups_of_piece,
+               int64_t groups_of_row, double* out) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < pieces * kHqqIterations;
+       i += step) {
+    const int64_t piece = i / kHqqIterations, iteration = i % kHqqIterations;
+    const int64_t row = piece / per_row, begin = piece % per_row * groups_of_piece;
+    const int64_t end = begin + groups_of_piece < groups_of_row ? begin + groups_of_piece : groups_of_row;
+    double sum = 0;
+    for (int64_t g = begin; g < end; ++g)
+      sum += static_cast<double>(errors[(row * groups_of_row + g) * kHqqIterations + iteration]);
+    out[piece * kHqqIterations + iteration] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    take_iteration(const float* zeros, int64_t groups, int64_t iteration, float* zero) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t g = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; g < groups; g += step)
+    zero[g] = zeros[g * kHqqIterations + iteration];
+}
+
+__device__ int64_t group_of(const GridView& v, int64_t row, int64_t col) {
+  return v.axis == 1 ? row * v.groups_per_row + col / v.group : col;
+}
+
+// A block for each tile of a row of the view.
+__global__ void __launch_bounds__(kThreads)
+    encode_tiles(Source x, int bits, Lines lines, int64_t tiles, bool whole, uint8_t* packed) {
+  __shared__ uint8_t codes[kTile];
+  const GridView& v = x.view;
+  const float top = top_code(bits);
+  const int64_t row_bytes = packed_row_bytes(bits, v.cols);
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int64_t i = blockIdx.x; i < v.rows * tiles; i += gridDim.x) {
+    const int64_t row = i / tiles, begin = i % tiles * kTile;
+    const int64_t end = begin + kTile < v.cols ? begin + kTile : v.cols;
+    for (int64_t j = begin + thread; j < end; j += kThreads) {
+      const int64_t g = group_of(v, row, j);
+      codes[j - begin] = static_cast<uint8_t>(
+          code_of(load(x.data, x.dtype, row * x.row_stride + j), lines.inv[g], lines.zero[g], top));
+    }
+    __syncthreads();
+    uint8_t* out = packed + row * row_bytes;
+    if (whole)
+      pack_whole_tile(codes, begin, end, v.cols, bits, thread, kThreads,
+                      [&](int64_t at, uint32_t word) { reinterpret_cast<uint32_t*>(out)[at] = word; });
+    else
+      pack_tile(codes, begin, end, v.cols, bits, thread, kThreads,
+                [&](int64_t at, uint8_t byte) { out[at] = byte; });
+    __syncthreads();
+  }
+}
+
+// Minmax, codes and packing in one pass, where whole groups make up tiles: a tile is read once, into shared
+// memory.
+__global__ void __launch_bounds__(kThreads)
+    quantize_tiles(Source x, GridRule rule, float* scale, float* zero, int64_t tiles, uint8_t* packed,
+                   unsigned long long* first_bad) {
+  __shared__ float values[kTile];
+  __shared__ float inverse[kTile / kLanes], zeros[kTile / kLanes];  // groups have 16 numbers or more
+  __shared__ uint8_t codes[kTile];
+  const GridView& v = x.view;
+  const float top = top_code(rule.bits);
+  const int64_t row_bytes = packed_row_bytes(rule.bits, v.cols);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
+  for (int64_t i = blockIdx.x; i < v.rows * tiles; i += gridDim.x) {
+    const int64_t row = i / tiles, begin = i % tiles * kTile;
+    const int n = static_cast<int>(begin + kTile < v.cols ? kTile : v.cols - begin);
+    for (int k = thread; k < n / 4; k += kThreads) {
+      const Four f = load4(x.data, x.dtype, (row * x.row_stride + begin) / 4 + k);
+      for (int e = 0; e < 4; ++e) values[4 * k + e] = f.v[e];
+    }
+    __syncthreads();
+    const int group = static_cast<int>(v.group), groups = n / group;
+    for (int first = 0; first < groups; first += kGroups) {
+      const int own = first + thread / kLanes;
+      const int g = own < groups ? own : groups - 1;
+      float low = std::numeric_limits<float>::infinity(), high = -low;
+      float bad = 0;
+      for (int e = lane; e < group; e += kLanes) {
+        const float w = values[g * group + e];
+        if (!is_finite(w)) bad = -1;
+        low = w < low ? w : low;
+        high = w > high ? w : high;
+      }
+      low = least_of_lanes(low);
+      high = -least_of_lanes(-high);
+      bad = least_of_lanes(bad);
+      if (lane != 0 || own >= groups) continue;
+      const int64_t at = row * v.groups_per_row + begin / group + g;
+      if (bad != 0 || !range_is_finite(low, high, rule.sym))
+        atomicMin(first_bad, static_cast<unsigned long long>(at));
+      const GridLine line = line_of_range(low, high, rule);
+      scale[at] = line.scale;
+      if (!rule.sym) zero[at] = line.zero;
+      inverse[g] = line.inv;
+      zeros[g] = line.zero;
+    }
+    __syncthreads();
+    for (int k = thread; k < n; k += kThreads)
+      codes[k] = static_cast<uint8_t>(code_of(values[k], inverse[k / group], zeros[k / group], top));
+    __syncthreads();
+    uint8_t* out = packed + row * row_bytes;
+    pack_whole_tile(codes, begin, begin + n, v.cols, rule.bits, thread, kThreads,
+                    [&](int64_t at, uint32_t word) { reinterpret_cast<uint32_t*>(out)[at] = word; });
+    __syncthreads();
+  }
+}
+
+// 1 in the place of every excluded weight. first_bad: the first row whose offsets or columns are not sound.
+__global__ void __launch_bounds__(kThreads)
+    mark_excluded(const int64_t* offsets, const int32_t* columns, int64_t rows, int64_t cols, uint8_t* mask,
+                  unsigned long long* first_bad) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; row < rows; row += step) {
+    bool sound = offsets[row] <= offsets[row + 1] && (row > 0 || offsets[0] == 0) && offsets[row] >= 0;
+    for (int64_t i = offsets[row]; sound && i < offsets[row + 1]; ++i) {
+      sound = columns[i] >= 0 && columns[i] < cols;
+      if (sound) mask[row * cols + columns[i]] = 1;
+    }
+    if (!sound) atomicMin(first_bad, static_cast<unsigned long long>(row));
+  }
+}
+
+// A copy of all numbers in which the excluded ones are within the range of the rest of their group.
+__global__ void __launch_bounds__(kThreads) clamp_excluded(Source x, const uint8_t* mask, float* out) {
+  const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
+       first += static_cast<int64_t>(gridDim.x) * kGroups) {
+    const int64_t own = first + threadIdx.x / kLanes;
+    const int64_t g = own < groups ? own : groups - 1;
+    const int64_t n = x.length(g);
+    // The mask and the copy have no gaps between rows.
+    const Source flat{nullptr, QTR_F32, x.view, x.view.cols};
+    float low = std::numeric_limits<float>::infinity(), high = -low;
+    for (int64_t i = lane; i < n; i += kLanes) {
+      if (mask[flat.place(g, i)] != 0) continue;
+      const float v = x(g, i);
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    low = least_of_lanes(low);
+    high = -least_of_lanes(-high);
+    if (low > high) low = high = 0;
+    if (own >= groups) continue;
+    for (int64_t i = lane; i < n; i += kLanes) {
+      float v = x(g, i);
+      if (mask[flat.place(g, i)] != 0 && is_finite(v)) v = v < low ? low : v > high ? high : v;
+      out[flat.place(g, i)] = v;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) find_not_finite(qtr_matrix w, unsigned long long* first) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < w.rows * w.cols; i += step)
+    if (!is_finite(load(w.data, w.dtype, i / w.cols * w.row_stride + i % w.cols)))
+      atomicMin(first, static_cast<unsigned long long>(i));
+}
+
+unsigned grid_of(int64_t n, int64_t each = kThreads) {
+  return blocks_for(std::min<int64_t>(ceil_div(n, each), 1 << 16));
+}
+
+[[noreturn]] void refuse(const qtr_matrix& w, unsigned long long group, cudaStream_t stream) {
+  Scratch<unsigned long long> first(1, stream);
+  first.fill_bytes(0xFF, 1);
+  launch(find_not_finite, grid_of(w.rows * w.cols), kThreads, 0, stream, w, first.get());
+  unsigned long long at = 0;
+  first.read(&at, 1);
+  if (at == ~0ull)
+    throw Refused("[quantize] the range of a group must be finite in float32: got group=" +
+                  std::to_string(group));
+  const int64_t row = static_cast<int64_t>(at) / w.cols, col = static_cast<int64_t>(at) % w.cols;
+  uint32_t bits = 0;
+  const int64_t size = bytes_of(w.dtype);
+  expect(cudaMemcpyAsync(&bits, static_cast<const char*>(w.data) + (row * w.row_stride + col) * size,
+                         static_cast<size_t>(size), cudaMemcpyDeviceToHost, stream),
+         "reading a weight");
+  expect(cudaStreamSynchronize(stream), "waiting for the device");
+  char value[32];
+  std::snprintf(value, sizeof(value), "%g", static_cast<double>(load(&bits, w.dtype, 0)));
+  throw Refused(std::string("[quantize] w must be finite: got value=") + value +
+                ", row=" + std::to_string(row) + ", col=" + std::to_string(col));
+}
+
+// Where the clamped copy is, and what is wrong with the positions.
+void exclude(const qtr_quantize_args& a, Source& x, Scratch<float>& copy, cudaStream_t stream) {
+  Scratch<uint8_t> mask(a.w.rows * a.w.cols, stream);
+  Scratch<unsigned long long> first_bad(1, stream);
+  mask.fill_bytes(0, a.w.rows * a.w.cols);
+  first_bad.fill_bytes(0xFF, 1);
+  launch(mark_excluded, grid_of(a.w.rows), kThreads, 0, stream, a.exclude_row_offsets, a.exclude_columns,
+         a.w.rows, a.w.cols, mask.get(), first_bad.get());
+  unsigned long long row = 0;
+  first_bad.read(&row, 1);
+  if (row != ~0ull)
+    throw Refused("[quantize] exclude must have row_offsets from 0 that ascend, and lie within w: got row=" +
+                  std::to_string(row));
+  launch(clamp_excluded, grid_of(x.view.groups(), kGroups), kThreads, 0, stream, x,
+         static_cast<const uint8_t*>(mask.get()), copy.get());
+  x = Source{copy.get(), QTR_F32, x.view, x.view.cols};
+}
+
+int64_t last_iteration(const std::vector<double>& errors, int64_t pieces, double size) {
+  float least = 1e4f;
+  for (int64_t i = 0; i < kHqqIterations; ++i) {
+    double sum = 0;
+    for (int64_t p = 0; p < pieces; ++p) sum += errors[static_cast<size_t>(p * kHqqIterations + i)];
+    const float error = static_cast<float>(sum / size);
+    if (!(error < least)) return i;
+    least = error;
+  }
+  return kHqqIterations - 1;
+}
+
+void solve_hqq(const Source& x, int bits, const Lines& lines, cudaStream_t stream) {
+  const GridPieces pieces(x.view);
+  const int64_t groups = x.view.groups();
+  Scratch<float> zeros(groups * kHqqIterations, stream), errors(groups * kHqqIterations, stream);
+  Scratch<double> sums(pieces.count() * kHqqIterations, stream);
+  launch(solve_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, bits, lines, zeros.get(),
+         errors.get());
+  const bool rows = x.view.axis == 1;
+  launch(add_errors, grid_of(pieces.count() * kHqqIterations), kThreads, 0, stream,
+         static_cast<const float*>(errors.get()), pieces.count(), pieces.per_row,
+         rows ? ceil_div(pieces.span, x.view.group) : pieces.span, x.view.groups_per_row, sums.get());
+  std::vector<double> of_pieces(static_cast<size_t>(pieces.count() * kHqqIterations));
+  sums.read(of_pieces.data(), pieces.count() * kHqqIterations);
+  const double size = static_cast<double>(x.view.rows) * static_cast<double>(x.view.cols);
+  launch(take_iteration, grid_of(groups), kThreads, 0, stream, static_cast<const float*>(zeros.get()), groups,
+         last_iteration(of_pieces, pieces.count(), size), lines.zero);
+}
+
+template <int kBits>
+__global__ void __launch_bounds__(kThreads)
+    decode(const uint8_t* packed, GridView v, qtr_matrix scale, qtr_matrix zero, qtr_mutable_matrix out,
+           bool whole, bool by_four) {
+  const int64_t fours = (v.cols + 3) / 4, step = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t row_bytes = packed_row_bytes(kBits, v.cols);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < v.rows * fours; i += step) {
+    const int64_t row = i / fours, begin = i % fours * 4;
+    const uint8_t* from = packed + row * row_bytes;
+    uint32_t codes[4] = {};
+    if (whole)
+      four_codes<kBits>(from, v.cols, begin, codes);
+    else
+      for (int k = 0; k < 4; ++k)
+        if (begin + k < v.cols) codes[k] = static_cast<uint32_t>(code_at(from, kBits, v.cols, begin + k));
+    Four values{};
+    for (int k = 0; k < 4; ++k) {
+      if (begin + k >= v.cols) continue;
+      const int64_t g = group_of(v, row, begin + k);
+      const float z = zero.data == nullptr ? symmetric_zero(kBits) : load(zero.data, zero.dtype, g);
+      values.v[k] = (static_cast<float>(codes[k]) - z) * load(scale.data, scale.dtype, g);
+    }
+    const int64_t to = row * out.row_stride + begin;
+    if (by_four) {
+      store4(out.data, out.dtype, to / 4, values);
+    } else {
+      for (int k = 0; k < 4; ++k)
+        if (begin + k < v.cols) store(out.data, out.dtype, to + k, values.v[k]);
+    }
+  }
+}
+
+bool aligned(const void* data, qtr_dtype dtype) {
+  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(4 * bytes_of(dtype)) == 0;
+}
+
+}  // namespace
+
+void quantize(const qtr_quantize_args& a) {
+  const cudaStream_t stream = stream_of(a.device);
+  const GridView view = grid_view(a.w.rows, a.w.cols, a.group_size, a.axis);
+  const GridRule rule{a.bits, a.sym != 0, a.round_zero != 0, a.solver == QTR_MSE,
+                      a.solver == QTR_HQQ ? 2e4f : std::numeric_limits<float>::infinity()};
+  Source x{a.w.data, a.w.dtype, view, a.axis == 1 ? a.w.row_stride : view.cols};
+  const bool excludes = a.exclude_row_offsets != nullptr;
+  Scratch<float> copy(excludes ? a.w.rows * a.w.cols : 0, stream);
+  if (excludes) exclude(a, x, copy, stream);
+
+  Scratch<unsigned long long> first_bad(1, stream);
+  first_bad.fill_bytes(0xFF, 1);
+  const int64_t groups = view.groups(), tiles = ceil_div(view.cols, kTile);
+  const bool whole = whole_tiles(a.codes, view.cols);
+  const bool at_once = whole && a.axis == 1 && a.solver == QTR_MINMAX && view.group >= kLanes &&
+                       kTile % view.group == 0 && view.cols % view.group == 0 && x.row_stride % 4 == 0 &&
+                       aligned(x.data, x.dtype);
+  if (at_once) {
+    launch(quantize_tiles, blocks_for(view.rows * tiles), kThreads, 0, stream, x, rule, a.scale, a.zero,
+           tiles, a.codes, first_bad.get());
+  } else {
+    Scratch<float> inv(groups, stream), own_zero(a.sym ? groups : 0, stream);
+    const Lines lines{inv.get(), a.sym ? own_zero.get() : a.zero, a.scale};
+    launch(fit_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
+    if (a.solver == QTR_HQQ) solve_hqq(x, a.bits, lines, stream);
+    launch(encode_tiles, blocks_for(view.rows * tiles), kThreads, 0, stream, x, a.bits, lines, tiles, whole,
+           a.codes);
+  }
+  unsigned long long bad = 0;
+  first_bad.read(&bad, 1);
+  if (bad != ~0ull) refuse(a.w, bad, stream);
+}
+
+void dequantize(const qtr_dequantize_args& a) {
+  const GridView view = grid_view(a.out.rows, a.out.cols, a.group_size, a.axis);
+  qtr_mutable_matrix out = a.out;
+  if (a.axis == 0) out = {a.out.data, view.rows, view.cols, view.cols, a.out.dtype};
+  const bool by_four = view.cols % 4 == 0 && out.row_stride % 4 == 0 && aligned(out.data, out.dtype);
+  with_bits(a.bits, [&](auto bits) {
+    launch(decode<bits.value>, grid_of(view.rows * ceil_div(view.cols, 4)), kThreads, 0, stream_of(a.device),
+           a.codes, view, a.scale, a.zero, out, whole_tiles(a.codes, view.cols), by_four);
+  });
+}
+
+}  // namespace quantrature::cuda

@@ -1,0 +1,590 @@
+// Every op on a device against the same op on the CPU, by numeric class. Built twice: with kernels that run
+// on the host (tests/cuda_on_host), and, where the CUDA backend is built, for a GPU.
+#include <cmath>
+#include <numeric>
+
+#include "cases.hpp"
+#include "device_memory.hpp"
+#include "quantrature/device.hpp"
+
+namespace quantrature {
+namespace {
+
+const Device kDevice{QTR_CUDA, 0, nullptr};
+
+class OnDevice : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why;
+    if (cuda_device_count(&why) == 0) GTEST_SKIP() << "no CUDA device: " << why;
+  }
+};
+
+// A sample in the memory of the device.
+struct Input {
+  DeviceArray<uint8_t> memory;
+  Matrix m;
+
+  static std::vector<uint8_t> bytes_of(const cases::Sample& s) {
+    const Matrix v = s.view();
+    const size_t size = static_cast<size_t>(s.rows * s.stride) * (s.dtype == QTR_F32 ? 4 : 2);
+    std::vector<uint8_t> bytes(size);
+    std::memcpy(bytes.data(), v.data, size);
+    return bytes;
+  }
+  explicit Input(const cases::Sample& s)
+      : memory(bytes_of(s)), m{memory.data(), s.rows, s.cols, s.stride, s.dtype} {}
+};
+
+struct Shape {
+  int64_t rows, cols, padding;
+};
+const std::vector<Shape> kShapes = {{1, 1, 0},   {1, 7, 0},    {3, 33, 0},   {5, 255, 3},
+                                    {4, 256, 0}, {2, 1000, 8}, {3, 4097, 0}, {70, 64, 0}};
+
+template <class T>
+void expect_same(const std::vector<T>& device, const std::vector<T>& host) {
+  ASSERT_EQ(device.size(), host.size());
+  EXPECT_EQ(std::memcmp(device.data(), host.data(), sizeof(T) * host.size()), 0);
+}
+
+void expect_close(double device, double host, double size) {
+  if (std::isnan(host))
+    EXPECT_TRUE(std::isnan(device));
+  else
+    EXPECT_NEAR(device, host, 1e-12 * std::max(size, std::abs(host)));
+}
+
+TEST_F(OnDevice, Moments) {
+  for (const Shape& shape : kShapes)
+    for (DType dtype : cases::kDTypes)
+      for (const char* kind : {"normal", "offset", "tails", "constant", "tiny"}) {
+        if (dtype != QTR_F32 && std::string(kind) != "normal") continue;  // tails of float16 are infinite
+        if (shape.cols > 1000 && std::string(kind) != "offset") continue;
+        const cases::Sample s = cases::sample(kind, shape.rows, shape.cols, dtype, shape.padding);
+        const Input x(s);
+        for (auto over : {QTR_OVER_TENSOR, QTR_OVER_ROWS, QTR_OVER_COLUMNS})
+          for (int64_t group : {int64_t{-1}, int64_t{5}, int64_t{64}}) {
+            SCOPED_TRACE(std::string(kind) + " " + std::to_string(shape.rows) + "x" +
+                         std::to_string(shape.cols));
+            MomentsArgs args{sizeof(MomentsArgs), s.view(), over, group, nullptr, 0};
+            const int64_t count = moments_count(args);
+            std::vector<Moments> host(static_cast<size_t>(count)), device(host), again(host);
+            args.out = host.data();
+            args.out_count = count;
+            compute_moments(args);
+            args.x = x.m;
+            args.device = kDevice;
+            args.out = device.data();
+            compute_moments(args);
+            args.out = again.data();
+            compute_moments(args);
+            expect_same(again, device);
+            for (size_t i = 0; i < host.size(); ++i) {
+              const Moments &h = host[i], &d = device[i];
+              const double n = h.count, sd = std::sqrt(std::max(0.0, h.m2 / n));
+              const double spread = sd + 1e-4 * std::abs(h.mean);  // of the rounding of the mean
+              EXPECT_EQ(d.count, n);
+              expect_close(d.mean, h.mean, sd);
+              expect_close(d.m2, h.m2, n * spread * spread);
+              expect_close(d.m3, h.m3, n * std::pow(spread, 3) + std::pow(h.m4 / n, 0.75) * n);
+              expect_close(d.m4, h.m4, n * std::pow(spread, 4));
+              EXPECT_EQ(d.minimum, h.minimum);
+              EXPECT_EQ(d.maximum, h.maximum);
+            }
+          }
+      }
+}
+
+TEST_F(OnDevice, MomentsOfManyRuns) {
+  const cases::Sample s = cases::sample("tails", 40, 5000, QTR_F32, 4);
+  const Input x(s);
+  Moments host{}, device{};
+  MomentsArgs args{sizeof(MomentsArgs), s.view(), QTR_OVER_TENSOR, -1, &host, 1};
+  compute_moments(args);
+  args.x = x.m;
+  args.out = &device;
+  args.device = kDevice;
+  compute_moments(args);
+  EXPECT_NEAR(kurtosis(device, true, false), kurtosis(host, true, false),
+              1e-12 * kurtosis(host, true, false));
+}
+
+TEST_F(OnDevice, Integral) {
+  for (const Shape& shape : kShapes)
+    for (DType dtype : cases::kDTypes) {
+      const int64_t cells = shape.rows * (shape.cols + shape.padding);
+      const cases::Sample acc = cases::sample("normal", shape.rows, shape.cols, QTR_F32, shape.padding, 1);
+      const cases::Sample grad = cases::sample("outlier", shape.rows, shape.cols, dtype, shape.padding, 2);
+      const cases::Sample w = cases::sample("normal", shape.rows, shape.cols, dtype, shape.padding, 3);
+      const cases::Sample image = cases::sample("ties", shape.rows, shape.cols, QTR_F32, shape.padding, 4);
+      const Input d_acc(acc), d_grad(grad), d_w(w), d_image(image);
+      const auto writable = [&](void* data, DType of) {
+        return MutableMatrix{data, shape.rows, shape.cols, shape.cols + shape.padding, of};
+      };
+      std::vector<float> host = acc.values;
+      pqi_accumulate({sizeof(PqiAccumulateArgs), writable(host.data(), QTR_F32), grad.view(), 0.3});
+      pqi_accumulate(
+          {sizeof(PqiAccumulateArgs), writable(d_acc.memory.data(), QTR_F32), d_grad.m, 0.3, kDevice});
+      std::vector<uint8_t> bytes = d_acc.memory.read();
+      EXPECT_EQ(std::memcmp(bytes.data(), host.data(), bytes.size()), 0);
+
+      const Matrix sums{host.data(), shape.rows, shape.cols, shape.cols + shape.padding, QTR_F32};
+      double total = 0, on_device = 0, again = 0;
+      pqi_sum({sizeof(PqiSumArgs), sums, w.view(), image.view(), &total});
+      pqi_sum({sizeof(PqiSumArgs), d_acc.m, d_w.m, d_image.m, &on_device, kDevice});
+      pqi_sum({sizeof(PqiSumArgs), d_acc.m, d_w.m, d_image.m, &again, kDevice});
+      EXPECT_EQ(on_device, again);
+      double size = 0;
+      for (int64_t r = 0; r < shape.rows; ++r)
+        for (int64_t c = 0; c < shape.cols; ++c)
+          size += std::abs((image.at(r, c) - w.at(r, c)) * host[static_cast<size_t>(r * acc.stride + c)]);
+      expect_close(on_device, total, size);
+
+      for (int keep_sign : {0, 1}) {
+        std::vector<float> out(static_cast<size_t>(cells), 0);
+        const DeviceArray<float> d_out(out);
+        pqi_finalize({sizeof(PqiFinalizeArgs), sums, w.view(), image.view(), keep_sign,
+                      writable(out.data(), QTR_F32)});
+        pqi_finalize({sizeof(PqiFinalizeArgs), d_acc.m, d_w.m, d_image.m, keep_sign,
+                      writable(d_out.data(), QTR_F32), kDevice});
+        expect_same(d_out.read(), out);
+      }
+      for (double t : {0.0, 0.25, 1.0}) {
+        std::vector<uint16_t> out(static_cast<size_t>(cells), 0);
+        const DeviceArray<uint16_t> d_out(out);
+        interpolate({sizeof(InterpolateArgs), w.view(), image.view(), t, writable(out.data(), QTR_BF16)});
+        interpolate(
+            {sizeof(InterpolateArgs), d_w.m, d_image.m, t, writable(d_out.data(), QTR_BF16), kDevice});
+        expect_same(d_out.read(), out);
+      }
+    }
+}
+
+TEST_F(OnDevice, Packing) {
+  std::mt19937 generator(5);
+  for (const Shape& shape : kShapes)
+    for (int bits = 1; bits <= 8; ++bits) {
+      SCOPED_TRACE(std::to_string(shape.cols) + " columns, " + std::to_string(bits) + " bits");
+      const int64_t stride = shape.cols + shape.padding, bytes = row_bytes(shape.cols, bits);
+      std::vector<uint8_t> codes(static_cast<size_t>(shape.rows * stride));
+      for (uint8_t& code : codes) code = static_cast<uint8_t>(generator() & ((1u << bits) - 1));
+      std::vector<uint8_t> packed(static_cast<size_t>(shape.rows * bytes));
+      pack({sizeof(PackArgs), codes.data(), shape.rows, shape.cols, stride, bits, packed.data(), bytes});
+      const DeviceArray<uint8_t> d_codes(codes), d_packed(packed.size()), d_back(codes);
+      pack({sizeof(PackArgs), d_codes.data(), shape.rows, shape.cols, stride, bits, d_packed.data(), bytes,
+            kDevice});
+      expect_same(d_packed.read(), packed);
+      unpack({sizeof(UnpackArgs), d_packed.data(), shape.rows, bytes, bits, d_back.data(), shape.cols, stride,
+              kDevice});
+      expect_same(d_back.read(), codes);
+    }
+}
+
+TEST_F(OnDevice, PackingNamesTheFirstCodeThatDoesNotFit) {
+  std::vector<uint8_t> codes(600, 3);
+  codes[301] = codes[500] = 9;
+  const DeviceArray<uint8_t> d_codes(codes), d_packed(static_cast<size_t>(2 * row_bytes(300, 3)));
+  const auto call = [&] {
+    pack({sizeof(PackArgs), d_codes.data(), 2, 300, 300, 3, d_packed.data(), row_bytes(300, 3), kDevice});
+  };
+  EXPECT_THROW(call(), InvalidArgument);
+  try {
+    call();
+  } catch (const InvalidArgument& e) {
+    EXPECT_STREQ(e.what(), "[pack] codes must fit into bits: got code=9, row=1, col=1, bits=3");
+  }
+}
+
+TEST_F(OnDevice, Topk) {
+  for (DType dtype : cases::kDTypes)
+    for (const char* kind : {"normal", "ties", "zero", "tails"}) {
+      if (dtype != QTR_F32 && std::string(kind) != "ties") continue;
+      const cases::Sample a = cases::sample(kind, 3, 4097, dtype),
+                          b = cases::sample(kind, 9, 2000, dtype, 7, 1);
+      const Input d_a(a), d_b(b);
+      const Matrix host[] = {a.view(), b.view()}, device[] = {d_a.m, d_b.m};
+      const int64_t total = a.rows * a.cols + b.rows * b.cols;
+      for (auto key : {QTR_KEY_ABS, QTR_KEY_VALUE})
+        for (int64_t k : {int64_t{0}, int64_t{1}, int64_t{150}, total / 3, total}) {
+          if (key == QTR_KEY_VALUE && (k == 0 || k == total)) continue;
+          SCOPED_TRACE(std::string(kind) + " k " + std::to_string(k));
+          std::vector<int64_t> indices(static_cast<size_t>(k)), counts(2), d_counts(2);
+          std::vector<uint8_t> values(static_cast<size_t>(k) * (dtype == QTR_F32 ? 4 : 2));
+          const DeviceArray<int64_t> d_indices(indices.size());
+          const DeviceArray<uint8_t> d_values(values.size());
+          topk({sizeof(TopkArgs), host, 2, k, key, 0, indices.data(), values.data(), counts.data()});
+          topk({sizeof(TopkArgs), device, 2, k, key, 0, d_indices.data(), d_values.data(), d_counts.data(),
+                kDevice});
+          if (k > 0) {
+            expect_same(d_indices.read(), indices);
+            expect_same(d_values.read(), values);
+          }
+          EXPECT_EQ(d_counts, counts);
+        }
+      for (int64_t k : {int64_t{1}, int64_t{37}, int64_t{2000}}) {
+        std::vector<int64_t> indices(static_cast<size_t>(b.rows * k));
+        std::vector<uint8_t> values(indices.size() * (dtype == QTR_F32 ? 4 : 2));
+        const DeviceArray<int64_t> d_indices(indices.size());
+        const DeviceArray<uint8_t> d_values(values.size());
+        topk({sizeof(TopkArgs), host + 1, 1, k, QTR_KEY_ABS, 1, indices.data(), values.data(), nullptr});
+        topk({sizeof(TopkArgs), device + 1, 1, k, QTR_KEY_ABS, 1, d_indices.data(), d_values.data(), nullptr,
+              kDevice});
+        expect_same(d_indices.read(), indices);
+        expect_same(d_values.read(), values);
+      }
+    }
+}
+
+TEST_F(OnDevice, TopkRefusesNan) {
+  cases::Sample s = cases::sample("normal", 4, 500, QTR_F32);
+  s.values[3 * 500 + 17] = std::nanf("");
+  const Input x(s);
+  const DeviceArray<int64_t> indices(20);
+  const DeviceArray<float> values(20);
+  for (int per_row : {0, 1}) {
+    try {
+      topk({sizeof(TopkArgs), &x.m, 1, 5, QTR_KEY_ABS, per_row, indices.data(), values.data(), nullptr,
+            kDevice});
+      ADD_FAILURE() << "a NaN was taken";
+    } catch (const InvalidArgument& e) {
+      EXPECT_STREQ(e.what(), "[topk] x must have no NaN: got row=3, column=17");
+    }
+  }
+}
+
+// A matrix apart from its outliers, on either side.
+struct Split {
+  std::vector<uint8_t> remainder, values;
+  std::vector<uint16_t> columns;
+  std::vector<int32_t> offsets;
+};
+
+TEST_F(OnDevice, Outliers) {
+  for (const Shape& shape : kShapes)
+    for (DType dtype : cases::kDTypes) {
+      const cases::Sample s = cases::sample("ties", shape.rows, shape.cols, dtype, shape.padding);
+      const Input x(s);
+      const int64_t cells = shape.rows * shape.cols;
+      std::vector<int64_t> given;
+      for (int64_t i = 0; i < cells; i += 5) given.push_back(i);
+      const DeviceArray<int64_t> d_given(given);
+      const size_t size = dtype == QTR_F32 ? 4 : 2;
+      struct Way {
+        int64_t count;
+        bool per_row, chosen;
+      };
+      for (const Way& way : {Way{cells / 7, false, false}, Way{shape.cols / 3, true, false},
+                             Way{0, false, false}, Way{static_cast<int64_t>(given.size()), false, true}}) {
+        const size_t nnz = static_cast<size_t>(way.per_row ? way.count * shape.rows : way.count);
+        Split h{Input::bytes_of(s), std::vector<uint8_t>(nnz * size), std::vector<uint16_t>(nnz),
+                std::vector<int32_t>(static_cast<size_t>(shape.rows + 1))};
+        const DeviceArray<uint8_t> remainder(h.remainder), values(h.values);
+        const DeviceArray<uint16_t> columns(nnz);
+        const DeviceArray<int32_t> offsets(h.offsets.size());
+        const auto out = [&](void* data) { return MutableMatrix{data, s.rows, s.cols, s.stride, dtype}; };
+        extract_outliers({sizeof(OutliersArgs), s.view(), way.count, way.per_row,
+                          way.chosen ? given.data() : nullptr, out(h.remainder.data()), h.values.data(),
+                          h.columns.data(), h.offsets.data()});
+        extract_outliers({sizeof(OutliersArgs), x.m, way.count, way.per_row,
+                          way.chosen ? d_given.data() : nullptr, out(remainder.data()), values.data(),
+                          columns.data(), offsets.data(), kDevice});
+        expect_same(remainder.read(), h.remainder);
+        expect_same(offsets.read(), h.offsets);
+        if (nnz > 0) {
+          expect_same(values.read(), h.values);
+          expect_same(columns.read(), h.columns);
+        }
+      }
+    }
+}
+
+TEST_F(OnDevice, OutliersRefuseIndices) {
+  const cases::Sample s = cases::sample("normal", 2, 10, QTR_F32);
+  const Input x(s);
+  const DeviceArray<float> remainder(20), values(3);
+  const DeviceArray<uint16_t> columns(3);
+  const DeviceArray<int32_t> offsets(3);
+  for (const std::vector<int64_t>& bad : {std::vector<int64_t>{1, 1, 2}, {0, 5, 20}, {-1, 3, 4}, {4, 3, 5}}) {
+    const DeviceArray<int64_t> indices(bad);
+    EXPECT_THROW(extract_outliers({sizeof(OutliersArgs), x.m, 3, 0, indices.data(),
+                                   MutableMatrix{remainder.data(), 2, 10, 10, QTR_F32}, values.data(),
+                                   columns.data(), offsets.data(), kDevice}),
+                 InvalidArgument);
+  }
+}
+
+// A sample on a grid, on either side.
+struct Grid {
+  std::vector<uint8_t> codes;
+  std::vector<float> scale, zero;
+};
+
+QuantizeArgs grid_args(const Matrix& w, int bits, int64_t group, int axis, bool sym, qtr_grid_solver solver,
+                       bool round_zero) {
+  QuantizeArgs args{};
+  args.struct_size = sizeof(args);
+  args.w = w;
+  args.bits = bits;
+  args.group_size = group;
+  args.axis = axis;
+  args.sym = sym;
+  args.solver = solver;
+  args.round_zero = round_zero;
+  args.groups = group_count(w.rows, w.cols, group, axis);
+  const int64_t rows = axis == 1 ? w.rows : group == -1 ? w.rows : group;
+  args.codes_size = rows * row_bytes(w.rows * w.cols / rows, bits);
+  return args;
+}
+
+Grid on_host(QuantizeArgs args) {
+  Grid g{std::vector<uint8_t>(static_cast<size_t>(args.codes_size)),
+         std::vector<float>(static_cast<size_t>(args.groups)),
+         std::vector<float>(static_cast<size_t>(args.sym ? 0 : args.groups))};
+  args.codes = g.codes.data();
+  args.scale = g.scale.data();
+  args.zero = args.sym ? nullptr : g.zero.data();
+  quantize(args);
+  return g;
+}
+
+void expect_grid(QuantizeArgs args, const Matrix& on_device, const Grid& host) {
+  const DeviceArray<uint8_t> codes(host.codes.size());
+  const DeviceArray<float> scale(host.scale.size()), zero(host.scale.size());
+  args.w = on_device;
+  args.device = kDevice;
+  args.codes = codes.data();
+  args.scale = scale.data();
+  args.zero = args.sym ? nullptr : zero.data();
+  quantize(args);
+  expect_same(codes.read(), host.codes);
+  expect_same(scale.read(), host.scale);
+  if (!args.sym) expect_same(zero.read(), host.zero);
+
+  for (DType dtype : cases::kDTypes) {
+    const size_t cells = static_cast<size_t>(args.w.rows * args.w.cols), size = dtype == QTR_F32 ? 4 : 2;
+    std::vector<uint8_t> dense(cells * size);
+    const DeviceArray<uint8_t> d_dense(dense.size());
+    DequantizeArgs back{};
+    back.struct_size = sizeof(back);
+    back.codes_size = args.codes_size;
+    back.bits = args.bits;
+    back.group_size = args.group_size;
+    back.axis = args.axis;
+    const auto with = [&](const uint8_t* c, const float* s, const float* z, void* out, Device device) {
+      back.codes = c;
+      back.scale = {s, 1, args.groups, args.groups, QTR_F32};
+      back.zero = {args.sym ? nullptr : z, 1, args.groups, args.groups, QTR_F32};
+      back.out = {out, args.w.rows, args.w.cols, args.w.cols, dtype};
+      back.device = device;
+      dequantize(back);
+    };
+    with(host.codes.data(), host.scale.data(), host.zero.data(), dense.data(), Device{});
+    with(codes.data(), scale.data(), zero.data(), d_dense.data(), kDevice);
+    expect_same(d_dense.read(), dense);
+  }
+}
+
+TEST_F(OnDevice, GridsByRows) {
+  for (const Shape& shape : {Shape{3, 33, 0}, Shape{2, 256, 4}, Shape{2, 768, 0}, Shape{1, 2304, 0}})
+    for (int bits : {1, 3, 4, 8})
+      for (int64_t group : {int64_t{-1}, int64_t{32}, int64_t{48}, int64_t{256}}) {
+        const char* kind = group == 32    ? "tails"
+                           : group == 256 ? "outlier"
+                           : bits == 8    ? "constant"
+                                          : "normal";
+        SCOPED_TRACE(std::string(kind) + " " + std::to_string(shape.cols) + " columns, bits " +
+                     std::to_string(bits) + ", group " + std::to_string(group));
+        const DType dtype = bits == 3 ? QTR_BF16 : bits == 1 ? QTR_F16 : QTR_F32;
+        const cases::Sample s =
+            cases::sample(dtype == QTR_F16 ? "normal" : kind, shape.rows, shape.cols, dtype, shape.padding);
+        const Input x(s);
+        for (const bool sym : {false, true}) {
+          const QuantizeArgs args = grid_args(s.view(), bits, group, 1, sym, QTR_MINMAX, false);
+          expect_grid(args, x.m, on_host(args));
+        }
+        if (shape.cols > 300 || bits == 8) continue;
+        for (const qtr_grid_solver solver : {QTR_MSE, QTR_HQQ}) {
+          const QuantizeArgs args = grid_args(s.view(), bits, group, 1, false, solver, bits == 4);
+          expect_grid(args, x.m, on_host(args));
+        }
+      }
+}
+
+TEST_F(OnDevice, GridsByColumns) {
+  const cases::Sample s = cases::sample("tails", 24, 96, QTR_F32);
+  const Input x(s);
+  for (int bits : {2, 3, 8})
+    for (int64_t group : {int64_t{-1}, int64_t{8}, int64_t{36}})
+      for (const qtr_grid_solver solver : {QTR_MINMAX, QTR_MSE, QTR_HQQ}) {
+        const QuantizeArgs args = grid_args(s.view(), bits, group, 0, false, solver, false);
+        expect_grid(args, x.m, on_host(args));
+      }
+}
+
+TEST_F(OnDevice, GridsWithWeightsLeftOut) {
+  const cases::Sample s = cases::sample("outlier", 5, 300, QTR_F32, 4);
+  const Input x(s);
+  std::vector<int64_t> offsets{0};
+  std::vector<int32_t> columns;
+  for (int row = 0; row < 5; ++row) {
+    for (int col = row; col < 300; col += 11) columns.push_back(col);
+    offsets.push_back(static_cast<int64_t>(columns.size()));
+  }
+  const DeviceArray<int64_t> d_offsets(offsets);
+  const DeviceArray<int32_t> d_columns(columns);
+  for (const qtr_grid_solver solver : {QTR_MINMAX, QTR_MSE, QTR_HQQ}) {
+    QuantizeArgs args = grid_args(s.view(), 3, 64, 1, false, solver, false);
+    args.exclude_row_offsets = offsets.data();
+    args.exclude_columns = columns.data();
+    const Grid host = on_host(args);
+    args.exclude_row_offsets = d_offsets.data();
+    args.exclude_columns = d_columns.data();
+    expect_grid(args, x.m, host);
+  }
+}
+
+TEST_F(OnDevice, GridsRefuseWhatIsNotFinite) {
+  for (int64_t group : {64, 50}) {
+    cases::Sample s = cases::sample("normal", 4, 256, QTR_F32);
+    s.values[2 * 256 + 70] = INFINITY;
+    const Input x(s);
+    const DeviceArray<uint8_t> codes(static_cast<size_t>(4 * row_bytes(256, 4)));
+    QuantizeArgs args = grid_args(x.m, 4, group, 1, false, QTR_MINMAX, false);
+    const DeviceArray<float> scale(static_cast<size_t>(args.groups)), zero(static_cast<size_t>(args.groups));
+    args.codes = codes.data();
+    args.scale = scale.data();
+    args.zero = zero.data();
+    args.device = kDevice;
+    try {
+      quantize(args);
+      ADD_FAILURE() << "infinity was taken";
+    } catch (const InvalidArgument& e) {
+      EXPECT_STREQ(e.what(), "[quantize] w must be finite: got value=inf, row=2, col=70");
+    }
+  }
+}
+
+TEST_F(OnDevice, Matvec) {
+  for (const Shape& shape :
+       {Shape{5, 33, 0}, Shape{19, 256, 0}, Shape{6, 896, 0}, Shape{3, 1500, 0}, Shape{3, 2304, 0}})
+    for (int bits : {2, 3, 4, 5, 8})
+      for (int64_t group : {int64_t{-1}, int64_t{32}, int64_t{48}, int64_t{64}}) {
+        if (bits == 5 && group != 64) continue;
+        SCOPED_TRACE(std::to_string(shape.cols) + " columns, bits " + std::to_string(bits) + ", group " +
+                     std::to_string(group));
+        const cases::Sample w = cases::sample("outlier", shape.rows, shape.cols, QTR_F32);
+        QuantizeArgs args = grid_args(w.view(), bits, group, 1, false, QTR_MINMAX, false);
+        const Grid g = on_host(args);
+        std::vector<uint16_t> columns;
+        std::vector<float> values;
+        std::vector<int32_t> offsets{0};
+        for (int64_t row = 0; row < shape.rows; ++row) {
+          for (int64_t col = row; col < shape.cols; col += 9) {
+            columns.push_back(static_cast<uint16_t>(col));
+            values.push_back(w.at(row, col));
+          }
+          offsets.push_back(static_cast<int32_t>(columns.size()));
+        }
+        const int64_t nnz = static_cast<int64_t>(values.size()), per_row = args.groups / shape.rows;
+        const DeviceArray<uint8_t> codes(g.codes);
+        const DeviceArray<float> scale(g.scale), zero(g.zero), d_values(values), d_residual(values.size());
+        const DeviceArray<uint16_t> d_columns(columns);
+        const DeviceArray<int32_t> d_offsets(offsets);
+        const auto grid = [&](const uint8_t* c, const float* s, const float* z) {
+          return GridMatrix{c,
+                            args.codes_size,
+                            shape.rows,
+                            shape.cols,
+                            bits,
+                            group,
+                            {s, shape.rows, per_row, per_row, QTR_F32},
+                            {z, shape.rows, per_row, per_row, QTR_F32}};
+        };
+        const auto csr = [&](const float* v, const uint16_t* c, const int32_t* o) {
+          return Csr{v, c, o, shape.rows, shape.cols, nnz, QTR_F32};
+        };
+        std::vector<float> residual(values.size());
+        const GridMatrix host_grid = grid(g.codes.data(), g.scale.data(), g.zero.data());
+        const GridMatrix device_grid = grid(codes.data(), scale.data(), zero.data());
+        residuals({sizeof(ResidualsArgs), host_grid, csr(values.data(), columns.data(), offsets.data()),
+                   residual.data()});
+        residuals({sizeof(ResidualsArgs), device_grid,
+                   csr(d_values.data(), d_columns.data(), d_offsets.data()), d_residual.data(), kDevice});
+        expect_same(d_residual.read(), residual);
+
+        for (DType dtype : cases::kDTypes)
+          for (int64_t vectors : {1, 2, 3, 7, 20}) {
+            if ((dtype == QTR_F32) != (vectors == 2) && group != 64) continue;
+            const cases::Sample x = cases::sample("normal", vectors, shape.cols, dtype, 3);
+            const Input d_x(x);
+            std::vector<float> y(static_cast<size_t>(vectors * shape.rows));
+            const DeviceArray<float> d_y(y.size());
+            matvec({sizeof(MatvecArgs), host_grid, csr(residual.data(), columns.data(), offsets.data()),
+                    x.view(), MutableMatrix{y.data(), vectors, shape.rows, shape.rows, QTR_F32}});
+            matvec({sizeof(MatvecArgs), device_grid,
+                    csr(d_residual.data(), d_columns.data(), d_offsets.data()), d_x.m,
+                    MutableMatrix{d_y.data(), vectors, shape.rows, shape.rows, QTR_F32},
+                    QTR_ACTIVATIONS_FLOAT32, kDevice});
+            const std::vector<float> got = d_y.read();
+            for (int64_t v = 0; v < vectors; ++v)
+              for (int64_t row = 0; row < shape.rows; ++row) {
+                double size = 0;
+                for (int64_t col = 0; col < shape.cols; ++col) {
+                  const int64_t of = group == -1 ? shape.cols : group;
+                  const size_t at = static_cast<size_t>(row * per_row + col / of);
+                  size += ((1 << bits) + std::abs(g.zero[at])) * std::abs(g.scale[at] * x.at(v, col));
+                }
+                for (int32_t i = offsets[static_cast<size_t>(row)]; i < offsets[static_cast<size_t>(row + 1)];
+                     ++i)
+                  size +=
+                      std::abs(residual[static_cast<size_t>(i)] * x.at(v, columns[static_cast<size_t>(i)]));
+                const double bound = 2 * std::ldexp(static_cast<double>(shape.cols) / 8 + 32, -23) * size;
+                EXPECT_NEAR(got[static_cast<size_t>(v * shape.rows + row)],
+                            y[static_cast<size_t>(v * shape.rows + row)], bound);
+              }
+          }
+      }
+}
+
+TEST_F(OnDevice, ResidualsRefuseUnsoundOutliers) {
+  const cases::Sample w = cases::sample("normal", 3, 64, QTR_F32);
+  const QuantizeArgs args = grid_args(w.view(), 4, 64, 1, false, QTR_MINMAX, false);
+  const Grid g = on_host(args);
+  const DeviceArray<uint8_t> codes(g.codes);
+  const DeviceArray<float> scale(g.scale), zero(g.zero), values(4), out(4);
+  const GridMatrix grid{codes.data(),
+                        args.codes_size,
+                        3,
+                        64,
+                        4,
+                        64,
+                        {scale.data(), 3, 1, 1, QTR_F32},
+                        {zero.data(), 3, 1, 1, QTR_F32}};
+  const auto refused = [&](const std::vector<int32_t>& o, const std::vector<uint16_t>& c) {
+    const DeviceArray<int32_t> offsets(o);
+    const DeviceArray<uint16_t> columns(c);
+    EXPECT_THROW(residuals({sizeof(ResidualsArgs), grid,
+                            Csr{values.data(), columns.data(), offsets.data(), 3, 64, 4, QTR_F32}, out.data(),
+                            kDevice}),
+                 InvalidArgument);
+  };
+  refused({0, 2, 1, 4}, {1, 2, 3, 4});
+  refused({0, 2, 3, 3}, {1, 2, 3, 4});
+  refused({1, 2, 3, 4}, {1, 2, 3, 4});
+  refused({0, 2, 3, 4}, {2, 2, 3, 4});
+  refused({0, 2, 3, 4}, {1, 64, 3, 4});
+}
+
+TEST_F(OnDevice, DevicesThatThereAreNot) {
+  const cases::Sample s = cases::sample("normal", 2, 8, QTR_F32);
+  const Input x(s);
+  Moments out{};
+  MomentsArgs args{sizeof(MomentsArgs), x.m, QTR_OVER_TENSOR, -1, &out, 1, {QTR_CUDA, 999, nullptr}};
+  EXPECT_THROW(compute_moments(args), InvalidArgument);
+  args.device.kind = static_cast<qtr_device_kind>(7);
+  EXPECT_THROW(compute_moments(args), InvalidArgument);
+}
+
+}  // namespace
+}  // namespace quantrature
