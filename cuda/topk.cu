@@ -86,15 +86,13 @@ __device__ void count_digits(int64_t n, const KeyOf& key_of, Digit digit, uint32
 
 __global__ void __launch_bounds__(kThreads)
     count_first_digits(qtr_matrix x, bool by_abs, unsigned long long* bins) {
-  count_digits(
-      x.rows * x.cols, [&](int64_t i) { return key_at(x, i, by_abs); }, digit_of(0), 0, bins);
+  count_digits(x.rows * x.cols, [&](int64_t i) { return key_at(x, i, by_abs); }, digit_of(0), 0, bins);
 }
 
 __global__ void __launch_bounds__(kThreads)
     count_digits_of_keys(const uint32_t* keys, int64_t n, Digit digit, const Reach* reach,
                          unsigned long long* bins) {
-  count_digits(
-      n, [&](int64_t i) { return keys[i]; }, digit, reach->higher, bins);
+  count_digits(n, [&](int64_t i) { return keys[i]; }, digit, reach->higher, bins);
 }
 
 __global__ void __launch_bounds__(kThreads)

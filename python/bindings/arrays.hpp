@@ -1,8 +1,14 @@
 // Arrays of Python as the views of the core. NumPy has no bfloat16: arrays of uint16 stand for its bits.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <utility>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 
 #include "quantrature/quantrature.hpp"
 
@@ -14,6 +20,23 @@ using namespace nb::literals;
 // ops.py has checked kind, dtype and contiguity; what reaches these types by another way is a TypeError.
 using Input = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+// Of ops that run on devices, too.
+using AnyInput = nb::ndarray<nb::ro, nb::c_contig>;
+using AnyOutput = nb::ndarray<nb::c_contig>;
+
+// The CUDA device of a call and its stream, as place() in _arrays.py gives them; none for the CPU.
+using Place = std::optional<std::pair<int32_t, uintptr_t>>;
+
+// The same for the core. _arrays.py has checked that all arrays are there; that a pointer to memory of a
+// device is not read on the CPU is checked once more.
+template <class... Arrays>
+Device device_of(const Place& place, const Arrays&... arrays) {
+  if (place) return {QTR_CUDA, place->first, reinterpret_cast<void*>(place->second)};
+  if (((arrays.device_type() != nb::device::cpu::value) || ...))
+    throw nb::type_error("expected arrays on the CPU, or where they are");
+  return {};
+}
 
 inline DType dtype_of(nb::dlpack::dtype dtype) {
   const auto is = [&](nb::dlpack::dtype_code code, int bits) {
@@ -39,6 +62,12 @@ inline Matrix view(const Input& array) {
   return matrix_of<Matrix>(array);
 }
 inline MutableMatrix view(const Output& array) {
+  return matrix_of<MutableMatrix>(array);
+}
+inline Matrix view(const AnyInput& array) {
+  return matrix_of<Matrix>(array);
+}
+inline MutableMatrix view(const AnyOutput& array) {
   return matrix_of<MutableMatrix>(array);
 }
 

@@ -1,18 +1,14 @@
-#include <optional>
-
-#include <nanobind/stl/optional.h>
-
 #include "bindings/arrays.hpp"
 
 namespace quantrature::bindings {
 namespace {
 
-using PackedRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using SparsePart = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using SparseResult = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using PackedRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig>;
+using SparsePart = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig>;
+using SparseResult = nb::ndarray<float, nb::ndim<1>, nb::c_contig>;
 
-GridMatrix grid_of(const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
-                   const std::optional<Input>& zero) {
+GridMatrix grid_of(const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const AnyInput& scale,
+                   const std::optional<AnyInput>& zero) {
   return {codes.data(),
           static_cast<int64_t>(codes.size()),
           static_cast<int64_t>(codes.shape(0)),
@@ -38,23 +34,24 @@ Csr csr_of(const SparsePart& values, const SparsePart& columns, const SparsePart
 void bind_matvec(nb::module_& m) {
   m.def(
       "residuals",
-      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
-         const std::optional<Input>& zero, const SparsePart& values, const SparsePart& columns,
-         const SparsePart& row_offsets, const SparseResult& out) {
+      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const AnyInput& scale,
+         const std::optional<AnyInput>& zero, const SparsePart& values, const SparsePart& columns,
+         const SparsePart& row_offsets, const SparseResult& out, const Place& place) {
         const ResidualsArgs args{sizeof(ResidualsArgs), grid_of(codes, cols, bits, group_size, scale, zero),
-                                 csr_of(values, columns, row_offsets, cols), out.data()};
+                                 csr_of(values, columns, row_offsets, cols), out.data(),
+                                 device_of(place, codes, scale, values, columns, row_offsets, out)};
         nb::gil_scoped_release release;
         residuals(args);
       },
       "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
       "zero"_a.noconvert().none(), "values"_a.noconvert(), "columns"_a.noconvert(),
-      "row_offsets"_a.noconvert(), "out"_a.noconvert());
+      "row_offsets"_a.noconvert(), "out"_a.noconvert(), "place"_a.none() = nb::none());
   m.def(
       "matvec",
-      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const Input& scale,
-         const std::optional<Input>& zero, const std::optional<SparsePart>& values,
+      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const AnyInput& scale,
+         const std::optional<AnyInput>& zero, const std::optional<SparsePart>& values,
          const std::optional<SparsePart>& columns, const std::optional<SparsePart>& row_offsets,
-         const Input& x, const Output& out, int activations) {
+         const AnyInput& x, const AnyOutput& out, int activations, const Place& place) {
         MatvecArgs args{};
         args.struct_size = sizeof(args);
         args.w = grid_of(codes, cols, bits, group_size, scale, zero);
@@ -62,12 +59,14 @@ void bind_matvec(nb::module_& m) {
         args.x = view(x);
         args.out = view(out);
         args.activations = static_cast<qtr_activations>(activations);
+        args.device = device_of(place, codes, scale, x, out);
         nb::gil_scoped_release release;
         matvec(args);
       },
       "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
       "zero"_a.noconvert().none(), "values"_a.noconvert().none(), "columns"_a.noconvert().none(),
-      "row_offsets"_a.noconvert().none(), "x"_a.noconvert(), "out"_a.noconvert(), "activations"_a);
+      "row_offsets"_a.noconvert().none(), "x"_a.noconvert(), "out"_a.noconvert(), "activations"_a,
+      "place"_a.none() = nb::none());
 }
 
 }  // namespace quantrature::bindings

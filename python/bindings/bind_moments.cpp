@@ -10,17 +10,18 @@ using Doubles = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 void bind_moments(nb::module_& m) {
   m.def(
       "compute_moments",
-      [](const Input& x, int over, int64_t group_size, const MomentsArray& out) {
+      [](const AnyInput& x, int over, int64_t group_size, const MomentsArray& out, const Place& place) {
         const MomentsArgs args{sizeof(MomentsArgs),
                                view(x),
                                static_cast<qtr_moments_over>(over),
                                group_size,
                                reinterpret_cast<Moments*>(out.data()),
-                               static_cast<int64_t>(out.shape(0))};
+                               static_cast<int64_t>(out.shape(0)),
+                               device_of(place, x)};
         nb::gil_scoped_release release;
         compute_moments(args);
       },
-      "x"_a.noconvert(), "over"_a, "group_size"_a, "out"_a.noconvert());
+      "x"_a.noconvert(), "over"_a, "group_size"_a, "out"_a.noconvert(), "place"_a.none() = nb::none());
   m.def(
       "merge_moments",
       [](const MomentsInput& a, const MomentsInput& b, const MomentsArray& out) {

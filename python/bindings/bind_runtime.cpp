@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -16,6 +17,12 @@ void bind_runtime(nb::module_& m) {
   m.def("set_target", &set_target, "name"_a);
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, "count"_a);
+  m.def("cuda_device_count", [] {
+    std::string why_not;
+    nb::gil_scoped_release release;
+    const int count = cuda_device_count(&why_not);
+    return std::pair(count, why_not);
+  });
 }
 
 }  // namespace quantrature::bindings

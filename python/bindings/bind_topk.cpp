@@ -4,19 +4,22 @@
 
 namespace quantrature::bindings {
 
-using Indices = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Values = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig>;
+using Values = nb::ndarray<nb::ndim<1>, nb::c_contig>;
+using Counts = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void bind_topk(nb::module_& m) {
   m.def(
       "topk",
       [](const nb::list& x, int64_t k, bool by_abs, const Values& values, const Indices& indices,
-         const Indices& counts) {
-        std::vector<Input> arrays;
+         const Counts& counts, const Place& place) {
+        std::vector<AnyInput> arrays;
         std::vector<Matrix> matrices;
+        Device device{};
         for (nb::handle array : x) {
-          arrays.push_back(nb::cast<Input>(array, false));
+          arrays.push_back(nb::cast<AnyInput>(array, false));
           matrices.push_back(view(arrays.back()));
+          device = device_of(place, arrays.back(), values, indices);
         }
         if (counts.shape(0) != arrays.size() || indices.shape(0) != values.shape(0) ||
             static_cast<int64_t>(indices.shape(0)) != k)
@@ -29,11 +32,13 @@ void bind_topk(nb::module_& m) {
                             0,
                             indices.data(),
                             values.data(),
-                            counts.data()};
+                            counts.data(),
+                            device};
         nb::gil_scoped_release release;
         topk(args);
       },
-      "x"_a, "k"_a, "by_abs"_a, "values"_a.noconvert(), "indices"_a.noconvert(), "counts"_a.noconvert());
+      "x"_a, "k"_a, "by_abs"_a, "values"_a.noconvert(), "indices"_a.noconvert(), "counts"_a.noconvert(),
+      "place"_a.none() = nb::none());
 }
 
 }  // namespace quantrature::bindings

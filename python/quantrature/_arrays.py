@@ -38,15 +38,18 @@ def as_input(
     dtypes: tuple[str, ...] = FLOATS,
     ndim: Collection[int] = (1, 2),
     empty: bool = False,
+    on_cuda: bool = False,
 ) -> Array:
     """The array that the core reads in place of x, sharing its memory.
 
     Raises InvalidArgumentError naming op and argument for another type, dtype or number of dimensions, an empty
-    array unless that is wanted, or one that is not contiguous in row-major order.
+    array unless that is wanted, one that is not contiguous in row-major order, or one on a device other than the CPU,
+    and, where the op runs on them, CUDA devices.
     """
     if is_torch(x):
-        if x.device.type != "cpu":
-            raise InvalidArgumentError(f"[{op}] {name} must be on the CPU: got device={x.device}")
+        if x.device.type != "cpu" and not (on_cuda and x.device.type == "cuda"):
+            where = "on the CPU or a CUDA device" if on_cuda else "on the CPU"
+            raise InvalidArgumentError(f"[{op}] {name} must be {where}: got device={x.device}")
         contiguous = x.is_contiguous()
         x = x.detach()
     elif isinstance(x, np.ndarray):
@@ -69,7 +72,10 @@ def as_input(
 
 
 def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """An uninitialised array of the same library as x."""
+    """An uninitialised array of the same library as x, and on its device."""
+    if is_torch(x) and x.device.type != "cpu":
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
     # NumPy asks the system for huge pages and torch does not: the first write to a large result is three times faster.
     made = np.empty(shape, dtype="uint16" if dtype == "bfloat16" else dtype)
     if is_torch(x):
@@ -86,10 +92,11 @@ def as_output(
     dtypes: tuple[str, ...] = FLOATS,
     ndim: Collection[int] = (1, 2),
     empty: bool = False,
+    on_cuda: bool = False,
 ) -> Array:
     """The array that the core writes in place of x, sharing its memory; refuses what :func:`as_input` refuses, and
     arrays that are read-only."""
-    shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim, empty=empty)
+    shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim, empty=empty, on_cuda=on_cuda)
     if not is_torch(x) and not x.flags.writeable:
         raise InvalidArgumentError(f"[{op}] {name} must be writable: got a read-only array")
     return shared
@@ -107,9 +114,49 @@ def consecutive_rows(rows: slice, count: int, op: str) -> slice:
     return slice(start, stop)
 
 
+def converted(x: Array, dtype: str) -> Array:
+    """The numbers of x as another dtype that holds them, in new memory of its library and device."""
+    if is_torch(x) and x.device.type != "cpu":
+        return x.to(getattr(sys.modules["torch"], dtype), copy=True)
+    made = empty_like_kind(x, tuple(x.shape), dtype)
+    core_view(made)[...] = core_view(x)
+    return made
+
+
+def place(op: str, **arrays: Array | None) -> tuple[int, int] | None:
+    """Where the core is to work: the CUDA device of the arrays and torch's current stream there; ``None``: on the CPU.
+
+    Raises InvalidArgumentError naming op and argument for arrays on different devices.
+    """
+    given = [(name, x) for name, x in arrays.items() if x is not None]
+    device = device_of(given[0][1])
+    for name, x in given[1:]:
+        if device_of(x) != device:
+            raise InvalidArgumentError(
+                f"[{op}] {name} must be on the device of {given[0][0]}: got device={device_of(x) or 'cpu'}, "
+                f"expected={device or 'cpu'}"
+            )
+    return None if device is None else (device.index, stream_of(device))
+
+
+def device_of(x: Array) -> Any:
+    """The torch device of x; ``None`` for the CPU."""
+    return x.device if is_torch(x) and x.device.type != "cpu" else None
+
+
+def stream_of(device: Any) -> int:
+    """Torch's current stream on a CUDA device."""
+    return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
+
+
 def core_view(x: Array) -> Array:
-    """The NumPy array that shares the memory of x, bfloat16 as its bits: what the core takes soonest."""
+    """What the core takes soonest of x: the NumPy array that shares its memory, bfloat16 as its bits; of a tensor on a
+    CUDA device the DLPack capsule, which torch makes for the current device alone."""
     if is_torch(x):
         x = x.detach()
+        if x.device.type != "cpu":
+            torch = sys.modules["torch"]
+            with torch.cuda.device(x.device):
+                return torch.utils.dlpack.to_dlpack(x)
         return (x.view(sys.modules["torch"].uint16) if dtype_name(x) == "bfloat16" else x).numpy()
     return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x

@@ -23,8 +23,14 @@ from .storage import MatrixSpec, QuantizedMatrix, TrellisMatrix
 FEW = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 32}
 """Up to so many rows of activations of a dtype, the packed product is the faster one on two cores."""
 
+FEW_ON_CUDA = 16
+"""The same on a CUDA device, where it has not been measured: the kernels are made for so many."""
+
 BLOCK = 1 << 19
 """Numbers that are dequantized at a time: what a core's second cache holds."""
+
+BLOCK_ON_CUDA = 1 << 24
+"""The same on a CUDA device: enough to keep it busy."""
 
 
 def describe(spec: MatrixSpec) -> str:
@@ -118,10 +124,10 @@ class _Prepared:
     packed: PackedMatrix | None = None
     rotated: RotatedMatrix | None = None
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
+    def blocks(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows of the matrix, and the same dequantized."""
         rows, cols = self.matrix.dense.shape
-        step = max(1, BLOCK // cols)
+        step = max(1, (BLOCK if device.type == "cpu" else BLOCK_ON_CUDA) // cols)
         for begin in range(0, rows, step):
             block = slice(begin, min(rows, begin + step))
             yield block, self.matrix.dequantize(str(dtype).removeprefix("torch."), block)
@@ -168,7 +174,7 @@ def _check(x: torch.Tensor, cols: int) -> None:
         raise InvalidArgumentError(f"[linear] x must have shape (..., {cols}): got shape={tuple(x.shape)}")
 
 
-def _on_cpu(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
+def _product(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
     ready = _prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
     _check(x, cols)
@@ -181,19 +187,19 @@ def _on_cpu(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias:
     if ready.rotated is not None:
         y = ready.rotated.product(x.float())
         out.copy_(y if bias is None else y + bias)
-    elif ready.packed is not None and len(x) <= FEW[x.dtype]:
+    elif ready.packed is not None and len(x) <= (FEW[x.dtype] if x.device.type == "cpu" else FEW_ON_CUDA):
         scale = ready.matrix.input_scale
         y = ready.packed.matvec((x if scale is None else x.float() * scale).contiguous())
         out.copy_(y if bias is None else y.add_(bias))
     else:
         dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
         left = x.to(dtype)
-        for block, weight in ready.blocks(dtype):
+        for block, weight in ready.blocks(dtype, x.device):
             out[:, block] = torch.nn.functional.linear(left, weight, None if bias is None else bias[block].to(dtype))
     return result
 
 
-def _gradient_on_cpu(gradient: torch.Tensor, stored: list[torch.Tensor], description: str) -> torch.Tensor:
+def _gradient_product(gradient: torch.Tensor, stored: list[torch.Tensor], description: str) -> torch.Tensor:
     ready = _prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
     left = gradient.reshape(-1, rows).float()
@@ -201,7 +207,7 @@ def _gradient_on_cpu(gradient: torch.Tensor, stored: list[torch.Tensor], descrip
         total = ready.rotated.transposed_product(left)
     else:
         total = left.new_zeros(len(left), cols)
-        for block, weight in ready.blocks(torch.float32):
+        for block, weight in ready.blocks(torch.float32, left.device):
             total.addmm_(left[:, block], weight)
     result: torch.Tensor = total.to(gradient.dtype).view(*gradient.shape[:-1], cols)
     return result
@@ -237,8 +243,9 @@ _library = torch.library.Library("quantrature", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)
 _library.define("linear(Tensor x, Tensor[] stored, str description, Tensor? bias) -> Tensor", tags=_tags)
 _library.define("linear_gradient(Tensor gradient, Tensor[] stored, str description) -> Tensor", tags=_tags)
-_library.impl("linear", _on_cpu, "CPU")
-_library.impl("linear_gradient", _gradient_on_cpu, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("linear", _product, _device)
+    _library.impl("linear_gradient", _gradient_product, _device)
 torch.library.register_fake("quantrature::linear", _fake, lib=_library)
 torch.library.register_fake("quantrature::linear_gradient", _fake_gradient, lib=_library)
 torch.library.register_autograd("quantrature::linear", _backward, setup_context=_keep, lib=_library)

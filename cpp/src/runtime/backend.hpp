@@ -1,8 +1,8 @@
 // The way from an op to the backend of its device.
 #pragma once
 
-#include "runtime/backend_table.h"
 #include "quantrature/types.hpp"
+#include "runtime/backend_table.h"
 
 namespace quantrature {
 

@@ -8,7 +8,7 @@ import os
 import platform
 from typing import Any
 
-from .. import __version__, available_targets, num_threads, target
+from .. import __version__, available_targets, cuda_device_count, num_threads, target
 from ._output import Json, print_json, print_table, stdout_kept_clean
 
 LOADED = ("numpy", "torch", "transformers")
@@ -26,7 +26,7 @@ def run(as_json: Json = False) -> None:
             "packages": {name: _loaded(name) for name in LOADED} | {name: _installed(name) for name in INSTALLED},
             "kernels": _kernels(),
             "threads": num_threads(),
-            "cuda": "not available yet",
+            "cuda": _cuda(),
         }
     if as_json:
         print_json(found)
@@ -39,7 +39,7 @@ def run(as_json: Json = False) -> None:
         ("kernels", f"{kernels['in_use']} of {', '.join(kernels['available'])}"),
         *([("", kernels["why_not_simd"])] if kernels["why_not_simd"] else []),
         ("threads", str(found["threads"])),
-        ("CUDA", found["cuda"]),
+        ("CUDA", found["cuda"]["why_not"] or f"{found['cuda']['devices']} devices"),
     ]
     print_table("quantrature doctor", rows)
 
@@ -60,6 +60,11 @@ def _installed(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _cuda() -> dict[str, Any]:
+    devices, why_not = cuda_device_count()
+    return {"devices": devices, "why_not": f"off: {why_not}" if why_not else None}
 
 
 def _kernels() -> dict[str, Any]:

@@ -83,7 +83,7 @@ def gptq(
     scale = as_input(scale, "gptq", "scale", dtypes=("float32", "float16"))
     zero = None if zero is None else as_input(zero, "gptq", "zero", dtypes=("float32", "float16"))
     codes = empty_like_kind(w, tuple(grid.codes.shape), "uint8")
-    offsets, columns = positions("gptq", exclude)
+    offsets, columns = positions("gptq", exclude, w)
     damp, loss, dead = _C.gptq(
         source,
         of_inputs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -16,8 +17,10 @@ from .._arrays import (
     as_output,
     consecutive_rows,
     core_view,
+    device_of,
     dtype_name,
     empty_like_kind,
+    place,
 )
 from ._codebook import CodebookTensor, decode, encode
 from ._packing import unpack
@@ -198,7 +201,7 @@ def quantize(
     for name, value in (("bits", bits), ("group_size", group), ("axis", axis), ("meta_group", meta_group)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise _C.InvalidArgumentError(f"[quantize] {name} must be an integer: got {name}={value!r}")
-    source = as_input(w, "quantize", "w")
+    source = as_input(w, "quantize", "w", on_cuda=codebook is None)
     _check_grid("quantize", bits, -1 if group_size is None else group, axis)
     if solver not in SOLVERS:
         raise _C.InvalidArgumentError(f"[quantize] solver must be one of {', '.join(SOLVERS)}: got solver={solver!r}")
@@ -220,7 +223,9 @@ def quantize(
         )
 
     if codebook is not None:
-        q = encode(w, int(bits), None if group_size is None else int(group), codebook, positions("quantize", exclude))
+        q = encode(
+            w, int(bits), None if group_size is None else int(group), codebook, positions("quantize", exclude, w)
+        )
         return q if q.scale is None else replace(q, scale=stored(q.scale, None)[0])
     if round_zero is None:
         round_zero = solver == "hqq" and bits == 4
@@ -229,20 +234,21 @@ def quantize(
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
     scale = empty_like_kind(w, parameters, "float32")
     zero = None if sym else empty_like_kind(w, parameters, "float32")
-    offsets, columns = positions("quantize", exclude)
+    offsets, columns = positions("quantize", exclude, w)
     _C.quantize(
-        source,
+        core_view(source),
         bits,
         group,
         axis,
         bool(sym),
         SOLVERS[solver],
         bool(round_zero),
-        offsets,
-        columns,
-        codes,
-        scale,
-        zero,
+        None if offsets is None else core_view(offsets),
+        None if columns is None else core_view(columns),
+        core_view(codes),
+        core_view(scale),
+        None if zero is None else core_view(zero),
+        place("quantize", w=source),
     )
     scale, zero = stored(scale, zero)
     return QuantizedTensor(codes, scale, zero, int(bits), int(group), int(axis), bool(sym), shape, dtype_name(w))
@@ -271,7 +277,7 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
         raise _C.InvalidArgumentError(f"[dequantize] dtype must be {' or '.join(FLOATS)}: got dtype={name}")
     if out is None:
         out = empty_like_kind(q.codes, q.shape, name)
-    target = as_output(out, "dequantize", "out", dtypes=(name,))
+    target = as_output(out, "dequantize", "out", dtypes=(name,), on_cuda=isinstance(q, QuantizedTensor))
     if tuple(out.shape) != tuple(q.shape):
         raise _C.InvalidArgumentError(
             f"[dequantize] out must have the shape of q: got shape={tuple(out.shape)}, expected {tuple(q.shape)}"
@@ -282,12 +288,22 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
     scale, zero = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
     )
-    codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,))
-    scale = as_input(scale, "dequantize", "scale", dtypes=("float32", "float16"))
-    zero = None if zero is None else as_input(zero, "dequantize", "zero", dtypes=("float32", "float16"))
+    halves = ("float32", "float16")
+    codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,), on_cuda=True)
+    scale = as_input(scale, "dequantize", "scale", dtypes=halves, on_cuda=True)
+    zero = None if zero is None else as_input(zero, "dequantize", "zero", dtypes=halves, on_cuda=True)
     if (zero is None) != q.sym:
         raise _C.InvalidArgumentError(f"[dequantize] zero must be there if and only if q is not sym: got sym={q.sym}")
-    _C.dequantize(codes, q.bits, q.group_size, q.axis, scale, zero, target)
+    _C.dequantize(
+        core_view(codes),
+        q.bits,
+        q.group_size,
+        q.axis,
+        core_view(scale),
+        None if zero is None else core_view(zero),
+        core_view(target),
+        place("dequantize", codes=codes, scale=scale, zero=zero, out=target),
+    )
     return out
 
 
@@ -313,13 +329,20 @@ def _layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tupl
     return group, rows * cols // group, (rows * cols // group,)
 
 
-def positions(op: str, exclude: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Row offsets and columns of positions to exclude, as the core reads them."""
+def positions(op: str, exclude: Any, w: Array) -> tuple[Array | None, Array | None]:
+    """Row offsets and columns of positions of ``w`` to exclude, as the core reads them."""
     if exclude is None:
         return None, None
     if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
         kind = f"{type(exclude).__module__}.{type(exclude).__qualname__}"
         raise _C.InvalidArgumentError(f"[{op}] exclude must have row_offsets and columns: got {kind}")
+    if device_of(w) is not None:
+        torch = sys.modules["torch"]
+        offsets = torch.as_tensor(exclude.row_offsets).to(w.device, torch.int64).contiguous()
+        columns = torch.as_tensor(exclude.columns).to(w.device, torch.int32).contiguous()
+        if offsets.ndim != 1 or columns.ndim != 1 or len(offsets) == 0 or int(offsets[-1]) != len(columns):
+            raise _C.InvalidArgumentError(f"[{op}] exclude must have as many columns as its last row_offset says")
+        return offsets, columns
     return (
         np.ascontiguousarray(np.asarray(exclude.row_offsets), dtype=np.int64),
         np.ascontiguousarray(np.asarray(exclude.columns), dtype=np.int32),
@@ -346,5 +369,9 @@ def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array 
 
 def _half(x: Array) -> tuple[Array, float, float]:
     """x in float16, and the least magnitude that is not 0 and the largest in x."""
+    if device_of(x) is not None:
+        magnitudes = x.abs()
+        smallest = magnitudes.masked_fill(magnitudes == 0, math.inf).min()
+        return x.half(), float(smallest), float(magnitudes.max())
     half = empty_like_kind(x, tuple(x.shape), "float16")
     return half, *_C.round_to_half(core_view(x), core_view(half))

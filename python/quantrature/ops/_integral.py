@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind
+from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
 
 
 def _weights(op: str, shape: tuple[int, ...], w: Array, w_quantized: Array) -> tuple[Array, Array]:
-    pair = as_input(w, op, "w"), as_input(w_quantized, op, "w_quantized")
+    pair = as_input(w, op, "w", on_cuda=True), as_input(w_quantized, op, "w_quantized", on_cuda=True)
     _check_shapes(op, shape, w=pair[0], w_quantized=pair[1])
     return core_view(pair[0]), core_view(pair[1])
 
@@ -35,10 +35,10 @@ def pqi_accumulate(acc: Array, grad: Array, weight: float) -> None:
         InvalidArgumentError: for other dtypes or shapes, an accumulator that is read-only, a weight that is not
             finite in float32.
     """
-    acc = as_output(acc, "pqi_accumulate", "acc", dtypes=("float32",))
-    grad = as_input(grad, "pqi_accumulate", "grad")
+    acc = as_output(acc, "pqi_accumulate", "acc", dtypes=("float32",), on_cuda=True)
+    grad = as_input(grad, "pqi_accumulate", "grad", on_cuda=True)
     _check_shapes("pqi_accumulate", tuple(acc.shape), grad=grad)
-    _C.pqi_accumulate(core_view(acc), core_view(grad), weight)
+    _C.pqi_accumulate(core_view(acc), core_view(grad), weight, place("pqi_accumulate", acc=acc, grad=grad))
 
 
 def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False, *, out: Array | None = None) -> Array:
@@ -58,11 +58,13 @@ def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False,
         InvalidArgumentError: for other dtypes or shapes, or a result array that is read-only.
     """
     result = acc if out is None else out
-    target = as_output(result, "pqi_finalize", "acc" if out is None else "out", dtypes=("float32",))
-    acc = as_input(acc, "pqi_finalize", "acc", dtypes=("float32",))
+    target = as_output(result, "pqi_finalize", "acc" if out is None else "out", dtypes=("float32",), on_cuda=True)
+    acc = as_input(acc, "pqi_finalize", "acc", dtypes=("float32",), on_cuda=True)
     shape = tuple(acc.shape)
     _check_shapes("pqi_finalize", shape, out=target)
-    _C.pqi_finalize(core_view(acc), *_weights("pqi_finalize", shape, w, w_quantized), signed, core_view(target))
+    pair = _weights("pqi_finalize", shape, w, w_quantized)
+    where = place("pqi_finalize", acc=acc, w=w, w_quantized=w_quantized, out=target)
+    _C.pqi_finalize(core_view(acc), *pair, signed, core_view(target), where)
     return result
 
 
@@ -78,8 +80,9 @@ def pqi_sum(acc: Array, w: Array, w_quantized: Array) -> float:
     Raises:
         InvalidArgumentError: for other dtypes or shapes.
     """
-    acc = as_input(acc, "pqi_sum", "acc", dtypes=("float32",))
-    return _C.pqi_sum(core_view(acc), *_weights("pqi_sum", tuple(acc.shape), w, w_quantized))
+    acc = as_input(acc, "pqi_sum", "acc", dtypes=("float32",), on_cuda=True)
+    pair = _weights("pqi_sum", tuple(acc.shape), w, w_quantized)
+    return _C.pqi_sum(core_view(acc), *pair, place("pqi_sum", acc=acc, w=w, w_quantized=w_quantized))
 
 
 def interpolate(w: Array, w_quantized: Array, t: float, out: Array | None = None) -> Array:
@@ -98,9 +101,10 @@ def interpolate(w: Array, w_quantized: Array, t: float, out: Array | None = None
     Raises:
         InvalidArgumentError: for other dtypes or shapes, an ``out`` that is read-only, a ``t`` that is not finite.
     """
-    start = as_input(w, "interpolate", "w")
+    start = as_input(w, "interpolate", "w", on_cuda=True)
     result = empty_like_kind(w, tuple(start.shape), dtype_name(w)) if out is None else out
-    target = as_output(result, "interpolate", "out")
+    target = as_output(result, "interpolate", "out", on_cuda=True)
     _check_shapes("interpolate", tuple(start.shape), out=target)
-    _C.interpolate(*_weights("interpolate", tuple(start.shape), w, w_quantized), t, core_view(target))
+    pair = _weights("interpolate", tuple(start.shape), w, w_quantized)
+    _C.interpolate(*pair, t, core_view(target), place("interpolate", w=w, w_quantized=w_quantized, out=target))
     return result

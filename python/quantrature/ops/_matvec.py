@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind
+from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
 from ._grid import QuantizedTensor
 from ._outliers import SparseCSR
 
@@ -48,7 +47,8 @@ class PackedMatrix:
         if outliers is None or outliers.nnz == 0:
             return cls(grid, None)
         values = empty_like_kind(outliers.values, (outliers.nnz,), "float32")
-        _C.residuals(*_arguments(grid), *_parts(outliers), core_view(values))
+        where = place("residuals", q=grid.codes, scale=grid.scale, zero=grid.zero, outliers=values)
+        _C.residuals(*_arguments(grid), *_parts(outliers), core_view(values), where)
         return cls(grid, dataclasses.replace(outliers, values=values))
 
     def matvec(self, x: Array, out: Array | None = None, activations: str = "float32") -> Array:
@@ -75,12 +75,18 @@ class PackedMatrix:
         """
         return self._product(x, out, activations, dtype_name(x))
 
+    @functools.cached_property
+    def _sparse(self) -> tuple[Array | None, Array | None, Array | None]:
+        if self.residuals is None:
+            return None, None, None
+        return self.residuals.values, self.residuals.columns, self.residuals.core_row_offsets()
+
     def _product(self, x: Array, out: Array | None, activations: str, dtype: str) -> Array:
         if activations not in ACTIVATIONS:
             raise _C.InvalidArgumentError(
                 f"[matvec] activations must be {' or '.join(ACTIVATIONS)}: got activations={activations!r}"
             )
-        source = as_input(x, "matvec", "x", ndim=range(1, 33), empty=True)
+        source = as_input(x, "matvec", "x", ndim=range(1, 33), empty=True, on_cuda=True)
         rows, cols = self.grid.shape
         if source.shape[-1] != cols:
             raise _C.InvalidArgumentError(
@@ -90,7 +96,7 @@ class PackedMatrix:
         if out is None:
             out = empty_like_kind(x, shape, dtype)
         dtypes = ("float32",) if dtype == "float32" else ("float32", dtype)
-        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=range(1, 33), empty=True)
+        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=range(1, 33), empty=True, on_cuda=True)
         if tuple(target.shape) != shape:
             raise _C.InvalidArgumentError(
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "
@@ -98,10 +104,10 @@ class PackedMatrix:
             )
         if 0 in shape:
             return out
-        none = (None, None, None)
-        values, columns, offsets = none if self.residuals is None else _parts(self.residuals)
-        views = core_view(source).reshape(-1, cols), core_view(target).reshape(-1, rows)
-        _C.matvec(*_arguments(self.grid), values, columns, offsets, *views, ACTIVATIONS.index(activations))
+        values, columns, offsets = (None if part is None else core_view(part) for part in self._sparse)
+        views = core_view(source.reshape(-1, cols)), core_view(target.reshape(-1, rows))
+        where = place("matvec", q=self.grid.codes, x=source, out=target)
+        _C.matvec(*_arguments(self.grid), values, columns, offsets, *views, ACTIVATIONS.index(activations), where)
         return out
 
 
@@ -151,15 +157,14 @@ def _plain(values: Any) -> Any:
     return values.dequantize("float32") if isinstance(values, QuantizedTensor) else values
 
 
-def _arguments(grid: QuantizedTensor) -> tuple[np.ndarray, int, int, int, np.ndarray, np.ndarray | None]:
+def _arguments(grid: QuantizedTensor) -> tuple[Array, int, int, int, Array, Array | None]:
     zero = None if grid.zero is None else _one_row(grid.zero)
     return core_view(grid.codes), grid.shape[1], grid.bits, grid.group_size, _one_row(grid.scale), zero
 
 
-def _parts(sparse: SparseCSR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return core_view(sparse.values), core_view(sparse.columns), sparse.core_row_offsets()
+def _parts(sparse: SparseCSR) -> tuple[Array, Array, Array]:
+    return core_view(sparse.values), core_view(sparse.columns), core_view(sparse.core_row_offsets())
 
 
-def _one_row(values: Array) -> np.ndarray:
-    view: np.ndarray = core_view(values).reshape(-1)
-    return view
+def _one_row(values: Array) -> Array:
+    return core_view(values.reshape(-1))

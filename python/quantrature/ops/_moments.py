@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input
+from .._arrays import Array, as_input, core_view, place
 
 _OVER = {None: 0, 1: 1, 0: 2}
 
@@ -81,7 +81,7 @@ def moments(x: Array, axis: int | None = None, group_size: int | None = None) ->
         InvalidArgumentError: for another dtype, an empty or non-contiguous array, an axis other than these, a
             group_size below 1 or without an axis.
     """
-    x = as_input(x, "moments", "x")
+    x = as_input(x, "moments", "x", on_cuda=True)
     if axis not in _OVER or (axis == 1 and x.ndim == 1):
         raise _C.InvalidArgumentError(
             f"[moments] axis must be None, 0 or 1 and exist in x: got axis={axis}, ndim={x.ndim}"
@@ -102,7 +102,8 @@ def moments(x: Array, axis: int | None = None, group_size: int | None = None) ->
     else:
         shape = (groups, cols)
     out = np.empty((*shape, 7))
-    _C.compute_moments(x, over, -1 if group_size is None else group_size, out.reshape(-1, 7))
+    size = -1 if group_size is None else group_size
+    _C.compute_moments(core_view(x), over, size, out.reshape(-1, 7), place("moments", x=x))
     if over and group_size is None:
         out = out.squeeze(1 if over == 1 else 0)
     if x.ndim == 1 and over:

@@ -15,10 +15,13 @@ from .._arrays import (
     as_input,
     as_output,
     consecutive_rows,
+    converted,
     core_view,
+    device_of,
     dtype_name,
     empty_like_kind,
     is_torch,
+    place,
 )
 
 PER = ("tensor", "row")
@@ -77,15 +80,19 @@ class SparseCSR:
                 raise _C.InvalidArgumentError(
                     f"[csr] {name} must have one dimension of length {length}: got shape={tuple(array.shape)}"
                 )
-            if is_torch(array) and (array.device.type != "cpu" or not array.is_contiguous()):
-                raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
-            if not is_torch(array) and not array.flags.c_contiguous:
-                raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous and on the CPU")
-        _C.check_csr(core_view(self.values), core_view(self.columns), self.core_row_offsets(), rows, cols)
+            if not (array.is_contiguous() if is_torch(array) else array.flags.c_contiguous):
+                raise _C.InvalidArgumentError(f"[csr] {name} must be contiguous")
+        values, columns, offsets = self.values, self.columns, self.core_row_offsets()
+        if place("csr", values=values, columns=columns, row_offsets=self.row_offsets) is not None:
+            values, columns, offsets = values.cpu(), columns.cpu(), offsets.cpu()
+        _C.check_csr(core_view(values), core_view(columns), core_view(offsets), rows, cols)
 
-    def core_row_offsets(self) -> np.ndarray:
+    def core_row_offsets(self) -> Array:
         """The row offsets as the core takes them: int32, or int64 from 2**31 values on."""
-        return np.asarray(core_view(self.row_offsets), dtype=_core_offset_dtype(self.nnz))
+        dtype = _core_offset_dtype(self.nnz)
+        if device_of(self.values) is not None:
+            return converted(self.row_offsets, dtype)
+        return np.asarray(core_view(self.row_offsets), dtype=dtype)
 
     @property
     def nnz(self) -> int:
@@ -106,8 +113,11 @@ class SparseCSR:
         rows = consecutive_rows(rows, self.shape[0], "csr")
         taken = self.core_row_offsets()[rows.start : rows.stop + 1]
         first, last = int(taken[0]), int(taken[-1])
-        offsets = empty_like_kind(self.values, taken.shape, offset_dtype(last - first))
-        core_view(offsets)[...] = taken - first
+        if device_of(self.values) is not None:
+            offsets = converted(taken - first, offset_dtype(last - first))
+        else:
+            offsets = empty_like_kind(self.values, taken.shape, offset_dtype(last - first))
+            core_view(offsets)[...] = taken - first
         return SparseCSR(
             self.values[first:last], self.columns[first:last], offsets, (rows.stop - rows.start, self.shape[1])
         )
@@ -115,6 +125,10 @@ class SparseCSR:
     def positions(self) -> Array:
         """Places of the values in the flattened matrix: int64, ascending, shape (nnz,)."""
         rows, cols = self.shape
+        if device_of(self.values) is not None:
+            torch = sys.modules["torch"]
+            starts = torch.arange(0, rows * cols, cols, device=self.values.device)
+            return starts.repeat_interleave(self.core_row_offsets().diff(), output_size=self.nnz) + self.columns.long()
         flat = np.repeat(np.arange(0, rows * cols, cols, dtype=np.int64), np.diff(np.asarray(self.row_offsets)))
         flat += np.asarray(self.columns)
         return sys.modules["torch"].from_numpy(flat) if is_torch(self.values) else flat
@@ -132,7 +146,7 @@ class SparseCSR:
         Raises:
             InvalidArgumentError: for another shape, dtype or library, or an array that is read-only.
         """
-        as_output(dense, "add_to", "dense")
+        as_output(dense, "add_to", "dense", on_cuda=True)
         if is_torch(dense) != is_torch(self.values):
             raise _C.InvalidArgumentError(
                 f"[add_to] dense must be of the library of the sparse matrix: got {type(dense).__module__}"
@@ -142,6 +156,7 @@ class SparseCSR:
                 f"[add_to] dense must have the shape of the sparse matrix: got shape={tuple(dense.shape)}, "
                 f"expected={self.shape}"
             )
+        place("add_to", dense=dense, values=self.values)
         if is_torch(dense):
             dense.detach().view(-1)[self.positions()] = self.values.detach().to(dense.dtype)
         else:
@@ -203,7 +218,7 @@ def extract_outliers(
             count larger than what there is, indices that are not as said, or, unless indices are given, a NaN.
     """
     op = "extract_outliers"
-    source = as_input(w, op, "w")
+    source = as_input(w, op, "w", on_cuda=True)
     if sum(given is not None for given in (count, fraction, indices)) != 1:
         raise _C.InvalidArgumentError(f"[{op}] takes exactly one of count, fraction and indices")
     if per not in PER or (per == "row" and indices is not None):
@@ -214,20 +229,20 @@ def extract_outliers(
         taken = _count(count, fraction, per, shape)
     else:
         taken = len(indices)
-        chosen = as_input(indices, op, "indices", dtypes=("int64",), ndim=(1,)) if taken else None
+        chosen = as_input(indices, op, "indices", dtypes=("int64",), ndim=(1,), on_cuda=True) if taken else None
     nnz = rows * taken if per == "row" else taken
 
     remainder = empty_like_kind(w, tuple(source.shape), dtype_name(w)) if out is None else out
-    target = as_output(remainder, op, "out", dtypes=(dtype_name(w),))
+    target = as_output(remainder, op, "out", dtypes=(dtype_name(w),), on_cuda=True)
     if tuple(target.shape) != tuple(source.shape):
         raise _C.InvalidArgumentError(
             f"[{op}] out must have the shape of w: got shape={tuple(target.shape)}, expected={tuple(source.shape)}"
         )
     values = empty_like_kind(w, (nnz,), dtype_name(w))
     columns = empty_like_kind(w, (nnz,), _column_dtype(cols))
-    offsets = np.empty(rows + 1, _core_offset_dtype(nnz))
-    arrays = [*(core_view(a) for a in (target, values, columns)), offsets]
-    _C.extract_outliers(core_view(source), taken, per == "row", None if chosen is None else core_view(chosen), *arrays)
-    row_offsets = empty_like_kind(w, (rows + 1,), offset_dtype(nnz))
-    core_view(row_offsets)[...] = offsets
-    return remainder, SparseCSR(values, columns, row_offsets, shape)
+    offsets = empty_like_kind(w, (rows + 1,), _core_offset_dtype(nnz))
+    made = core_view(target), core_view(values), core_view(columns), core_view(offsets)
+    where = place(op, w=source, out=target, indices=chosen)
+    places = None if chosen is None else core_view(chosen)
+    _C.extract_outliers(core_view(source), taken, per == "row", places, *made, where)
+    return remainder, SparseCSR(values, columns, converted(offsets, offset_dtype(nnz)), shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, empty_like_kind
+from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
 
 
 def row_bytes(cols: int, bits: int) -> int:
@@ -31,10 +31,11 @@ def pack(codes: Array, bits: int, out: Array | None = None) -> Array:
         InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, an ``out`` that
             does not fit, or a code that does not, naming the first one; ``out`` is then not to be used.
     """
-    codes = as_input(codes, "pack", "codes", dtypes=("uint8",))
+    codes = as_input(codes, "pack", "codes", dtypes=("uint8",), on_cuda=True)
     rows, cols = (1, codes.shape[0]) if codes.ndim == 1 else codes.shape
     out, target = _target(codes, (rows, _width(cols, bits, "pack")), out, "pack")
-    _C.pack(codes.reshape(rows, cols), bits, target)
+    where = place("pack", codes=codes, out=target)
+    _C.pack(core_view(codes.reshape(rows, cols)), bits, core_view(target), where)
     return out
 
 
@@ -54,7 +55,7 @@ def unpack(packed: Array, bits: int, cols: int, out: Array | None = None) -> Arr
         InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, a width that
             does not go with cols, or an ``out`` that does not fit.
     """
-    packed = as_input(packed, "unpack", "packed", dtypes=("uint8",))
+    packed = as_input(packed, "unpack", "packed", dtypes=("uint8",), on_cuda=True)
     packed = packed.reshape(1, -1) if packed.ndim == 1 else packed
     if packed.shape[1] != _width(cols, bits, "unpack"):
         raise _C.InvalidArgumentError(
@@ -62,7 +63,7 @@ def unpack(packed: Array, bits: int, cols: int, out: Array | None = None) -> Arr
             f"got {packed.shape[1]}"
         )
     out, target = _target(packed, (packed.shape[0], cols), out, "unpack")
-    _C.unpack(packed, bits, target)
+    _C.unpack(core_view(packed), bits, core_view(target), place("unpack", packed=packed, out=target))
     return out
 
 
@@ -70,7 +71,7 @@ def _target(source: Array, shape: tuple[int, ...], out: Array | None, op: str) -
     """What is returned, and what the core writes."""
     if out is None:
         out = empty_like_kind(source, shape, "uint8")
-    target = as_output(out, op, "out", dtypes=("uint8",), ndim=(2,))
+    target = as_output(out, op, "out", dtypes=("uint8",), ndim=(2,), on_cuda=True)
     if tuple(out.shape) != shape:
         raise _C.InvalidArgumentError(f"[{op}] out must have shape={shape}: got {tuple(out.shape)}")
     return out, target

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch
+from .._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch, place
 
 KEYS = ("abs", "value")
 
@@ -39,7 +39,8 @@ def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
         raise _C.InvalidArgumentError("[topk] x must hold at least one array: got an empty list")
     if key not in KEYS:
         raise _C.InvalidArgumentError(f"[topk] key must be {' or '.join(KEYS)}: got key={key!r}")
-    inputs = [as_input(a, "topk", f"x[{i}]" if together else "x") for i, a in enumerate(arrays)]
+    names = [f"x[{i}]" if together else "x" for i in range(len(arrays))]
+    inputs = [as_input(a, "topk", name, on_cuda=True) for a, name in zip(arrays, names, strict=True)]
     for i, a in enumerate(arrays):
         if is_torch(a) != is_torch(arrays[0]) or dtype_name(a) != dtype_name(arrays[0]):
             raise _C.InvalidArgumentError(
@@ -52,7 +53,8 @@ def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
     values = empty_like_kind(arrays[0], (k,), dtype_name(arrays[0]))
     indices = empty_like_kind(arrays[0], (k,), "int64")
     counts = np.empty(len(inputs), np.int64)
-    _C.topk([core_view(a) for a in inputs], k, key == "abs", core_view(values), core_view(indices), counts)
+    where = place("topk", **dict(zip(names, inputs, strict=True)))
+    _C.topk([core_view(a) for a in inputs], k, key == "abs", core_view(values), core_view(indices), counts, where)
     if not together:
         return values, indices
     ends = [0, *np.cumsum(counts).tolist()]

@@ -1,0 +1,289 @@
+"""Builds the CUDA backend, checks it and times it, on a machine with an NVIDIA GPU.
+
+    python bench/cuda.py [--output cuda.json] [--sanitize] [--no-build] [--small]
+
+Run from anywhere; needs nvcc, cmake, ninja, nanobind, torch and pytest, and no network. The extension and the backend
+are built in place (build/gpu), tests/python/test_cuda.py is run in a process of its own, with --sanitize once more
+under compute-sanitizer (memcheck, racecheck), and then every kernel is timed with CUDA events against the bandwidth of
+a copy on the same device. Calls that do not wait for the device are recorded into a CUDA graph over more memory than
+the caches hold, so that what is timed is the device's work; the others are timed as a caller sees them. The last thing
+printed is a table; the JSON file has all figures, and the exit status is that of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "gpu"
+CACHED = 256 << 20
+"""Bytes that no cache of a GPU holds."""
+REPEATS = 7
+
+
+def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command and show it."""
+    print("$", " ".join(command), flush=True)
+    return subprocess.run(command, text=True, **settings)
+
+
+def build(architecture: str) -> None:
+    """The extension and the backend, in place."""
+    for tool in ("nvcc", "cmake", "ninja"):
+        if shutil.which(tool) is None:
+            raise SystemExit(f"bench/cuda.py needs {tool} on the PATH")
+    settings = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "QUANTRATURE_PYTHON": "ON",
+        "QUANTRATURE_CUDA": "ON",
+        "QUANTRATURE_SIMD": "OFF",  # Highway may be missing where there is no network
+        "QUANTRATURE_CUDA_ARCHITECTURES": architecture,
+        "Python_EXECUTABLE": sys.executable,
+    }
+    defines = [f"-D{name}={value}" for name, value in settings.items()]
+    run(["cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *defines], check=True)
+    run(["cmake", "--build", str(BUILD)], check=True)
+
+
+def check(sanitize: bool) -> dict[str, Any]:
+    """Results of the tests, by how they were run."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "python")}
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests/python/test_cuda.py")]
+    ways = {"tests": pytest}
+    tool = shutil.which("compute-sanitizer")
+    if sanitize and tool is None:
+        print("compute-sanitizer is not on the PATH: left out")
+    elif sanitize:
+        for name in ("memcheck", "racecheck"):
+            ways[name] = [tool or "", "--tool", name, "--error-exitcode", "9", "--target-processes", "all", *pytest]
+    found = {}
+    for name, command in ways.items():
+        done = run(command, env=environment, capture_output=True)
+        print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
+        summary = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed|skipped|error).*)$", done.stdout, re.MULTILINE)
+        found[name] = {"status": done.returncode, "summary": summary[-1] if summary else done.stdout[-300:]}
+    return found
+
+
+class Timer:
+    """Times calls on the current device."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.torch = torch
+
+    def _elapsed(self, body: Callable[[], Any]) -> float:
+        start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.torch.cuda.synchronize()
+        start.record()
+        body()
+        end.record()
+        self.torch.cuda.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    def waiting(self, call: Callable[[], Any]) -> float:
+        """Median seconds of a call that may wait for the device."""
+        for _ in range(2):
+            call()
+        return statistics.median(self._elapsed(call) for _ in range(REPEATS))
+
+    def queued(self, calls: list[Callable[[], Any]], rounds: int = 5) -> float:
+        """Median seconds of a call, of some that only queue work: recorded once, replayed together."""
+        for call in calls:
+            call()
+        self.torch.cuda.synchronize()
+        graph = self.torch.cuda.CUDAGraph()
+        with self.torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        graph.replay()
+
+        def replays() -> None:
+            for _ in range(rounds):
+                graph.replay()
+
+        return statistics.median(self._elapsed(replays) for _ in range(REPEATS)) / (rounds * len(calls))
+
+
+def stream_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
+    """Kernels that read or write a large tensor once."""
+    import torch
+
+    from quantrature import ops
+
+    rows, cols = (4096, 4096) if small else (14336, 4096)
+    n = rows * cols
+    torch.manual_seed(0)
+    w = torch.randn(rows, cols, device="cuda")
+    image, acc, out = w + 0.01, torch.zeros_like(w), torch.empty_like(w)
+    half = w.bfloat16()
+    q = ops.quantize(w, bits=4, group_size=64)
+    codes = q.unpack()
+    meta = q.scale.nbytes + q.zero.nbytes
+    found: list[dict[str, Any]] = []
+
+    def row(name: str, bytes_moved: float, seconds: float) -> None:
+        found.append({"name": name, "bytes": bytes_moved, "seconds": seconds, "bandwidth": bytes_moved / seconds})
+        print(f"  {name}: {seconds * 1e6:.1f} us", flush=True)
+
+    row("copy (torch)", 8 * n, timer.queued([lambda: out.copy_(w)]))
+    row("pqi_accumulate f32", 12 * n, timer.queued([lambda: ops.pqi_accumulate(acc, w, 0.5)]))
+    row("pqi_accumulate bf16", 10 * n, timer.queued([lambda: ops.pqi_accumulate(acc, half, 0.5)]))
+    row("pqi_finalize", 16 * n, timer.queued([lambda: ops.pqi_finalize(acc, w, image, out=out)]))
+    row("interpolate", 12 * n, timer.queued([lambda: ops.interpolate(w, image, 0.5, out=out)]))
+    row("dequantize 4 bits to bf16", 2.5 * n + meta, timer.queued([lambda: ops.dequantize(q, out=half)]))
+    row("unpack 4 bits", 1.5 * n, timer.queued([lambda: ops.unpack(q.codes, 4, cols, out=codes)]))
+    row("pqi_sum", 12 * n, timer.waiting(lambda: ops.pqi_sum(acc, w, image)))
+    row("moments, tensor", 4 * n, timer.waiting(lambda: ops.moments(w)))
+    row("moments, rows", 4 * n, timer.waiting(lambda: ops.moments(w, axis=1)))
+    row("moments, columns", 4 * n, timer.waiting(lambda: ops.moments(w, axis=0)))
+    row("pack 4 bits", 1.5 * n, timer.waiting(lambda: ops.pack(codes, 4, out=q.codes)))
+    row("quantize minmax, 4 bits, g64", 4.5 * n + 2 * meta, timer.waiting(lambda: ops.quantize(w, 4)))
+    row("quantize mse, 4 bits, g64", 4.5 * n + 2 * meta, timer.waiting(lambda: ops.quantize(w, 4, solver="mse")))
+    row("quantize hqq, 4 bits, g64", 4.5 * n + 2 * meta, timer.waiting(lambda: ops.quantize(w, 4, solver="hqq")))
+    row("topk 0.5 %", 12 * n, timer.waiting(lambda: ops.topk(w, n // 200)))
+    row("extract_outliers 0.5 %", 20 * n, timer.waiting(lambda: ops.extract_outliers(w, fraction=0.005)))
+    return found
+
+
+def product_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
+    """Products of packed matrices with 0.5 % outliers and 1 to 64 vectors, beside torch and what is installed."""
+    import torch
+
+    from quantrature import ops
+
+    shapes = [(4096, 4096)] if small else [(4096, 4096), (4096, 14336), (14336, 4096)]
+    found: list[dict[str, Any]] = []
+
+    def row(name: str, shape: tuple[int, int], vectors: int, bytes_moved: float, seconds: float) -> None:
+        kept = {"name": name, "shape": shape, "vectors": vectors, "bytes": bytes_moved, "seconds": seconds}
+        found.append(kept | {"bandwidth": bytes_moved / seconds})
+        print(f"  {name} {shape} x {vectors}: {seconds * 1e6:.1f} us", flush=True)
+
+    for shape in shapes:
+        rows, cols = shape
+        torch.manual_seed(0)
+        dense_copies = max(2, CACHED // (2 * rows * cols) + 1)
+        dense = [torch.randn(rows, cols, device="cuda").bfloat16() for _ in range(dense_copies)]
+        for vectors in (1, 2, 4, 8, 16, 64):
+            x = torch.randn(vectors, cols, device="cuda").bfloat16()
+            calls = [lambda w=w, x=x: torch.nn.functional.linear(x, w) for w in dense]
+            row("torch bf16", shape, vectors, 2 * rows * cols, timer.queued(calls))
+        for bits in (4, 3, 2, 8):
+            copies = max(2, CACHED // (rows * cols * bits // 8) + 1)
+            rest, outliers = ops.extract_outliers(dense[0].float(), fraction=0.005)
+            q = ops.quantize(rest, bits=bits, group_size=64, exclude=outliers)
+            packed = []
+            for _ in range(copies):
+                mine = q.__class__(**{**q.__dict__, "codes": q.codes.clone()})
+                packed.append(ops.PackedMatrix.of(mine, outliers))
+            residuals = packed[0].residuals
+            assert residuals is not None
+            moved = q.nbytes + residuals.nbytes
+            for vectors in (1, 2, 4, 8, 16, 64):
+                x = torch.randn(vectors, cols, device="cuda").bfloat16()
+                out = torch.empty(vectors, rows, device="cuda", dtype=torch.bfloat16)
+                calls = [lambda p=p, x=x, out=out: p.matmul(x, out=out) for p in packed]
+                row(f"matvec {bits} bits, g64, 0.5 %", shape, vectors, moved, timer.queued(calls))
+            if bits == 4:
+                x = torch.randn(1, cols, device="cuda").bfloat16()
+                made = torch.empty(rows, cols, device="cuda", dtype=torch.bfloat16)
+                calls = [
+                    lambda p=p, x=x, made=made: torch.nn.functional.linear(x, ops.dequantize(p.grid, out=made))
+                    for p in packed
+                ]
+                row("dequantize 4 bits, then torch", shape, 1, moved, timer.queued(calls))
+        bitsandbytes_row(timer, shape, dense[0], row)
+    return found
+
+
+def bitsandbytes_row(timer: Timer, shape: tuple[int, int], dense: Any, row: Callable[..., None]) -> None:
+    """Its own 4-bit product with one vector, where the package is installed."""
+    import torch
+
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        print("  bitsandbytes is not installed: left out", flush=True)
+        return
+    copies = max(2, CACHED // (dense.numel() // 2) + 1)
+    packed = [bnb.functional.quantize_4bit(dense, blocksize=64, quant_type="nf4") for _ in range(copies)]
+    x = torch.randn(1, shape[1], device="cuda").bfloat16()
+    calls = [lambda c=c, s=s: bnb.matmul_4bit(x, c.t(), quant_state=s) for c, s in packed]
+    row("bitsandbytes nf4", shape, 1, dense.numel() * (0.5 + 4 / 64), timer.queued(calls))
+
+
+def table(result: dict[str, Any]) -> str:
+    """What is printed last."""
+    copy = next(r["bandwidth"] for r in result["streams"] if r["name"].startswith("copy"))
+    lines = [f"{result['device']}, {result['date']}; copy {copy / 1e12:.2f} TB/s"]
+    lines += [f"{name}: {outcome['summary']}" for name, outcome in result["checks"].items()]
+    lines.append(f"{'kernel':34} {'us':>9} {'of copy':>8}")
+    for r in result["streams"]:
+        lines.append(f"{r['name']:34} {r['seconds'] * 1e6:9.1f} {r['bandwidth'] / copy:8.0%}")
+    torch_rows = {(tuple(r["shape"]), r["vectors"]): r for r in result["products"] if r["name"] == "torch bf16"}
+    lines.append(f"{'product':34} {'matrix':>12} {'vectors':>7} {'us':>8} {'of copy':>8} {'x torch':>8}")
+    for r in result["products"]:
+        base = torch_rows[tuple(r["shape"]), r["vectors"]]["seconds"]
+        shape = "x".join(map(str, r["shape"]))
+        lines.append(
+            f"{r['name']:34} {shape:>12} {r['vectors']:7} {r['seconds'] * 1e6:8.1f} {r['bandwidth'] / copy:8.0%} "
+            f"{base / r['seconds']:8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Build, check, time, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / f"cuda-{date.today()}.json")
+    parser.add_argument("--sanitize", action="store_true", help="run the tests under compute-sanitizer, too")
+    parser.add_argument("--no-build", action="store_true", help="take what was built before")
+    parser.add_argument("--small", action="store_true", help="one shape of each kind")
+    options = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        raise SystemExit("bench/cuda.py needs torch with CUDA") from None
+    if not torch.cuda.is_available():
+        raise SystemExit(f"bench/cuda.py needs an NVIDIA GPU: torch {torch.__version__} sees none")
+    major, minor = torch.cuda.get_device_capability()
+    if not options.no_build:
+        build(f"{major}{minor}-real")
+    sys.path.insert(0, str(ROOT / "python"))
+    import quantrature
+
+    devices, why_not = quantrature.cuda_device_count()
+    if devices == 0:
+        raise SystemExit(f"the CUDA backend does not load: {why_not}")
+    result: dict[str, Any] = {
+        "date": str(date.today()),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "quantrature": quantrature.__version__,
+        "checks": check(options.sanitize),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    timer = Timer()
+    for name, rows in (("streams", stream_rows), ("products", product_rows)):
+        print(name, flush=True)
+        result[name] = rows(timer, options.small)
+        options.output.write_text(json.dumps(result, indent=1))
+    print(table(result), flush=True)
+    return max(outcome["status"] for outcome in result["checks"].values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Ops on tensors of a CUDA device against the same ops on NumPy arrays.
+
+Where there is no such device, ``QUANTRATURE_CUDA_PLUGIN`` can name ``libquantrature_cuda_on_host.so``, which runs the
+kernels on the host (see tests/cuda_on_host): torch tensors then count as being on the device.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import quantrature
+from quantrature import _arrays, ops
+
+torch = pytest.importorskip("torch")
+
+ON_HOST = "on_host" in os.environ.get("QUANTRATURE_CUDA_PLUGIN", "")
+GPU = not ON_HOST and torch.cuda.is_available() and quantrature.cuda_device_count()[0] > 0
+
+needs_a_device = pytest.mark.skipif(
+    not (GPU or ON_HOST), reason=f"no CUDA device: {quantrature.cuda_device_count()[1]}"
+)
+needs_a_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Puts an array on the device."""
+    if GPU:
+        return lambda x: torch.from_numpy(np.array(x)).cuda()
+
+    def device_of(x):
+        return torch.device("cuda", 0) if _arrays.is_torch(x) else None
+
+    for module in (_arrays, sys.modules["quantrature.ops._grid"], sys.modules["quantrature.ops._outliers"]):
+        monkeypatch.setattr(module, "device_of", device_of)
+    monkeypatch.setattr(_arrays, "stream_of", lambda device: 0)
+    return lambda x: torch.from_numpy(np.array(x))
+
+
+def numbers(rows, cols, seed=0):
+    x = np.random.default_rng(seed).standard_t(4, (rows, cols)).astype(np.float32)
+    return x[0] if rows == 1 else x
+
+
+def host(x):
+    x = x.cpu()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def same(device, expected):
+    assert host(device).dtype == expected.dtype
+    np.testing.assert_array_equal(host(device).view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
+
+
+def same_grid(q, expected):
+    same(q.codes, expected.codes)
+    for name in ("scale", "zero"):
+        mine, other = getattr(q, name), getattr(expected, name)
+        if isinstance(other, ops.QuantizedTensor):
+            same_grid(mine, other)
+        elif other is None:
+            assert mine is None
+        else:
+            same(mine, other)
+
+
+@needs_a_device
+def test_moments(on_device):
+    w = numbers(19, 300)
+    for axis, group in ((None, None), (0, None), (1, None), (1, 64), (0, 7)):
+        mine, expected = ops.moments(on_device(w), axis, group), ops.moments(w, axis, group)
+        np.testing.assert_allclose(mine.table, expected.table, rtol=1e-11, atol=1e-10)
+        np.testing.assert_array_equal(mine.table, ops.moments(on_device(w), axis, group).table)
+    assert ops.kurtosis(on_device(w)) == pytest.approx(ops.kurtosis(w), rel=1e-12)
+
+
+@needs_a_device
+def test_the_integral(on_device):
+    acc, grad, w, image = (numbers(9, 130, seed) for seed in range(4))
+    mine = on_device(acc)
+    ops.pqi_accumulate(mine, on_device(grad).bfloat16(), 0.3)
+    expected = torch.from_numpy(acc).clone()
+    expected += np.float32(0.3) * torch.from_numpy(grad).bfloat16().float()
+    same(mine, expected.numpy())
+    same(ops.interpolate(on_device(w), on_device(image), 0.25), ops.interpolate(w, image, 0.25))
+    total = ops.pqi_sum(mine, on_device(w), on_device(image))
+    assert total == pytest.approx(ops.pqi_sum(host(mine), w, image), rel=1e-12)
+    expected = ops.pqi_finalize(host(mine).copy(), w, image)
+    same(ops.pqi_finalize(mine, on_device(w), on_device(image)), expected)
+
+
+@needs_a_device
+def test_packing(on_device):
+    codes = np.random.default_rng(0).integers(0, 8, (5, 333), dtype=np.uint8)
+    packed = ops.pack(on_device(codes), 3)
+    same(packed, ops.pack(codes, 3))
+    same(ops.unpack(packed, 3, 333), codes)
+    with pytest.raises(quantrature.InvalidArgumentError, match=r"\[pack\] codes must fit into bits: got code="):
+        ops.pack(on_device(codes), 2)
+
+
+@needs_a_device
+def test_topk(on_device):
+    a, b = numbers(7, 500), np.round(numbers(1, 2000, 1))
+    for k in (0, 1, 77, 3500):
+        for key in ("abs", "value"):
+            mine, expected = ops.topk([on_device(a), on_device(b)], k, key), ops.topk([a, b], k, key)
+            for x, y in zip(mine, expected, strict=True):
+                same(x[0], y[0])
+                same(x[1], y[1])
+    b[1234] = np.nan
+    with pytest.raises(quantrature.InvalidArgumentError, match="column=1234"):
+        ops.topk(on_device(b), 3)
+
+
+@needs_a_device
+@pytest.mark.parametrize("way", [{"fraction": 0.02}, {"count": 3, "per": "row"}, {"indices": True}, {"count": 0}])
+def test_outliers(on_device, way):
+    w = numbers(13, 257)
+    chosen = np.arange(5, w.size, 91)
+    mine = ops.extract_outliers(on_device(w), **way | ({"indices": on_device(chosen)} if "indices" in way else {}))
+    expected = ops.extract_outliers(w, **way | ({"indices": chosen} if "indices" in way else {}))
+    same(mine[0], expected[0])
+    for name in ("values", "columns", "row_offsets"):
+        same(getattr(mine[1], name), getattr(expected[1], name))
+    same(mine[1].to_dense(), expected[1].to_dense())
+    same(mine[1].add_to(mine[0]), w)
+    same(mine[1].rows(slice(3, 9)).to_dense(), expected[1].rows(slice(3, 9)).to_dense())
+
+
+@needs_a_device
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": 4},
+        {"bits": 3, "group_size": 50, "solver": "mse"},
+        {"bits": 4, "solver": "hqq"},
+        {"bits": 2, "group_size": 32, "solver": "hqq", "axis": 0},
+        {"bits": 8, "group_size": -1, "sym": True},
+        {"bits": 3, "meta_bits": 8, "meta_group": 16},
+        {"bits": 4, "scale_dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_grids(on_device, settings):
+    w = numbers(16, 320)
+    q, expected = ops.quantize(on_device(w), **settings), ops.quantize(w, **settings)
+    same_grid(q, expected)
+    for dtype in ("float32", "float16"):
+        same(q.dequantize(dtype), expected.dequantize(dtype))
+    same(q.unpack(), expected.unpack())
+
+
+@needs_a_device
+def test_grids_beside_outliers(on_device):
+    w = numbers(16, 320)
+    rest, outliers = ops.extract_outliers(w, fraction=0.02)
+    mine = ops.extract_outliers(on_device(w), fraction=0.02)
+    for solver in ("minmax", "mse", "hqq"):
+        q = ops.quantize(mine[0], bits=3, solver=solver, exclude=mine[1])
+        same_grid(q, ops.quantize(rest, bits=3, solver=solver, exclude=outliers))
+    with pytest.raises(quantrature.InvalidArgumentError, match="w must be finite: got value=inf, row=3, col=5"):
+        ops.quantize(on_device(np.where(np.arange(5120).reshape(16, 320) == 3 * 320 + 5, np.inf, w)), bits=4)
+
+
+@needs_a_device
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_matvec(on_device, bits):
+    w = numbers(37, 768)
+    rest, outliers = ops.extract_outliers(on_device(w), fraction=0.01)
+    q = ops.quantize(rest, bits=bits, exclude=outliers)
+    packed = ops.PackedMatrix.of(q, outliers)
+    dense = host(outliers.add_to(q.dequantize("float32"))).astype(np.float64)
+    size = host(q.scale).astype(np.float64).repeat(64, axis=1) * (
+        2**bits + abs(host(q.zero).astype(np.float64))
+    ).repeat(64, axis=1)
+    for vectors in (1, 2, 4, 7, 16, 33):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            x = on_device(numbers(vectors, 768, vectors).reshape(vectors, 768)).to(dtype)
+            exact = x.double().cpu().numpy()
+            bound = 2.0**-23 * (768 / 8 + 32) * (abs(exact) @ (size + abs(dense)).T)
+            assert (abs(host(packed.matvec(x)) - exact @ dense.T) <= bound).all()
+    assert packed.matmul(x).dtype == torch.bfloat16
+    with pytest.raises(quantrature.UnsupportedError, match="for the CPU"):
+        packed.matvec(x, activations="int8")
+
+
+@needs_a_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_layers(on_device, dtype):
+    pytest.importorskip("transformers")
+    from quantrature.methods import quantize_matrix
+    from quantrature.nn import QuantLinear
+    from quantrature.plan import PlanEntry
+    from quantrature.storage import MatrixSpec
+
+    entry = PlanEntry(bits=4, group_size=32, outliers=0.02)
+    matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
+    layer = QuantLinear(MatrixSpec.of(matrix))
+    layer.store(matrix)
+    layer.to(on_device(np.zeros(1)).device)
+    weight = layer.dequantize(torch.float32).double()
+    for rows in (1, 5, 40):
+        x = on_device(numbers(rows, 256, 7).reshape(rows, 256)).to(dtype)
+        y, exact = layer(x), x.double() @ weight.T
+        assert y.dtype == dtype and y.device == x.device
+        unit = torch.finfo(dtype).eps
+        assert ((y.double() - exact).abs() <= (2.0**-12 + 2 * unit) * (x.double().abs() @ weight.abs().T) + 1e-6).all()
+
+
+@needs_a_device
+def test_arrays_in_different_places_are_refused(on_device):
+    w = numbers(4, 64)
+    with pytest.raises(quantrature.InvalidArgumentError, match=r"\[pqi_sum\] w must be on the device of acc"):
+        ops.pqi_sum(on_device(w), w, w)
+
+
+@needs_a_gpu
+def test_ops_without_kernels_name_themselves():
+    with pytest.raises(quantrature.InvalidArgumentError, match="must be on the CPU: got device=cuda:0"):
+        ops.hadamard(torch.zeros(4, 64, device="cuda"))
+
+
+@needs_a_gpu
+def test_work_is_queued_on_the_current_stream():
+    x, out = torch.zeros(1 << 20, device="cuda"), torch.zeros(1 << 20, device="cuda")
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        x.fill_(3)
+        ops.interpolate(x, x, 0.5, out=out)
+    side.synchronize()
+    assert (out == 3).all()
+
+
+def test_a_missing_backend_says_why():
+    command = "import quantrature; print(quantrature.cuda_device_count())"
+    for plugin, reason in (
+        ("/nowhere/plugin.so", "/nowhere/plugin.so"),
+        ("libm.so.6", "another version of quantrature"),
+    ):
+        environment = os.environ | {"QUANTRATURE_CUDA_PLUGIN": plugin}
+        done = subprocess.run(
+            [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("(0, ") and reason in done.stdout
