@@ -1,6 +1,8 @@
 #include <cmath>
 
 #include "cases.hpp"
+#include "ops/kmeans/sums.hpp"
+#include "runtime/dispatch.hpp"
 
 namespace quantrature {
 namespace {
@@ -53,7 +55,7 @@ long double least_cost(const cases::Sample& x, int64_t row, const cases::Sample&
 
 TEST(Kmeans, FindsTheLeastCost) {
   for (const std::string& kind : cases::kKinds)
-    for (int64_t cols : {1, 2, 9, 60})
+    for (int64_t cols : {1, 2, 9, 60, 100, 333})
       for (int k : {1, 2, 5, 16}) {
         SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", k " + std::to_string(k));
         const cases::Sample x = cases::sample(kind, 3, cols, QTR_F32);
@@ -79,10 +81,58 @@ TEST(Kmeans, FindsTheLeastCost) {
 }
 
 TEST(Kmeans, IsTheSameEverywhere) {
-  const cases::Sample x = cases::sample("tails", 40, 700, QTR_F32, 5);
-  const cases::Sample weights = weights_for(x);
-  const Clusters expected = cases::on_reference([&] { return run(x, &weights, 16); });
-  cases::on_every_target([&] { EXPECT_TRUE(run(x, &weights, 16) == expected); });
+  for (const std::string& kind : cases::kKinds)
+    for (int k : {2, 16, 100}) {
+      SCOPED_TRACE(kind + ", k " + std::to_string(k));
+      const cases::Sample x = cases::sample(kind, 9, 700, QTR_F32, 5);
+      const cases::Sample weights = weights_for(x);
+      const Clusters expected = cases::on_reference([&] { return run(x, &weights, k); });
+      cases::on_every_target([&] { EXPECT_TRUE(run(x, &weights, k) == expected); });
+    }
+}
+
+// Of every number of begins, at every place, with equal costs and with sums that lost a weight.
+TEST(Kmeans, KernelsFindTheLowestOfTheBest) {
+  constexpr int64_t kNumbers = 70;
+  std::vector<double> sums[4];
+  for (auto& s : sums) s.resize(kNumbers + 1 + kKmeansEnds);
+  std::mt19937 generator(1);
+  for (int64_t i = 1; i <= kNumbers; ++i) {
+    const size_t to = static_cast<size_t>(i);
+    const double x = static_cast<double>(i / 2), weight = i % 9 == 0 ? 0.0 : 1.0;
+    sums[0][to] = sums[0][to - 1] + weight;
+    sums[1][to] = sums[1][to - 1] + x;
+    sums[2][to] = sums[2][to - 1] + x * x;
+    sums[3][to] = static_cast<double>(generator() % 4);
+  }
+  const KmeansSums s{sums[0].data(), sums[1].data(), sums[2].data(), sums[3].data()};
+  const auto found = [&] {
+    std::vector<double> all;
+    for (int64_t first = 0; first < 20; ++first)
+      for (int64_t last = first; last < 45; ++last) {
+        double least;
+        all.push_back(static_cast<double>(kernels().kmeans_begin(s, first, last, last + 3, &least)));
+        all.push_back(least);
+        double costs[kKmeansEnds];
+        int32_t begins[kKmeansEnds];
+        kernels().kmeans_begins(s, first, last, last + 1, 0.5, costs, begins);
+        all.insert(all.end(), costs, costs + kKmeansEnds);
+        all.insert(all.end(), begins, begins + kKmeansEnds);
+      }
+    return all;
+  };
+  const std::vector<double> expected = cases::on_reference(found);
+  cases::on_every_target([&] { EXPECT_EQ(found(), expected); });
+}
+
+TEST(Kmeans, LightNumbersAreNotLostBesideHeavyOnes) {
+  cases::Sample x = cases::sample("normal", 1, 5, QTR_F32);
+  x.values = {-3, -2, 0, 1, 5};
+  cases::Sample weights = x;
+  weights.values = {1e-30f, 1e30f, 1e-30f, 1e30f, 1e-30f};
+  EXPECT_EQ(run(x, &weights, 5).centroids, (std::vector<float>{-3, -2, 0, 1, 5}));
+  const Clusters c = run(x, &weights, 2);
+  EXPECT_EQ(c.centroids, (std::vector<float>{-2, 1}));
 }
 
 TEST(Kmeans, DivisionsAreTheLowestOfTheBest) {

@@ -57,6 +57,40 @@ def test_is_never_worse_than_others_find(k, weighted):
             assert least <= inertia(x, theirs, weights) * (1 + 1e-6)
 
 
+def least_by_all_begins(x, k, weights):
+    """The dynamic program without any of its shortcuts."""
+    order = np.argsort(x, kind="stable")
+    x, weights = x[order].astype(np.float64), weights[order].astype(np.float64)
+    mass, first, second = (np.append(0, np.cumsum(weights * x**power)) for power in range(3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = (first - first[:, None]) ** 2 / (mass - mass[:, None])
+    cost = np.triu(second - second[:, None] - np.nan_to_num(spread))
+    cost[np.tril_indices(len(x) + 1, -1)] = np.inf
+    best = cost[0]
+    for _ in range(k - 1):
+        best = (best[:, None] + cost).min(axis=0)
+    return best[-1]
+
+
+@pytest.mark.parametrize("k", [2, 3, 16, 50])
+@pytest.mark.parametrize("kind", ["tails", "clumps", "importances", "steps"])
+def test_long_rows_are_divided_best(kind, k):
+    rng = np.random.default_rng(k)
+    x, weights = rng.standard_normal(700), rng.random(700) + 0.01
+    if kind == "tails":
+        x[rng.integers(0, 700, 5)] *= 100
+    if kind == "clumps":
+        x = x * 0.01 + rng.integers(0, 20, 700)
+    if kind == "importances":
+        weights = np.exp(4 * rng.standard_normal(700))
+    if kind == "steps":
+        x = np.arange(700) / 64
+        weights[:] = 1
+    x, weights = x.astype(np.float32), weights.astype(np.float32)
+    centroids, _ = ops.kmeans_1d(x, k, weights)
+    assert inertia(x, centroids, weights) <= least_by_all_begins(x, k, weights) * (1 + 1e-6)
+
+
 def test_is_never_worse_than_scikit_learn():
     cluster = pytest.importorskip("sklearn.cluster")
     rng = np.random.default_rng(0)

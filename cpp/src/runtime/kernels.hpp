@@ -8,6 +8,7 @@
 #include "ops/codebook/search.hpp"
 #include "ops/gptq/columns.hpp"
 #include "ops/grid/line.hpp"
+#include "ops/kmeans/sums.hpp"
 #include "ops/matvec/block.hpp"
 #include "ops/packing/span.hpp"
 #include "ops/trellis/tile.hpp"

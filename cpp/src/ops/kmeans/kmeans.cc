@@ -2,17 +2,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <utility>
 #include <vector>
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "common/ordered_key.hpp"
+#include "ops/kmeans/sums.hpp"
 #include "quantrature/runtime.hpp"
 #include "runtime/backend.hpp"
+#include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
@@ -24,193 +26,217 @@ size_t at(int64_t i) {
   return static_cast<size_t>(i);
 }
 
-// Sums over numbers before a place, less those over numbers before the middle: of weight, weight x and weight
-// x^2.
-struct Prefix {
-  double weight, first, second;
-};
+// Sums over the numbers before each place, as KmeansSums has them.
+class Prefixes {
+ public:
+  void resize(int64_t size) {
+    for (std::vector<double>* sums : {&weight_, &first_, &second_}) sums->resize(at(size + 1 + kKmeansEnds));
+  }
 
-// The least cost of numbers [begin, end) in one cluster: the sum of weight (x - mean)^2.
-double cost(const Prefix& begin, const Prefix& end) {
-  const double first = end.first - begin.first;
-  return end.second - begin.second - first * first / (end.weight - begin.weight);
-}
+  void set(int64_t place, double weight, double first, double second) {
+    weight_[at(place)] = weight, first_[at(place)] = first, second_[at(place)] = second;
+  }
+
+  void copy(const Prefixes& other, int64_t from, int64_t place) {
+    set(place, other.weight_[at(from)], other.first_[at(from)], other.second_[at(from)]);
+  }
+
+  KmeansSums with(const double* best) const { return {weight_.data(), first_.data(), second_.data(), best}; }
+
+ private:
+  std::vector<double> weight_, first_, second_;
+};
 
 // The best ways to divide the first numbers into 1, 2, ... clusters, all of them.
 class Layers {
  public:
-  void fill(const std::vector<Prefix>& prefix, int64_t size, int clusters) {
-    prefix_ = prefix.data();
+  void fill(const Prefixes& prefixes, int64_t size, int clusters) {
     size_ = size;
-    costs_.clear();
-    best_.resize(at(size + 1)), next_.resize(at(size + 1));
+    best_.resize(at(size + 1 + kKmeansEnds)), next_.resize(best_.size());
     split_.resize(at(clusters * (size + 1)));
-    for (int64_t end = 1; end <= size; ++end) best_[at(end)] = cost(prefix_[0], prefix_[end]);
-    costs_.push_back(best_[at(size)]);
+    for (int64_t end = 1; end <= size; ++end) best_[at(end)] = kmeans_cost(prefixes.with(nullptr), 0, end);
     for (int c = 1; c < clusters; ++c) {
+      sums_ = prefixes.with(best_.data());
       // The last layer is asked for all numbers alone.
       fill_layer(c, c + 1 < clusters ? c + 1 : size, size, c, size - 1);
       std::swap(best_, next_);
-      costs_.push_back(best_[at(size)]);
     }
   }
 
   // Where the last of c + 1 clusters of the first `end` numbers begins.
   int64_t split(int c, int64_t end) const { return split_[at(c * (size_ + 1) + end)]; }
 
-  // The least cost of all numbers in so many clusters.
-  double cost_of(int clusters) const { return costs_[at(clusters - 1)]; }
-
  private:
   // Ends [low, high], whose last clusters begin within [first, last].
   void fill_layer(int c, int64_t low, int64_t high, int64_t first, int64_t last) {
     if (low > high) return;
     const int64_t end = low + (high - low) / 2;
-    double least = std::numeric_limits<double>::infinity();
-    int64_t least_at = first;
-    for (int64_t begin = first; begin <= std::min(last, end - 1); ++begin) {
-      const double sum = best_[at(begin)] + cost(prefix_[begin], prefix_[end]);
-      if (sum < least) least = sum, least_at = begin;
-    }
-    next_[at(end)] = least;
-    split_[at(c * (size_ + 1) + end)] = static_cast<int32_t>(least_at);
-    fill_layer(c, low, end - 1, first, least_at);
-    fill_layer(c, end + 1, high, least_at, last);
+    const int64_t begin = kernels().kmeans_begin(sums_, first, std::min(last, end - 1), end, &next_[at(end)]);
+    split_[at(c * (size_ + 1) + end)] = static_cast<int32_t>(begin);
+    fill_layer(c, low, end - 1, first, begin);
+    fill_layer(c, end + 1, high, begin, last);
   }
 
-  const Prefix* prefix_ = nullptr;
   int64_t size_ = 0;
-  std::vector<double> best_, next_, costs_;
+  std::vector<double> best_, next_;
   std::vector<int32_t> split_;
+  KmeansSums sums_{};
 };
 
 // The best way to divide numbers into as many clusters as are worth a price each. If that comes to k of them,
-// no other k are better, whatever the price was; and it takes no longer than a single layer or two.
+// no other k are better, whatever the price was (Aggarwal, Schieber & Tokuyama 1994); and it takes no longer
+// than a single layer.
 class Priced {
  public:
   // The number of clusters.
-  int divide(const std::vector<Prefix>& prefix, int64_t size, double price) {
-    prefix_ = prefix.data();
+  int divide(const Prefixes& prefixes, int64_t size, double price) {
+    best_.resize(at(size + 1 + kKmeansEnds)), from_.resize(best_.size());
+    sums_ = prefixes.with(best_.data());
     price_ = price;
-    best_.assign(at(size + 1), std::numeric_limits<double>::infinity());
-    from_.resize(at(size + 1));
     best_[0] = 0;
     from_[0] = 0;
-    complete(0, size + 1);
+    int64_t ends = 1;
+    for (int64_t low = 1; low <= size; low += ends) {
+      ends = known_ends(low, size, ends);
+      const int64_t first = from_[at(low - 1)];
+      const int64_t last = begin_of(low + ends - 1, first, low - 1);
+      if (ends > 1) complete(low, low + ends, first, last);
+    }
     int clusters = 0;
     for (int64_t end = size; end > 0; end = from_[at(end)]) ++clusters;
+    cost_ = best_[at(size)] - clusters * price;
     return clusters;
   }
+
+  // What the clusters cost, without their prices.
+  double cost() const { return cost_; }
 
   // Where the last cluster of the first `end` numbers begins.
   int64_t split(int64_t end) const { return from_[at(end)]; }
 
  private:
-  static constexpr int64_t kFew = 8;
+  // How many ends from `low` on have no cluster that begins at low or later: as long as prolonging the last
+  // cluster of the numbers before low costs less than a price, since more numbers never cost less. The search
+  // starts where the last one ended.
+  int64_t known_ends(int64_t low, int64_t size, int64_t ends) const {
+    const int64_t begin = from_[at(low - 1)], most = size + 1 - low;
+    const double limit = best_[at(low - 1)] - best_[at(begin)];
+    const auto known = [&](int64_t count) {
+      return count <= most && kmeans_cost(sums_, begin, low + count - 1) < limit;
+    };
+    if (!known(ends)) {
+      do ends /= 2;
+      while (ends > 1 && !known(ends));
+      return std::max<int64_t>(ends, 1);
+    }
+    while (known(2 * ends)) ends *= 2;
+    return ends;
+  }
 
-  // Ends [low, high), of which clusters that begin before low have been tried.
-  void complete(int64_t low, int64_t high) {
-    if (high - low <= kFew) {
-      for (int64_t end = low + 1; end < high; ++end)
-        for (int64_t begin = low; begin < end; ++begin) try_cluster(begin, end);
+  // Ends [low, high), whose last clusters begin within [first, last]; later ends have later beginnings.
+  void complete(int64_t low, int64_t high, int64_t first, int64_t last) {
+    if (high - low <= kKmeansEnds) {
+      // What is written beyond high is not known yet and is written again.
+      kernels().kmeans_begins(sums_, first, last, low, price_, &best_[at(low)], &from_[at(low)]);
       return;
     }
-    const int64_t middle = low + (high - low) / 2;
-    complete(low, middle);
-    // Later ends have later beginnings.
-    extend(middle, high - 1, std::max<int64_t>(low, from_[at(middle - 1)]), middle - 1);
-    complete(middle, high);
+    const int64_t middle = low + (high - low + kKmeansEnds) / (2 * kKmeansEnds) * kKmeansEnds;
+    const int64_t begin = begin_of(middle - 1, first, last);
+    complete(low, middle, first, begin);
+    complete(middle, high, begin, last);
   }
 
-  // Tries clusters that begin within [first, last] on ends [low, high], all behind last.
-  void extend(int64_t low, int64_t high, int64_t first, int64_t last) {
-    if (low > high) return;
-    const int64_t end = low + (high - low) / 2;
-    double least = std::numeric_limits<double>::infinity();
-    int64_t least_at = first;
-    for (int64_t begin = first; begin <= last; ++begin) {
-      const double sum = best_[at(begin)] + cost(prefix_[begin], prefix_[end]);
-      if (sum < least) least = sum, least_at = begin;
-    }
-    if (least + price_ < best_[at(end)]) {
-      best_[at(end)] = least + price_;
-      from_[at(end)] = static_cast<int32_t>(least_at);
-    }
-    extend(low, end - 1, first, least_at);
-    extend(end + 1, high, least_at, last);
+  int64_t begin_of(int64_t end, int64_t first, int64_t last) {
+    const int64_t begin = kernels().kmeans_begin(sums_, first, last, end, &best_[at(end)]);
+    best_[at(end)] += price_;
+    from_[at(end)] = static_cast<int32_t>(begin);
+    return begin;
   }
 
-  void try_cluster(int64_t begin, int64_t end) {
-    const double sum = best_[at(begin)] + cost(prefix_[begin], prefix_[end]) + price_;
-    if (sum < best_[at(end)]) {
-      best_[at(end)] = sum;
-      from_[at(end)] = static_cast<int32_t>(begin);
-    }
-  }
-
-  const Prefix* prefix_ = nullptr;
-  double price_ = 0;
+  double price_ = 0, cost_ = 0;
   std::vector<double> best_;
   std::vector<int32_t> from_;
+  KmeansSums sums_{};
 };
 
-// Positions of x in ascending order, of equal numbers in the order they are in.
+// Numbers in ascending order, equal ones in the order they are in: by the highest 22 bits in which their keys
+// differ, in two passes; the few that are equal in those are sorted by comparing.
 class Sorter {
  public:
-  const std::vector<int32_t>& sort(const std::vector<float>& x) {
-    keys_.resize(x.size()), other_keys_.resize(x.size()), order_.resize(x.size()), other_.resize(x.size());
-    for (size_t i = 0; i < x.size(); ++i) keys_[i] = ordered_key(x[i]);
-    std::iota(order_.begin(), order_.end(), 0);
-    for (int shift = 0; shift < 32; shift += kDigit) by_digit(shift);
-    return order_;
+  void sort(const std::vector<float>& x) {
+    const size_t n = x.size();
+    pairs_.resize(n), other_.resize(n);
+    uint32_t low = ~0u, high = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const uint32_t key = ordered_key(x[i]);
+      low = std::min(low, key), high = std::max(high, key);
+      pairs_[i] = uint64_t{key} << 32 | i;
+    }
+    int shift = 0;
+    while ((high - low) >> shift >> (2 * kDigit) != 0) ++shift;
+    by_digit(low, shift);
+    by_digit(low, shift + kDigit);
+    if (shift > 0) finish(low, shift);
   }
+
+  // The position in x of the number that comes i-th.
+  int64_t position(size_t i) const { return static_cast<int64_t>(pairs_[i] & 0xFFFFFFFFu); }
+  float value(size_t i) const { return score_of_key(key_of(pairs_[i])); }
 
  private:
   static constexpr int kDigit = 11;
 
-  void by_digit(int shift) {
-    size_t starts[1 << kDigit] = {};
-    const auto digit = [&](uint32_t key) { return key >> shift & ((1u << kDigit) - 1); };
-    for (uint32_t key : keys_) ++starts[digit(key)];
-    size_t sum = 0;
-    for (size_t& start : starts) sum += std::exchange(start, sum);
-    for (size_t i = 0; i < keys_.size(); ++i) {
-      const size_t to = starts[digit(keys_[i])]++;
-      other_keys_[to] = keys_[i];
-      other_[to] = order_[i];
-    }
-    std::swap(keys_, other_keys_);
-    std::swap(order_, other_);
+  static uint32_t key_of(uint64_t pair) { return static_cast<uint32_t>(pair >> 32); }
+
+  void by_digit(uint32_t low, int shift) {
+    const auto digit = [=](uint64_t pair) { return (key_of(pair) - low) >> shift & ((1u << kDigit) - 1); };
+    uint32_t starts[1 << kDigit] = {};
+    for (uint64_t pair : pairs_) ++starts[digit(pair)];
+    uint32_t sum = 0;
+    for (uint32_t& start : starts) sum += std::exchange(start, sum);
+    uint64_t* to = other_.data();
+    for (uint64_t pair : pairs_) to[starts[digit(pair)]++] = pair;
+    std::swap(pairs_, other_);
   }
 
-  std::vector<uint32_t> keys_, other_keys_;
-  std::vector<int32_t> order_, other_;
+  void finish(uint32_t low, int shift) {
+    for (size_t i = 0, next; i < pairs_.size(); i = next) {
+      const uint32_t same = (key_of(pairs_[i]) - low) >> shift;
+      next = i + 1;
+      while (next < pairs_.size() && (key_of(pairs_[next]) - low) >> shift == same) ++next;
+      if (next - i > 1) std::sort(&pairs_[i], &pairs_[i] + (next - i));
+    }
+  }
+
+  std::vector<uint64_t> pairs_, other_;  // key and position
 };
 
 // One row at a time; the memory is kept from row to row.
 class Row {
  public:
-  Row(int64_t cols, int k) : cols_(cols), k_(k) {
+  void resize(int64_t cols, int k) {
     const size_t n = at(cols);
-    x_.resize(n), weights_.resize(n), distinct_.resize(n), mass_.resize(n), prefix_.resize(n + 1);
+    cols_ = cols;
+    k_ = k;
+    x_.resize(n), weights_.resize(n), distinct_.resize(n), mass_.resize(n);
+    prefixes_.resize(cols), cell_prefixes_.resize(std::min<int64_t>(cols, kCells * k + 1));
   }
 
   // Returns whether all numbers are finite and all weights finite and not negative.
   bool load(const Matrix& x, const Matrix& weights, int64_t row) {
     copy(x, row, x_);
-    for (float value : x_)
-      if (!std::isfinite(value)) return false;
+    uint32_t largest = 0;
+    for (float value : x_) largest = std::max(largest, std::bit_cast<uint32_t>(value) & 0x7FFFFFFFu);
+    if (largest >= kInfinity) return false;
     if (weights.data == nullptr) {
       std::fill(weights_.begin(), weights_.end(), 1.0f);
       return true;
     }
     copy(weights, row, weights_);
-    bool any = false;
-    for (float weight : weights_) {
-      if (!std::isfinite(weight) || weight < 0) return false;
-      any = any || weight > 0;
-    }
-    if (!any) std::fill(weights_.begin(), weights_.end(), 1.0f);
+    largest = 0;
+    for (float weight : weights_) largest = std::max(largest, std::bit_cast<uint32_t>(weight + 0.0f));
+    if (largest >= kInfinity) return false;  // that has the sign of a negative one as its highest bit
+    if (largest == 0) std::fill(weights_.begin(), weights_.end(), 1.0f);
     return true;
   }
 
@@ -218,12 +244,11 @@ class Row {
     count_distinct();
     const int clusters = static_cast<int>(std::min<int64_t>(k_, size_));
     const bool priced = find_price(clusters);
-    if (!priced) layers_.fill(prefix_, size_, clusters);
+    if (!priced) layers_.fill(prefixes_, size_, clusters);
     int64_t end = size_;
     for (int c = clusters - 1; c >= 0; --c) {
       const int64_t begin = c == 0 ? 0 : priced ? priced_.split(end) : layers_.split(c, end);
-      const Prefix &from = prefix_[at(begin)], &to = prefix_[at(end)];
-      centroids[c] = static_cast<float>(middle_ + (to.first - from.first) / (to.weight - from.weight));
+      centroids[c] = static_cast<float>(mean(begin, end));
       end = begin;
     }
     std::fill(centroids + clusters, centroids + k_, centroids[clusters - 1]);
@@ -231,8 +256,10 @@ class Row {
   }
 
  private:
+  static constexpr uint32_t kInfinity = 0x7F800000u;
   static constexpr int kCells = 16;  // of a cluster, where a price is looked for
-  static constexpr int kTries = 5;
+  static constexpr int kCellTries = 12;
+  static constexpr int kTries = 8;
 
   void copy(const Matrix& m, int64_t row, std::vector<float>& to) const {
     const float* from = float_row(m, row, 0, cols_, to.data());
@@ -241,74 +268,152 @@ class Row {
 
   // The distinct numbers of positive weight, ascending, and their sums.
   void count_distinct() {
-    order_ = &sorter_.sort(x_);
-    size_ = 0;
-    for (int32_t i : *order_) {
-      const float weight = weights_[at(i)];
+    sorter_.sort(x_);
+    const float* weights = weights_.data();
+    float* distinct = distinct_.data();
+    double* mass = mass_.data();
+    int64_t last = -1;
+    double held = 0;
+    for (size_t i = 0; i < x_.size(); ++i) {
+      const float weight = weights[sorter_.position(i)];
       if (weight == 0) continue;
-      if (size_ == 0 || distinct_[at(size_ - 1)] != x_[at(i)]) {
-        distinct_[at(size_)] = x_[at(i)];
-        mass_[at(size_)] = 0;
-        ++size_;
+      const float value = sorter_.value(i);
+      if (last < 0 || distinct[last] != value) {
+        distinct[++last] = value;
+        held = 0;
       }
-      mass_[at(size_ - 1)] += static_cast<double>(weight);
+      held += static_cast<double>(weight);
+      mass[last] = held;
     }
+    size_ = last + 1;
     // From the middle outwards, around the number there: the sums of most numbers then know nothing of
     // extremes at the ends, in which their differences would drown.
     const int64_t middle = size_ / 2;
-    middle_ = static_cast<double>(distinct_[at(middle)]);
-    prefix_[at(middle)] = {};
-    for (int64_t i = middle; i < size_; ++i) prefix_[at(i + 1)] = plus(prefix_[at(i)], i, 1);
-    for (int64_t i = middle; i > 0; --i) prefix_[at(i - 1)] = plus(prefix_[at(i)], i - 1, -1);
+    middle_ = static_cast<double>(distinct[middle]);
+    add_up(middle, size_, 1);
+    add_up(middle, 0, -1);
   }
 
-  Prefix plus(const Prefix& p, int64_t i, double sign) const {
-    const double weight = sign * mass_[at(i)], x = static_cast<double>(distinct_[at(i)]) - middle_;
-    return {p.weight + weight, p.first + weight * x, p.second + weight * x * x};
+  // The sums from the middle, where they are 0, to `end`, which lies in the direction.
+  void add_up(int64_t middle, int64_t end, int64_t direction) {
+    double weight = 0, first = 0, second = 0;
+    prefixes_.set(middle, 0, 0, 0);
+    for (int64_t place = middle; place != end; place += direction) {
+      const int64_t i = direction > 0 ? place : place - 1;
+      const double w = static_cast<double>(direction) * mass_[at(i)], x = from_middle(i);
+      weight += w, first += w * x, second += w * x * x;
+      prefixes_.set(place + direction, weight, first, second);
+    }
   }
 
-  // Whether priced_ came to so many clusters. The first price lies between what one cluster more would save
-  // and one fewer would cost if clusters were made of cells of several numbers; there are k - 1 and k + 1
-  // clusters at prices some 20 % off, so that it rarely needs a second, and then the number goes with the
-  // price to the power -1/3.
-  bool find_price(int clusters) {
-    const int64_t cells = int64_t{kCells} * clusters;
-    if (clusters < 2 || size_ < 2 * cells) return false;
-    cell_prefix_.resize(at(cells + 1));
-    for (int64_t i = 0; i <= cells; ++i) cell_prefix_[at(i)] = prefix_[at(i * size_ / cells)];
-    layers_.fill(cell_prefix_, cells, clusters + 1);
-    double price = (layers_.cost_of(clusters - 1) - layers_.cost_of(clusters + 1)) / 2;
+  double from_middle(int64_t i) const { return static_cast<double>(distinct_[at(i)]) - middle_; }
+
+  double mean(int64_t begin, int64_t end) const {
+    const KmeansSums s = prefixes_.with(nullptr);
+    double weight = s.weight[end] - s.weight[begin], first = s.first[end] - s.first[begin];
+    if (weight > 0) return middle_ + first / weight;
+    // The sums over far heavier numbers have lost these.
+    weight = first = 0;
+    for (int64_t i = begin; i < end; ++i) weight += mass_[at(i)], first += mass_[at(i)] * from_middle(i);
+    return middle_ + first / weight;
+  }
+
+  // Numbers of clusters at some prices, and what the clusters cost then, fewer than wanted and more: more are
+  // found below the one price and fewer above the other.
+  struct Bracket {
+    int few;
+    double few_cost;
+    int many;
+    double many_cost;
     double low = 0, high = std::numeric_limits<double>::infinity();
-    for (int i = 0; i < kTries && price > low && price < high; ++i) {
-      const int found = priced_.divide(prefix_, size_, price);
+
+    void take(int wanted, int found, double cost, double price) {
+      if (found < wanted) few = found, few_cost = cost, high = price;
+      if (found > wanted) many = found, many_cost = cost, low = price;
+    }
+    // At which both cost the same, prices included: then no other number is worse.
+    double balance() const { return (few_cost - many_cost) / (many - few); }
+    // Where `target` clusters are likely: their number goes with the price to the power -1/3.
+    double guess(double price, int found, int target) const {
+      const double ratio = static_cast<double>(found) / target, scaled = price * ratio * ratio * ratio;
+      if (scaled > low && scaled < high) return scaled;
+      return balance();
+    }
+  };
+
+  // Whether priced_ came to so many clusters. The first price is one between what one cluster more would save
+  // and one fewer would cost if clusters were made of cells of several numbers; there are k - 1 and k + 1
+  // clusters at prices some 20 % off, so that it rarely needs a second.
+  bool find_price(int clusters) {
+    if (clusters < 2 || size_ < 4 * clusters) return false;
+    const double all = kmeans_cost(prefixes_.with(nullptr), 0, size_);
+    double price = 4 * all / (static_cast<double>(clusters) * clusters * clusters);
+    const int64_t cells = size_ < 2 * kCells * clusters ? 0 : make_cells(kCells * clusters);
+    if (cells > 2 * clusters) {
+      Bracket b{1, kmeans_cost(cell_prefixes_.with(nullptr), 0, cells), static_cast<int>(cells), 0};
+      for (int i = 0; i < kCellTries && b.many - b.few > 2; ++i) {
+        const int found = priced_.divide(cell_prefixes_, cells, price);
+        b.take(clusters, found, priced_.cost(), price);
+        price = b.guess(price, found, b.few < clusters - 1 ? clusters - 1 : clusters + 1);
+      }
+      price = b.balance();
+    }
+    Bracket b{1, all, static_cast<int>(std::min<int64_t>(size_, INT32_MAX)), 0};
+    for (int i = 0; i < kTries && price > b.low && price < b.high; ++i) {
+      const int found = priced_.divide(prefixes_, size_, price);
       if (found == clusters) return true;
-      (found > clusters ? low : high) = price;
-      const double ratio = static_cast<double>(found) / clusters;
-      price *= ratio * ratio * ratio;
-      if (!(price > low && price < high)) price = low + (high - low) / 2;
+      b.take(clusters, found, priced_.cost(), price);
+      price = b.guess(price, found, clusters);
     }
     return false;
   }
 
+  // Divides the numbers into at most so many cells, half of them of as many numbers, half of them as wide,
+  // and returns how many there are.
+  int64_t make_cells(int64_t cells) {
+    const double least = from_middle(0), width = from_middle(size_ - 1) - least;
+    const double by_number = static_cast<double>(cells) / 2 / static_cast<double>(size_);
+    const double by_width = static_cast<double>(cells) / 2 / width;
+    int64_t made = 0;
+    double next = 1;
+    cell_prefixes_.copy(prefixes_, 0, 0);
+    for (int64_t i = 1; i < size_; ++i) {
+      const double passed = static_cast<double>(i) * by_number + (from_middle(i) - least) * by_width;
+      if (passed < next) continue;
+      cell_prefixes_.copy(prefixes_, i, ++made);
+      next = std::floor(passed) + 1;
+    }
+    cell_prefixes_.copy(prefixes_, size_, ++made);
+    return made;
+  }
+
   void assign(const float* centroids, uint8_t* assignment) const {
-    int nearest = 0;
-    for (int32_t i : *order_) {
-      const double x = static_cast<double>(x_[at(i)]);
-      while (nearest + 1 < k_ && std::abs(static_cast<double>(centroids[nearest + 1]) - x) <
-                                     std::abs(static_cast<double>(centroids[nearest]) - x))
-        ++nearest;
-      assignment[i] = static_cast<uint8_t>(nearest);
+    const size_t n = x_.size();
+    size_t i = 0;
+    for (int c = 0; i < n; ++c) {
+      size_t end = n;
+      if (c + 1 < k_) {
+        const double near = static_cast<double>(centroids[c]), far = static_cast<double>(centroids[c + 1]);
+        for (size_t begin = i; begin < end;) {
+          const size_t half = begin + (end - begin) / 2;
+          const double x = static_cast<double>(sorter_.value(half));
+          if (std::abs(far - x) < std::abs(near - x))
+            end = half;
+          else
+            begin = half + 1;
+        }
+      }
+      for (; i < end; ++i) assignment[sorter_.position(i)] = static_cast<uint8_t>(c);
     }
   }
 
-  int64_t cols_;
-  int k_;
+  int64_t cols_ = 0;
+  int k_ = 0;
   int64_t size_ = 0;  // distinct numbers
   double middle_ = 0;
   std::vector<float> x_, weights_, distinct_;
   std::vector<double> mass_;
-  std::vector<Prefix> prefix_, cell_prefix_;
-  const std::vector<int32_t>* order_ = nullptr;
+  Prefixes prefixes_, cell_prefixes_;
   Sorter sorter_;
   Layers layers_;
   Priced priced_;
@@ -346,10 +451,11 @@ void kmeans(const KmeansArgs& a) {
   check(a.assignment != nullptr, "[kmeans] assignment must not be null");
 
   const int64_t tasks = std::min<int64_t>(a.x.rows, num_threads() * kTasksPerThread);
-  std::vector<Row> solvers(static_cast<size_t>(tasks), Row(a.x.cols, a.k));
   std::atomic<int64_t> first_bad{a.x.rows};
   parallel_for(tasks, [&](int64_t task) {
-    Row& solver = solvers[static_cast<size_t>(task)];
+    // A thread keeps its memory from call to call: to be given pages takes longer than to solve a row.
+    thread_local Row solver;
+    solver.resize(a.x.cols, a.k);
     for (int64_t row = a.x.rows * task / tasks; row < a.x.rows * (task + 1) / tasks; ++row) {
       if (solver.load(a.x, a.weights, row)) {
         solver.solve(static_cast<float*>(a.centroids.data) + row * a.centroids.row_stride,
