@@ -8,6 +8,8 @@
 #include "bits.cuh"
 #include "device/codes.cuh"
 #include "device/elements.cuh"
+#include "exclude.cuh"
+#include "finite.cuh"
 #include "launch.cuh"
 #include "ops/grid/line.hpp"
 #include "ops/grid/pieces.hpp"
@@ -59,10 +61,6 @@ __device__ float least_of_lanes(float x) {
     x = other < x ? other : x;
   }
   return x;
-}
-
-__device__ bool is_finite(float x) {
-  return (std::bit_cast<uint32_t>(x) & 0x7F800000u) != 0x7F800000u;
 }
 
 __device__ float code_of(float x, float inv, float zero, float top) {
@@ -272,21 +270,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// 1 in the place of every excluded weight. first_bad: the first row whose offsets or columns are not sound.
-__global__ void __launch_bounds__(kThreads)
-    mark_excluded(const int64_t* offsets, const int32_t* columns, int64_t rows, int64_t cols, uint8_t* mask,
-                  unsigned long long* first_bad) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; row < rows; row += step) {
-    bool sound = offsets[row] <= offsets[row + 1] && (row > 0 || offsets[0] == 0) && offsets[row] >= 0;
-    for (int64_t i = offsets[row]; sound && i < offsets[row + 1]; ++i) {
-      sound = columns[i] >= 0 && columns[i] < cols;
-      if (sound) mask[row * cols + columns[i]] = 1;
-    }
-    if (!sound) atomicMin(first_bad, static_cast<unsigned long long>(row));
-  }
-}
-
 // A copy of all numbers in which the excluded ones are within the range of the rest of their group.
 __global__ void __launch_bounds__(kThreads) clamp_excluded(Source x, const uint8_t* mask, float* out) {
   const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
@@ -317,52 +300,20 @@ __global__ void __launch_bounds__(kThreads) clamp_excluded(Source x, const uint8
   }
 }
 
-__global__ void __launch_bounds__(kThreads) find_not_finite(qtr_matrix w, unsigned long long* first) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < w.rows * w.cols; i += step)
-    if (!is_finite(load(w.data, w.dtype, i / w.cols * w.row_stride + i % w.cols)))
-      atomicMin(first, static_cast<unsigned long long>(i));
-}
-
 unsigned grid_of(int64_t n, int64_t each = kThreads) {
   return blocks_for(std::min<int64_t>(ceil_div(n, each), 1 << 16));
 }
 
 [[noreturn]] void refuse(const qtr_matrix& w, unsigned long long group, cudaStream_t stream) {
-  Scratch<unsigned long long> first(1, stream);
-  first.fill_bytes(0xFF, 1);
-  launch(find_not_finite, grid_of(w.rows * w.cols), kThreads, 0, stream, w, first.get());
-  unsigned long long at = 0;
-  first.read(&at, 1);
-  if (at == ~0ull)
-    throw Refused("[quantize] the range of a group must be finite in float32: got group=" +
-                  std::to_string(group));
-  const int64_t row = static_cast<int64_t>(at) / w.cols, col = static_cast<int64_t>(at) % w.cols;
-  uint32_t bits = 0;
-  const int64_t size = bytes_of(w.dtype);
-  expect(cudaMemcpyAsync(&bits, static_cast<const char*>(w.data) + (row * w.row_stride + col) * size,
-                         static_cast<size_t>(size), cudaMemcpyDeviceToHost, stream),
-         "reading a weight");
-  expect(cudaStreamSynchronize(stream), "waiting for the device");
-  char value[32];
-  std::snprintf(value, sizeof(value), "%g", static_cast<double>(load(&bits, w.dtype, 0)));
-  throw Refused(std::string("[quantize] w must be finite: got value=") + value +
-                ", row=" + std::to_string(row) + ", col=" + std::to_string(col));
+  refuse_not_finite(w, "quantize", "w", stream);
+  throw Refused("[quantize] the range of a group must be finite in float32: got group=" +
+                std::to_string(group));
 }
 
 // Where the clamped copy is, and what is wrong with the positions.
 void exclude(const qtr_quantize_args& a, Source& x, Scratch<float>& copy, cudaStream_t stream) {
   Scratch<uint8_t> mask(a.w.rows * a.w.cols, stream);
-  Scratch<unsigned long long> first_bad(1, stream);
-  mask.fill_bytes(0, a.w.rows * a.w.cols);
-  first_bad.fill_bytes(0xFF, 1);
-  launch(mark_excluded, grid_of(a.w.rows), kThreads, 0, stream, a.exclude_row_offsets, a.exclude_columns,
-         a.w.rows, a.w.cols, mask.get(), first_bad.get());
-  unsigned long long row = 0;
-  first_bad.read(&row, 1);
-  if (row != ~0ull)
-    throw Refused("[quantize] exclude must have row_offsets from 0 that ascend, and lie within w: got row=" +
-                  std::to_string(row));
+  mark_excluded({a.exclude_row_offsets, a.exclude_columns, a.w.rows, a.w.cols}, "quantize", mask, stream);
   launch(clamp_excluded, grid_of(x.view.groups(), kGroups), kThreads, 0, stream, x,
          static_cast<const uint8_t*>(mask.get()), copy.get());
   x = Source{copy.get(), QTR_F32, x.view, x.view.cols};

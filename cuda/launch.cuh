@@ -39,6 +39,16 @@ inline unsigned blocks_for(int64_t pieces) {
   return static_cast<unsigned>(std::clamp<int64_t>(pieces, 1, 1 << 20));
 }
 
+// The shared memory of a block whose size the launch gives.
+#ifdef QUANTRATURE_CUDA_ON_HOST
+using cuda_on_host::dynamic_shared;
+#else
+__device__ __forceinline__ void* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return bytes;
+}
+#endif
+
 // Queues a kernel; arguments become the types of its parameters.
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,

@@ -2,7 +2,9 @@
 // host.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -28,7 +30,7 @@ class DeviceArray {
 #ifdef QUANTRATURE_TEST_ON_GPU
     cudaMemcpy(data_, from.data(), sizeof(T) * count_, cudaMemcpyHostToDevice);
 #else
-    std::memcpy(data_, from.data(), sizeof(T) * count_);
+    std::copy(from.begin(), from.end(), data());
 #endif
   }
   DeviceArray(const DeviceArray&) = delete;
@@ -48,7 +50,7 @@ class DeviceArray {
     cudaDeviceSynchronize();
     cudaMemcpy(to.data(), data_, sizeof(T) * count_, cudaMemcpyDeviceToHost);
 #else
-    std::memcpy(to.data(), data_, sizeof(T) * count_);
+    std::copy_n(data(), count_, to.data());
 #endif
     return to;
   }

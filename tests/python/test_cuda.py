@@ -218,10 +218,46 @@ def test_arrays_in_different_places_are_refused(on_device):
         ops.pqi_sum(on_device(w), w, w)
 
 
+@needs_a_device
+@pytest.mark.parametrize("group_size", [None, -1, 48])
+def test_codebooks(on_device, group_size):
+    w = numbers(12, 200)
+    for codebook, table in (("nf4", "nf4"), (numbers(12, 16, 3), on_device(numbers(12, 16, 3)))):
+        expected = ops.quantize(w, 4, group_size, codebook=codebook)
+        q = ops.quantize(on_device(w), 4, group_size, codebook=table)
+        same(q.codes, expected.codes)
+        if group_size is not None:
+            same(q.scale, expected.scale)
+        same(q.dequantize("float32"), expected.dequantize("float32"))
+        same(q.dequantize("float32", slice(3, 7)), expected.dequantize("float32", slice(3, 7)))
+
+
+@needs_a_device
+def test_hadamard_transforms(on_device):
+    x = numbers(5, 384)
+    signs = ops.random_signs(384, 1)
+    turned = ops.hadamard(on_device(x), on_device(signs))
+    same(turned, ops.hadamard(x, signs))
+    same(ops.hadamard(turned, on_device(signs), inverse=True), ops.hadamard(host(turned), signs, inverse=True))
+
+
+@needs_a_device
+@pytest.mark.parametrize("code", ["1mad", "3inst", "hyb"])
+def test_trellis_codes(on_device, code):
+    trellis = ops.Trellis(bits=2, state_bits=12, code=code)
+    codes = np.random.default_rng(0).integers(0, 256, (12, 64), dtype=np.uint8)
+    dense = ops.trellis_dequantize(codes, 256, trellis, 0.5)
+    same(ops.trellis_dequantize(on_device(codes), 256, trellis, 0.5), dense)
+    w = dense.reshape(3, 4, 16, 16).swapaxes(1, 2).reshape(48, 64).astype(np.float64)
+    x = numbers(5, 64)
+    y = ops.trellis_matvec(on_device(codes), (48, 64), on_device(x), trellis, 0.5)
+    assert (abs(host(y) - x @ w.T) <= 2.0**-23 * (64 / 4 + 32) * (abs(x) @ abs(w).T)).all()
+
+
 @needs_a_gpu
 def test_ops_without_kernels_name_themselves():
     with pytest.raises(quantrature.InvalidArgumentError, match="must be on the CPU: got device=cuda:0"):
-        ops.hadamard(torch.zeros(4, 64, device="cuda"))
+        ops.kmeans_1d(torch.zeros(4, 64, device="cuda"), 4)
 
 
 @needs_a_gpu

@@ -34,7 +34,12 @@ typedef struct qtr_failure {
   OP(quantize)              \
   OP(dequantize)            \
   OP(residuals)             \
-  OP(matvec)
+  OP(matvec)                \
+  OP(codebook_quantize)     \
+  OP(codebook_dequantize)   \
+  OP(hadamard)              \
+  OP(trellis_dequantize)    \
+  OP(trellis_matvec)
 
 typedef struct qtr_backend {
   uint32_t abi;

@@ -8,7 +8,8 @@ import os
 import platform
 from typing import Any
 
-from .. import __version__, available_targets, cuda_device_count, num_threads, target
+from .. import __version__, available_targets, num_threads, target
+from .._C import cuda_device_count
 from ._output import Json, print_json, print_table, stdout_kept_clean
 
 LOADED = ("numpy", "torch", "transformers")

@@ -20,6 +20,7 @@ from .._arrays import (
     dtype_name,
     empty_like_kind,
     is_torch,
+    place,
 )
 from ._packing import unpack
 
@@ -153,16 +154,16 @@ def encode(
     Raises:
         InvalidArgumentError: as there.
     """
-    source = as_input(w, "codebook", "w")
+    source = as_input(w, "codebook", "w", on_cuda=True)
     shape = tuple(int(n) for n in w.shape)
     rows, cols = shape if len(shape) == 2 else (1, shape[0])
     if isinstance(codebook, str):
         name: str | None = codebook
         table = table_of(codebook)
-        table = sys.modules["torch"].from_numpy(table) if is_torch(w) else table
+        table = sys.modules["torch"].from_numpy(table).to(w.device) if is_torch(w) else table
     else:
         name, table = None, codebook
-        as_input(table, "codebook", "codebook", dtypes=("float32", "float16"))
+        as_input(table, "codebook", "codebook", dtypes=("float32", "float16"), on_cuda=True)
         if is_torch(table) != is_torch(w):
             raise _C.InvalidArgumentError(
                 f"[codebook] codebook must be of the library of w: got {type(table).__module__}"
@@ -179,7 +180,9 @@ def encode(
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
     groups = None if group_size is None else 1 if group_size == -1 else -(-cols // group_size)
     scale = None if groups is None else empty_like_kind(w, (rows, groups), "float32")
-    _C.codebook_quantize(source, bits, group_size or 0, core_view(table), *positions, codes, scale)
+    offsets, columns = (None if part is None else core_view(part) for part in positions)
+    made = core_view(codes), None if scale is None else core_view(scale), place("codebook", w=source, codebook=table)
+    _C.codebook_quantize(core_view(source), bits, group_size or 0, core_view(table), offsets, columns, *made)
     return CodebookTensor(codes, table, scale, bits, group_size, name, shape, dtype_name(w))
 
 
@@ -189,10 +192,19 @@ def decode(q: CodebookTensor, out: Array) -> Array:
     Raises:
         InvalidArgumentError: for parts of q that do not go together, or an out that does not fit.
     """
-    codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,))
-    table = as_input(q.table, "dequantize", "table", dtypes=("float32", "float16"))
+    halves = ("float32", "float16")
+    codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,), on_cuda=True)
+    table = as_input(q.table, "dequantize", "table", dtypes=halves, on_cuda=True)
     scale = q._plain_scale()
-    scale = None if scale is None else as_input(scale, "dequantize", "scale", dtypes=("float32", "float16"))
-    target = as_output(out, "dequantize", "out")
-    _C.codebook_dequantize(codes, q.bits, q.group_size or 0, table, scale, target)
+    scale = None if scale is None else as_input(scale, "dequantize", "scale", dtypes=halves, on_cuda=True)
+    target = as_output(out, "dequantize", "out", on_cuda=True)
+    _C.codebook_dequantize(
+        core_view(codes),
+        q.bits,
+        q.group_size or 0,
+        core_view(table),
+        None if scale is None else core_view(scale),
+        core_view(target),
+        place("dequantize", codes=codes, table=table, scale=scale, out=target),
+    )
     return out

@@ -201,7 +201,7 @@ def quantize(
     for name, value in (("bits", bits), ("group_size", group), ("axis", axis), ("meta_group", meta_group)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise _C.InvalidArgumentError(f"[quantize] {name} must be an integer: got {name}={value!r}")
-    source = as_input(w, "quantize", "w", on_cuda=codebook is None)
+    source = as_input(w, "quantize", "w", on_cuda=True)
     _check_grid("quantize", bits, -1 if group_size is None else group, axis)
     if solver not in SOLVERS:
         raise _C.InvalidArgumentError(f"[quantize] solver must be one of {', '.join(SOLVERS)}: got solver={solver!r}")
@@ -277,7 +277,7 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
         raise _C.InvalidArgumentError(f"[dequantize] dtype must be {' or '.join(FLOATS)}: got dtype={name}")
     if out is None:
         out = empty_like_kind(q.codes, q.shape, name)
-    target = as_output(out, "dequantize", "out", dtypes=(name,), on_cuda=isinstance(q, QuantizedTensor))
+    target = as_output(out, "dequantize", "out", dtypes=(name,), on_cuda=True)
     if tuple(out.shape) != tuple(q.shape):
         raise _C.InvalidArgumentError(
             f"[dequantize] out must have the shape of q: got shape={tuple(out.shape)}, expected {tuple(q.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, is_torch
+from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, is_torch, place
 
 
 def hadamard_order(n: int) -> int:
@@ -64,10 +64,10 @@ def hadamard(x: Array, signs: Array | None = None, *, inverse: bool = False, out
             columns with a :func:`hadamard_order` above 2048.
     """
     op = "hadamard"
-    source = as_input(x, op, "x")
+    source = as_input(x, op, "x", on_cuda=True)
     bits = None
     if signs is not None:
-        bits = core_view(as_input(signs, op, "signs", dtypes=("uint8",), ndim=(1,)))
+        bits = as_input(signs, op, "signs", dtypes=("uint8",), ndim=(1,), on_cuda=True)
         if len(bits) != (source.shape[-1] + 7) // 8:
             raise _C.InvalidArgumentError(
                 f"[{op}] signs must have a bit for each column: got {len(bits)} bytes for cols={source.shape[-1]}"
@@ -75,10 +75,11 @@ def hadamard(x: Array, signs: Array | None = None, *, inverse: bool = False, out
     if out is None:
         dtype = str(x.dtype).removeprefix("torch.") if is_torch(x) else x.dtype.name
         out = empty_like_kind(x, tuple(x.shape), dtype)
-    target = as_output(out, op, "out")
+    target = as_output(out, op, "out", on_cuda=True)
     if tuple(target.shape) != tuple(source.shape):
         raise _C.InvalidArgumentError(
             f"[{op}] out must have the shape of x: got shape={tuple(target.shape)}, expected={tuple(source.shape)}"
         )
-    _C.hadamard(core_view(source), bits, inverse, core_view(target))
+    where = place(op, x=source, signs=bits, out=target)
+    _C.hadamard(core_view(source), None if bits is None else core_view(bits), inverse, core_view(target), where)
     return out

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, empty_like_kind
+from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
 
 Code = Literal["1mad", "3inst", "hyb"]
 
@@ -127,13 +127,14 @@ def trellis_dequantize(
     source = _streams(codes, trellis.stream_bytes(cols), op)
     if out is None:
         out = empty_like_kind(codes, (source.shape[0], cols), dtype)
-    target = as_output(out, op, "out", ndim=(2,))
+    target = as_output(out, op, "out", ndim=(2,), on_cuda=True)
     if tuple(target.shape) != (source.shape[0], cols):
         raise _C.InvalidArgumentError(
             f"[{op}] out must have a row for each stream: got shape={tuple(target.shape)}, "
             f"expected={(source.shape[0], cols)}"
         )
-    _C.trellis_dequantize(core_view(source), *trellis._arguments, scale, core_view(target))
+    where = place(op, codes=source, out=target)
+    _C.trellis_dequantize(core_view(source), *trellis._arguments, scale, core_view(target), where)
     return out
 
 
@@ -161,23 +162,24 @@ def trellis_matvec(
     """
     op = "trellis_matvec"
     streams = _streams(codes, trellis.stream_bytes(TILE * TILE), op)
-    source = as_input(x, op, "x")
+    source = as_input(x, op, "x", on_cuda=True)
     rows, cols = shape
     expected = (*source.shape[:-1], rows)
     if out is None:
         out = empty_like_kind(x, expected, "float32")
-    target = as_output(out, op, "out", dtypes=("float32",))
+    target = as_output(out, op, "out", dtypes=("float32",), on_cuda=True)
     if tuple(target.shape) != expected:
         raise _C.InvalidArgumentError(
             f"[{op}] out must have a number for each row and vector: got shape={tuple(target.shape)}, "
             f"expected={expected}"
         )
-    _C.trellis_matvec(core_view(streams), rows, cols, *trellis._arguments, scale, core_view(source), core_view(target))
+    arrays = core_view(source), core_view(target), place(op, codes=streams, x=source, out=target)
+    _C.trellis_matvec(core_view(streams), rows, cols, *trellis._arguments, scale, *arrays)
     return out
 
 
 def _streams(codes: Array, width: int, op: str) -> Array:
-    source = as_input(codes, op, "codes", dtypes=("uint8",), ndim=(2,))
+    source = as_input(codes, op, "codes", dtypes=("uint8",), ndim=(2,), on_cuda=True)
     if source.shape[1] != width:
         raise _C.InvalidArgumentError(f"[{op}] codes must have {width} bytes a stream: got {source.shape[1]}")
     return source

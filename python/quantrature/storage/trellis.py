@@ -98,13 +98,13 @@ class TrellisMatrix:
         import torch
 
         rows, cols = self.padded_shape
-        inputs = torch.zeros(len(x), cols)
+        inputs = torch.zeros(len(x), cols, device=x.device)
         inputs[:, : self.shape[1]] = x
         ops.hadamard(inputs, self.input_signs, out=inputs)
         if len(x) <= FEW:
             outputs = ops.trellis_matvec(self.codes, (rows, cols), inputs, self.trellis, float(self.scale))
         else:
-            outputs = torch.empty(len(x), rows)
+            outputs = torch.empty(len(x), rows, device=x.device)
             for block, weight in self._blocks():
                 torch.mm(inputs, weight.mT, out=outputs[:, block])
         ops.hadamard(outputs, self.output_signs, inverse=True, out=outputs)
@@ -116,10 +116,10 @@ class TrellisMatrix:
         import torch
 
         rows, cols = self.padded_shape
-        outputs = torch.zeros(len(y), rows)
+        outputs = torch.zeros(len(y), rows, device=y.device)
         outputs[:, : self.shape[0]] = y
         ops.hadamard(outputs, self.output_signs, out=outputs)
-        inputs = torch.zeros(len(y), cols)
+        inputs = torch.zeros(len(y), cols, device=y.device)
         for block, weight in self._blocks():
             inputs.addmm_(outputs[:, block], weight)
         ops.hadamard(inputs, self.input_signs, inverse=True, out=inputs)

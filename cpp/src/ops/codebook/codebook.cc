@@ -44,17 +44,6 @@ void check_table(const Matrix& table, int bits, int64_t rows) {
         "rows", table.rows, "expected", rows);
 }
 
-// The largest float32 that is not above the middle of a and b, a < b.
-float bound_between(float a, float b) {
-  const double x = a, y = b, sum = x + y;
-  const double part = sum - x, lost = (x - (sum - part)) + (y - part);  // sum + lost is exact
-  float bound = static_cast<float>(sum / 2);
-  const double twice = 2 * static_cast<double>(bound);
-  if (twice > sum || (twice == sum && lost < 0))
-    bound = std::nextafter(bound, -std::numeric_limits<float>::infinity());
-  return bound;
-}
-
 // The entries of a table by rank, and the bounds between them.
 class SortedTable {
  public:
@@ -145,10 +134,8 @@ bool fit(const CodebookQuantizeArgs& a, const Groups& groups, int64_t row, const
 }  // namespace
 
 void codebook_quantize(const CodebookQuantizeArgs& a) {
-  check_on_cpu(a.device, "codebook");
   check_matrix(a.w, "codebook", "w");
   check_table(a.table, a.bits, a.w.rows);
-  check_entries(a.table);
   const Groups groups = groups_of(a.w.cols, a.group_size);
   const int64_t width = row_bytes(a.w.cols, a.bits);
   check(a.codes != nullptr && a.codes_size == a.w.rows * width, "[codebook] codes must hold all packed rows",
@@ -156,6 +143,8 @@ void codebook_quantize(const CodebookQuantizeArgs& a) {
   check(a.groups == a.w.rows * groups.per_row && (a.scale != nullptr) == (groups.per_row > 0),
         "[codebook] scale must hold one number for each group", "groups", a.groups, "expected",
         a.w.rows * groups.per_row);
+  if (done_on_device(a, "codebook", &qtr_backend::codebook_quantize)) return;
+  check_entries(a.table);
   check_exclude(a);
 
   const int64_t tasks = std::min<int64_t>(a.w.rows, num_threads() * kTasksPerThread);
@@ -190,7 +179,6 @@ void codebook_quantize(const CodebookQuantizeArgs& a) {
 }
 
 void codebook_dequantize(const CodebookDequantizeArgs& a) {
-  check_on_cpu(a.device, "codebook");
   check_matrix(a.out, "codebook", "out");
   check_table(a.table, a.bits, a.out.rows);
   const Groups groups = groups_of(a.out.cols, a.group_size);
@@ -211,6 +199,7 @@ void codebook_dequantize(const CodebookDequantizeArgs& a) {
     scales = {a.scale.data, a.out.rows, groups.per_row, groups.per_row, a.scale.dtype};
   }
 
+  if (done_on_device(a, "codebook", &qtr_backend::codebook_dequantize)) return;
   constexpr int64_t kCodes = 4096;  // about, of a piece
   parallel_for_pieces(a.out.rows, std::max<int64_t>(1, kCodes / cols), [&](int64_t first, int64_t last) {
     std::vector<uint8_t> codes(static_cast<size_t>(cols));

@@ -4,11 +4,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <numbers>
 #include <vector>
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "ops/hadamard/factor.hpp"
 #include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
@@ -16,76 +16,8 @@
 namespace quantrature {
 namespace {
 
-constexpr int64_t kMaxPaley = 512;
 constexpr int64_t kMaxOrder = 2048;
 constexpr int64_t kTaskElements = 1 << 15;
-
-bool is_prime(int64_t n) {
-  if (n < 2) return false;
-  for (int64_t d = 2; d * d <= n; ++d)
-    if (n % d == 0) return false;
-  return true;
-}
-
-// The prime of the construction that gives a Hadamard matrix of this order, or 0.
-int64_t paley_prime(int64_t order) {
-  if (order % 4 == 0 && is_prime(order - 1)) return order - 1;  // = 4 i + 3
-  if (order % 4 == 0 && (order / 2 - 1) % 4 == 1 && is_prime(order / 2 - 1)) return order / 2 - 1;
-  return 0;
-}
-
-std::vector<float> paley(int64_t order) {
-  const int64_t r = paley_prime(order);
-  std::vector<float> chi(static_cast<size_t>(r), -1);
-  chi[0] = 0;
-  for (int64_t i = 1; i < r; ++i) chi[static_cast<size_t>(i * i % r)] = 1;
-  const bool first = r == order - 1;
-  const auto bordered = [&](int64_t i, int64_t j) {
-    if (i == 0 || j == 0) return i == j ? 0.0f : (first && j == 0 ? -1.0f : 1.0f);
-    return chi[static_cast<size_t>((i - j + r) % r)];
-  };
-  std::vector<float> made(static_cast<size_t>(order * order));
-  for (int64_t i = 0; i < order; ++i)
-    for (int64_t j = 0; j < order; ++j) {
-      float& to = made[static_cast<size_t>(i * order + j)];
-      if (first) {
-        to = bordered(i, j) + (i == j ? 1.0f : 0.0f);
-      } else {
-        const float s = bordered(i / 2, j / 2);
-        const bool both = i % 2 == 1 && j % 2 == 1;
-        if (s == 0)
-          to = i % 2 == 0 && j % 2 == 0 ? 1.0f : -1.0f;
-        else
-          to = both ? -s : s;
-      }
-    }
-  return made;
-}
-
-std::vector<float> cosines(int64_t order) {
-  const auto n = static_cast<double>(order);
-  std::vector<float> made(static_cast<size_t>(order * order));
-  for (int64_t b = 0; b < order; ++b)
-    for (int64_t c = 0; c < order; ++c) {
-      // Reduced first, so that the angle is exact.
-      const auto angle = static_cast<double>((2 * b + 1) * c % (4 * order));
-      made[static_cast<size_t>(b * order + c)] = static_cast<float>(
-          c == 0 ? 1.0 : std::numbers::sqrt2 * std::cos(std::numbers::pi * angle / (2 * n)));
-    }
-  return made;
-}
-
-// The factor and its order; empty for order 1.
-std::vector<float> factor_of(int64_t order, bool transposed) {
-  if (order == 1) return {};
-  const std::vector<float> made = paley_prime(order) != 0 ? paley(order) : cosines(order);
-  if (!transposed) return made;
-  std::vector<float> turned(made.size());
-  for (int64_t b = 0; b < order; ++b)
-    for (int64_t c = 0; c < order; ++c)
-      turned[static_cast<size_t>(c * order + b)] = made[static_cast<size_t>(b * order + c)];
-  return turned;
-}
 
 uint64_t mix(uint64_t z) {
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
@@ -114,15 +46,10 @@ void random_signs(const RandomSignsArgs& a) {
 
 int64_t hadamard_order(int64_t n) {
   check(n >= 1, "[hadamard] n must be at least 1", "n", n);
-  const int64_t odd = n >> std::countr_zero(static_cast<uint64_t>(n));
-  if (odd == 1) return 1;
-  for (int64_t order = odd * 4; order <= kMaxPaley && n % order == 0; order *= 2)
-    if (paley_prime(order) != 0) return order;
-  return odd;
+  return hadamard_order_of(n);
 }
 
 void hadamard(const HadamardArgs& a) {
-  check_on_cpu(a.device, "hadamard");
   check_matrix(a.x, "hadamard", "x");
   check_matrix(a.out, "hadamard", "out");
   check(a.out.rows == a.x.rows && a.out.cols == a.x.cols, "[hadamard] out must have the shape of x", "rows",
@@ -130,7 +57,8 @@ void hadamard(const HadamardArgs& a) {
   const int64_t n = a.x.cols, order = hadamard_order(n), block = n / order;
   check(order <= kMaxOrder, "[hadamard] columns must not have so large an odd factor", "cols", n, "order",
         order);
-  const std::vector<float> factor = factor_of(order, a.inverse != 0);
+  if (done_on_device(a, "hadamard", &qtr_backend::hadamard)) return;
+  const std::vector<float> factor = hadamard_factor_of(order, a.inverse != 0);
   const auto norm = static_cast<float>(1 / std::sqrt(static_cast<double>(n)));
   const auto size = static_cast<size_t>(n);
   parallel_for_pieces(a.x.rows, std::max<int64_t>(1, kTaskElements / n), [&](int64_t first, int64_t last) {

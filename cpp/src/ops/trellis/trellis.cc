@@ -1,15 +1,13 @@
 #include "quantrature/trellis.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <mutex>
-#include <numbers>
 #include <string>
 #include <vector>
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "ops/trellis/codes.hpp"
 #include "ops/trellis/tile.hpp"
 #include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
@@ -17,39 +15,6 @@
 
 namespace quantrature {
 namespace {
-
-constexpr int kMaxStateBits = 16;
-
-const uint32_t* hyb_pairs() {
-  static const std::array<uint32_t, kHybEntries> pairs = [] {
-    std::array<uint32_t, kHybEntries> made{};
-    const double turn = std::numbers::pi * (std::sqrt(5.0) - 1);
-    for (int i = 0; i < kHybEntries; ++i) {
-      const double radius = std::sqrt(-2 * std::log(1 - (i + 0.5) / kHybEntries));
-      const auto half = [](double value) { return uint32_t{f16_from_f32(static_cast<float>(value))}; };
-      made[static_cast<size_t>(i)] = half(radius * std::cos(turn * i)) | half(radius * std::sin(turn * i))
-                                                                             << 16;
-    }
-    return made;
-  }();
-  return pairs.data();
-}
-
-TrellisReader reader_of(qtr_trellis_code code, int bits, int state_bits) {
-  const int per_step = trellis_step_weights(code);
-  return {code, bits, state_bits, per_step, bits * per_step, 1, code == QTR_HYB ? hyb_pairs() : nullptr};
-}
-
-double root_mean_square(const TrellisReader& reader) {
-  double sum = 0;
-  for (uint32_t state = 0; state < 1u << reader.state_bits; ++state) {
-    float raw[2];
-    raw_values(reader, state, raw);
-    for (int v = 0; v < reader.per_step; ++v)
-      sum += static_cast<double>(raw[v]) * static_cast<double>(raw[v]);
-  }
-  return std::sqrt(sum / (static_cast<double>(1u << reader.state_bits) * reader.per_step));
-}
 
 void check_code(qtr_trellis_code code, const char* op) {
   check(code == QTR_1MAD || code == QTR_3INST || code == QTR_HYB,
@@ -88,12 +53,7 @@ TrellisReader trellis_reader(const Trellis& trellis, const char* op) {
   check(trellis.state_bits >= least && trellis.state_bits <= kMaxStateBits,
         rule("state_bits must be at least the bits of a step and at most 16").c_str(), "state_bits",
         trellis.state_bits, "bits of a step", reader.step_bits);
-  static std::array<std::once_flag, 3 * (kMaxStateBits + 1)> once;
-  static std::array<double, 3 * (kMaxStateBits + 1)> rms;
-  const auto slot =
-      static_cast<size_t>(static_cast<int>(trellis.code) * (kMaxStateBits + 1) + trellis.state_bits);
-  std::call_once(once[slot], [&] { rms[slot] = root_mean_square(reader); });
-  reader.rms = rms[slot];
+  reader.rms = trellis_rms(reader);
   return reader;
 }
 
@@ -120,7 +80,6 @@ void trellis_values(const TrellisValuesArgs& a) {
 }
 
 void trellis_dequantize(const TrellisDequantizeArgs& a) {
-  check_on_cpu(a.device, "trellis_dequantize");
   constexpr const char* op = "trellis_dequantize";
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check_matrix(a.out, op, "out");
@@ -129,6 +88,7 @@ void trellis_dequantize(const TrellisDequantizeArgs& a) {
         "[trellis_dequantize] codes must hold a stream for each row", "codes_size", a.codes_size, "expected",
         a.out.rows * bytes);
   const float factor = factor_of(reader, a.scale, op);
+  if (done_on_device(a, op, &qtr_backend::trellis_dequantize)) return;
   parallel_for_pieces(
       a.out.rows, std::max<int64_t>(1, (1 << 14) / a.out.cols), [&](int64_t first, int64_t last) {
         std::vector<float> buffer(a.out.dtype == QTR_F32 ? 0 : static_cast<size_t>(a.out.cols));
@@ -141,7 +101,6 @@ void trellis_dequantize(const TrellisDequantizeArgs& a) {
 }
 
 void trellis_matvec(const TrellisMatvecArgs& a) {
-  check_on_cpu(a.device, "trellis_matvec");
   constexpr const char* op = "trellis_matvec";
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check(a.rows > 0 && a.cols > 0 && a.rows % kTile == 0 && a.cols % kTile == 0,
@@ -160,6 +119,7 @@ void trellis_matvec(const TrellisMatvecArgs& a) {
         "[trellis_matvec] out must be float32, a row for each vector, a column for each row of the matrix",
         "rows", a.out.rows, "cols", a.out.cols, "dtype", static_cast<int>(a.out.dtype));
   const float factor = factor_of(reader, a.scale, op);
+  if (done_on_device(a, op, &qtr_backend::trellis_matvec)) return;
   std::vector<float> widened;
   const float* x = static_cast<const float*>(a.x.data);
   if (a.x.dtype != QTR_F32 || (a.x.rows > 1 && a.x.row_stride != a.x.cols)) {

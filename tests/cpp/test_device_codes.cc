@@ -1,0 +1,179 @@
+// Codebooks, Hadamard transforms and trellis codes on a device against the same on the CPU; see
+// test_device.cc.
+#include <cmath>
+
+#include "device_fixture.hpp"
+
+namespace quantrature {
+namespace {
+
+TEST_F(OnDevice, Codebooks) {
+  std::vector<float> entries(4 * 16);
+  for (size_t i = 0; i < entries.size(); ++i)
+    entries[i] = std::round(10 * std::sin(static_cast<float>(7 * i))) / 8;  // in no order, some alike
+  const std::vector<int64_t> offsets = {0, 2, 2, 3, 4};
+  const std::vector<int32_t> columns = {3, 40, 0, 99};
+  const DeviceArray<float> d_entries(entries);
+  const DeviceArray<int64_t> d_offsets(offsets);
+  const DeviceArray<int32_t> d_columns(columns);
+  for (const int64_t cols : {100, 512, 2300})
+    for (const int64_t group : {int64_t{-1}, int64_t{0}, int64_t{64}})
+      for (const bool excludes : {false, true})
+        for (const int64_t tables : {1, 4}) {
+          const DType dtype = tables == 1 ? QTR_BF16 : QTR_F32;
+          const cases::Sample s = cases::sample("normal", 4, cols, dtype);
+          const Input x(s);
+          CodebookQuantizeArgs args{};
+          args.struct_size = sizeof(args);
+          args.w = s.view();
+          args.bits = 4;
+          args.group_size = group;
+          args.table = {entries.data(), tables, 16, 16, QTR_F32};
+          if (excludes) args.exclude_row_offsets = offsets.data(), args.exclude_columns = columns.data();
+          args.groups =
+              group == 0 ? 0 : 4 * ((cols + (group < 0 ? cols : group) - 1) / (group < 0 ? cols : group));
+          std::vector<uint8_t> codes(static_cast<size_t>(4 * row_bytes(cols, 4)));
+          std::vector<float> scale(static_cast<size_t>(args.groups));
+          args.codes = codes.data();
+          args.codes_size = static_cast<int64_t>(codes.size());
+          args.scale = group == 0 ? nullptr : scale.data();
+          codebook_quantize(args);
+          const DeviceArray<uint8_t> d_codes(codes.size());
+          const DeviceArray<float> d_scale(scale.size());
+          args.w = x.m;
+          args.table.data = d_entries.data();
+          if (excludes) args.exclude_row_offsets = d_offsets.data(), args.exclude_columns = d_columns.data();
+          args.codes = d_codes.data();
+          args.scale = group == 0 ? nullptr : d_scale.data();
+          args.device = kDevice;
+          codebook_quantize(args);
+          expect_same(d_codes.read(), codes);
+          if (group != 0) expect_same(d_scale.read(), scale);
+
+          std::vector<float> dense(static_cast<size_t>(4 * cols));
+          const DeviceArray<float> d_dense(dense.size());
+          CodebookDequantizeArgs back{};
+          back.struct_size = sizeof(back);
+          back.codes = codes.data();
+          back.codes_size = args.codes_size;
+          back.bits = 4;
+          back.group_size = group;
+          back.table = {entries.data(), tables, 16, 16, QTR_F32};
+          if (group != 0) back.scale = {scale.data(), 1, args.groups, args.groups, QTR_F32};
+          back.out = {dense.data(), 4, cols, cols, QTR_F32};
+          codebook_dequantize(back);
+          back.codes = d_codes.data();
+          back.table.data = d_entries.data();
+          if (group != 0) back.scale.data = d_scale.data();
+          back.out.data = d_dense.data();
+          back.device = kDevice;
+          codebook_dequantize(back);
+          expect_same(d_dense.read(), dense);
+        }
+}
+
+TEST_F(OnDevice, CodebooksRefuseWhatIsNotFinite) {
+  cases::Sample s = cases::sample("normal", 3, 64, QTR_F32);
+  const std::vector<float> entries = {-1, 0, 1, 2};
+  const auto refusal = [&](const std::vector<float>& table) {
+    const Input x(s);
+    const DeviceArray<float> d_table(table), scale(3);
+    const DeviceArray<uint8_t> codes(static_cast<size_t>(3 * row_bytes(64, 2)));
+    CodebookQuantizeArgs args{};
+    args.struct_size = sizeof(args);
+    args.w = x.m;
+    args.bits = 2;
+    args.group_size = -1;
+    args.table = {d_table.data(), 1, 4, 4, QTR_F32};
+    args.groups = 3;
+    args.codes = codes.data();
+    args.codes_size = 3 * row_bytes(64, 2);
+    args.scale = scale.data();
+    args.device = kDevice;
+    try {
+      codebook_quantize(args);
+    } catch (const InvalidArgument& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  EXPECT_EQ(refusal(entries), "taken");
+  EXPECT_EQ(refusal({-1, 0, INFINITY, 2}), "[codebook] table must be finite: got value=inf, row=0, entry=2");
+  s.values[2 * 64 + 7] = -INFINITY;
+  EXPECT_EQ(refusal(entries), "[codebook] w must be finite: got value=-inf, row=2, col=7");
+}
+
+TEST_F(OnDevice, Hadamard) {
+  for (const int64_t n : {1, 8, 12, 56, 256, 1536, 16384})
+    for (DType dtype : {QTR_F32, QTR_BF16})
+      for (const bool inverse : {false, true}) {
+        const cases::Sample s = cases::sample("normal", 3, n, dtype, 3);
+        const Input x(s);
+        std::vector<uint8_t> signs(static_cast<size_t>((n + 7) / 8));
+        random_signs({sizeof(RandomSignsArgs), 5, n, signs.data()});
+        const DeviceArray<uint8_t> d_signs(signs);
+        std::vector<float> host(static_cast<size_t>(3 * n));
+        const DeviceArray<float> device(host.size());
+        HadamardArgs args{
+            sizeof(HadamardArgs), s.view(), signs.data(), inverse, {host.data(), 3, n, n, QTR_F32}, {}};
+        hadamard(args);
+        args = {
+            sizeof(HadamardArgs), x.m, d_signs.data(), inverse, {device.data(), 3, n, n, QTR_F32}, kDevice};
+        hadamard(args);
+        expect_same(device.read(), host);
+      }
+}
+
+TEST_F(OnDevice, Trellises) {
+  for (auto code : {QTR_1MAD, QTR_3INST, QTR_HYB})
+    for (int bits : {2, 3}) {
+      const Trellis trellis{code, bits, 12};
+      const int64_t rows = 48, cols = 80, tiles = rows / 16 * (cols / 16), bytes = 32 * bits;
+      std::vector<uint8_t> codes(static_cast<size_t>(tiles * bytes));
+      for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 151 + i / 7);
+      const DeviceArray<uint8_t> d_codes(codes);
+      std::vector<float> dense(static_cast<size_t>(tiles * 256));
+      const DeviceArray<float> d_dense(dense.size());
+      TrellisDequantizeArgs back{sizeof(back),
+                                 codes.data(),
+                                 static_cast<int64_t>(codes.size()),
+                                 trellis,
+                                 0.7f,
+                                 {dense.data(), tiles, 256, 256, QTR_F32},
+                                 {}};
+      trellis_dequantize(back);
+      back.codes = d_codes.data();
+      back.out.data = d_dense.data();
+      back.device = kDevice;
+      trellis_dequantize(back);
+      expect_same(d_dense.read(), dense);
+
+      const cases::Sample x = cases::sample("normal", 6, cols, QTR_F16, 3);
+      const Input d_x(x);
+      std::vector<float> y(static_cast<size_t>(6 * rows));
+      const DeviceArray<float> d_y(y.size());
+      TrellisMatvecArgs args{
+          sizeof(args), codes.data(), static_cast<int64_t>(codes.size()), rows, cols, trellis,
+          0.7f,         x.view(),     {y.data(), 6, rows, rows, QTR_F32}, {}};
+      trellis_matvec(args);
+      args.codes = d_codes.data();
+      args.x = d_x.m;
+      args.out.data = d_y.data();
+      args.device = kDevice;
+      trellis_matvec(args);
+      const std::vector<float> got = d_y.read();
+      for (int64_t v = 0; v < 6; ++v)
+        for (int64_t row = 0; row < rows; ++row) {
+          double size = 0;
+          for (int64_t col = 0; col < cols; ++col)
+            size += std::abs(dense[static_cast<size_t>((row / 16 * (cols / 16) + col / 16) * 256 +
+                                                       row % 16 * 16 + col % 16)] *
+                             x.at(v, col));
+          const auto at = static_cast<size_t>(v * rows + row);
+          EXPECT_NEAR(got[at], y[at], 2 * std::ldexp(static_cast<double>(cols) / 4 + 32, -23) * size);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace quantrature
