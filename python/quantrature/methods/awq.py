@@ -166,4 +166,5 @@ AWQ = Method(
     needs=("activations",),
     options={"scale": True, "clip": True, "fold": True},
     input_scale=shared_scale,
+    seqlen=512,
 )
