@@ -324,13 +324,14 @@ def test_the_command_line(tmp_path, capfd):
     text = tmp_path / "text.txt"
     text.write_text("It was the best of times, it was the worst of times. " * 20)
     given = ["--bits", "3", "--group-size", "16", "--method", "gptq", "--calibration", str(text), "--nsamples", "4"]
-    given += ["--seqlen", "24", "--damp-percent", "0.02", "--no-desc-act", "--resume", "auto"]
+    given += ["--seqlen", "24", "--damp-percent", "0.02", "--no-desc-act", "--no-static-groups"]
+    given += ["--resume", "auto"]
     said = json.loads(cli("quantize", str(source), "-o", str(tmp_path / "out"), *given, "--json"))
     assert said["modules"] == 14
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     entry = next(iter(plan["entries"].values()))
     assert entry["solver"] == "gptq"
-    assert entry["options"] == {"damp_percent": 0.02, "desc_act": False}
+    assert entry["options"] == {"damp_percent": 0.02, "desc_act": False, "static_groups": False}
     assert checkpoint.inspect(tmp_path / "out").bits_per_weight == said["bits_per_weight"]
     assert not (tmp_path / ".out.state").exists()
     cost = json.loads(cli("quantize", str(source), *given, "--dry-run", "--json"))

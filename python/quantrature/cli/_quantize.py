@@ -62,6 +62,12 @@ def run(
     desc_act: Annotated[
         bool | None, typer.Option("--desc-act/--no-desc-act", help="Of gptq: columns by falling activations.")
     ] = None,
+    static_groups: Annotated[
+        bool | None,
+        typer.Option(
+            "--static-groups/--no-static-groups", help="Of gptq: grids of the weights as they are, or found on the way."
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.")
     ] = None,
@@ -146,7 +152,9 @@ def run(
             "sym": sym,
             "meta_bits": meta_bits,
             "ignore": ignore or (),
-            "options": method_options(method, option or (), damp_percent=damp_percent, desc_act=desc_act),
+            "options": method_options(
+                method, option or (), damp_percent=damp_percent, desc_act=desc_act, static_groups=static_groups
+            ),
         }
         record = None
         linears, made = plan_for(
