@@ -8,15 +8,17 @@ namespace quantrature::bindings {
 using Codes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
 using Hessian = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Fitted = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using Columns = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void bind_gptq(nb::module_& m) {
   m.def(
       "gptq",
-      [](const Input& w, const Hessian& hessian, int bits, int64_t group_size, const Input& scale,
-         const std::optional<Input>& zero, double damp, bool ordered,
-         const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns,
-         const Codes& codes) {
+      [](const Input& w, const Hessian& hessian, int bits, int64_t group_size,
+         const std::optional<Input>& scale, const std::optional<Input>& zero, double damp, bool ordered,
+         const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns, const Codes& codes,
+         const std::optional<Fitted>& fitted_scale, const std::optional<Fitted>& fitted_zero, int solver,
+         bool half) {
         GptqResult result{};
         GptqArgs args{};
         args.struct_size = sizeof(args);
@@ -25,7 +27,7 @@ void bind_gptq(nb::module_& m) {
         args.hessian_size = static_cast<int64_t>(hessian.size());
         args.bits = bits;
         args.group_size = group_size;
-        args.scale = view(scale);
+        if (scale) args.scale = view(*scale);
         if (zero) args.zero = view(*zero);
         args.damp = damp;
         args.ordered = ordered;
@@ -42,15 +44,25 @@ void bind_gptq(nb::module_& m) {
         args.codes = codes.data();
         args.codes_size = static_cast<int64_t>(codes.size());
         args.result = &result;
+        GptqFit fit{};
+        if (fitted_scale) {
+          if (fitted_zero && fitted_zero->size() != fitted_scale->size())
+            throw InvalidArgument("[gptq] fitted_zero must be of the size of fitted_scale");
+          fit = {fitted_scale->data(), fitted_zero ? fitted_zero->data() : nullptr,
+                 static_cast<int64_t>(fitted_scale->size()), static_cast<qtr_grid_solver>(solver), half};
+        } else if (!scale) {
+          throw InvalidArgument("[gptq] scale must be given where no grid is fitted");
+        }
         {
           nb::gil_scoped_release release;
-          gptq(args);
+          fitted_scale ? gptq(args, fit) : gptq(args);
         }
         return std::make_tuple(result.damp, result.loss, result.dead);
       },
-      "w"_a.noconvert(), "hessian"_a.noconvert(), "bits"_a, "group_size"_a, "scale"_a.noconvert(),
+      "w"_a.noconvert(), "hessian"_a.noconvert(), "bits"_a, "group_size"_a, "scale"_a.noconvert().none(),
       "zero"_a.noconvert().none(), "damp"_a, "ordered"_a, "row_offsets"_a.noconvert().none(),
-      "columns"_a.noconvert().none(), "codes"_a.noconvert());
+      "columns"_a.noconvert().none(), "codes"_a.noconvert(), "fitted_scale"_a.noconvert().none() = nb::none(),
+      "fitted_zero"_a.noconvert().none() = nb::none(), "solver"_a = 0, "half"_a = false);
 }
 
 }  // namespace quantrature::bindings

@@ -22,7 +22,7 @@ from .nn import QuantLinear, quantized_layers, replace_module
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
 from .storage import MatrixSpec, QuantizedMatrix
-from .text import token_windows
+from .text import DEFAULT_SEQLEN, token_windows
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def quantize(
     ignore: str | Iterable[str] = (),
     calibration: Any = None,
     tokenizer: Any = None,
-    nsamples: int | None = 128,
+    nsamples: int | str | None = "auto",
     seqlen: int | None = None,
     seed: int = 0,
     batch_size: int = 1,
@@ -65,7 +65,8 @@ def quantize(
         plan: in place of the six arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
         calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
-        tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``.
+        tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``. By default as many
+            and as long ones as the authors of the method take (:func:`text_settings`).
         batch_size: windows that go through a block at once.
         true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
             only from the quantized blocks before (:func:`quantrature.calibration.calibrate`).
@@ -103,7 +104,8 @@ def quantize(
         if calibration is None:
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
             raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
-        windows = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+        wanted = text_settings(plan, nsamples)
+        windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, model=model)
         state = None if state_folder is None else BlockState(Path(state_folder), resume)
         found = _calibrated(
             model,
@@ -127,6 +129,24 @@ def quantize(
             bar.advance(linear.numel, linear.name)
     declare(model, specs)
     return model
+
+
+def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
+    """``nsamples`` and ``longest`` of the calibration text for a plan: the most that the authors of its methods take.
+
+    These are 128 windows for most, 100 for SqueezeLLM; of 512 tokens for SqueezeLLM and AWQ, 2048 for the others.
+
+    Raises:
+        InvalidArgumentError: for another nsamples than a count, ``None`` or ``"auto"``, in place of which these stand.
+    """
+    if isinstance(nsamples, str) and nsamples != "auto":
+        raise InvalidArgumentError(f"[quantize] nsamples must be a count, auto or None: got {nsamples!r}")
+    methods = [SOLVERS[entry.solver] for _, entry in plan if not entry.keeps]
+    needy = [method for method in methods if method.needs]
+    return {
+        "nsamples": max((method.nsamples for method in needy), default=128) if nsamples == "auto" else nsamples,
+        "longest": max((method.seqlen for method in needy), default=DEFAULT_SEQLEN),
+    }
 
 
 def _calibrated(
@@ -201,8 +221,16 @@ def plan_for(
     if plan is not None and options:
         raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
     solvers = {solver_of(method)} if plan is None else {entry.solver for _, entry in plan if not entry.keeps}
-    experts = experts and not any(SOLVERS[solver].needs for solver in solvers)
-    linears = _that_can_run(find_linears(model, ignore, experts=experts))
+    needy = [solver for solver in solvers if SOLVERS[solver].needs]
+    linears = _that_can_run(find_linears(model, ignore, experts=experts and not needy))
+    left = [skipped.name for skipped in linears.skipped if skipped.reason == "fused experts"]
+    if needy and left:
+        _log.warning(
+            "%s is calibrated on what enters a module, which is not what enters each of its experts; these stay as "
+            "they are: %s",
+            needy[0],
+            ", ".join(left),
+        )
     if plan is not None:
         plan.check_modules(linear.name for linear in linears)
         return linears, plan

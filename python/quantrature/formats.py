@@ -160,7 +160,7 @@ def _llama_type(name: str, entry: PlanEntry) -> str:
     """The type of ggml for an entry."""
     if entry.keeps:
         return "f16"
-    _demand_no_outliers("llama.cpp", name, entry)
+    _demand_a_grid_alone("llama.cpp", name, entry)
     types = LLAMA_TYPES.get(entry.bits, {})
     if not types:
         _refuse("llama.cpp", name, f"bits must be one of {', '.join(map(str, LLAMA_TYPES))}", entry.bits)
@@ -201,7 +201,7 @@ def _settings(
         settings[name] = None if entry.keeps else (entry.bits, entry.group_size, entry.sym)
         if entry.keeps:
             continue
-        _demand_no_outliers(form, name, entry)
+        _demand_a_grid_alone(form, name, entry)
         if entry.meta_bits is not None:
             _refuse(form, name, "meta_bits must be null", entry.meta_bits)
         if entry.bits not in bits:
@@ -211,7 +211,12 @@ def _settings(
     return settings
 
 
-def _demand_no_outliers(form: str, name: str, entry: PlanEntry) -> None:
+def _demand_a_grid_alone(form: str, name: str, entry: PlanEntry) -> None:
+    from .methods import SOLVERS
+
+    method = SOLVERS[entry.solver]
+    if not method.uniform:
+        _refuse(form, name, "solver must be one with a uniform grid", entry.solver)
     if entry.outliers:
         _refuse(form, name, "outliers must be 0", entry.outliers)
 

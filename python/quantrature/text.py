@@ -41,6 +41,7 @@ def token_windows(
     seed: int = 0,
     model: Any = None,
     bos: str = "none",
+    longest: int = DEFAULT_SEQLEN,
 ) -> torch.Tensor:
     """Cut text into windows of ``seqlen`` tokens, end to end and without overlap.
 
@@ -56,12 +57,13 @@ def token_windows(
             samples are drawn, otherwise ``test``. Texts are joined by a blank line, conversations by nothing, and
             then tokenized in one go.
         tokenizer: needed for everything but token ids.
-        seqlen: tokens in a window; the smaller of 2048 and what ``model`` was built for unless given.
+        seqlen: tokens in a window; the smaller of ``longest`` and what ``model`` was built for unless given.
         nsamples: draw this many windows, without replacement; all of them where there are fewer, with a note in the
             log. The first k of n samples are the k samples of the same seed.
         max_tokens: use no more of the text than its first tokens.
         seed: for ``nsamples``; the same windows on every platform.
         model: a model or its configuration, for the default of ``seqlen`` and to check the token ids.
+        longest: for the default of ``seqlen``.
         bos: ``"none"`` adds no beginning-of-sequence token, whatever the tokenizer does by itself; ``"text"`` adds
             one before the text, ``"window"`` as the first token of each window.
 
@@ -74,7 +76,7 @@ def token_windows(
         QuantratureError: when a data set cannot be loaded.
     """
     _check_numbers(seed=(seed, 0), nsamples=(nsamples, 1))
-    length = window_length(seqlen, model)
+    length = window_length(seqlen, model, longest)
     ids = token_stream(source, tokenizer, max_tokens=max_tokens, bos=bos, drawn=nsamples is not None)
     if ids.ndim == 2:
         windows = _as_given(ids, seqlen, model)
@@ -116,7 +118,7 @@ def token_stream(
     return ids if max_tokens is None else ids[: max_tokens // max(1, ids.shape[1])]
 
 
-def window_length(seqlen: int | None, model: Any) -> int:
+def window_length(seqlen: int | None, model: Any, longest: int = DEFAULT_SEQLEN) -> int:
     """How many tokens a window has: ``seqlen``, or the default for a model (``None`` for any)."""
     _check_numbers(seqlen=(seqlen, 1))
     limit = None if model is None else context_length(model)
@@ -124,7 +126,7 @@ def window_length(seqlen: int | None, model: Any) -> int:
         raise InvalidArgumentError(
             f"[token_windows] seqlen must be at most what the model was built for: got seqlen={seqlen}, model={limit}"
         )
-    return min(DEFAULT_SEQLEN, limit or DEFAULT_SEQLEN) if seqlen is None else seqlen
+    return min(longest, limit or longest) if seqlen is None else seqlen
 
 
 def context_length(model: Any) -> int | None:

@@ -71,17 +71,19 @@ TEST(Cholesky, FactorsWhatItIsGivenOnEveryTarget) {
 struct Codes {
   std::vector<uint8_t> bytes;
   GptqResult result;
+  std::vector<float> scale, zero;  // that were fitted
 };
 
 // A grid of steps of 1/4 around 0, two scales a row.
-Codes run(const cases::Sample& w, const std::vector<float>& hessian, int bits, int ordered, bool exclude) {
+Codes run(const cases::Sample& w, const std::vector<float>& hessian, int bits, int ordered, bool exclude,
+          bool fitted = false) {
   const int64_t group = (w.cols + 1) / 2, groups = w.rows * ((w.cols + group - 1) / group);
   const std::vector<float> scale(static_cast<size_t>(groups), 0.25f);
   std::vector<int64_t> offsets;
   std::vector<int32_t> columns;
   for (int64_t row = 0; row <= w.rows; ++row) offsets.push_back(row);
   for (int64_t row = 0; row < w.rows; ++row) columns.push_back(static_cast<int32_t>(row * 5 % w.cols));
-  Codes codes{std::vector<uint8_t>(static_cast<size_t>(w.rows * row_bytes(w.cols, bits))), {}};
+  Codes codes{std::vector<uint8_t>(static_cast<size_t>(w.rows * row_bytes(w.cols, bits))), {}, {}, {}};
   GptqArgs args{};
   args.struct_size = sizeof(args);
   args.w = w.view();
@@ -97,7 +99,14 @@ Codes run(const cases::Sample& w, const std::vector<float>& hessian, int bits, i
   args.codes = codes.bytes.data();
   args.codes_size = static_cast<int64_t>(codes.bytes.size());
   args.result = &codes.result;
-  gptq(args);
+  if (!fitted) {
+    gptq(args);
+    return codes;
+  }
+  codes.scale.resize(static_cast<size_t>(groups)), codes.zero.resize(static_cast<size_t>(groups));
+  args.scale = {};
+  const GptqFit fit{codes.scale.data(), codes.zero.data(), groups, ordered ? QTR_MSE : QTR_MINMAX, exclude};
+  gptq(args, fit);
   return codes;
 }
 
@@ -106,20 +115,25 @@ TEST(Gptq, IsTheSameOnEveryTargetThatFusesAndForEveryThreadCount) {
     for (int64_t cols : {1, 7, 8, 64, 65, 200})
       for (int64_t rows : {1, 31, 32, 70})
         for (int ordered : {0, 1})
-          for (bool exclude : {false, true}) {
-            const cases::Sample w = cases::sample("normal", rows, cols, dtype, cols % 3),
-                                x = cases::sample("normal", 300, cols, QTR_F32, 0, 5);
-            const std::vector<float> hessian = cases::on_reference([&] { return hessian_of(x); });
-            const Codes expected = cases::on_reference([&] { return run(w, hessian, 3, ordered, exclude); });
-            cases::on_every_target([&] {
-              const Codes got = run(w, hessian, 3, ordered, exclude);
-              EXPECT_NEAR(got.result.loss, expected.result.loss, 1e-2 * expected.result.loss);
-              if (fuses(target())) {
-                EXPECT_EQ(got.bytes, expected.bytes);
-                EXPECT_EQ(got.result.loss, expected.result.loss);
-              }
-            });
-          }
+          for (bool exclude : {false, true})
+            for (bool fitted : {false, true}) {
+              const cases::Sample w = cases::sample("normal", rows, cols, dtype, cols % 3),
+                                  x = cases::sample("normal", 300, cols, QTR_F32, 0, 5);
+              const std::vector<float> hessian = cases::on_reference([&] { return hessian_of(x); });
+              const Codes expected =
+                  cases::on_reference([&] { return run(w, hessian, 3, ordered, exclude, fitted); });
+              cases::on_every_target([&] {
+                const Codes got = run(w, hessian, 3, ordered, exclude, fitted);
+                EXPECT_NEAR(got.result.loss, expected.result.loss,
+                            (fitted ? 0.1 : 1e-2) * expected.result.loss);
+                if (fuses(target())) {
+                  EXPECT_EQ(got.bytes, expected.bytes);
+                  EXPECT_EQ(got.result.loss, expected.result.loss);
+                  EXPECT_EQ(got.scale, expected.scale);
+                  EXPECT_EQ(got.zero, expected.zero);
+                }
+              });
+            }
 }
 
 // The error of the first column makes the second infinite, and a scale of 0 then makes it no number.

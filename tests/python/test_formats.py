@@ -122,6 +122,11 @@ def test_types_of_ggml(entry, kind):
         ("compressed-tensors", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
         ("auto-round", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
         ("llama.cpp", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
+        *(
+            (form, PlanEntry(4, size, solver=solver), f"solver must be one with a uniform grid: got {solver}")
+            for form in formats.FORMATS
+            for solver, size in (("nf4", 64), ("fp4", 64), ("squeezellm", -1), ("qtip", -1))
+        ),
         ("gptq-dynamic", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("compressed-tensors", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("auto-round", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),

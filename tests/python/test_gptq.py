@@ -77,6 +77,137 @@ def test_equals_plain_torch(bits, group, ordered):
     assert loss_of(weight, found.dequantize(), hessian) < 0.9 * nearest
 
 
+def plain_fitted(weight, hessian, bits, group, ordered, sym=False, kept=None, damp=0.01):
+    """The same with grids that are found group after group, from the weights as they are by then."""
+    cols = weight.shape[1]
+    diagonal = hessian.diag()
+    order = torch.arange(cols)
+    if ordered:
+        largest = torch.stack([part.max() for part in diagonal.split(group)])
+        parts = order.split(group)
+        order = torch.cat(
+            [
+                parts[g][diagonal[parts[g]].argsort(descending=True, stable=True)]
+                for g in largest.argsort(descending=True, stable=True).tolist()
+            ]
+        )
+    h = hessian.double()[order][:, order]
+    h = h + damp * h.diag().mean() * torch.eye(cols, dtype=torch.float64)
+    u = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    w, codes = weight.double()[:, order].clone(), torch.zeros_like(weight, dtype=torch.uint8)
+    scales, zeros = {}, {}
+    for k, column in enumerate(order.tolist()):
+        g = column // group
+        if g not in scales:
+            now = w[:, k : k + int((order // group == g).sum())].clone()
+            if kept is not None:
+                now[kept[:, order[k : k + now.shape[1]]]] = math.nan
+            low, high = now.nan_to_num(nan=1e9).amin(1), now.nan_to_num(nan=-1e9).amax(1)
+            if sym:
+                m = torch.maximum(low.abs(), high.abs())
+                scales[g], zeros[g] = 2 * m / (2**bits - 1), torch.full_like(m, 2 ** (bits - 1))
+            else:
+                scales[g] = (high - low) / (2**bits - 1)
+                zeros[g] = -low / scales[g]
+            scales[g], zeros[g] = scales[g].half().double(), zeros[g].half().double()
+        code = (w[:, k] / scales[g] + zeros[g]).round().clamp(0, 2**bits - 1)
+        value = (code - zeros[g]) * scales[g]
+        if kept is not None:
+            value = torch.where(kept[:, column], weight[:, column].double(), value)
+        error = (w[:, k] - value) / u[k, k]
+        w[:, k:] -= error[:, None] * u[k, k:]
+        codes[:, column] = code.to(torch.uint8)
+    groups = sorted(scales)
+    return codes, torch.stack([scales[g] for g in groups], 1), torch.stack([zeros[g] for g in groups], 1)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("sym", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(2, 16), (3, -1), (4, 32), (3, 12), (2, 7)])
+def test_grids_found_on_the_way_equal_plain_torch(bits, group, sym, ordered):
+    weight, hessian = layer(70, 90)
+    found, feedback = ops.gptq(weight, hessian, bits=bits, group_size=group, sym=sym, desc_act=ordered)
+    assert (found.bits, found.group_size, found.sym, found.scale.dtype) == (bits, group, sym, torch.float16)
+    codes, scale, zero = plain_fitted(weight, hessian, bits, 90 if group == -1 else group, ordered, sym)
+    rows = (found.unpack() == codes).all(dim=1)
+    assert rows.float().mean() > 0.85
+    torch.testing.assert_close(found.scale.double()[rows], scale[rows], rtol=2e-3, atol=0)
+    if not sym:
+        torch.testing.assert_close(found.zero.double()[rows], zero[rows], rtol=2e-3, atol=2e-3)
+    damped = hessian + 0.01 * hessian.diag().mean() * torch.eye(90)
+    assert feedback.loss == pytest.approx(loss_of(weight, found.dequantize("float32"), damped), rel=1e-3)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_weights_that_are_kept_take_no_part_in_grids_found_on_the_way(ordered):
+    weight, hessian = layer(64, 64)
+    weight[3, 5] = 30.0
+    _, outliers = ops.extract_outliers(weight, fraction=0.02)
+    kept = torch.zeros(64, 64, dtype=torch.bool)
+    kept.view(-1)[outliers.positions()] = True
+    found, feedback = ops.gptq(weight, hessian, bits=3, group_size=32, desc_act=ordered, exclude=outliers)
+    codes, scale, _ = plain_fitted(weight, hessian, 3, 32, ordered, kept=kept)
+    rows = ((found.unpack() == codes) | kept).all(dim=1)
+    assert rows.float().mean() > 0.9
+    torch.testing.assert_close(found.scale.double()[rows], scale[rows], rtol=2e-3, atol=0)
+    image = torch.where(kept, weight, found.dequantize())
+    damped = hessian + 0.01 * hessian.diag().mean() * torch.eye(64)
+    assert feedback.loss == pytest.approx(loss_of(weight, image, damped), rel=1e-3)
+
+
+def test_with_a_diagonal_hessian_grids_found_on_the_way_are_those_of_the_weights():
+    weight, _ = layer(33, 50)
+    hessian = torch.diag(torch.rand(50, generator=torch.Generator().manual_seed(1)) + 0.1)
+    for solver in ("minmax", "mse"):
+        grid = ops.quantize(weight, 4, 16, solver=solver)
+        for ordered in (False, True):
+            found, _ = ops.gptq(weight, hessian, bits=4, group_size=16, solver=solver, desc_act=ordered)
+            assert torch.equal(found.scale, grid.scale)
+            assert torch.equal(found.zero, grid.zero)
+            assert (found.unpack() == grid.unpack()).float().mean() > 0.99
+
+
+def test_grids_found_on_the_way_take_float32_where_float16_is_too_narrow():
+    weight, hessian = layer(8, 32)
+    found, _ = ops.gptq(weight * 1e-7, hessian, bits=4, group_size=16)
+    assert found.scale.dtype == torch.float32
+    one, _ = ops.gptq(weight, hessian, bits=4, group_size=16)
+    assert (found.unpack() == one.unpack()).float().mean() > 0.9
+
+
+def test_a_grid_is_given_or_found():
+    weight, hessian = layer(8, 32)
+    with pytest.raises(InvalidArgumentError, match="either grid or bits must be given"):
+        ops.gptq(weight, hessian)
+    with pytest.raises(InvalidArgumentError, match="either grid or bits must be given"):
+        ops.gptq(weight, hessian, ops.quantize(weight, 3, 16), bits=3)
+    with pytest.raises(InvalidArgumentError, match="solver must be minmax or mse"):
+        ops.gptq(weight, hessian, bits=3, solver="hqq")
+    with pytest.raises(InvalidArgumentError, match="range of a group must be finite"):
+        ops.gptq(torch.full((2, 32), 3e38) * torch.tensor([1.0, -1.0]).repeat(16), hessian, bits=3, group_size=16)
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_the_method_has_both_kinds_of_groups(desc_act):
+    weight, hessian = layer(24, 64)
+    options = {"static_groups": False, "desc_act": desc_act}
+    found = quantize_matrix(
+        "w", weight, PlanEntry(3, 16, solver="gptq", options=options), None, Statistics(hessian=hessian)
+    )
+    expected, _ = ops.gptq(weight, hessian, bits=3, group_size=16, desc_act=desc_act)
+    assert torch.equal(found.dense.codes, expected.codes)
+    assert torch.equal(found.dense.scale, expected.scale)
+    static = quantize_matrix("w", weight, PlanEntry(3, 16, solver="gptq"), None, Statistics(hessian=hessian))
+    assert not torch.equal(static.dense.scale, expected.scale)
+
+
+def test_what_needs_all_groups_at_once_goes_with_static_ones():
+    with pytest.raises(InvalidArgumentError, match="grid of gptq must be minmax or mse without static_groups"):
+        PlanEntry(3, 16, solver="gptq", options={"static_groups": False, "grid": "hqq"})
+    with pytest.raises(InvalidArgumentError, match="meta_bits of gptq must be null without static_groups"):
+        PlanEntry(3, 16, solver="gptq", meta_bits=8, options={"static_groups": False})
+
+
 def test_the_loss_is_that_of_the_damped_hessian():
     weight, hessian = layer(40, 64)
     found, feedback = ops.gptq(weight, hessian, ops.quantize(weight, 3, 32), damp_percent=0.05)

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, PlanEntry, checkpoint, models, ops
-from quantrature._quantize import plan_for
+from quantrature._quantize import plan_for, text_settings
+from quantrature.allocation.options import stored_bytes
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.squeezellm import outlier_shares
 from quantrature.nn import quantized_layers
@@ -155,9 +156,15 @@ def test_a_row_that_is_kept_whole():
 def test_sensitive_and_large_weights_are_kept_together():
     matrix = quantized(outliers=0.01, options={"sensitive": 0.005})
     places = set(matrix.outliers.positions().tolist())
-    largest = set(WEIGHT.abs().flatten().topk(23).indices.tolist())
-    sensitive = set(FISHER.flatten().topk(12).indices.tolist())
-    assert places == largest | sensitive
+    sensitive = FISHER.flatten().topk(12).indices
+    rest = WEIGHT.abs().flatten().index_fill(0, sensitive, -1.0)
+    assert places == set(sensitive.tolist()) | set(rest.topk(23).indices.tolist())
+    assert len(places) == 35
+    shape = WEIGHT.shape
+    for one in ({"outliers": 0.01}, {"options": {"sensitive": 0.005}}):
+        assert stored_bytes(*shape, entry(**one), "float32") == quantized(**one).nbytes
+    both = {"outliers": 0.01, "options": {"sensitive": 0.005}}
+    assert stored_bytes(*shape, entry(**both), "float32") == matrix.nbytes
     without = quantized()
     assert loss(WEIGHT, matrix.dequantize(), FISHER) < loss(WEIGHT, without.dequantize(), FISHER)
 
@@ -301,3 +308,32 @@ def test_requant_keeps_weights_beside_tables_that_are_fitted_without_them():
         if outliers is not None:
             places = outliers.positions()
             assert torch.equal(layer.dequantize().flatten()[places], original[name].flatten()[places])
+
+
+def test_the_calibration_text_is_as_long_as_that_of_the_authors():
+    def of(*solvers, nsamples="auto"):
+        entries = {name: PlanEntry(3, -1, solver=name) for name in solvers}
+        return text_settings(qtr.Plan(entries), nsamples)
+
+    assert of("squeezellm") == {"nsamples": 100, "longest": 512}
+    assert of("awq") == {"nsamples": 128, "longest": 512}
+    assert of("gptq") == of("qtip") == {"nsamples": 128, "longest": 2048}
+    assert of("squeezellm", "gptq") == {"nsamples": 128, "longest": 2048}
+    assert of("squeezellm", nsamples=7)["nsamples"] == 7
+    assert of("squeezellm", nsamples=None)["nsamples"] is None
+    with pytest.raises(InvalidArgumentError, match="nsamples must be a count, auto or None: got 'all'"):
+        of("squeezellm", nsamples="all")
+
+
+def test_so_many_windows_are_drawn(monkeypatch):
+    from quantrature import _quantize
+
+    seen = {}
+
+    def noted(*args, **named):
+        seen.update(named)
+        return TOKENS
+
+    monkeypatch.setattr(_quantize, "token_windows", noted)
+    qtr.quantize(tiny_model("llama"), bits=3, method="squeezellm", calibration=TOKENS)
+    assert (seen["nsamples"], seen["longest"], seen["seqlen"]) == (100, 512, None)

@@ -57,9 +57,9 @@ class Option:
 def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat16") -> int:
     """Bytes that a matrix takes in memory and in a checkpoint, as far as its shape tells.
 
-    What its method stores of all weights, such as codes, scales and zeros, and of each outlier its value, its column
-    (two bytes up to 65,536 columns, else four) and for each row an offset. A matrix that is kept takes what it takes
-    now.
+    What its method stores of all weights, such as codes, scales and zeros, and of each weight that it keeps exactly
+    its value, its column (two bytes up to 65,536 columns, else four) and for each row an offset. A matrix that is kept
+    takes what it takes now.
 
     Args:
         rows, columns: out_features and in_features.
@@ -69,8 +69,8 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     if entry.keeps:
         return rows * columns * VALUE_BYTES[dtype]
     size = SOLVERS[entry.solver].dense_bytes(rows, columns, entry)
-    if entry.outliers > 0:
-        outliers = round(entry.outliers * rows * columns)
+    outliers = SOLVERS[entry.solver].kept(rows * columns, entry)
+    if outliers:
         column = 2 if columns <= 1 << 16 else 4
         offset = 2 if outliers < 1 << 16 else 4 if outliers < 1 << 31 else 8
         size += outliers * (VALUE_BYTES[dtype] + column) + offset * (rows + 1)

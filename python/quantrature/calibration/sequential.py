@@ -18,7 +18,7 @@ from ..storage import QuantizedMatrix
 from .blocks import Blocks
 from .folds import Folder
 from .state import BlockState, FinishedBlock
-from .statistics import Gatherer, fisher
+from .statistics import SAMPLED, Gatherer, fisher
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,9 @@ def peak_bytes(
 ) -> int:
     """Memory that :func:`calibrate` takes beside the model and the quantized matrices.
 
-    The activations between two blocks, a copy of the weights of one block, the statistics of one stage (with
-    ``keep_statistics`` of all), and what its method works with: for a Hessian once more the same in float64.
+    The activations between two blocks, a copy of the weights of one block (of scales that may be folded, two more in
+    float32), the statistics of one stage (with ``keep_statistics`` of all), and what its method works with: for a
+    Hessian once more the same in float64.
     """
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:
@@ -197,10 +198,12 @@ def peak_bytes(
     largest = total = fishers = 0
     for linear in chosen:
         needs = SOLVERS[entries[linear.name].solver].needs
-        sums[linear.block] = sums.get(linear.block, 0) + linear.numel * size
+        copies = size + 2 * 4 * (SOLVERS[entries[linear.name].solver].input_scale is not None)
+        sums[linear.block] = sums.get(linear.block, 0) + linear.numel * copies
         hessian = 4 * linear.in_features**2 * ("hessian" in needs)
-        total += hessian
-        largest = max(largest, 3 * hessian)
+        sampled = 4 * linear.in_features * min(2 * SAMPLED, windows * seqlen) * ("activations" in needs)
+        total += hessian + sampled
+        largest = max(largest, 3 * (hessian + sampled))
         fishers += 4 * linear.numel * ("fisher" in needs)
     return (
         windows * seqlen * hidden * size

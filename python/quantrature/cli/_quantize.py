@@ -50,7 +50,9 @@ def run(
             "NAME[:CONFIGURATION[:SPLIT]]."
         ),
     ] = None,
-    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
+    nsamples: Annotated[
+        int | None, typer.Option(help="Windows of calibration text; by default as many as the method's authors take.")
+    ] = None,
     seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
     seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
@@ -59,6 +61,12 @@ def run(
     ] = None,
     desc_act: Annotated[
         bool | None, typer.Option("--desc-act/--no-desc-act", help="Of gptq: columns by falling activations.")
+    ] = None,
+    static_groups: Annotated[
+        bool | None,
+        typer.Option(
+            "--static-groups/--no-static-groups", help="Of gptq: grids of the weights as they are, or found on the way."
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.")
@@ -126,7 +134,7 @@ def run(
 
         from .. import checkpoint, models
         from .._estimate import quantizing
-        from .._quantize import plan_for, quantize
+        from .._quantize import plan_for, quantize, text_settings
         from ..analysis.ranks import joined
         from ..methods import SOLVERS
         from ..plan import Plan
@@ -144,7 +152,9 @@ def run(
             "sym": sym,
             "meta_bits": meta_bits,
             "ignore": ignore or (),
-            "options": method_options(method, option or (), damp_percent=damp_percent, desc_act=desc_act),
+            "options": method_options(
+                method, option or (), damp_percent=damp_percent, desc_act=desc_act, static_groups=static_groups
+            ),
         }
         record = None
         linears, made = plan_for(
@@ -159,7 +169,8 @@ def run(
         cost = None
         windows = None
         if requant or needy:
-            windows = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=loaded)
+            wanted = text_settings(made, "auto" if nsamples is None else nsamples)
+            windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, model=loaded)
         if requant:
             record, cost = _requant(
                 loaded,

@@ -35,12 +35,14 @@ def candidates(activations: torch.Tensor, repeats: tuple[int, int] = (0, 1)) -> 
     size = activations.abs().mean(0)
     head, times = repeats
     if times > 1:
-        size = size.view(-1, times, head).mean(1, keepdim=True).expand(-1, times, -1).reshape(-1)
+        size = size.view(-1, times, head).mean(1)
     found = []
     for step in range(STEPS):
         scale = size.pow(step / STEPS).clamp_(min=SMALLEST)
         scale = scale / (scale.max() * scale.min()).sqrt()
         scale[~scale.isfinite()] = 1
+        if times > 1:
+            scale = scale[:, None].expand(-1, times, -1).reshape(-1)
         found.append(scale)
     return found
 
@@ -166,4 +168,5 @@ AWQ = Method(
     needs=("activations",),
     options={"scale": True, "clip": True, "fold": True},
     input_scale=shared_scale,
+    seqlen=512,
 )

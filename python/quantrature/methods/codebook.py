@@ -44,6 +44,7 @@ NF4 = Method(
     by_name,
     check=_four_bits,
     dense_bytes=_bytes,
+    uniform=False,
 )
 FP4 = Method(
     "the nearest of 15 floating-point numbers of 4 bits, scaled to each group; 4 bits",
@@ -51,4 +52,5 @@ FP4 = Method(
     by_name,
     check=_four_bits,
     dense_bytes=_bytes,
+    uniform=False,
 )

@@ -21,31 +21,29 @@ _log = logging.getLogger(__name__)
 def with_feedback(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix on the grid that fits its weights, with codes that make up for each other's errors.
+    """The matrix with codes that make up for each other's errors, on the grid that fits its weights.
+
+    With ``static_groups`` this is the grid of the weights as they are; otherwise that of each group is fitted when it
+    is its turn, to the weights as they are by then.
 
     Weights that are kept exactly are left out of the fit of the grid, and taken to be without error in the feedback.
     """
     settings = GPTQ.settings(entry)
     outliers = kept_beside(weight, entry, kept)
-    grid = ops.quantize(
-        weight,
-        entry.bits,
-        entry.group_size,
-        sym=entry.sym,
-        solver=settings["grid"],
-        round_zero=None if settings["grid"] != "hqq" else False,
-        meta_bits=entry.meta_bits,
-        exclude=outliers,
-    )
     assert statistics.hessian is not None
-    dense, found = ops.gptq(
-        weight,
-        statistics.hessian,
-        grid,
-        damp_percent=settings["damp_percent"],
-        desc_act=settings["desc_act"],
-        exclude=outliers,
-    )
+    grid = {"bits": entry.bits, "group_size": entry.group_size, "sym": entry.sym, "solver": settings["grid"]}
+    how = {"damp_percent": settings["damp_percent"], "desc_act": settings["desc_act"], "exclude": outliers}
+    if settings["static_groups"]:
+        fixed = ops.quantize(
+            weight,
+            **grid,
+            round_zero=None if settings["grid"] != "hqq" else False,
+            meta_bits=entry.meta_bits,
+            exclude=outliers,
+        )
+        dense, found = ops.gptq(weight, statistics.hessian, fixed, **how)
+    else:
+        dense, found = ops.gptq(weight, statistics.hessian, **grid, **how)
     if found.failed:
         _log.warning(
             "%s: the Hessian is not positive definite with any damping; its weights are rounded to nearest",
@@ -64,6 +62,14 @@ def _check(entry: PlanEntry) -> None:
         raise InvalidArgumentError(f"option grid of gptq must be minmax, mse or, without sym, hqq: got {grid!r}")
     if not 0 <= damp <= 1:
         raise InvalidArgumentError(f"option damp_percent of gptq must be a share between 0 and 1: got {damp!r}")
+    if not entry.options.get("static_groups", True):
+        if grid == "hqq":
+            raise InvalidArgumentError("option grid of gptq must be minmax or mse without static_groups: got 'hqq'")
+        if entry.meta_bits is not None:
+            raise InvalidArgumentError(
+                f"meta_bits of gptq must be null without static_groups, whose scales are found one after the other: "
+                f"got {entry.meta_bits}"
+            )
 
 
 GPTQ = Method(
@@ -71,6 +77,6 @@ GPTQ = Method(
     "gptq",
     with_feedback,
     needs=("hessian",),
-    options={"damp_percent": 0.01, "desc_act": True, "grid": "minmax"},
+    options={"damp_percent": 0.01, "desc_act": True, "static_groups": True, "grid": "minmax"},
     check=_check,
 )

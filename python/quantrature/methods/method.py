@@ -81,6 +81,10 @@ def _anything(entry: PlanEntry) -> None:
     pass
 
 
+def _outliers(weights: int, entry: PlanEntry) -> int:
+    return round(entry.outliers * weights)
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to find the codes of a matrix.
@@ -95,6 +99,10 @@ class Method:
         group_size: the only one there is; ``None`` for any.
         spread: how much of each matrix is outliers, from weights by name and the share of all matrices together;
             ``None`` for the same share everywhere.
+        kept: how many of so many weights it keeps exactly by an entry.
+        uniform: whether its codes are steps of a grid, which other tools have, too.
+        nsamples, seqlen: windows of calibration text, and tokens in each where the model was built for so many, that
+            it is given by default: what its authors take.
         dense_bytes: of what it stores beside outliers, for rows, columns and an entry, as far as these tell.
         input_scale: finds a scale of inputs for all matrices that read them, to be folded into what makes them. Such
             a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
@@ -111,6 +119,10 @@ class Method:
     spread: Callable[[Mapping[str, torch.Tensor], float], dict[str, float]] | None = None
     dense_bytes: Callable[[int, int, PlanEntry], int] = grid_bytes
     input_scale: InputScale | None = None
+    kept: Callable[[int, PlanEntry], int] = _outliers
+    uniform: bool = True
+    nsamples: int = 128
+    seqlen: int = 2048
 
     def __str__(self) -> str:
         """The line about it, with its options."""

@@ -189,4 +189,5 @@ QTIP = Method(
     check=_on_a_trellis,
     group_size=-1,
     dense_bytes=trellis_bytes,
+    uniform=False,
 )

@@ -27,8 +27,8 @@ def by_sensitivity(
 ) -> QuantizedMatrix:
     """The matrix in centroids of its rows, with what is kept exactly left out of the fit.
 
-    Kept are the places given, or the ``sensitive`` share of the largest Fisher information together with as many of
-    the largest weights as the entry says. Tables are float16 where that can hold them, and each weight gets the
+    Kept are the places given, or the ``sensitive`` share of the largest Fisher information and, of the rest, as many
+    of the largest weights as the entry says. Tables are float16 where that can hold them, and each weight gets the
     nearest centroid as it is stored.
     """
     import torch
@@ -51,17 +51,24 @@ def by_sensitivity(
 
 
 def _kept(weight: torch.Tensor, fisher: torch.Tensor, entry: PlanEntry) -> torch.Tensor:
+    """The most sensitive places, and of the rest those of the largest weights."""
     import torch
 
-    parts = []
-    sensitive = round(SQUEEZELLM.settings(entry)["sensitive"] * weight.numel())
-    for values, count, key in (
-        (fisher.float().contiguous(), sensitive, "value"),
-        (weight, round(entry.outliers * weight.numel()), "abs"),
-    ):
-        if count:
-            parts.append(ops.topk(values.view(-1), count, key=key)[1])
-    return torch.cat(parts).unique() if parts else torch.empty(0, dtype=torch.int64)
+    sensitive, large = _counts(weight.numel(), entry)
+    first = second = torch.empty(0, dtype=torch.int64)
+    if sensitive:
+        first = ops.topk(fisher.float().contiguous().view(-1), sensitive, key="value")[1]
+    if large:
+        size = weight.float().abs().view(-1)
+        size[first] = -1.0  # below all others
+        second = ops.topk(size, large, key="value")[1]
+    return torch.cat([first, second]).sort().values
+
+
+def _counts(weights: int, entry: PlanEntry) -> tuple[int, int]:
+    """How many of the weights are kept for their Fisher information, and how many of the rest for their size."""
+    sensitive = round(SQUEEZELLM.settings(entry)["sensitive"] * weights)
+    return sensitive, min(round(entry.outliers * weights), weights - sensitive)
 
 
 def _stored(centroids: torch.Tensor) -> torch.Tensor:
@@ -138,4 +145,8 @@ SQUEEZELLM = Method(
     group_size=-1,
     spread=outlier_shares,
     dense_bytes=_bytes,
+    kept=lambda weights, entry: sum(_counts(weights, entry)),
+    uniform=False,
+    nsamples=100,
+    seqlen=512,
 )

@@ -202,7 +202,7 @@ def quantize(
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise _C.InvalidArgumentError(f"[quantize] {name} must be an integer: got {name}={value!r}")
     source = as_input(w, "quantize", "w", on_cuda=True)
-    _check_grid("quantize", bits, -1 if group_size is None else group, axis)
+    check_grid("quantize", bits, -1 if group_size is None else group, axis)
     if solver not in SOLVERS:
         raise _C.InvalidArgumentError(f"[quantize] solver must be one of {', '.join(SOLVERS)}: got solver={solver!r}")
     if meta_bits is not None and (isinstance(meta_bits, bool) or meta_bits not in range(1, 9)):
@@ -216,7 +216,7 @@ def quantize(
 
     def stored(scale: Array, zero: Array | None) -> tuple[Any, Any]:
         if meta_bits is None:
-            return _narrow(scale, zero, scale_dtype)
+            return narrow(scale, zero, scale_dtype)
         return (
             quantize(scale.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype),
             None if zero is None else quantize(zero.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype),
@@ -230,7 +230,7 @@ def quantize(
     if round_zero is None:
         round_zero = solver == "hqq" and bits == 4
     shape = tuple(int(n) for n in w.shape)
-    rows, cols, parameters = _layout(shape, group, axis, "quantize")
+    rows, cols, parameters = layout(shape, group, axis, "quantize")
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
     scale = empty_like_kind(w, parameters, "float32")
     zero = None if sym else empty_like_kind(w, parameters, "float32")
@@ -284,7 +284,7 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
         )
     if isinstance(q, CodebookTensor):
         return decode(q, out)
-    _check_grid("dequantize", q.bits, q.group_size, q.axis)
+    check_grid("dequantize", q.bits, q.group_size, q.axis)
     scale, zero = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
     )
@@ -307,7 +307,7 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
     return out
 
 
-def _check_grid(op: str, bits: int, group_size: int, axis: int) -> None:
+def check_grid(op: str, bits: int, group_size: int, axis: int) -> None:
     if not 1 <= bits <= 8:
         raise _C.InvalidArgumentError(f"[{op}] bits must be 1 to 8: got bits={bits}")
     if group_size != -1 and group_size < 1:
@@ -316,7 +316,7 @@ def _check_grid(op: str, bits: int, group_size: int, axis: int) -> None:
         raise _C.InvalidArgumentError(f"[{op}] axis must be 0 or 1: got axis={axis}")
 
 
-def _layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tuple[int, int, tuple[int, ...]]:
+def layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tuple[int, int, tuple[int, ...]]:
     """Rows and columns of the packed matrix, and the shape of scales and zeros."""
     rows, cols = shape if len(shape) == 2 else (1, shape[0])
     if axis == 1:
@@ -349,7 +349,7 @@ def positions(op: str, exclude: Any, w: Array) -> tuple[Array | None, Array | No
     )
 
 
-def _narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
+def narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
     """Scales and zeros as they are stored."""
     if dtype == "float32":
         return scale, zero

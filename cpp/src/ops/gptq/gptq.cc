@@ -32,11 +32,13 @@ size_t at(int64_t i) {
 // A and the squared diagonal of R, columns in the order they are taken.
 class Feedback {
  public:
-  Feedback(const GptqArgs& a, GptqResult& result) : n_(a.w.cols), h_(a.hessian), order_(at(n_)) {
+  Feedback(const GptqArgs& a, const GptqFit* fit, GptqResult& result)
+      : n_(a.w.cols), h_(a.hessian), order_(at(n_)) {
     std::iota(order_.begin(), order_.end(), int64_t{0});
     if (a.ordered)
       std::stable_sort(order_.begin(), order_.end(),
                        [&](int64_t i, int64_t j) { return diagonal(i) > diagonal(j); });
+    if (a.ordered && fit != nullptr) keep_groups_whole(a.group_size == -1 ? n_ : a.group_size);
     double sum = 0;
     int64_t alive = 0;
     for (int64_t i = 0; i < n_; ++i) {
@@ -67,6 +69,16 @@ class Feedback {
   static int64_t offset(int64_t p) { return p * (p + 1) / 2 * kGptqColumns * kGptqColumns; }
 
   float diagonal(int64_t i) const { return h_[i * n_ + i]; }
+
+  // Groups in the order of their first columns, which are those with the largest elements of the diagonal.
+  void keep_groups_whole(int64_t group) {
+    std::vector<int64_t> rank(at((n_ + group - 1) / group), -1);
+    int64_t next = 0;
+    for (int64_t column : order_)
+      if (int64_t& mine = rank[at(column / group)]; mine < 0) mine = next++;
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t i, int64_t j) { return rank[at(i / group)] < rank[at(j / group)]; });
+  }
 
   // The matrix is factored back to front, which makes the factor upper triangular.
   bool factor(double damp) {
@@ -111,8 +123,9 @@ class Feedback {
 // Rows that one task takes through all columns.
 class Strip {
  public:
-  Strip(const GptqArgs& a, const Feedback& feedback, int64_t first)
+  Strip(const GptqArgs& a, const GptqFit* fit, const Feedback& feedback, int64_t first)
       : a_(a),
+        fit_(fit),
         feedback_(feedback),
         first_(first),
         rows_(std::min(kStrip, a.w.rows - first)),
@@ -128,8 +141,17 @@ class Strip {
   double run() {
     load();
     double loss = 0;
-    for (int64_t p = 0; p < feedback_.panel_count(); ++p)
-      for (int64_t piece = 0; piece < rows_; piece += kGptqRows) loss += columns(p, piece);
+    const int64_t cols = a_.w.cols;
+    for (int64_t first = 0; first < cols;) {
+      int64_t end = std::min(first - first % kGptqColumns + kGptqColumns, cols);
+      if (fit_ != nullptr) {
+        if (begins_group(first)) fit(first);
+        for (int64_t k = first + 1; k < end; ++k)
+          if (begins_group(k)) end = k;
+      }
+      for (int64_t piece = 0; piece < rows_; piece += kGptqRows) loss += columns(first, end, piece);
+      first = end;
+    }
     const int64_t bytes = row_bytes(a_.w.cols, a_.bits);
     for (int64_t r = 0; r < rows_; ++r)
       kernels().pack_span(codes_.data() + r * a_.w.cols, PackedSpan{0, a_.w.cols, a_.w.cols, a_.bits},
@@ -143,10 +165,12 @@ class Strip {
     for (int64_t r = 0; r < rows_; ++r) {
       const float* w = float_row(a_.w, first_ + r, 0, a_.w.cols, buffer.data());
       for (int64_t k = 0; k < a_.w.cols; ++k) errors_[at(k * kStrip + r)] = w[feedback_.column(k)];
+      if (fit_ != nullptr) continue;
       spread(a_.scale, r, buffer.data(), scale_);
       if (a_.zero.data != nullptr) spread(a_.zero, r, buffer.data(), zero_);
     }
-    if (a_.zero.data == nullptr) std::fill(zero_.begin(), zero_.end(), symmetric_zero(a_.bits));
+    if (fit_ == nullptr && a_.zero.data == nullptr)
+      std::fill(zero_.begin(), zero_.end(), symmetric_zero(a_.bits));
     for (size_t i = 0; i < scale_.size(); ++i) inv_[i] = scale_[i] == 0 ? 0.0f : 1.0f / scale_[i];
     if (exact_.empty()) return;
     for (int64_t r = 0; r < rows_; ++r)
@@ -154,15 +178,88 @@ class Strip {
         exact_[at(a_.exclude_columns[i])] |= uint64_t{1} << r;
   }
 
+  int64_t group_of(int64_t place) const { return feedback_.column(place) / group_; }
+
+  bool begins_group(int64_t place) const { return place == 0 || group_of(place) != group_of(place - 1); }
+
+  // The grid of the group that begins at a place, from its weights moved to make up for the errors before it.
+  void fit(int64_t first) {
+    int64_t end = first + 1;
+    while (end < a_.w.cols && !begins_group(end)) ++end;
+    const int64_t size = end - first, group = group_of(first);
+    std::vector<float> x(at(size * kGptqRows)), moves(at(size * kGptqRows)), row(at(size));
+    const GridRule rule{a_.bits, fit_->zero == nullptr, false, fit_->solver == QTR_MSE,
+                        std::numeric_limits<float>::infinity()};
+    for (int64_t piece = 0; piece < rows_; piece += kGptqRows) {
+      for (int64_t from = first; from < end;) {
+        const int64_t base = from - from % kGptqColumns, to = std::min(base + kGptqColumns, end);
+        const float* panel = feedback_.panel(base / kGptqColumns);
+        float sums[kGptqColumns * kGptqRows] = {};
+        for (int64_t k = from; k < to; ++k)
+          std::copy_n(errors_.data() + k * kStrip + piece, kGptqRows, sums + (k - base) * kGptqRows);
+        kernels().products_f32(panel, errors_.data() + piece, kStrip, first, sums, kGptqRows);
+        kernels().products_f32(panel + first * kGptqColumns, moves.data(), kGptqRows, from - first, sums,
+                               kGptqRows);
+        for (int64_t k = from; k < to; ++k) {
+          float* now = x.data() + (k - first) * kGptqRows;
+          std::copy_n(sums + (k - base) * kGptqRows, kGptqRows, now);
+          for (int64_t j = from; j < k; ++j) {
+            const float a = panel[j * kGptqColumns + k - base];
+            const float* move = moves.data() + (j - first) * kGptqRows;
+            for (int64_t r = 0; r < kGptqRows; ++r) now[r] += move[r] * a;
+          }
+          const float* w = errors_.data() + k * kStrip + piece;
+          for (int64_t r = 0; r < kGptqRows; ++r) moves[at((k - first) * kGptqRows + r)] = w[r] - now[r];
+        }
+        from = to;
+      }
+      for (int64_t r = 0; r < std::min(kGptqRows, rows_ - piece); ++r) {
+        for (int64_t k = 0; k < size; ++k) row[at(k)] = x[at(k * kGptqRows + r)];
+        clamp_excluded(first, piece + r, row);
+        float inv, zero, scale;
+        check(kernels().grid_fit(row.data(), size, size, rule, GridLines{&inv, &zero, &scale}),
+              "[gptq] the range of a group must be finite in float32", "row", first_ + piece + r, "group",
+              group);
+        for (float* number : {&zero, &scale})
+          if (fit_->half) {
+            uint16_t half;
+            kernels().f32_to_f16(number, &half, 1);
+            kernels().f16_to_f32(&half, number, 1);
+          }
+        const int64_t line = group * kStrip + piece + r, place = (first_ + piece + r) * groups_ + group;
+        scale_[at(line)] = fit_->scale[place] = scale;
+        zero_[at(line)] = zero;
+        inv_[at(line)] = scale == 0 ? 0.0f : 1.0f / scale;
+        if (fit_->zero != nullptr) fit_->zero[place] = zero;
+      }
+    }
+  }
+
+  // Excluded positions count as the nearest number between the extremes of the rest, as in grid.hpp.
+  void clamp_excluded(int64_t first, int64_t r, std::vector<float>& row) const {
+    if (exact_.empty()) return;
+    const auto excluded = [&](size_t k) {
+      return (exact_[at(feedback_.column(first + static_cast<int64_t>(k)))] >> r & 1) != 0;
+    };
+    float lo = std::numeric_limits<float>::infinity(), hi = -lo;
+    for (size_t k = 0; k < row.size(); ++k)
+      if (!excluded(k)) lo = std::min(lo, row[k]), hi = std::max(hi, row[k]);
+    if (lo > hi) lo = hi = 0;
+    for (size_t k = 0; k < row.size(); ++k)
+      if (excluded(k)) row[k] = std::min(std::max(row[k], lo), hi);
+  }
+
   void spread(const Matrix& m, int64_t r, float* buffer, std::vector<float>& to) const {
     const float* from = float_row(m, 0, (first_ + r) * groups_, groups_, buffer);
     for (int64_t g = 0; g < groups_; ++g) to[at(g * kStrip + r)] = from[g];
   }
 
-  double columns(int64_t p, int64_t piece) {
-    const int64_t first = p * kGptqColumns;
-    const int count = static_cast<int>(std::min(kGptqColumns, a_.w.cols - first));
-    float sums[kGptqColumns * kGptqRows] = {};
+  // Columns of one panel.
+  double columns(int64_t first, int64_t end, int64_t piece) {
+    const int64_t p = first / kGptqColumns, skipped = first % kGptqColumns;
+    const int count = static_cast<int>(end - first);
+    float panel[kGptqColumns * kGptqRows] = {};
+    float* sums = panel + skipped * kGptqRows;
     uint8_t codes[kGptqColumns * kGptqRows];
     GptqColumns c{};
     c.count = count;
@@ -170,7 +267,7 @@ class Strip {
     c.sums = sums;
     c.errors = errors_.data() + first * kStrip + piece;
     c.stride = kStrip;
-    c.feedback = feedback_.panel(p) + first * kGptqColumns;
+    c.feedback = feedback_.panel(p) + first * kGptqColumns + skipped;
     c.codes = codes;
     for (int k = 0; k < count; ++k) {
       const int64_t column = feedback_.column(first + k), line = column / group_ * kStrip + piece;
@@ -180,7 +277,7 @@ class Strip {
       c.scale[k] = scale_.data() + line;
       if (!exact_.empty()) c.exact[k] = static_cast<uint32_t>(exact_[at(column)] >> piece);
     }
-    kernels().products_f32(feedback_.panel(p), errors_.data() + piece, kStrip, first, sums, kGptqRows);
+    kernels().products_f32(feedback_.panel(p), errors_.data() + piece, kStrip, first, panel, kGptqRows);
     kernels().gptq_columns(c);
     double loss = 0;
     const int64_t rows = std::min(kGptqRows, rows_ - piece);
@@ -198,6 +295,7 @@ class Strip {
   }
 
   const GptqArgs& a_;
+  const GptqFit* fit_;  // or null: the grid is given
   const Feedback& feedback_;
   int64_t first_, rows_, group_, groups_;
   std::vector<float> errors_, inv_, zero_, scale_;  // kStrip for each column, or group
@@ -261,9 +359,7 @@ void check_excluded(const GptqArgs& a) {
   }
 }
 
-}  // namespace
-
-void gptq(const GptqArgs& a) {
+void find_codes(const GptqArgs& a, const GptqFit* fit) {
   check_matrix(a.w, "gptq", "w");
   check(a.bits >= 1 && a.bits <= 8, "[gptq] bits must be 1 to 8", "bits", a.bits);
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
@@ -287,15 +383,32 @@ void gptq(const GptqArgs& a) {
     m = Matrix{m.data, 1, groups, groups, m.dtype};
     check_grid(m, name);
   };
-  in_a_row(flat.scale, "scale");
-  if (flat.zero.data != nullptr) in_a_row(flat.zero, "zero");
+  if (fit != nullptr) {
+    check(fit->scale != nullptr && fit->size == groups, "[gptq] fit must hold one scale for each group",
+          "size", fit->size, "expected", groups);
+    check(fit->solver == QTR_MINMAX || fit->solver == QTR_MSE, "[gptq] solver must be minmax or mse",
+          "solver", static_cast<int>(fit->solver));
+  } else {
+    in_a_row(flat.scale, "scale");
+    if (flat.zero.data != nullptr) in_a_row(flat.zero, "zero");
+  }
   check_excluded(a);
   check_finite(a);
-  const Feedback feedback(flat, *a.result);
+  const Feedback feedback(flat, fit, *a.result);
   const int64_t strips = (a.w.rows + kStrip - 1) / kStrip;
   std::vector<double> losses(at(strips));
-  parallel_for(strips, [&](int64_t i) { losses[at(i)] = Strip(flat, feedback, i * kStrip).run(); });
+  parallel_for(strips, [&](int64_t i) { losses[at(i)] = Strip(flat, fit, feedback, i * kStrip).run(); });
   a.result->loss = std::accumulate(losses.begin(), losses.end(), 0.0);
+}
+
+}  // namespace
+
+void gptq(const GptqArgs& a) {
+  find_codes(a, nullptr);
+}
+
+void gptq(const GptqArgs& a, const GptqFit& fit) {
+  find_codes(a, &fit);
 }
 
 }  // namespace quantrature
