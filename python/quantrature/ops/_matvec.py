@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from ._outliers import SparseCSR
 
 ACTIVATIONS = ("float32", "int8")
 """What vectors are multiplied as, in the order of ``qtr_activations``."""
+
+_ANY = range(1, 33)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,12 @@ class PackedMatrix:
         _C.residuals(*_arguments(grid), *_parts(outliers), core_view(values))
         return cls(grid, dataclasses.replace(outliers, values=values))
 
+    @functools.cached_property
+    def _as_arguments(self) -> tuple[np.ndarray, int, int, int, np.ndarray, np.ndarray | None, Any, Any, Any]:
+        """The matrix as each product hands it to the core."""
+        beside = (None, None, None) if self.residuals is None else _parts(self.residuals)
+        return (*_arguments(self.grid), *beside)
+
     def matvec(self, x: Array, out: Array | None = None, activations: str = "float32") -> Array:
         """Multiply; see :func:`matvec`."""
         return self._product(x, out, activations, "float32")
@@ -80,7 +89,7 @@ class PackedMatrix:
             raise _C.InvalidArgumentError(
                 f"[matvec] activations must be {' or '.join(ACTIVATIONS)}: got activations={activations!r}"
             )
-        source = as_input(x, "matvec", "x", ndim=range(1, 33), empty=True)
+        source = as_input(x, "matvec", "x", ndim=_ANY, empty=True)
         rows, cols = self.grid.shape
         if source.shape[-1] != cols:
             raise _C.InvalidArgumentError(
@@ -90,7 +99,7 @@ class PackedMatrix:
         if out is None:
             out = empty_like_kind(x, shape, dtype)
         dtypes = ("float32",) if dtype == "float32" else ("float32", dtype)
-        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=range(1, 33), empty=True)
+        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=_ANY, empty=True)
         if tuple(target.shape) != shape:
             raise _C.InvalidArgumentError(
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "
@@ -98,10 +107,8 @@ class PackedMatrix:
             )
         if 0 in shape:
             return out
-        none = (None, None, None)
-        values, columns, offsets = none if self.residuals is None else _parts(self.residuals)
         views = core_view(source).reshape(-1, cols), core_view(target).reshape(-1, rows)
-        _C.matvec(*_arguments(self.grid), values, columns, offsets, *views, ACTIVATIONS.index(activations))
+        _C.matvec(*self._as_arguments, *views, ACTIVATIONS.index(activations))
         return out
 
 
