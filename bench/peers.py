@@ -31,6 +31,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import ggml
 import numpy as np
 import torch
 
@@ -398,52 +399,8 @@ def _matvec(d: Data, bits: int, activations: str) -> Call:
     return lambda: packed.matvec(x, out=y, activations=activations)
 
 
-GGML_TYPES = {"q4_0": 2, "q2_K": 10, "q3_K": 11, "q4_K": 12}
-"""The numbers that ggml's header gives to its formats."""
-
-
 def _ggml_matvec(d: Data, name: str) -> Call:
-    """A graph of one product, as llama.cpp runs it; it rounds the vector to 8 bits, and has no outliers."""
-    import llama_cpp
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    base, cpu = (ctypes.CDLL(str(folder / f"libggml-{part}.so"), mode=ctypes.RTLD_GLOBAL) for part in ("base", "cpu"))
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-
-    class Parameters(ctypes.Structure):
-        _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", pointer), ("no_alloc", ctypes.c_bool))
-
-    def function(library: ctypes.CDLL, called: str, result: Any, *arguments: Any) -> Any:
-        found = getattr(library, called)
-        found.restype, found.argtypes = result, arguments
-        return found
-
-    data_of = function(base, "ggml_get_data", pointer, pointer)
-    new_context = function(base, "ggml_init", pointer, Parameters)
-    context, scratch = (new_context(Parameters(size_mib << 20, None, False)) for size_mib in (256, 16))
-    kind = GGML_TYPES[name]
-    matrix = function(base, "ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, size, size)(
-        context, kind, d.side, d.side
-    )
-    vector = function(base, "ggml_new_tensor_1d", pointer, pointer, ctypes.c_int, size)(context, 0, d.side)
-    function(base, "ggml_quantize_init", None, ctypes.c_int)(kind)
-    weights = np.ascontiguousarray(d.w.numpy())
-    quantize = function(
-        base, "ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, pointer, pointer, size, size, size, pointer
-    )
-    quantize(kind, weights.ctypes.data, data_of(matrix), 0, d.side, d.side, None)
-    ctypes.memmove(data_of(vector), d.vector.data_ptr(), 4 * d.side)
-    product = function(base, "ggml_mul_mat", pointer, pointer, pointer, pointer)(context, matrix, vector)
-    graph = function(base, "ggml_new_graph", pointer, pointer)(context)
-    function(base, "ggml_build_forward_expand", None, pointer, pointer)(graph, product)
-    compute = function(cpu, "ggml_graph_compute_with_ctx", ctypes.c_int, pointer, pointer, ctypes.c_int)
-    reset = function(base, "ggml_reset", None, pointer)
-
-    def run() -> None:
-        reset(scratch)  # every call takes its buffers from there
-        compute(scratch, graph, torch.get_num_threads())
-
-    return run
+    return ggml.Products(name, [d.w], [d.vector], torch.get_num_threads())
 
 
 def _hqq_matvec(d: Data) -> Call:

@@ -12,7 +12,6 @@ process of its own. Peers that are not installed are left out by name.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -26,8 +25,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import ggml
 import torch
-from peers import machine
+from peers import SETTLE_SECONDS, machine
 
 import quantrature as qtr
 from quantrature import ops
@@ -53,77 +53,19 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, which take turns."""
+    """Median seconds of each call, which take turns and are called once before the time is taken."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(rounds + 1):
+    for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(SETTLE_SECONDS)
+            call()
             start = time.perf_counter()
             call()
-            if i:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 # Products
-
-
-GGML_TYPES = {"q4_0": 2, "q4_K": 12}
-
-
-class Ggml:
-    """Mat-vecs by the library of llama.cpp that comes with llama-cpp-python: one graph of a product for each matrix."""
-
-    def __init__(self, kind: str, weights: list[torch.Tensor], threads: int) -> None:
-        import llama_cpp
-
-        folder = Path(llama_cpp.__file__).parent / "lib"
-        base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
-        self.cpu, self.threads = ctypes.CDLL(str(folder / "libggml-cpu.so")), threads
-        self.cpu.ggml_cpu_init()
-
-        class Parameters(ctypes.Structure):
-            _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-        pointer = ctypes.c_void_p
-        for name, result in (
-            ("ggml_init", pointer),
-            ("ggml_new_tensor_2d", pointer),
-            ("ggml_get_data", pointer),
-            ("ggml_mul_mat", pointer),
-            ("ggml_new_graph", pointer),
-            ("ggml_quantize_chunk", ctypes.c_size_t),
-        ):
-            getattr(base, name).restype = result
-        base.ggml_init.argtypes = [Parameters]
-        base.ggml_new_tensor_2d.argtypes = [pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-        base.ggml_get_data.argtypes = [pointer]
-        base.ggml_mul_mat.argtypes = [pointer] * 3
-        base.ggml_new_graph.argtypes = [pointer]
-        base.ggml_build_forward_expand.argtypes = [pointer] * 2
-        base.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, *[ctypes.c_int64] * 3, pointer]
-        self.cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, ctypes.c_int]
-        self.context = base.ggml_init(Parameters(sum(w.numel() for w in weights) + (64 << 20), None, False))
-        self.graph = base.ggml_new_graph(self.context)
-        self.outputs = []
-        for w in weights:
-            rows, cols = w.shape
-            matrix = base.ggml_new_tensor_2d(self.context, GGML_TYPES[kind], cols, rows)
-            base.ggml_quantize_chunk(GGML_TYPES[kind], w.data_ptr(), base.ggml_get_data(matrix), 0, rows, cols, None)
-            ones, x = torch.ones(cols), base.ggml_new_tensor_2d(self.context, 0, cols, 1)
-            ctypes.memmove(base.ggml_get_data(x), ones.data_ptr(), 4 * cols)
-            product = base.ggml_mul_mat(self.context, matrix, x)
-            base.ggml_build_forward_expand(self.graph, product)
-            self.outputs.append((base.ggml_get_data(product), rows))
-
-    def __call__(self) -> None:
-        """All products."""
-        if self.cpu.ggml_graph_compute_with_ctx(self.context, self.graph, self.threads):
-            raise RuntimeError("ggml did not compute")
-
-    def result(self, number: int) -> torch.Tensor:
-        """One product."""
-        data, rows = self.outputs[number]
-        return torch.tensor((ctypes.c_float * rows).from_address(data)[:])
 
 
 def products(options: argparse.Namespace) -> str:
@@ -143,7 +85,7 @@ def products(options: argparse.Namespace) -> str:
     add("torch, bfloat16", lambda: [torch.nn.functional.linear(half, w) for w in halves], 16)
     for kind, bits in (("q4_0", 4.5), ("q4_K", 4.5)):
         try:
-            theirs = Ggml(kind, weights, options.threads)
+            theirs = ggml.Products(kind, weights, [x[0]] * len(weights), options.threads)
             theirs()
             exact = weights[0] @ x[0]
             error = float((theirs.result(0) - exact).norm() / exact.norm())
@@ -299,12 +241,20 @@ def one(options: argparse.Namespace) -> None:
     else:
         with Memory() as memory:
             found["tokens_per_second"] = decode(model, options.tokens)
-        from quantrature.packed_linear import _prepared
-
-        prepared = sum(p.packed.residuals.values.nbytes for p in _prepared.values() if p.packed and p.packed.residuals)
+        prepared = sum(of_products(layer) for layer in qtr_layers(model).values())
         found |= {"run_peak": memory.own - before, "weights": sum(tensors.values()) + prepared}
         found |= {"matrices": quantized + prepared}
     print(json.dumps(found))
+
+
+def of_products(layer: Any) -> int:
+    """Bytes that the products of a layer hold beside what is stored: the residuals of its outliers in float32, and
+    row offsets where they are stored in 16 bits."""
+    stored = layer.stored()
+    if "outlier_values" not in stored:
+        return 0
+    offsets = stored["outlier_row_offsets"]
+    return 4 * len(stored["outlier_values"]) + (4 * len(offsets) if offsets.dtype == torch.uint16 else 0)
 
 
 def qtr_layers(model: Any) -> dict[str, Any]:
@@ -372,7 +322,7 @@ def shape(options: argparse.Namespace) -> str:
     return (
         "A Llama of a billion random weights (973 million in the blocks, a tied embedding of 66 million, which stays "
         f"dense), {options.tokens} tokens of one sequence. Memory is the process's own, less what it had before it "
-        "loaded; residuals of outliers, which the product prepares, are counted as weights. Dense weights are pages of "
+        "loaded; what products prepare once is counted as weights. Dense weights are pages of "
         "the file until they are touched where they need no cast.\n\n" + "\n".join(lines)
     )
 

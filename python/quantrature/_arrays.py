@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -15,11 +16,14 @@ Array = Any  # np.ndarray | torch.Tensor; torch is not imported for the sake of 
 FLOATS = ("float32", "float16", "bfloat16")
 
 
+@functools.cache  # to print a dtype takes microseconds
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def dtype_name(x: Array) -> str:
     """'float32', 'bfloat16', ... of an array or tensor."""
-    if isinstance(x, np.ndarray) and x.dtype.isnative:  # to print a NumPy dtype takes microseconds
-        return str(x.dtype.type.__name__)
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
 
 
 def is_torch(x: object) -> bool:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 QUANT_METHOD = "quantrature"
 FORMAT_VERSION = 2
 
+REMOTE_CODE = "modeling_quantrature"
+"""Name of the Python file that lets transformers open a folder in a process that did not import quantrature."""
+
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
@@ -81,6 +84,7 @@ def save(
     source: str = "",
     overwrite: bool = False,
     max_shard_size: str = "5GB",
+    auto_map: bool = False,
 ) -> None:
     """Write a quantized model with its configuration, generation settings, tokenizer, plan and a model card.
 
@@ -93,25 +97,65 @@ def save(
         source: name of the original model, for the card.
         overwrite: replace a folder that is not empty.
         max_shard_size: of one safetensors file.
+        auto_map: write a Python file, too, that imports quantrature, and name it in config.json, so that
+            ``from_pretrained(folder, trust_remote_code=True)`` opens the folder in a process that did not import it.
 
     Raises:
-        InvalidArgumentError: for a folder that is not empty.
+        InvalidArgumentError: for a folder that is not empty, or with auto_map for a model that comes with code of its
+            own or has no class of transformers.
         QuantratureError: when the disk is full.
     """
     from .models.loading import quiet
 
+    classes = _auto_classes(model) if auto_map else []
     with new_folder(folder, overwrite) as partial, quiet():
         model.save_pretrained(partial, max_shard_size=max_shard_size)
+        if auto_map:
+            _write_remote_code(partial, type(model).__name__, classes)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         if plan is not None:
             plan.save(partial / "plan.json")
         if requant is not None:
             requant.save(partial / "requant.json")
-        (partial / "README.md").write_text(_card(inspect(partial), source))
+        (partial / "README.md").write_text(_card(inspect(partial), source, auto_map))
 
 
-def _card(contents: Contents, source: str) -> str:
+def _auto_classes(model: Any) -> list[str]:
+    """The auto classes of transformers that make a model's class of its configuration."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    own, config = type(model), type(model.config)
+    if model.is_custom_code():
+        raise InvalidArgumentError(f"[save] auto_map: {own.__name__} comes with code of its own")
+    found = []
+    for name, auto in vars(modeling_auto).items():
+        if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass) and auto is not _BaseAutoModelClass:
+            mapping: Any = auto._model_mapping
+            made: Any = mapping[config] if mapping is not None and config in mapping else ()
+            if own is made or (isinstance(made, tuple) and own in made):
+                found.append(name)
+    if not found:
+        raise InvalidArgumentError(f"[save] auto_map: no auto class of transformers makes a {own.__name__}")
+    return found
+
+
+def _write_remote_code(folder: Path, name: str, auto_classes: Iterable[str]) -> None:
+    (folder / f"{REMOTE_CODE}.py").write_text(
+        f"import quantrature  # registers the format\nimport transformers\n\n\n"
+        f"class {name}(transformers.{name}):\n    pass\n"
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["auto_map"] = {auto: f"{REMOTE_CODE}.{name}" for auto in auto_classes}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _card(contents: Contents, source: str, auto_map: bool) -> str:
+    trusting = """
+Where quantrature is installed, `from_pretrained("PATH", trust_remote_code=True)` needs no import.
+"""
     base = f"base_model: {source}\n" if source and not Path(source).exists() else ""
     return f"""---
 library_name: transformers
@@ -130,7 +174,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
-"""
+{trusting if auto_map else ""}"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from . import __version__
 from ._C import InvalidArgumentError, QuantratureError
-from .checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
+from .checkpoint import FORMAT_VERSION, QUANT_METHOD, REMOTE_CODE, stored_tensors
 
 if TYPE_CHECKING:
     from .folding import Fold
@@ -170,6 +170,8 @@ class QuantratureHfQuantizer(HfQuantizer):
                 layer.spec.matrix(layer.stored())  # looks at the positions of outliers
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
+        if not model.is_remote_code() and REMOTE_CODE in str(getattr(model.config, "auto_map", "")):
+            del model.config.auto_map  # it names a file that save_pretrained would not write
         if self.quantization_config.dequantize:
             dequantize_layers(model, model.dtype)
             model._weight_conversions = None

@@ -11,11 +11,13 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from . import _C
 from ._C import InvalidArgumentError
 from .ops import PackedMatrix, QuantizedTensor, SparseCSR
 from .storage import MatrixSpec, QuantizedMatrix, TrellisMatrix
@@ -189,8 +191,12 @@ def _product(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias
         out.copy_(y if bias is None else y + bias)
     elif ready.packed is not None and len(x) <= (FEW[x.dtype] if x.device.type == "cpu" else FEW_ON_CUDA):
         scale = ready.matrix.input_scale
-        y = ready.packed.matvec((x if scale is None else x.float() * scale).contiguous())
-        out.copy_(y if bias is None else y.add_(bias))
+        x = (x if scale is None else x.float() * scale).contiguous()
+        if bias is None and scale is None:
+            ready.packed.matmul(x, out)
+        else:
+            y = ready.packed.matvec(x)
+            out.copy_(y if bias is None else y.add_(bias))
     else:
         dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
         left = x.to(dtype)
@@ -238,6 +244,9 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias)
     return of_x, [None] * len(stored), None, of_bias
 
+
+# Or torch's threads, which spin for a while after each of its own products, would have to be fought for.
+_C.run_on_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 _library = torch.library.Library("quantrature", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)

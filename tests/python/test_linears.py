@@ -194,6 +194,8 @@ def test_encoder_and_decoder_are_both_found():
     assert found.stacks == ("encoder.block", "decoder.block")
     assert {linear.block for linear in found} == {0, 1}
     assert found.find("decoder.block.1.layer.1.EncDecAttention.q").role == "layer.1.EncDecAttention.q"
+    reasons = {s.name: s.reason for s in found.skipped}
+    assert reasons["encoder.block.0.layer.1.DenseReluDense.wo"].startswith("kept in float32 by its model")
 
 
 def test_a_tower_that_reads_no_text_is_left_alone():

@@ -190,6 +190,172 @@ def test_device_maps_and_generation(quantized):
     assert loaded.generate(TOKENS, max_new_tokens=3, do_sample=False).shape == (2, 27)
 
 
+ENDS = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+PLACES = {
+    "disk": dict.fromkeys(ENDS, "cpu") | {"model.layers": "disk"},
+    "cpu and disk": dict.fromkeys(ENDS, "cpu") | {"model.layers.0": "cpu", "model.layers.1": "disk"},
+    "cpu": {"": "cpu"},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("shards", [1, 4])
+def test_weights_may_stay_on_disk(place, shards, tmp_path):
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outliers=0.01)
+    checkpoint.save(model, tmp_path / "out", max_shard_size="5GB" if shards == 1 else "40KB")
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shards > 1)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", device_map=PLACES[place], offload_folder=tmp_path / "offload", offload_buffers=True
+    )
+    last = quantized_layers(loaded)["model.layers.1.mlp.down_proj"]
+    assert last.weight.is_meta == ("disk" in place)
+    assert torch.equal(logits(loaded), logits(model))
+    assert last.weight.is_meta == ("disk" in place)
+    ids = loaded.generate(TOKENS, max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, model.generate(TOKENS, max_new_tokens=3, do_sample=False))
+
+
+def test_automatic_maps_count_quantized_sizes(tmp_path):
+    """Given room for the quantized model, though not for a dense one, all of it is put there."""
+    model = qtr.quantize(tiny_model("llama"), bits=2, group_size=16)
+    checkpoint.save(model, tmp_path / "out")
+    size = sum(t.nbytes for t in model.state_dict().values())
+    assert size < 0.7 * sum(t.nbytes for t in tiny_model("llama").state_dict().values())
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", device_map="auto", max_memory={"cpu": int(1.25 * size)}
+    )
+    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("wish", [None, {"bits": 3, "group_size": 16, "outliers": 0.01}])
+@pytest.mark.parametrize("layout", ["llama-tied", "mixtral"])
+def test_no_tensor_is_read_twice(wish, layout, tmp_path, monkeypatch):
+    model = tiny_model(layout)
+    (model if wish else qtr.quantize(model, bits=3, group_size=16, outliers=0.01)).save_pretrained(tmp_path / "model")
+    reads = count_reads(monkeypatch)
+    settings = {"quantization_config": qtr.QuantratureConfig(**wish)} if wish else {}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **settings)
+    assert quantized_layers(loaded)
+    assert set(reads) == set(load_file(tmp_path / "model" / "model.safetensors"))
+    assert set(reads.values()) == {1}
+
+
+def count_reads(monkeypatch):
+    """How often each tensor of a safetensors file is read from now on, by name."""
+    import collections
+
+    import safetensors
+    import transformers.modeling_utils
+
+    reads = collections.Counter()
+
+    class Slice:
+        def __init__(self, name, inner):
+            self.name, self.inner = name, inner
+
+        def __getitem__(self, index):
+            reads[self.name] += 1
+            return self.inner[index]
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    class File:
+        def __init__(self, *args, **kwargs):
+            self.inner = safetensors.safe_open(*args, **kwargs)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *about):
+            self.inner.__exit__(*about)
+
+        def get_tensor(self, name):
+            reads[name] += 1
+            return self.inner.get_tensor(name)
+
+        def get_slice(self, name):
+            return Slice(name, self.inner.get_slice(name))
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(transformers.modeling_utils, "safe_open", File)
+    return reads
+
+
+LOADING = """
+import threading, torch, transformers
+import quantrature as qtr
+torch.set_num_threads(1)
+
+def own():
+    return int(next(l for l in open("/proc/self/status") if l.startswith(KIND)).split()[1]) * 1024
+
+def load(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **SETTINGS)
+
+load(SMALL)  # what libraries take once
+before, peak, over = own(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not over.wait(0.001):
+        peak = max(peak, own())
+
+thread = threading.Thread(target=watch)
+thread.start()
+model = load(FOLDER)
+over.set()
+thread.join()
+quantized = sum(t.nbytes for t in model.state_dict().values())
+module = max(4 * layer.in_features * layer.out_features for layer in model.modules() if hasattr(layer, "spec"))
+print((peak - before - quantized) / module)
+"""
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_loading_takes_the_quantized_size_and_one_module(quantized, tmp_path):
+    """The dense model would take 40 of its modules of 8 MB; rounding one takes its float32 form and its codes."""
+    import transformers
+
+    shape = {"num_attention_heads": 8, "vocab_size": 64, "num_hidden_layers": 10, "max_position_embeddings": 64}
+    for name, size in (("small", 64), ("large", 1024)):
+        config = transformers.LlamaConfig(hidden_size=size, intermediate_size=2 * size, **shape)
+        model = AutoModelForCausalLM.from_config(config)
+        if quantized:
+            qtr.quantize(model, bits=4, group_size=64)
+        model.save_pretrained(tmp_path / name)
+    wish = "" if quantized else "quantization_config=qtr.QuantratureConfig(bits=4)"
+    values = {
+        "SETTINGS": f"dict({wish})",
+        "SMALL": repr(str(tmp_path / "small")),
+        "FOLDER": repr(str(tmp_path / "large")),
+        "KIND": repr("VmRSS" if quantized else "RssAnon"),  # pages of the dense file can go at any time
+    }
+    code = LOADING
+    for name, value in values.items():
+        code = code.replace(name, value)
+    done = run_python(code, QUANTRATURE_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2.5, done.stdout
+
+
+def test_an_encoder_with_a_decoder_runs(tmp_path):
+    """T5 casts what its layer wo is given to the dtype of its weight, so that one stays as it is."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = qtr.quantize(tiny_model("t5"), bits=4, group_size=16, outliers=0.01)
+    assert not any(name.endswith(".wo") for name in quantized_layers(model))
+    assert any(name.endswith(".wi") for name in quantized_layers(model))
+    model.save_pretrained(tmp_path / "out")
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        expected, found = (m(input_ids=TOKENS, decoder_input_ids=TOKENS).logits for m in (model, loaded))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("order", ["quantrature, transformers", "transformers, quantrature"])
 def test_the_format_is_known_in_whatever_order(quantized, order):
     done = run_python(
@@ -206,6 +372,58 @@ def test_without_quantrature_loading_fails_loudly(quantized):
     )
     assert done.returncode != 0
     assert "ignore_mismatched_sizes" in done.stderr
+
+
+@pytest.fixture
+def trusting(tmp_path):
+    """Code that opens a folder with code of its own, and where transformers may copy it."""
+    text = (
+        "import sys, torch, transformers\n"
+        "m = transformers.{auto}.from_pretrained({folder!r}, trust_remote_code={trust})\n"
+        "print(sum(type(x).__name__ == 'QuantLinear' for x in m.modules()), 'quantrature' in sys.modules)\n"
+        "torch.save(m(torch.arange(48).view(2, 24)).logits.detach(), {to!r})\n"
+    )
+
+    def run(folder, auto="AutoModelForCausalLM", trust=True):
+        to = tmp_path / "logits.pt"
+        code = text.format(folder=str(folder), auto=auto, trust=trust, to=str(to))
+        return run_python(code, HF_HOME=str(tmp_path / "home")), to
+
+    return run
+
+
+@pytest.mark.parametrize(("layout", "auto"), [("qwen2", "CausalLM"), ("mixtral", "CausalLM"), ("bert", "MaskedLM")])
+def test_a_folder_with_code_of_its_own_needs_no_import(layout, auto, tmp_path, trusting):
+    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.01)
+    checkpoint.save(model, tmp_path / "out", auto_map=True)
+    done, to = trusting(tmp_path / "out", f"AutoModelFor{auto}")
+    assert done.stdout == f"{len(quantized_layers(model))} True\n", done.stderr
+    assert torch.equal(torch.load(to), logits(model))
+    assert "trust_remote_code=True" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_code_of_its_own_runs_only_where_it_is_trusted(tmp_path, trusting):
+    checkpoint.save(qtr.quantize(tiny_model("llama"), bits=4, group_size=16), tmp_path / "out", auto_map=True)
+    done, _ = trusting(tmp_path / "out", trust=False)
+    assert done.returncode != 0 and not done.stdout
+    assert "ignore_mismatched_sizes" in done.stderr
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")  # here, quantrature is imported
+    loaded.save_pretrained(tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
+
+
+def test_without_the_wish_no_code_is_written(quantized):
+    assert not list((quantized / "out").glob("*.py"))
+    assert "auto_map" not in json.loads((quantized / "out" / "config.json").read_text())
+
+
+def test_classes_of_their_own_get_no_code(tmp_path):
+    model = tiny_model("llama")
+    model.__class__ = type("Mine", (type(model),), {})
+    qtr.quantize(model, bits=4, group_size=16)
+    with pytest.raises(InvalidArgumentError, match=r"\[save\] auto_map: Mine comes with code of its own"):
+        checkpoint.save(model, tmp_path / "out", auto_map=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_importing_does_not_import_transformers():

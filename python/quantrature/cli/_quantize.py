@@ -101,6 +101,12 @@ def run(
         str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
     ] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Of one safetensors file.")] = "5GB",
+    auto_map: Annotated[
+        bool,
+        typer.Option(
+            "--auto-map", help="Write code, too, that opens the folder with trust_remote_code, not importing."
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large and how long.")] = False,
     trust_remote_code: Annotated[
@@ -224,6 +230,7 @@ def run(
                 source=model,
                 overwrite=overwrite,
                 max_shard_size=max_shard_size,
+                auto_map=auto_map,
             )
             found = checkpoint.inspect(output)
     if cost is not None:

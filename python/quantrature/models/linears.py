@@ -167,8 +167,9 @@ def find_linears(model: nn.Module, ignore: str | Iterable[str] = (), *, experts:
     These are the ``nn.Linear`` and GPT-2 ``Conv1D`` layers and the fused experts inside the blocks of a language
     model or encoder. Only shapes are looked at, so models on the meta device will do, and the result depends on
     nothing but the model's structure. Left out, and listed in ``skipped`` with the reason: embeddings, the output
-    embedding and what is tied to either, routers of mixtures, all that lies outside the blocks (heads, projections),
-    towers that read no text, linear layers with a forward of their own, parameters of unknown layout.
+    embedding and what is tied to either, routers of mixtures, what a model's class keeps in float32 (T5's ``wo``), all
+    that lies outside the blocks (heads, projections), towers that read no text, linear layers with a forward of their
+    own, parameters of unknown layout.
 
     Args:
         model: a transformers model, or any module whose blocks stand in an ``nn.ModuleList``.
@@ -209,6 +210,12 @@ class _Walk:
             if isinstance(module, nn.Embedding):
                 self._embeddings.setdefault(self._identity(f"{name}.weight", module.weight), name)
         self._output = _output_embedding(model)
+        # T5 casts what it gives to such a layer to the dtype of its weight.
+        self._wide: list[str] = [
+            kept
+            for names in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+            for kept in getattr(model, names, None) or ()
+        ]
         self._foreign = {stack: _foreign_tower(self.modules, stack) for stack in self.stacks}
 
     def visit(self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, experts: bool) -> None:
@@ -248,6 +255,8 @@ class _Walk:
         number, _, role = name[len(stack) + 1 :].partition(".")
         if self._is_router(name, role):
             return "router"
+        if any(f".{kept}." in f".{name}." for kept in self._wide):
+            return "kept in float32 by its model, whose code looks at its dtype"
         if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
             kind: Any = type(module)
             if not _acts_as_linear(kind):

@@ -15,6 +15,8 @@ from ._outliers import SparseCSR
 ACTIVATIONS = ("float32", "int8")
 """What vectors are multiplied as, in the order of ``qtr_activations``."""
 
+_ANY = range(1, 33)
+
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
@@ -81,12 +83,21 @@ class PackedMatrix:
             return None, None, None
         return self.residuals.values, self.residuals.columns, self.residuals.core_row_offsets()
 
+    def _as_arguments(self) -> tuple[Any, ...]:
+        """The matrix as a product hands it to the core."""
+        return (*_arguments(self.grid), *(None if part is None else core_view(part) for part in self._sparse))
+
+    @functools.cached_property
+    def _on_cpu(self) -> tuple[Any, ...]:
+        """The same, which on the CPU can be kept from product to product."""
+        return self._as_arguments()
+
     def _product(self, x: Array, out: Array | None, activations: str, dtype: str) -> Array:
         if activations not in ACTIVATIONS:
             raise _C.InvalidArgumentError(
                 f"[matvec] activations must be {' or '.join(ACTIVATIONS)}: got activations={activations!r}"
             )
-        source = as_input(x, "matvec", "x", ndim=range(1, 33), empty=True, on_cuda=True)
+        source = as_input(x, "matvec", "x", ndim=_ANY, empty=True, on_cuda=True)
         rows, cols = self.grid.shape
         if source.shape[-1] != cols:
             raise _C.InvalidArgumentError(
@@ -96,7 +107,7 @@ class PackedMatrix:
         if out is None:
             out = empty_like_kind(x, shape, dtype)
         dtypes = ("float32",) if dtype == "float32" else ("float32", dtype)
-        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=range(1, 33), empty=True, on_cuda=True)
+        target = as_output(out, "matvec", "out", dtypes=dtypes, ndim=_ANY, empty=True, on_cuda=True)
         if tuple(target.shape) != shape:
             raise _C.InvalidArgumentError(
                 f"[matvec] out must have a number for each row of q and vector: got shape={tuple(target.shape)}, "
@@ -104,10 +115,13 @@ class PackedMatrix:
             )
         if 0 in shape:
             return out
-        values, columns, offsets = (None if part is None else core_view(part) for part in self._sparse)
-        views = core_view(source.reshape(-1, cols)), core_view(target.reshape(-1, rows))
         where = place("matvec", q=self.grid.codes, x=source, out=target)
-        _C.matvec(*_arguments(self.grid), values, columns, offsets, *views, ACTIVATIONS.index(activations), where)
+        if where is None:
+            views = core_view(source).reshape(-1, cols), core_view(target).reshape(-1, rows)
+            _C.matvec(*self._on_cpu, *views, ACTIVATIONS.index(activations), None)
+        else:
+            views = core_view(source.reshape(-1, cols)), core_view(target.reshape(-1, rows))
+            _C.matvec(*self._as_arguments(), *views, ACTIVATIONS.index(activations), where)
         return out
 
 
