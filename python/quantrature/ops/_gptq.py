@@ -82,7 +82,7 @@ def gptq(
         )
     if (grid is None) == (bits is None):
         raise _C.InvalidArgumentError("[gptq] either grid or bits must be given, not both")
-    offsets, columns = positions("gptq", exclude)
+    offsets, columns = positions("gptq", exclude, w)
     if bits is not None:
         return _fitted(
             source, of_inputs, w, bits, group_size, sym, solver, (damp_percent, desc_act), (offsets, columns)

@@ -16,6 +16,7 @@ ACTIVATIONS = ("float32", "int8")
 """What vectors are multiplied as, in the order of ``qtr_activations``."""
 
 _ANY = range(1, 33)
+_Stored = tuple[Any, int, int, int, Any, Any, Any, Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +84,12 @@ class PackedMatrix:
             return None, None, None
         return self.residuals.values, self.residuals.columns, self.residuals.core_row_offsets()
 
-    def _as_arguments(self) -> tuple[Any, ...]:
+    def _as_arguments(self) -> _Stored:
         """The matrix as a product hands it to the core."""
         return (*_arguments(self.grid), *(None if part is None else core_view(part) for part in self._sparse))
 
     @functools.cached_property
-    def _on_cpu(self) -> tuple[Any, ...]:
+    def _on_cpu(self) -> _Stored:
         """The same, which on the CPU can be kept from product to product."""
         return self._as_arguments()
 
