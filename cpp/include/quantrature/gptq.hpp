@@ -54,8 +54,8 @@ struct GptqFit {
 
 // Throws InvalidArgument for bits outside 1 to 8, a group_size of 0 or below -1, sizes that do not go
 // together, a damp that is negative or not finite, excluded positions outside the matrix, and a NaN or
-// infinity in w, H, scale or zero or a negative number on its diagonal, naming the position; for fitted grids also
-// another solver than minmax and mse, and a group whose range is not finite in float32.
+// infinity in w, H, scale or zero or a negative number on its diagonal, naming the position; for fitted grids
+// also another solver than minmax and mse, and a group whose range is not finite in float32.
 QTR_API void gptq(const GptqArgs& args);
 QTR_API void gptq(const GptqArgs& args, const GptqFit& fit);
 

@@ -157,6 +157,6 @@ def kept_beside(weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | Non
     """The weights that stay exact beside a grid: those at the places, or the largest, as many as the entry says."""
     if kept is not None and len(kept):
         return ops.extract_outliers(weight, indices=kept)[1]
-    if kept is None and entry.outliers > 0:
+    if kept is None and _outliers(weight.numel(), entry):
         return ops.extract_outliers(weight, fraction=entry.outliers)[1]
     return None
