@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -109,8 +110,8 @@ class Bench:
             with self.work.open("a") as file:
                 file.write(json.dumps(self.rows[name]) + "\n")
 
-    def host(self, method: str, bits: int) -> Callable[[Any], tuple[float, float]]:
-        """The method alone."""
+    def host(self, method: str, bits: int, windows: torch.Tensor) -> Callable[[Any], tuple[float, float]]:
+        """The method alone, on so much calibration text."""
 
         def make(model: Any) -> tuple[float, float]:
             start = time.process_time()
@@ -118,7 +119,7 @@ class Bench:
                 model,
                 bits=bits,
                 method=method,
-                calibration=self.windows if METHODS[method].needs else None,
+                calibration=windows if METHODS[method].needs else None,
                 nsamples=None,
                 batch_size=16,
                 progress=False,
@@ -163,13 +164,13 @@ class Bench:
     def write(self) -> None:
         """The table as far as it has come."""
         order = sorted(self.rows.values(), key=lambda row: (row["bits"], row["divergence"]))
-        machines = sorted({row["machine"] for row in order})
+        machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", row["machine"]) for row in order})
         lines = [
             f"`python {' '.join(sys.argv)}`\n",
             f"{date.today()}, {'; '.join(machines)}; {self.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
-            f"{self.options.seqlen}; hosts calibrated on {len(self.windows)} windows, block by block, ReQuant on "
-            f"{self.options.requant_nsamples}. By bits, then by divergence; seconds are of quantizing, "
-            "processor time over all threads.\n",
+            f"{self.options.seqlen}; hosts calibrated on {len(self.windows)} windows, block by block, under ReQuant "
+            f"on {self.options.requant_nsamples}, as in the rows that say so. By bits, then by divergence; seconds are "
+            "of quantizing, processor time over all threads.\n",
             "| method | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
             "|---|---|---|---|---|",
         ]
@@ -229,7 +230,11 @@ def main() -> None:
     hosts = [name for name in options.hosts.split(",") if name in METHODS]
     for bits in map(int, options.bits.split(",")):
         for host in hosts:
-            bench.row(f"{host}, {bits} bits, g{ALONE[host]['group_size']}", bits, bench.host(host, bits))
+            name = f"{host}, {bits} bits, g{ALONE[host]['group_size']}"
+            bench.row(name, bits, bench.host(host, bits, bench.windows))
+            if METHODS[host].needs:
+                few = bench.windows[: options.requant_nsamples]
+                bench.row(f"{name}, {len(few)} windows", bits, bench.host(host, bits, few))
         if have_ggml() and bits in KQUANTS:
             bench.row(f"llama.cpp {KQUANTS[bits].lower()}", bits, bench.kquant(KQUANTS[bits]))
     for bits in map(int, options.bits.split(",")):
