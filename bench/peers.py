@@ -2,7 +2,7 @@
 
     python bench/peers.py [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
 
-All of it takes some five minutes on two cores.
+All of it takes about three minutes on two cores.
 
 Within a round the machine, this package and the peer take turns, so that what else the machine does meets all three;
 each is called for some milliseconds before the call that counts, as in a loop over the layers of a model. A figure is
