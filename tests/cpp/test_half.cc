@@ -68,8 +68,8 @@ TEST(Half, EveryTargetRoundsAsDefined) {
   for (uint32_t bits = 0; bits < 0xFFFFF000u - 4099; bits += 4099) in.push_back(std::bit_cast<float>(bits));
   in.resize(in.size() - in.size() % 16 + 3);
   std::vector<uint16_t> f16(in.size()), bf16(in.size());
-  std::transform(in.begin(), in.end(), f16.begin(), f16_from_f32);
-  std::transform(in.begin(), in.end(), bf16.begin(), bf16_from_f32);
+  std::transform(in.begin(), in.end(), f16.begin(), [](float x) { return f16_from_f32(x); });
+  std::transform(in.begin(), in.end(), bf16.begin(), [](float x) { return bf16_from_f32(x); });
   cases::on_every_target([&] {
     std::vector<uint16_t> got(in.size());
     kernels().f32_to_f16(in.data(), got.data(), static_cast<int64_t>(in.size()));
