@@ -12,7 +12,6 @@ and not measured again. Rows of llama.cpp are its images of the same matrices in
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import re
@@ -23,6 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import ggml
 import numpy as np
 import torch
 from peers import machine
@@ -53,7 +53,7 @@ REQUANT: dict[str, dict[str, Any]] = {
 }
 """Percent that ReQuant keeps: the paper's for awq (which rtn, hqq and gptq share), squeezellm and qtip."""
 
-KQUANTS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K"}
+KQUANTS = {2: "q2_K", 3: "q3_K", 4: "q4_K"}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -205,20 +205,15 @@ def have_ggml() -> bool:
 def by_ggml(kind: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
     """What llama.cpp makes of a matrix, and its bits per weight."""
     import gguf
-    import llama_cpp
 
-    number = gguf.GGMLQuantizationType[kind]
-    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
-    library.ggml_quantize_init(int(number))
+    number = gguf.GGMLQuantizationType[kind.upper()]
     block, size = gguf.GGML_QUANT_SIZES[number]
+    quantize = ggml.quantizer(kind)
 
     def image(weight: torch.Tensor) -> torch.Tensor:
         x = np.ascontiguousarray(weight.float().numpy())
         out = np.empty((x.shape[0], x.shape[1] // block * size), np.uint8)
-        library.ggml_quantize_chunk(int(number), x.ctypes.data, out.ctypes.data, 0, x.shape[0], x.shape[1], None)
+        quantize(x.ctypes.data, out.ctypes.data, *x.shape)
         return torch.from_numpy(gguf.quants.dequantize(out, number)).view_as(weight)
 
     return image, 8 * size / block

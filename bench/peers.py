@@ -190,15 +190,7 @@ def _bitsandbytes(d: Data, dequantize: bool) -> Call:
 
 
 def _ggml_quantize(d: Data) -> Call:
-    import llama_cpp
-
-    base = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
-    quantize = base.ggml_quantize_chunk
-    quantize.restype = ctypes.c_size_t
-    quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-    q4_0, side, out = 2, d.side, d.bytes_out
-    base.ggml_quantize_init(q4_0)
-    return lambda: quantize(q4_0, d.w.data_ptr(), out.data_ptr(), 0, side, side, None)
+    return partial(ggml.quantizer("q4_0"), d.w.data_ptr(), d.bytes_out.data_ptr(), d.side, d.side)
 
 
 def _hqq_dequantize(d: Data) -> Call:
@@ -776,7 +768,7 @@ def table(results: list[dict[str, Any]]) -> str:
                 f"| {r['op']} | not in this build: {r['ours_absent']} | | | {r['goal']} | {r['peer']} | | | | |"
             )
             continue
-        peer_ms, speedup = f"left out: {r.get('peer_absent', '')}", ""
+        peer_ms, speedup = "" if r["peer"] == "-" else f"left out: {r.get('peer_absent', '')}", ""
         if "speedup" in r:
             peer_ms, speedup = _number(r["peer_ms"]), _number(r["speedup"])
         met = {True: "yes", False: "no", None: ""}[r["met"]]

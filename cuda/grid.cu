@@ -63,6 +63,28 @@ __device__ float least_of_lanes(float x) {
   return x;
 }
 
+struct Range {
+  float low, high;
+  bool finite;  // all numbers are
+};
+
+// Of n numbers, which the lanes of a group share.
+template <class At>
+__device__ Range range_of(int64_t n, int lane, const At& at) {
+  float low = std::numeric_limits<float>::infinity(), high = -low;
+  float bad = 0;
+  for (int64_t i = lane; i < n; i += kLanes) {
+    const float v = at(i);
+    if (!is_finite(v)) bad = -1;
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+  }
+  low = least_of_lanes(low);
+  high = -least_of_lanes(-high);
+  bad = least_of_lanes(bad);
+  return {low, high, bad == 0};
+}
+
 __device__ float code_of(float x, float inv, float zero, float top) {
   const float code = std::nearbyint(x * inv + zero);
   return code < 0.0f ? 0.0f : code > top ? top : code;
@@ -89,18 +111,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t own = first + threadIdx.x / kLanes;
     const int64_t g = own < groups ? own : groups - 1;
     const int64_t n = x.length(g);
-    float low = std::numeric_limits<float>::infinity(), high = -low;
-    float bad = 0;
-    for (int64_t i = lane; i < n; i += kLanes) {
-      const float v = x(g, i);
-      if (!is_finite(v)) bad = -1;
-      low = v < low ? v : low;
-      high = v > high ? v : high;
-    }
-    low = least_of_lanes(low);
-    high = -least_of_lanes(-high);
-    bad = least_of_lanes(bad);
-    if (!range_is_finite(low, high, rule.sym)) bad = -1;
+    const auto [low, high, finite] = range_of(n, lane, [&](int64_t i) { return x(g, i); });
+    const bool good = finite && range_is_finite(low, high, rule.sym);
     GridLine best = line_of_range(low, high, rule);
     if (rule.mse) {
       float least = squared_error(x, g, n, lane, best, top);
@@ -112,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (lane != 0 || own >= groups) continue;
-    if (bad != 0) atomicMin(first_bad, static_cast<unsigned long long>(g));
+    if (!good) atomicMin(first_bad, static_cast<unsigned long long>(g));
     out.inv[g] = best.inv;
     out.scale[g] = best.scale;
     out.zero[g] = best.zero;
@@ -238,20 +250,11 @@ __global__ void __launch_bounds__(kThreads)
     for (int first = 0; first < groups; first += kGroups) {
       const int own = first + thread / kLanes;
       const int g = own < groups ? own : groups - 1;
-      float low = std::numeric_limits<float>::infinity(), high = -low;
-      float bad = 0;
-      for (int e = lane; e < group; e += kLanes) {
-        const float w = values[g * group + e];
-        if (!is_finite(w)) bad = -1;
-        low = w < low ? w : low;
-        high = w > high ? w : high;
-      }
-      low = least_of_lanes(low);
-      high = -least_of_lanes(-high);
-      bad = least_of_lanes(bad);
+      const auto [low, high, finite] =
+          range_of(group, lane, [&](int64_t e) { return values[g * group + e]; });
       if (lane != 0 || own >= groups) continue;
       const int64_t at = row * v.groups_per_row + begin / group + g;
-      if (bad != 0 || !range_is_finite(low, high, rule.sym))
+      if (!finite || !range_is_finite(low, high, rule.sym))
         atomicMin(first_bad, static_cast<unsigned long long>(at));
       const GridLine line = line_of_range(low, high, rule);
       scale[at] = line.scale;

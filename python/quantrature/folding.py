@@ -186,8 +186,12 @@ def restored(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, values in kept:
-            parameter.copy_(values)
+        _give_back(kept)
+
+
+def _give_back(kept: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for parameter, values in kept:
+        parameter.copy_(values)
 
 
 @contextmanager
@@ -198,8 +202,7 @@ def folded(model: torch.nn.Module, linears: Linears, folds: Sequence[Fold]) -> I
     try:
         yield
     except BaseException:
-        for parameter, values in kept:
-            parameter.copy_(values)
+        _give_back(kept)
         raise
 
 

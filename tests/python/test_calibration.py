@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import quantrature as qtr
+from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.calibration import calibrate, collect, sequential
 from quantrature.cli import main
@@ -30,14 +31,6 @@ CALIBRATED = {
     "qtip-1mad": {"method": "qtip", "state_bits": 11, "code": "1mad"},
 }
 """Every method that needs calibration, with settings."""
-
-
-def state_of(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def logits(model):
@@ -200,15 +193,7 @@ class Stop(Exception):
 
 def interrupted(monkeypatch, folder, after, **settings):
     """Quantize until so many matrices are done."""
-    true, count = sequential.quantize_matrix, 0
-
-    def limited(*args, **named):
-        nonlocal count
-        count += 1
-        if count > after:
-            raise Stop
-        return true(*args, **named)
-
+    limited = limited_to(after, sequential.quantize_matrix, Stop)
     model = tiny_model("llama")
     before = state_of(model)
     with monkeypatch.context() as patch:
@@ -354,15 +339,7 @@ def test_every_method_from_the_command_line_to_an_evaluation(name, monkeypatch, 
     given += [part for option, value in settings.items() for part in ("--option", f"{option}={value}")]
     assert main([*given, "-o", str(tmp_path / "whole")]) == 0
     assert "memory at the peak: about" in capfd.readouterr().err
-    true, count = sequential.quantize_matrix, 0
-
-    def limited(*args, **named):
-        nonlocal count
-        count += 1
-        if count > 9:
-            raise Stop
-        return true(*args, **named)
-
+    limited = limited_to(9, sequential.quantize_matrix, Stop)
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "quantize_matrix", limited)
         assert main([*given, "-o", str(tmp_path / "out")]) == 1

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quantrature as qtr
+from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.calibration import calibrate, sequential
 from quantrature.folding import NORM, ROWS, SHIFTED_NORM, Fold, fold, folded, folds_of
@@ -80,14 +81,6 @@ def randomized(layout):
             if parameter.ndim == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=g)
     return model
-
-
-def state_of(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def logits(model):
@@ -256,15 +249,7 @@ def test_requant_that_fails_leaves_the_model_as_it_was(monkeypatch):
 
 def test_resuming_takes_up_folds_too(monkeypatch, tmp_path):
     whole = state_of(qtr.quantize(randomized("llama"), **AWQ))
-    true, count = sequential.quantize_matrix, 0
-
-    def limited(*args, **named):
-        nonlocal count
-        count += 1
-        if count > 9:
-            raise KeyboardInterrupt
-        return true(*args, **named)
-
+    limited = limited_to(9, sequential.quantize_matrix, KeyboardInterrupt)
     model = randomized("llama")
     before = state_of(model)
     with monkeypatch.context() as patch:

@@ -124,12 +124,7 @@ def activation_aware(
     return QuantizedMatrix(dense, outliers, None if bool((factor == 1).all()) else factor)
 
 
-def best_scale(
-    weight: torch.Tensor,
-    entry: PlanEntry,
-    x: torch.Tensor,
-    outliers: Any,
-) -> torch.Tensor:
+def best_scale(weight: torch.Tensor, entry: PlanEntry, x: torch.Tensor, outliers: Any) -> torch.Tensor:
     """Of the candidates, the scale with the least mean squared error of the matrix's output."""
     return _best([(weight, entry, outliers)], x)
 
@@ -144,9 +139,10 @@ def shared_scale(
 def _best(
     matrices: Sequence[tuple[torch.Tensor, PlanEntry, Any]], x: torch.Tensor, repeats: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
+    exact = [(weight.float(), entry, outliers) for weight, entry, outliers in matrices]
     best, least = None, float("inf")
     for scale in candidates(x, repeats):
-        error = sum(_error(weight.float(), entry, outliers, scale, x) for weight, entry, outliers in matrices)
+        error = sum(_error(weight, entry, outliers, scale, x) for weight, entry, outliers in exact)
         if error < least:
             best, least = scale, error
     assert best is not None
