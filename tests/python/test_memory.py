@@ -141,10 +141,13 @@ def test_the_peak_is_originals_accumulators_and_one_gradient():
 
 
 def test_files_in_the_place_of_memory(tmp_path):
-    """With room for half of the weights, an analysis needs its originals and accumulators in files."""
-    done = measured("in-memory", 0.5)
+    """Originals and accumulators are twice the weights: with less room than that, an analysis needs them in files.
+
+    In files it takes less than a fifth of the weights, here; what allocators keep differs between machines.
+    """
+    done = measured("in-memory", 1.25)
     assert done.returncode != 0
     assert "memory" in done.stderr.lower() or "alloc" in done.stderr.lower()
-    done = measured(tmp_path, 0.5)
+    done = measured(tmp_path, 1.25)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "2\n"
