@@ -1,8 +1,8 @@
 // Centroids of the numbers of each row, a block for each row in flight. Numeric class E: the search is that
 // of the CPU (ops/kmeans/row.hpp), sums in the same order and costs in the same operations. The block sorts
 // and assigns; two threads add up outwards from the middle; one warp searches, 32 places where a cluster may
-// begin at a time. What bounds it is how long each step takes, not how many: with 16 blocks a multiprocessor
-// has that many rows to go on with.
+// begin at a time. What bounds it is how long each step takes, not how many: so blocks are
+// small, for a multiprocessor to have many rows to go on with.
 #include <bit>
 
 #include "backend.cuh"
@@ -16,8 +16,8 @@
 namespace quantrature::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kTogether = 2048 / kThreads;  // blocks of a multiprocessor
+constexpr int kThreads = 64;
+constexpr int kTogether = 10;  // blocks of a multiprocessor, as registers allow
 constexpr int kMostCentroids = 256;
 constexpr int64_t kMostBytes = int64_t{1} << 30;
 

@@ -1,6 +1,7 @@
 // Codebooks, Hadamard transforms and trellis codes on a device against the same on the CPU; see
 // test_device.cc.
 #include <cmath>
+#include <numeric>
 
 #include "device_fixture.hpp"
 
@@ -218,16 +219,18 @@ TEST_F(OnDevice, TrellisSearchWithLittleSharedMemory) {
 
 // Distances and costs beyond what 16 bits hold, and more sequences than are searched at a time.
 TEST_F(OnDevice, TrellisSearchFarAway) {
-  for (const char* kind : {"tails", "zero"}) {
-    cases::Sample s = cases::sample(kind, 70, 24, QTR_F32);
-    const Input x(s);
-    std::vector<uint8_t> codes(static_cast<size_t>(70 * 6));
-    const DeviceArray<uint8_t> d_codes(codes.size());
-    const Trellis trellis{QTR_HYB, 2, 6};
-    trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 0.02f, codes.data(), 420});
-    trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 0.02f, d_codes.data(), 420, kDevice});
-    expect_same(d_codes.read(), codes);
-  }
+  for (const Trellis& trellis :
+       std::vector<Trellis>{{QTR_HYB, 2, 6}, {QTR_3INST, 2, 3}, {QTR_3INST, 1, 8}, {QTR_1MAD, 3, 11}})
+    for (const char* kind : {"tails", "zero", "offset"}) {
+      const cases::Sample s = cases::sample(kind, 40, 24, QTR_F32);
+      const Input x(s);
+      const int64_t size = 40 * 3 * trellis.bits;
+      std::vector<uint8_t> codes(static_cast<size_t>(size));
+      const DeviceArray<uint8_t> d_codes(codes.size());
+      trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 0.02f, codes.data(), size});
+      trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 0.02f, d_codes.data(), size, kDevice});
+      expect_same(d_codes.read(), codes);
+    }
 }
 
 TEST_F(OnDevice, TrellisSearchRefusesWhatIsNotFinite) {
@@ -269,6 +272,35 @@ TEST_F(OnDevice, Kmeans) {
           expect_same(d_assignment.read(), assignment);
         }
       }
+}
+
+TEST_F(OnDevice, KmeansTakesTheLowestOfEquallyGoodPlaces) {
+  for (int64_t cols : {9, 16, 40, 65})
+    for (int k : {2, 3, 4, 7}) {
+      SCOPED_TRACE(std::to_string(cols) + " columns, k " + std::to_string(k));
+      cases::Sample s = cases::sample("normal", 1, cols, QTR_F32);
+      std::iota(s.values.begin(), s.values.end(), 0.0f);
+      const Input x(s);
+      std::vector<float> centroids(static_cast<size_t>(k));
+      std::vector<uint8_t> assignment(static_cast<size_t>(cols));
+      const DeviceArray<float> d_centroids(centroids.size());
+      const DeviceArray<uint8_t> d_assignment(assignment.size());
+      kmeans({sizeof(KmeansArgs),
+              s.view(),
+              {},
+              k,
+              MutableMatrix{centroids.data(), 1, k, k, QTR_F32},
+              assignment.data()});
+      kmeans({sizeof(KmeansArgs),
+              x.m,
+              {},
+              k,
+              MutableMatrix{d_centroids.data(), 1, k, k, QTR_F32},
+              d_assignment.data(),
+              kDevice});
+      expect_same(d_centroids.read(), centroids);
+      expect_same(d_assignment.read(), assignment);
+    }
 }
 
 TEST_F(OnDevice, KmeansRefusesAsTheCpuDoes) {
