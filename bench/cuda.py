@@ -155,6 +155,13 @@ def stream_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
     row("quantize hqq, 4 bits, g64", 4.5 * n + 2 * meta, timer.waiting(lambda: ops.quantize(w, 4, solver="hqq")))
     row("topk 0.5 %", 12 * n, timer.waiting(lambda: ops.topk(w, n // 200)))
     row("extract_outliers 0.5 %", 20 * n, timer.waiting(lambda: ops.extract_outliers(w, fraction=0.005)))
+    weights = w.square()
+    row("kmeans, 16 of a row, weighted", 9 * n, timer.waiting(lambda: ops.kmeans_1d(w, 16, weights)))
+    sequences = w[: rows // 4].reshape(-1, 256)
+    for bits, code in ((2, "3inst"), (4, "3inst"), (2, "hyb")):
+        trellis = ops.Trellis(bits, 16, code)
+        seconds = timer.waiting(lambda t=trellis: ops.trellis_quantize(sequences, t))
+        row(f"trellis search, {bits} bits, {code}", (4 + bits / 8) * sequences.numel(), seconds)
     return found
 
 

@@ -32,19 +32,32 @@ inline std::string number_at(const qtr_matrix& m, int64_t row, int64_t col, cuda
   return value;
 }
 
-// Names the first number that is not finite; returns where all are.
-inline void refuse_not_finite(const qtr_matrix& w, const char* op, const char* name, cudaStream_t stream) {
+// The place of the first number that is not finite, rows one after the other; -1 where all are. Waits for the
+// stream.
+inline int64_t first_not_finite(const qtr_matrix& w, cudaStream_t stream) {
   Scratch<unsigned long long> first(1, stream);
   first.fill_bytes(0xFF, 1);
   launch(find_not_finite, blocks_for(std::min<int64_t>(ceil_div(w.rows * w.cols, 256), 1 << 16)), 256, 0,
          stream, w, first.get());
   unsigned long long at = 0;
   first.read(&at, 1);
-  if (at == ~0ull) return;
-  const int64_t row = static_cast<int64_t>(at) / w.cols, col = static_cast<int64_t>(at) % w.cols;
-  throw Refused(std::string("[") + op + "] " + name +
-                " must be finite: got value=" + number_at(w, row, col, stream) +
-                ", row=" + std::to_string(row) + ", col=" + std::to_string(col));
+  return static_cast<int64_t>(at);
+}
+
+// Refuses the number at a place, by a rule that it breaks.
+[[noreturn]] inline void refuse_number(const qtr_matrix& m, int64_t at, const std::string& rule,
+                                       const char* number, const char* column, cudaStream_t stream) {
+  const int64_t row = at / m.cols, col = at % m.cols;
+  throw Refused(rule + ": got " + number + "=" + number_at(m, row, col, stream) +
+                ", row=" + std::to_string(row) + ", " + column + "=" + std::to_string(col));
+}
+
+// Names the first number that is not finite; returns where all are.
+inline void refuse_not_finite(const qtr_matrix& w, const char* op, const char* name, cudaStream_t stream,
+                              const char* column = "col") {
+  const int64_t at = first_not_finite(w, stream);
+  if (at >= 0)
+    refuse_number(w, at, std::string("[") + op + "] " + name + " must be finite", "value", column, stream);
 }
 
 }  // namespace quantrature::cuda

@@ -34,6 +34,12 @@ inline int64_t ceil_div(int64_t n, int64_t d) {
   return (n + d - 1) / d;
 }
 
+inline int attribute_of(cudaDeviceAttr which, int ordinal) {
+  int value = 0;
+  expect(cudaDeviceGetAttribute(&value, which, ordinal), "asking for an attribute of the device");
+  return value;
+}
+
 // Blocks for n pieces of work over which a kernel strides.
 inline unsigned blocks_for(int64_t pieces) {
   return static_cast<unsigned>(std::clamp<int64_t>(pieces, 1, 1 << 20));

@@ -31,7 +31,8 @@ __device__ Count before_in_block(Count n, Count* total) {
 constexpr int kScanThreads = 1024;
 
 // counts[i] becomes the sum of those before it, and counts[n] the sum of all. One block.
-static __global__ void __launch_bounds__(kScanThreads) scan_counts(int64_t* counts, int64_t n) {
+[[maybe_unused]] static __global__ void __launch_bounds__(kScanThreads)
+    scan_counts(int64_t* counts, int64_t n) {
   __shared__ int64_t of_thread[kScanThreads];
   const int64_t each = (n + kScanThreads - 1) / kScanThreads;
   const int64_t first = threadIdx.x * each, last = first + each < n ? first + each : n;

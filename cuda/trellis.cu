@@ -4,30 +4,13 @@
 #include "backend.cuh"
 #include "device/elements.cuh"
 #include "launch.cuh"
-#include "ops/trellis/codes.hpp"
+#include "trellis_reader.cuh"
 
 namespace quantrature::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMost = 4;  // vectors at a time
-
-// A reader whose table is on the device.
-class Reader {
- public:
-  Reader(const qtr_trellis& trellis, cudaStream_t stream)
-      : reader_(trellis_reader_of(trellis)), pairs_(reader_.code == QTR_HYB ? kHybEntries : 0, stream) {
-    if (reader_.code != QTR_HYB) return;
-    pairs_.write(reader_.hyb_pairs, kHybEntries);
-    reader_.hyb_pairs = pairs_.get();
-  }
-  const TrellisReader& get() const { return reader_; }
-  float factor(float scale) const { return static_cast<float>(static_cast<double>(scale) / reader_.rms); }
-
- private:
-  TrellisReader reader_;
-  Scratch<uint32_t> pairs_;
-};
 
 // A thread for each step.
 __global__ void __launch_bounds__(kThreads)
@@ -100,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void trellis_dequantize(const qtr_trellis_dequantize_args& a) {
   const cudaStream_t stream = stream_of(a.device);
-  const Reader reader(a.trellis, stream);
+  const DeviceTrellis reader(a.trellis, stream);
   const int64_t steps = a.out.rows * (a.out.cols / reader.get().per_step);
   launch(decode_steps, blocks_for(ceil_div(steps, kThreads)), kThreads, 0, stream, a.codes,
          ceil_div(a.out.cols * reader.get().bits, 8), reader.get(), reader.factor(a.scale), a.out);
@@ -108,7 +91,7 @@ void trellis_dequantize(const qtr_trellis_dequantize_args& a) {
 
 void trellis_matvec(const qtr_trellis_matvec_args& a) {
   const cudaStream_t stream = stream_of(a.device);
-  const Reader reader(a.trellis, stream);
+  const DeviceTrellis reader(a.trellis, stream);
   for (int64_t first = 0; first < a.x.rows; first += kMost)
     launch(multiply_streams, blocks_for(a.rows / kTile), kThreads, 0, stream, a.codes, reader.get(),
            reader.factor(a.scale), a.rows / kTile, a.cols / kTile, a.x, first,

@@ -1,6 +1,7 @@
 // Codebooks, Hadamard transforms and trellis codes on a device against the same on the CPU; see
 // test_device.cc.
 #include <cmath>
+#include <numeric>
 
 #include "device_fixture.hpp"
 
@@ -173,6 +174,161 @@ TEST_F(OnDevice, Trellises) {
           EXPECT_NEAR(got[at], y[at], 2 * std::ldexp(static_cast<double>(cols) / 4 + 32, -23) * size);
         }
     }
+}
+
+TEST_F(OnDevice, TrellisSearch) {
+  for (auto code : {QTR_1MAD, QTR_3INST, QTR_HYB})
+    for (int bits = 1; bits <= 4; ++bits)
+      for (int state_bits : {2, 3, 4, 7, 8, 9, 11, 16}) {
+        const int step_bits = code == QTR_HYB ? 2 * bits : bits;
+        if (state_bits < step_bits || (state_bits == 16 && (code == QTR_1MAD || bits == 3))) continue;
+        for (const char* kind : {"normal", "ties"}) {
+          SCOPED_TRACE("code " + std::to_string(code) + ", " + std::to_string(bits) + " bits, state of " +
+                       std::to_string(state_bits) + ", " + kind);
+          const DType dtype = kind == std::string("ties") ? QTR_BF16 : QTR_F32;
+          const int64_t rows = state_bits > 9 ? 1 : 3, cols = state_bits == 16 ? 18 : 46;
+          const cases::Sample s =
+              cases::sample(kind, rows, cols, dtype, 3, static_cast<uint32_t>(state_bits));
+          const Input x(s);
+          std::vector<uint8_t> codes(static_cast<size_t>(rows * ((cols * bits + 7) / 8)));
+          const DeviceArray<uint8_t> d_codes(codes.size());
+          const auto size = static_cast<int64_t>(codes.size());
+          const Trellis trellis{code, bits, state_bits};
+          trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 0.9f, codes.data(), size});
+          trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 0.9f, d_codes.data(), size, kDevice});
+          expect_same(d_codes.read(), codes);
+        }
+      }
+}
+
+// The places that costs and values have where the shared memory of a block is smaller.
+TEST_F(OnDevice, TrellisSearchWithLittleSharedMemory) {
+  const cases::Sample s = cases::sample("normal", 7, 40, QTR_F32);
+  const Input x(s);
+  std::vector<uint8_t> codes(static_cast<size_t>(7 * 10));
+  const Trellis trellis{QTR_3INST, 2, 10};
+  trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 1, codes.data(), 70});
+  for (const char* bytes : {"1536", "3072", "8192"}) {
+    setenv("CUDA_ON_HOST_SHARED_BYTES", bytes, 1);
+    const DeviceArray<uint8_t> d_codes(codes.size());
+    trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 1, d_codes.data(), 70, kDevice});
+    unsetenv("CUDA_ON_HOST_SHARED_BYTES");
+    expect_same(d_codes.read(), codes);
+  }
+}
+
+// Distances and costs beyond what 16 bits hold, and more sequences than are searched at a time.
+TEST_F(OnDevice, TrellisSearchFarAway) {
+  for (const Trellis& trellis :
+       std::vector<Trellis>{{QTR_HYB, 2, 6}, {QTR_3INST, 2, 3}, {QTR_3INST, 1, 8}, {QTR_1MAD, 3, 11}})
+    for (const char* kind : {"tails", "zero", "offset"}) {
+      const cases::Sample s = cases::sample(kind, 40, 24, QTR_F32);
+      const Input x(s);
+      const int64_t size = 40 * 3 * trellis.bits;
+      std::vector<uint8_t> codes(static_cast<size_t>(size));
+      const DeviceArray<uint8_t> d_codes(codes.size());
+      trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 0.02f, codes.data(), size});
+      trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 0.02f, d_codes.data(), size, kDevice});
+      expect_same(d_codes.read(), codes);
+    }
+}
+
+TEST_F(OnDevice, TrellisSearchRefusesWhatIsNotFinite) {
+  cases::Sample s = cases::sample("normal", 3, 32, QTR_F32);
+  s.values[40] = std::numeric_limits<float>::infinity();
+  const Input x(s);
+  const DeviceArray<uint8_t> codes(size_t{24});
+  EXPECT_THROW(
+      trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, {QTR_3INST, 2, 8}, 1, codes.data(), 24, kDevice}),
+      InvalidArgument);
+}
+
+TEST_F(OnDevice, Kmeans) {
+  for (const auto& [rows, cols] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {3, 9}, {2, 130}, {2, 700}})
+    for (const char* kind : {"normal", "ties", "outlier", "constant", "zero", "tails"})
+      for (int k : {1, 2, 5, 16, 256}) {
+        for (int weighted : {0, 1, 2}) {
+          if (cols == 700 && (k != 16 || weighted == 2 || std::strlen(kind) != 6)) continue;
+          if (cols == 130 ? k < 5 || weighted == 0 : k == 256) continue;
+          SCOPED_TRACE(std::string(kind) + ", " + std::to_string(cols) + " columns, k " + std::to_string(k) +
+                       ", weights " + std::to_string(weighted));
+          const DType dtype = kind == std::string("ties") ? QTR_F16 : QTR_F32;
+          const cases::Sample s = cases::sample(kind, rows, cols, dtype, 3);
+          cases::Sample w = cases::sample("tails", rows, cols, QTR_F32, 1, 5);
+          for (size_t i = 0; i < w.values.size(); ++i)
+            w.values[i] =
+                (weighted == 2 && i % 3 > 0) || i < static_cast<size_t>(w.stride) ? 0 : std::abs(w.values[i]);
+          const Input x(s), d_w(w);
+          std::vector<float> centroids(static_cast<size_t>(rows * (k + 2)), 7);
+          std::vector<uint8_t> assignment(static_cast<size_t>(rows * cols));
+          const DeviceArray<float> d_centroids(centroids);
+          const DeviceArray<uint8_t> d_assignment(assignment.size());
+          kmeans({sizeof(KmeansArgs), s.view(), weighted > 0 ? w.view() : Matrix{}, k,
+                  MutableMatrix{centroids.data(), rows, k, k + 2, QTR_F32}, assignment.data()});
+          kmeans({sizeof(KmeansArgs), x.m, weighted > 0 ? d_w.m : Matrix{}, k,
+                  MutableMatrix{d_centroids.data(), rows, k, k + 2, QTR_F32}, d_assignment.data(), kDevice});
+          expect_same(d_centroids.read(), centroids);
+          expect_same(d_assignment.read(), assignment);
+        }
+      }
+}
+
+TEST_F(OnDevice, KmeansTakesTheLowestOfEquallyGoodPlaces) {
+  for (int64_t cols : {9, 16, 40, 65})
+    for (int k : {2, 3, 4, 7}) {
+      SCOPED_TRACE(std::to_string(cols) + " columns, k " + std::to_string(k));
+      cases::Sample s = cases::sample("normal", 1, cols, QTR_F32);
+      std::iota(s.values.begin(), s.values.end(), 0.0f);
+      const Input x(s);
+      std::vector<float> centroids(static_cast<size_t>(k));
+      std::vector<uint8_t> assignment(static_cast<size_t>(cols));
+      const DeviceArray<float> d_centroids(centroids.size());
+      const DeviceArray<uint8_t> d_assignment(assignment.size());
+      kmeans({sizeof(KmeansArgs),
+              s.view(),
+              {},
+              k,
+              MutableMatrix{centroids.data(), 1, k, k, QTR_F32},
+              assignment.data()});
+      kmeans({sizeof(KmeansArgs),
+              x.m,
+              {},
+              k,
+              MutableMatrix{d_centroids.data(), 1, k, k, QTR_F32},
+              d_assignment.data(),
+              kDevice});
+      expect_same(d_centroids.read(), centroids);
+      expect_same(d_assignment.read(), assignment);
+    }
+}
+
+TEST_F(OnDevice, KmeansRefusesAsTheCpuDoes) {
+  const auto message = [](const KmeansArgs& args) {
+    try {
+      kmeans(args);
+    } catch (const InvalidArgument& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  cases::Sample s = cases::sample("normal", 3, 20, QTR_F32), w = cases::sample("constant", 3, 20, QTR_F32);
+  std::vector<float> centroids(12);
+  std::vector<uint8_t> assignment(60);
+  const DeviceArray<float> d_centroids(centroids.size());
+  const DeviceArray<uint8_t> d_assignment(assignment.size());
+  for (const auto& [bad_x, bad_w] : std::vector<std::pair<size_t, size_t>>{{25, 24}, {45, 24}, {25, 40}}) {
+    s.values[bad_x] = std::numeric_limits<float>::infinity();
+    w.values[bad_w] = -2;
+    const Input x(s), d_w(w);
+    const std::string host = message({sizeof(KmeansArgs), s.view(), w.view(), 4,
+                                      MutableMatrix{centroids.data(), 3, 4, 4, QTR_F32}, assignment.data()});
+    EXPECT_NE(host, "taken");
+    EXPECT_EQ(message({sizeof(KmeansArgs), x.m, d_w.m, 4, MutableMatrix{d_centroids.data(), 3, 4, 4, QTR_F32},
+                       d_assignment.data(), kDevice}),
+              host);
+    s.values[bad_x] = w.values[bad_w] = 1;
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <new>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -31,6 +32,20 @@ TEST_F(ThreadPool, RunsEveryTaskOnce) {
     std::vector<std::atomic<int>> runs(static_cast<size_t>(count));
     parallel_for(count, [&](int64_t i) { ++runs[static_cast<size_t>(i)]; });
     for (const auto& n : runs) EXPECT_EQ(n, 1);
+  }
+}
+
+TEST_F(ThreadPool, CarriesWhatATaskThrowsToTheCaller) {
+  for (int64_t count : {1, 2, 1000}) {
+    std::atomic<int64_t> ended = 0;
+    EXPECT_THROW(parallel_for(count,
+                              [&](int64_t i) {
+                                if (i % 7 == 0) throw std::bad_alloc();
+                                ++ended;
+                              }),
+                 std::bad_alloc);
+    EXPECT_EQ(ended, count - (count + 6) / 7);
+    EXPECT_EQ(sum_of_tasks(7), 28);
   }
 }
 

@@ -384,7 +384,8 @@ inline cudaError_t cudaSetDevice(int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount ? 4 : 227 << 10;
+  const char* shared = std::getenv("CUDA_ON_HOST_SHARED_BYTES");  // of a block of another device
+  *value = which == cudaDevAttrMultiProcessorCount ? 4 : shared != nullptr ? std::atoi(shared) : 227 << 10;
   return cudaSuccess;
 }
 template <class Kernel>

@@ -254,10 +254,32 @@ def test_trellis_codes(on_device, code):
     assert (abs(host(y) - x @ w.T) <= 2.0**-23 * (64 / 4 + 32) * (abs(x) @ abs(w).T)).all()
 
 
+@needs_a_device
+@pytest.mark.parametrize("code", ["1mad", "3inst", "hyb"])
+def test_the_search_for_trellis_codes(on_device, code):
+    trellis = ops.Trellis(bits=2, state_bits=8, code=code)
+    x = numbers(3, 64)
+    same(ops.trellis_quantize(on_device(x), trellis, 0.7), ops.trellis_quantize(x, trellis, 0.7))
+    x[2, 5] = np.nan
+    with pytest.raises(quantrature.InvalidArgumentError, match="x must be finite: got value=nan, row=2, column=5"):
+        ops.trellis_quantize(on_device(x), trellis, 0.7)
+
+
+@needs_a_device
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kmeans(on_device, weighted):
+    x, weights = numbers(3, 300), numbers(3, 300, 1) ** 2 if weighted else None
+    mine = ops.kmeans_1d(on_device(x), 8, on_device(weights) if weighted else None)
+    for one, other in zip(mine, ops.kmeans_1d(x, 8, weights), strict=True):
+        same(one, other)
+    for one, other in zip(ops.kmeans_1d(on_device(x[1]), 5), ops.kmeans_1d(x[1], 5), strict=True):
+        same(one, other)
+
+
 @needs_a_gpu
 def test_ops_without_kernels_name_themselves():
     with pytest.raises(quantrature.InvalidArgumentError, match="must be on the CPU: got device=cuda:0"):
-        ops.kmeans_1d(torch.zeros(4, 64, device="cuda"), 4)
+        ops.gptq(torch.zeros(4, 64, device="cuda"), torch.eye(64), bits=4)
 
 
 @needs_a_gpu

@@ -4,8 +4,8 @@
 // memory of that device, except what is few numbers for the caller to look at, which goes to the memory of
 // the host: the results of moments and pqi_sum, and the counts of topk; the structs of matrices are read on
 // the host. Work is queued on the stream of the call. Ops that write such numbers, or look at the data before
-// they accept it (topk, extract_outliers, pack, quantize, residuals), wait for the stream; the others return
-// when the work is queued.
+// they accept it (topk, extract_outliers, pack, quantize, residuals, kmeans, trellis_quantize), wait for the
+// stream; the others return when the work is queued.
 //
 // Numeric classes are those of each op's header. E: the same bits as on the CPU. L: the same bits from run to
 // run, and within 1e-12 relative of the CPU. B: within the same bound.

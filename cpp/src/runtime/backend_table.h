@@ -39,7 +39,9 @@ typedef struct qtr_failure {
   OP(codebook_dequantize)   \
   OP(hadamard)              \
   OP(trellis_dequantize)    \
-  OP(trellis_matvec)
+  OP(trellis_matvec)        \
+  OP(trellis_quantize)      \
+  OP(kmeans)
 
 typedef struct qtr_backend {
   uint32_t abi;

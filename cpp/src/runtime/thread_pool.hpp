@@ -2,7 +2,9 @@
 // the thread.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 #include <type_traits>
 
 namespace quantrature {
@@ -14,14 +16,28 @@ using Task = void (*)(void* context, int64_t index);
 // thread.
 void run_tasks(int64_t count, Task task, void* context);
 
-// The same for a callable.
+// The same for a callable, which may throw where memory is short: the caller is then thrown one of what was
+// thrown, when all tasks have ended.
 template <class Body>
 void parallel_for(int64_t count, Body&& body) {
-  using Plain = std::remove_reference_t<Body>;
   if (count == 1) return static_cast<void>(body(int64_t{0}));
+  struct Context {
+    std::remove_reference_t<Body>& body;
+    std::atomic_flag failed{};
+    std::exception_ptr thrown{};
+  } all{body};
   run_tasks(
-      count, [](void* context, int64_t index) { (*static_cast<Plain*>(context))(index); },
-      const_cast<std::remove_const_t<Plain>*>(&body));
+      count,
+      [](void* context, int64_t index) {
+        Context& c = *static_cast<Context*>(context);
+        try {
+          c.body(index);
+        } catch (...) {
+          if (!c.failed.test_and_set()) c.thrown = std::current_exception();
+        }
+      },
+      &all);
+  if (all.thrown) std::rethrow_exception(all.thrown);
 }
 
 // Cuts [0, n) into pieces of `piece` elements, the last one shorter, and calls body(begin, end) for each.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, core_view, empty_like_kind, is_torch
+from .._arrays import Array, as_input, core_view, empty_like_kind, is_torch, place
 
 
 def kmeans_1d(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Array]:
@@ -22,18 +22,18 @@ def kmeans_1d(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Ar
     Returns:
         ``(centroids, assignment)``: float32 of shape ``(rows, k)``, ascending, where a row with fewer distinct numbers
         than ``k`` repeats the largest; and uint8 of the shape of ``x``, the nearest centroid of each number, of two
-        equally near ones the first. For a vector ``centroids`` has the shape ``(k,)``. The same on every CPU and for
-        every number of threads.
+        equally near ones the first. For a vector ``centroids`` has the shape ``(k,)``. Both are of the library and on
+        the device of ``x``, and the same on every CPU and device and for every number of threads.
 
     Raises:
         InvalidArgumentError: for another dtype, an empty or non-contiguous array, k outside 1 to 256, weights of
-            another shape, a negative weight, and a NaN or infinity.
+            another shape or in another place, a negative weight, and a NaN or infinity.
     """
     op = "kmeans"
-    source = as_input(x, op, "x")
+    source = as_input(x, op, "x", on_cuda=True)
     if not 1 <= k <= 256:
         raise _C.InvalidArgumentError(f"[{op}] k must be 1 to 256: got k={k}")
-    given = None if weights is None else as_input(weights, op, "weights")
+    given = None if weights is None else as_input(weights, op, "weights", on_cuda=True)
     if given is not None and tuple(given.shape) != tuple(source.shape):
         raise _C.InvalidArgumentError(
             f"[{op}] weights must have the shape of x: got shape={tuple(given.shape)}, expected={tuple(source.shape)}"
@@ -42,6 +42,7 @@ def kmeans_1d(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Ar
         raise _C.InvalidArgumentError(f"[{op}] weights must be of the library of x: got {type(weights).__module__}")
     centroids = empty_like_kind(x, (*source.shape[:-1], k), "float32")
     assignment = empty_like_kind(x, tuple(source.shape), "uint8")
+    where = place(op, x=source, weights=given, centroids=centroids, assignment=assignment)
     arrays = core_view(source), None if given is None else core_view(given)
-    _C.kmeans(*arrays, k, core_view(centroids), core_view(assignment))
+    _C.kmeans(*arrays, k, core_view(centroids), core_view(assignment), where)
     return centroids, assignment

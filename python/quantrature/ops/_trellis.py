@@ -90,17 +90,20 @@ def trellis_quantize(x: Array, trellis: Trellis, scale: float = 1.0) -> Array:
         scale: of the weights, whose root mean square over all states it is.
 
     Returns:
-        uint8 of shape ``(rows, trellis.stream_bytes(cols))``, of the library of ``x``. The same on every CPU and for
-        every number of threads.
+        uint8 of shape ``(rows, trellis.stream_bytes(cols))``, of the library and on the device of ``x``. The same on
+        every CPU and device and for every number of threads.
 
     Raises:
         InvalidArgumentError: for another dtype, an empty or non-contiguous array, a NaN or infinity, a scale that is
             not positive, or columns that :meth:`Trellis.stream_bytes` refuses.
     """
-    source = as_input(x, "trellis_quantize", "x")
+    op = "trellis_quantize"
+    source = as_input(x, op, "x", on_cuda=True)
     rows = source.shape[0] if source.ndim == 2 else 1
     codes = empty_like_kind(x, (rows, trellis.stream_bytes(source.shape[-1])), "uint8")
-    _C.trellis_quantize(core_view(source), *trellis._arguments, scale, core_view(codes))
+    _C.trellis_quantize(
+        core_view(source), *trellis._arguments, scale, core_view(codes), place(op, x=source, codes=codes)
+    )
     return codes
 
 

@@ -4,14 +4,13 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
-#include <limits>
 #include <utility>
 #include <vector>
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "common/ordered_key.hpp"
-#include "ops/kmeans/sums.hpp"
+#include "ops/kmeans/row.hpp"
 #include "quantrature/runtime.hpp"
 #include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
@@ -26,137 +25,23 @@ size_t at(int64_t i) {
   return static_cast<size_t>(i);
 }
 
-// Sums over the numbers before each place, as KmeansSums has them.
-class Prefixes {
+// The searches of a row by the kernels of the CPU.
+class Searches {
  public:
-  void resize(int64_t size) {
-    for (std::vector<double>* sums : {&weight_, &first_, &second_}) sums->resize(at(size + 1 + kKmeansEnds));
+  int64_t begin(const KmeansSums& s, int64_t first, int64_t last, int64_t end, double* least) const {
+    return kernels().kmeans_begin(s, first, last, end, least);
   }
-
-  void set(int64_t place, double weight, double first, double second) {
-    weight_[at(place)] = weight, first_[at(place)] = first, second_[at(place)] = second;
+  void begins(const KmeansSums& s, int64_t first, int64_t last, int64_t end, double price, double* least,
+              int32_t* begins) const {
+    kernels().kmeans_begins(s, first, last, end, price, least, begins);
   }
-
-  void copy(const Prefixes& other, int64_t from, int64_t place) {
-    set(place, other.weight_[at(from)], other.first_[at(from)], other.second_[at(from)]);
+  int32_t* splits(int64_t count) {
+    splits_.resize(at(count));
+    return splits_.data();
   }
-
-  KmeansSums with(const double* best) const { return {weight_.data(), first_.data(), second_.data(), best}; }
 
  private:
-  std::vector<double> weight_, first_, second_;
-};
-
-// The best ways to divide the first numbers into 1, 2, ... clusters, all of them.
-class Layers {
- public:
-  void fill(const Prefixes& prefixes, int64_t size, int clusters) {
-    size_ = size;
-    best_.resize(at(size + 1 + kKmeansEnds)), next_.resize(best_.size());
-    split_.resize(at(clusters * (size + 1)));
-    for (int64_t end = 1; end <= size; ++end) best_[at(end)] = kmeans_cost(prefixes.with(nullptr), 0, end);
-    for (int c = 1; c < clusters; ++c) {
-      sums_ = prefixes.with(best_.data());
-      // The last layer is asked for all numbers alone.
-      fill_layer(c, c + 1 < clusters ? c + 1 : size, size, c, size - 1);
-      std::swap(best_, next_);
-    }
-  }
-
-  // Where the last of c + 1 clusters of the first `end` numbers begins.
-  int64_t split(int c, int64_t end) const { return split_[at(c * (size_ + 1) + end)]; }
-
- private:
-  // Ends [low, high], whose last clusters begin within [first, last].
-  void fill_layer(int c, int64_t low, int64_t high, int64_t first, int64_t last) {
-    if (low > high) return;
-    const int64_t end = low + (high - low) / 2;
-    const int64_t begin = kernels().kmeans_begin(sums_, first, std::min(last, end - 1), end, &next_[at(end)]);
-    split_[at(c * (size_ + 1) + end)] = static_cast<int32_t>(begin);
-    fill_layer(c, low, end - 1, first, begin);
-    fill_layer(c, end + 1, high, begin, last);
-  }
-
-  int64_t size_ = 0;
-  std::vector<double> best_, next_;
-  std::vector<int32_t> split_;
-  KmeansSums sums_{};
-};
-
-// The best way to divide numbers into as many clusters as are worth a price each. If that comes to k of them,
-// no other k are better, whatever the price was (Aggarwal, Schieber & Tokuyama 1994); and it takes no longer
-// than a single layer.
-class Priced {
- public:
-  // The number of clusters.
-  int divide(const Prefixes& prefixes, int64_t size, double price) {
-    best_.resize(at(size + 1 + kKmeansEnds)), from_.resize(best_.size());
-    sums_ = prefixes.with(best_.data());
-    price_ = price;
-    best_[0] = 0;
-    from_[0] = 0;
-    int64_t ends = 1;
-    for (int64_t low = 1; low <= size; low += ends) {
-      ends = known_ends(low, size, ends);
-      const int64_t first = from_[at(low - 1)];
-      const int64_t last = begin_of(low + ends - 1, first, low - 1);
-      if (ends > 1) complete(low, low + ends, first, last);
-    }
-    int clusters = 0;
-    for (int64_t end = size; end > 0; end = from_[at(end)]) ++clusters;
-    cost_ = best_[at(size)] - clusters * price;
-    return clusters;
-  }
-
-  // What the clusters cost, without their prices.
-  double cost() const { return cost_; }
-
-  // Where the last cluster of the first `end` numbers begins.
-  int64_t split(int64_t end) const { return from_[at(end)]; }
-
- private:
-  // How many ends from `low` on have no cluster that begins at low or later: as long as prolonging the last
-  // cluster of the numbers before low costs less than a price, since more numbers never cost less. The search
-  // starts where the last one ended.
-  int64_t known_ends(int64_t low, int64_t size, int64_t ends) const {
-    const int64_t begin = from_[at(low - 1)], most = size + 1 - low;
-    const double limit = best_[at(low - 1)] - best_[at(begin)];
-    const auto known = [&](int64_t count) {
-      return count <= most && kmeans_cost(sums_, begin, low + count - 1) < limit;
-    };
-    if (!known(ends)) {
-      do ends /= 2;
-      while (ends > 1 && !known(ends));
-      return std::max<int64_t>(ends, 1);
-    }
-    while (known(2 * ends)) ends *= 2;
-    return ends;
-  }
-
-  // Ends [low, high), whose last clusters begin within [first, last]; later ends have later beginnings.
-  void complete(int64_t low, int64_t high, int64_t first, int64_t last) {
-    if (high - low <= kKmeansEnds) {
-      // What is written beyond high is not known yet and is written again.
-      kernels().kmeans_begins(sums_, first, last, low, price_, &best_[at(low)], &from_[at(low)]);
-      return;
-    }
-    const int64_t middle = low + (high - low + kKmeansEnds) / (2 * kKmeansEnds) * kKmeansEnds;
-    const int64_t begin = begin_of(middle - 1, first, last);
-    complete(low, middle, first, begin);
-    complete(middle, high, begin, last);
-  }
-
-  int64_t begin_of(int64_t end, int64_t first, int64_t last) {
-    const int64_t begin = kernels().kmeans_begin(sums_, first, last, end, &best_[at(end)]);
-    best_[at(end)] += price_;
-    from_[at(end)] = static_cast<int32_t>(begin);
-    return begin;
-  }
-
-  double price_ = 0, cost_ = 0;
-  std::vector<double> best_;
-  std::vector<int32_t> from_;
-  KmeansSums sums_{};
+  std::vector<int32_t> splits_;
 };
 
 // Numbers in ascending order, equal ones in the order they are in: by the highest 22 bits in which their keys
@@ -219,7 +104,10 @@ class Row {
     cols_ = cols;
     k_ = k;
     x_.resize(n), weights_.resize(n), distinct_.resize(n), mass_.resize(n);
-    prefixes_.resize(cols), cell_prefixes_.resize(std::min<int64_t>(cols, kCells * k + 1));
+    const size_t places = at(kmeans_places(cols)), cells = at(kmeans_places(kmeans_most_cells(cols, k)));
+    for (std::vector<double>& sums : sums_) sums.resize(places);
+    for (std::vector<double>& sums : cell_sums_) sums.resize(cells);
+    best_.resize(places), next_.resize(places), from_.resize(places);
   }
 
   // Returns whether all numbers are finite and all weights finite and not negative.
@@ -241,33 +129,28 @@ class Row {
   }
 
   void solve(float* centroids, uint8_t* assignment) {
-    count_distinct();
-    const int clusters = static_cast<int>(std::min<int64_t>(k_, size_));
-    const bool priced = find_price(clusters);
-    if (!priced) layers_.fill(prefixes_, size_, clusters);
-    int64_t end = size_;
-    for (int c = clusters - 1; c >= 0; --c) {
-      const int64_t begin = c == 0 ? 0 : priced ? priced_.split(end) : layers_.split(c, end);
-      centroids[c] = static_cast<float>(mean(begin, end));
-      end = begin;
-    }
-    std::fill(centroids + clusters, centroids + k_, centroids[clusters - 1]);
+    const auto prefixes = [](std::vector<double>* of) {
+      return KmeansPrefixes{of[0].data(), of[1].data(), of[2].data()};
+    };
+    const KmeansMemory memory{distinct_.data(), mass_.data(), prefixes(sums_), prefixes(cell_sums_),
+                              best_.data(),     next_.data(), from_.data()};
+    KmeansRow row(memory, searches_, count_distinct());
+    row.add_up(1);
+    row.add_up(-1);
+    row.solve(k_, centroids);
     assign(centroids, assignment);
   }
 
  private:
   static constexpr uint32_t kInfinity = 0x7F800000u;
-  static constexpr int kCells = 16;  // of a cluster, where a price is looked for
-  static constexpr int kCellTries = 12;
-  static constexpr int kTries = 8;
 
   void copy(const Matrix& m, int64_t row, std::vector<float>& to) const {
     const float* from = float_row(m, row, 0, cols_, to.data());
     if (from != to.data()) std::copy_n(from, cols_, to.data());
   }
 
-  // The distinct numbers of positive weight, ascending, and their sums.
-  void count_distinct() {
+  // The distinct numbers of positive weight, ascending, and their weights; returns how many there are.
+  int64_t count_distinct() {
     sorter_.sort(x_);
     const float* weights = weights_.data();
     float* distinct = distinct_.data();
@@ -285,138 +168,26 @@ class Row {
       held += static_cast<double>(weight);
       mass[last] = held;
     }
-    size_ = last + 1;
-    // From the middle outwards, around the number there: the sums of most numbers then know nothing of
-    // extremes at the ends, in which their differences would drown.
-    const int64_t middle = size_ / 2;
-    middle_ = static_cast<double>(distinct[middle]);
-    add_up(middle, size_, 1);
-    add_up(middle, 0, -1);
-  }
-
-  // The sums from the middle, where they are 0, to `end`, which lies in the direction.
-  void add_up(int64_t middle, int64_t end, int64_t direction) {
-    double weight = 0, first = 0, second = 0;
-    prefixes_.set(middle, 0, 0, 0);
-    for (int64_t place = middle; place != end; place += direction) {
-      const int64_t i = direction > 0 ? place : place - 1;
-      const double w = static_cast<double>(direction) * mass_[at(i)], x = from_middle(i);
-      weight += w, first += w * x, second += w * x * x;
-      prefixes_.set(place + direction, weight, first, second);
-    }
-  }
-
-  double from_middle(int64_t i) const { return static_cast<double>(distinct_[at(i)]) - middle_; }
-
-  double mean(int64_t begin, int64_t end) const {
-    const KmeansSums s = prefixes_.with(nullptr);
-    double weight = s.weight[end] - s.weight[begin], first = s.first[end] - s.first[begin];
-    if (weight > 0) return middle_ + first / weight;
-    // The sums over far heavier numbers have lost these.
-    weight = first = 0;
-    for (int64_t i = begin; i < end; ++i) weight += mass_[at(i)], first += mass_[at(i)] * from_middle(i);
-    return middle_ + first / weight;
-  }
-
-  // Numbers of clusters at some prices, and what the clusters cost then, fewer than wanted and more: more are
-  // found below the one price and fewer above the other.
-  struct Bracket {
-    int few;
-    double few_cost;
-    int many;
-    double many_cost;
-    double low = 0, high = std::numeric_limits<double>::infinity();
-
-    void take(int wanted, int found, double cost, double price) {
-      if (found < wanted) few = found, few_cost = cost, high = price;
-      if (found > wanted) many = found, many_cost = cost, low = price;
-    }
-    // At which both cost the same, prices included: then no other number is worse.
-    double balance() const { return (few_cost - many_cost) / (many - few); }
-    // Where `target` clusters are likely: their number goes with the price to the power -1/3.
-    double guess(double price, int found, int target) const {
-      const double ratio = static_cast<double>(found) / target, scaled = price * ratio * ratio * ratio;
-      if (scaled > low && scaled < high) return scaled;
-      return balance();
-    }
-  };
-
-  // Whether priced_ came to so many clusters. The first price is one between what one cluster more would save
-  // and one fewer would cost if clusters were made of cells of several numbers; there are k - 1 and k + 1
-  // clusters at prices some 20 % off, so that it rarely needs a second.
-  bool find_price(int clusters) {
-    if (clusters < 2 || size_ < 4 * clusters) return false;
-    const double all = kmeans_cost(prefixes_.with(nullptr), 0, size_);
-    double price = 4 * all / (static_cast<double>(clusters) * clusters * clusters);
-    const int64_t cells = size_ < 2 * kCells * clusters ? 0 : make_cells(kCells * clusters);
-    if (cells > 2 * clusters) {
-      Bracket b{1, kmeans_cost(cell_prefixes_.with(nullptr), 0, cells), static_cast<int>(cells), 0};
-      for (int i = 0; i < kCellTries && b.many - b.few > 2; ++i) {
-        const int found = priced_.divide(cell_prefixes_, cells, price);
-        b.take(clusters, found, priced_.cost(), price);
-        price = b.guess(price, found, b.few < clusters - 1 ? clusters - 1 : clusters + 1);
-      }
-      price = b.balance();
-    }
-    Bracket b{1, all, static_cast<int>(std::min<int64_t>(size_, INT32_MAX)), 0};
-    for (int i = 0; i < kTries && price > b.low && price < b.high; ++i) {
-      const int found = priced_.divide(prefixes_, size_, price);
-      if (found == clusters) return true;
-      b.take(clusters, found, priced_.cost(), price);
-      price = b.guess(price, found, clusters);
-    }
-    return false;
-  }
-
-  // Divides the numbers into at most so many cells, half of them of as many numbers, half of them as wide,
-  // and returns how many there are.
-  int64_t make_cells(int64_t cells) {
-    const double least = from_middle(0), width = from_middle(size_ - 1) - least;
-    const double by_number = static_cast<double>(cells) / 2 / static_cast<double>(size_);
-    const double by_width = static_cast<double>(cells) / 2 / width;
-    int64_t made = 0;
-    double next = 1;
-    cell_prefixes_.copy(prefixes_, 0, 0);
-    for (int64_t i = 1; i < size_; ++i) {
-      const double passed = static_cast<double>(i) * by_number + (from_middle(i) - least) * by_width;
-      if (passed < next) continue;
-      cell_prefixes_.copy(prefixes_, i, ++made);
-      next = std::floor(passed) + 1;
-    }
-    cell_prefixes_.copy(prefixes_, size_, ++made);
-    return made;
+    return last + 1;
   }
 
   void assign(const float* centroids, uint8_t* assignment) const {
-    const size_t n = x_.size();
-    size_t i = 0;
-    for (int c = 0; i < n; ++c) {
-      size_t end = n;
-      if (c + 1 < k_) {
-        const double near = static_cast<double>(centroids[c]), far = static_cast<double>(centroids[c + 1]);
-        for (size_t begin = i; begin < end;) {
-          const size_t half = begin + (end - begin) / 2;
-          const double x = static_cast<double>(sorter_.value(half));
-          if (std::abs(far - x) < std::abs(near - x))
-            end = half;
-          else
-            begin = half + 1;
-        }
-      }
-      for (; i < end; ++i) assignment[sorter_.position(i)] = static_cast<uint8_t>(c);
+    int64_t i = 0;
+    for (int c = 0; i < cols_; ++c) {
+      const int64_t end =
+          c + 1 < k_ ? kmeans_end(centroids, c, i, cols_, [&](int64_t j) { return sorter_.value(at(j)); })
+                     : cols_;
+      for (; i < end; ++i) assignment[sorter_.position(at(i))] = static_cast<uint8_t>(c);
     }
   }
 
   int64_t cols_ = 0;
   int k_ = 0;
-  int64_t size_ = 0;  // distinct numbers
-  double middle_ = 0;
   std::vector<float> x_, weights_, distinct_;
-  std::vector<double> mass_;
-  Prefixes prefixes_, cell_prefixes_;
+  std::vector<double> mass_, sums_[3], cell_sums_[3], best_, next_;
+  std::vector<int32_t> from_;
   Sorter sorter_;
-  Layers layers_;
-  Priced priced_;
+  Searches searches_;
 };
 
 // Names the first number that load() refused.
@@ -435,7 +206,6 @@ void refuse(const KmeansArgs& a, int64_t row) {
 }  // namespace
 
 void kmeans(const KmeansArgs& a) {
-  check_on_cpu(a.device, "kmeans");
   check_matrix(a.x, "kmeans", "x");
   check(a.x.cols < INT32_MAX, "[kmeans] x must have fewer than 2^31 columns", "cols", a.x.cols);
   check(a.k >= 1 && a.k <= 256, "[kmeans] k must be 1 to 256", "k", a.k);
@@ -449,6 +219,7 @@ void kmeans(const KmeansArgs& a) {
         "[kmeans] centroids must be float32 of k for each row", "rows", a.centroids.rows, "cols",
         a.centroids.cols, "dtype", static_cast<int>(a.centroids.dtype));
   check(a.assignment != nullptr, "[kmeans] assignment must not be null");
+  if (done_on_device(a, "kmeans", &qtr_backend::kmeans)) return;
 
   const int64_t tasks = std::min<int64_t>(a.x.rows, num_threads() * kTasksPerThread);
   std::atomic<int64_t> first_bad{a.x.rows};

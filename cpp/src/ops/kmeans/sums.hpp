@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/half.hpp"
+
 namespace quantrature {
 
 // Ends of clusters that kmeans_begins does at a time.
@@ -19,7 +21,7 @@ struct KmeansSums {
 
 // The least cost of numbers [begin, end) in one cluster: the sum of weight (x - mean)^2; 0 where it is lost
 // in the sums over far heavier numbers.
-inline double kmeans_cost(const KmeansSums& s, int64_t begin, int64_t end) {
+QUANTRATURE_INLINE double kmeans_cost(const KmeansSums& s, int64_t begin, int64_t end) {
   const double first = s.first[end] - s.first[begin];
   const double cost = s.second[end] - s.second[begin] - first * first / (s.weight[end] - s.weight[begin]);
   return cost > 0 ? cost : 0;

@@ -2,12 +2,22 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "common/half.hpp"
 #include "ops/viterbi/step.hpp"
 
 namespace quantrature {
+
+// Units of a scale.
+QUANTRATURE_INLINE double viterbi_unit(int bits) {
+  return bits > 2 ? 8192 : 4096;
+}
+
+QUANTRATURE_INLINE int16_t in_units(double value) {
+  return static_cast<int16_t>(std::clamp(std::nearbyint(value), -32767.0, 32767.0));
+}
 
 // x is a magnitude and value has the sign that x had taken off, so that the difference cannot reach -2^15.
 QUANTRATURE_INLINE uint16_t squared_distance(int16_t value, int16_t x) {

@@ -19,10 +19,6 @@
 namespace quantrature {
 namespace {
 
-int16_t limited(double value) {
-  return static_cast<int16_t>(std::clamp(std::nearbyint(value), -32767.0, 32767.0));
-}
-
 // The values of all states in units, with both signs, in the order of viterbi_place.
 class Values {
  public:
@@ -37,7 +33,7 @@ class Values {
       const uint32_t u = state & ((1u << shape_.overlap_bits) - 1);
       const uint32_t place = viterbi_place(shape_, state >> shape_.overlap_bits, u);
       for (int v = 0; v < reader.per_step; ++v) {
-        const int16_t value = limited(unit * (static_cast<double>(raw[v]) / reader.rms));
+        const int16_t value = in_units(unit * (static_cast<double>(raw[v]) / reader.rms));
         all_[begin(v) + place] = value;
         all_[size_ + begin(v) + place] = static_cast<int16_t>(-value);
       }
@@ -186,7 +182,6 @@ void write_stream(const std::vector<uint32_t>& states, const TrellisReader& read
 }  // namespace
 
 void trellis_quantize(const TrellisQuantizeArgs& a) {
-  check_on_cpu(a.device, "trellis_quantize");
   constexpr const char* op = "trellis_quantize";
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check_matrix(a.x, op, "x");
@@ -195,6 +190,7 @@ void trellis_quantize(const TrellisQuantizeArgs& a) {
         "[trellis_quantize] codes must hold a stream for each row", "codes_size", a.codes_size, "expected",
         a.x.rows * bytes);
   check(std::isfinite(a.scale) && a.scale > 0, "[trellis_quantize] scale must be positive", "scale", a.scale);
+  if (done_on_device(a, op, &qtr_backend::trellis_quantize)) return;
   const auto cols = static_cast<size_t>(a.x.cols);
   std::vector<float> buffer(cols);
   for (int64_t row = 0; row < a.x.rows; ++row) {
@@ -203,7 +199,7 @@ void trellis_quantize(const TrellisQuantizeArgs& a) {
       check(std::isfinite(x[i]), "[trellis_quantize] x must be finite", "value", x[i], "row", row, "column",
             i);
   }
-  const double unit = reader.bits > 2 ? 8192 : 4096;
+  const double unit = viterbi_unit(reader.bits);
   const Values values(reader, unit);
   Scratches scratches;
   parallel_for(a.x.rows, [&](int64_t row) {
@@ -212,7 +208,7 @@ void trellis_quantize(const TrellisQuantizeArgs& a) {
     scratch->x.resize(cols);
     const float* x = float_row(a.x, row, 0, a.x.cols, scratch->row.data());
     for (size_t i = 0; i < cols; ++i)
-      scratch->x[i] = limited(unit * (static_cast<double>(x[i]) / static_cast<double>(a.scale)));
+      scratch->x[i] = in_units(unit * (static_cast<double>(x[i]) / static_cast<double>(a.scale)));
     write_stream(Search(reader, values, a.x.cols, *scratch).run(), reader, a.codes + row * bytes, bytes);
     scratches.give(std::move(scratch));
   });
