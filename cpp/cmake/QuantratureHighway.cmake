@@ -57,5 +57,9 @@ target_link_libraries(quantrature_highway INTERFACE ${highway_target})
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)")
   target_compile_definitions(quantrature_highway INTERFACE
     "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+elseif(QUANTRATURE_SANITIZE)
+  # Sanitizers make vector code slow to compile: one set of each width of registers is enough.
+  target_compile_definitions(quantrature_highway INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3_DL)")
 endif()
 message(STATUS "quantrature: SIMD on, Google Highway ${highway_origin}")

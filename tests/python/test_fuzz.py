@@ -1,13 +1,15 @@
 """Whatever JSON the parsers of plans and checkpoints are given, they take it or refuse it with a QuantratureError.
 
-The profile ``long`` looks longer: ``pytest tests/python/test_fuzz.py --hypothesis-profile=long``.
+The profile ``long`` looks longer: ``pytest tests/python/test_fuzz.py --hypothesis-profile=long``. In
+``tests/fuzz/fuzz_documents.py`` libFuzzer chooses the documents of the same tests.
 """
 
 import copy
 import json
+import tempfile
+from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantrature import Plan, QuantratureError
@@ -144,32 +146,28 @@ def test_descriptions_of_matrices(document):
         assert MatrixSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-@pytest.mark.parametrize("name", ["plan.json", "requant.json", "config.json"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=60) | st.binary(max_size=9).map(lambda noise: b'{"format": "quantrature-plan", ' + noise))
-def test_files_of_bytes(name, tmp_path, content):
-    (tmp_path / name).write_bytes(content)
-    read = {
-        "plan.json": Plan.load,
-        "requant.json": Requantization.load,
-        "config.json": lambda path: inspect(path.parent),
-    }
-    taken(read[name], tmp_path / name)
+def file_taken(name, content):
+    """The same of a file's parser."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        read = {"plan.json": Plan.load, "requant.json": Requantization.load, "config.json": lambda _: inspect(folder)}
+        taken(read[name], path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(document=spoiled(RECORD))
-def test_records(tmp_path, document):
-    (tmp_path / "requant.json").write_text(json.dumps(document))
-    taken(Requantization.load, tmp_path / "requant.json")
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    document=spoiled(
-        {"quantization_config": {"quant_method": "quantrature", "format_version": 1, "modules": {"a": MATRIX}}}
-    )
+    st.sampled_from(["plan.json", "requant.json", "config.json"]),
+    st.binary(max_size=60) | st.binary(max_size=9).map(lambda noise: b'{"format": "quantrature-plan", ' + noise),
 )
-def test_configurations(tmp_path, document):
-    (tmp_path / "config.json").write_text(json.dumps(document))
-    taken(inspect, tmp_path)
+def test_files_of_bytes(name, content):
+    file_taken(name, content)
+
+
+@given(spoiled(RECORD))
+def test_records(document):
+    file_taken("requant.json", json.dumps(document).encode())
+
+
+@given(spoiled({"quantization_config": {"quant_method": "quantrature", "format_version": 1, "modules": {"a": MATRIX}}}))
+def test_configurations(document):
+    file_taken("config.json", json.dumps(document).encode())

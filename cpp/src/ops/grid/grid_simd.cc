@@ -479,6 +479,7 @@ int64_t EncodeBlocks(const float* HWY_RESTRICT x, int64_t n, int64_t group, cons
     HWY_UNROLL(1)
     for (int step = static_cast<int>(kBlock) / kStep - 1; step >= 0; --step) {
       if (step % 2 == 0) __builtin_prefetch(next + (b * kBlock + step * kStep) / 2, 0, 2);
+      line.set();  // here, since behind the last step there is no group to read
       hn::Vec<Ints> codes[kParts];
       for (int v = 0; v < kParts; ++v) {
         const float* const at = source + step * kStep + v * kWidth;
@@ -491,7 +492,6 @@ int64_t EncodeBlocks(const float* HWY_RESTRICT x, int64_t n, int64_t group, cons
       if constexpr ((kBits & 2) != 0) two.add(codes, step, plane2 + b * (kBlock / 4));
       if constexpr ((kBits & 1) != 0) one.add(codes, step, plane1 + b * (kBlock / 8));
       line.pass(kStep);
-      line.set();
     }
   }
   return blocks * kBlock;

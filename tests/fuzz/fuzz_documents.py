@@ -1,0 +1,38 @@
+"""libFuzzer, through Atheris, looks for documents that fail the tests of ``tests/python/test_fuzz.py``.
+
+Those tests say how a document is drawn from bytes and what a parser may do with it; here the bytes are chosen by which
+branches of the parsers they reach: ``python tests/fuzz/fuzz_documents.py -runs=20000 [CORPUS]``.
+"""
+
+import sys
+from pathlib import Path
+
+import atheris
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+with atheris.instrument_imports(
+    include=[f"quantrature.{name}" for name in ("checkpoint", "json_files", "plan", "requantization.record", "storage")]
+):
+    import quantrature.checkpoint
+    import quantrature.plan
+    import quantrature.requantization.record
+    import quantrature.storage  # noqa: F401
+import test_fuzz
+
+TESTS = [
+    test_fuzz.test_plans,
+    test_fuzz.test_descriptions_of_matrices,
+    test_fuzz.test_files_of_bytes,
+    test_fuzz.test_records,
+    test_fuzz.test_configurations,
+]
+
+
+def one_input(data):
+    """The first byte chooses the test."""
+    if data:
+        TESTS[data[0] % len(TESTS)].hypothesis.fuzz_one_input(data[1:])
+
+
+atheris.Setup(sys.argv, one_input)
+atheris.Fuzz()
