@@ -256,7 +256,7 @@ void gptq(Arguments& in) {
     args.fitted_size = in.within(0, 15) == 0 || !sizes ? in.any<uint8_t>() : rows * groups;
     args.fitted_scale = in.array<float>(args.fitted_size);
     if (in.coin()) args.fitted_zero = in.array<float>(args.fitted_size);
-    args.solver = in.choice<qtr_grid_solver>(0, 2);
+    args.solver = in.choice(QTR_MINMAX, QTR_HQQ);
     args.half = in.coin();
   }
   accepted(call(qtr_gptq, args, in));
