@@ -44,18 +44,20 @@ void bind_gptq(nb::module_& m) {
         args.codes = codes.data();
         args.codes_size = static_cast<int64_t>(codes.size());
         args.result = &result;
-        GptqFit fit{};
         if (fitted_scale) {
           if (fitted_zero && fitted_zero->size() != fitted_scale->size())
             throw InvalidArgument("[gptq] fitted_zero must be of the size of fitted_scale");
-          fit = {fitted_scale->data(), fitted_zero ? fitted_zero->data() : nullptr,
-                 static_cast<int64_t>(fitted_scale->size()), static_cast<qtr_grid_solver>(solver), half};
+          args.fitted_scale = fitted_scale->data();
+          args.fitted_zero = fitted_zero ? fitted_zero->data() : nullptr;
+          args.fitted_size = static_cast<int64_t>(fitted_scale->size());
+          args.solver = static_cast<qtr_grid_solver>(solver);
+          args.half = half;
         } else if (!scale) {
           throw InvalidArgument("[gptq] scale must be given where no grid is fitted");
         }
         {
           nb::gil_scoped_release release;
-          fitted_scale ? gptq(args, fit) : gptq(args);
+          gptq(args);
         }
         return std::make_tuple(result.damp, result.loss, result.dead);
       },

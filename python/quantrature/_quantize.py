@@ -206,8 +206,7 @@ def plan_for(
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
     Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
-    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out, and so
-    they are by methods that need calibration, which see what enters a module and not what enters each expert in it.
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
@@ -220,17 +219,7 @@ def plan_for(
         raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
     if plan is not None and options:
         raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
-    solvers = {solver_of(method)} if plan is None else {entry.solver for _, entry in plan if not entry.keeps}
-    needy = [solver for solver in solvers if SOLVERS[solver].needs]
-    linears = _that_can_run(find_linears(model, ignore, experts=experts and not needy))
-    left = [skipped.name for skipped in linears.skipped if skipped.reason == "fused experts"]
-    if needy and left:
-        _log.warning(
-            "%s is calibrated on what enters a module, which is not what enters each of its experts; these stay as "
-            "they are: %s",
-            needy[0],
-            ", ".join(left),
-        )
+    linears = _that_can_run(find_linears(model, ignore, experts=experts))
     if plan is not None:
         plan.check_modules(linear.name for linear in linears)
         return linears, plan

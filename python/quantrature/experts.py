@@ -8,6 +8,8 @@ and the module gets a forward that calls them, as those that transformers itself
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,31 @@ def split(linear: LinearWeight) -> None:
         kind: Any = type(module)
         module.__class__ = _split_class(kind)
     module._is_hf_initialized = True  # transformers would look for the parameter to fill it
+
+
+@contextmanager
+def apart(linears: Iterable[LinearWeight]) -> Iterator[None]:
+    """Give the experts among some matrices layers of their own while inside; what these become is in the model after.
+
+    The layers share the memory of the parameter that they stand for, so that afterwards it has what they were given.
+    """
+    stored: dict[tuple[int, str], tuple[Any, str, Any]] = {}
+    before: dict[int, tuple[Any, Any, list[str]]] = {}
+    for linear in linears:
+        if linear.expert is not None and not isinstance(getattr(linear.module, linear.attribute), nn.ModuleList):
+            module: Any = linear.module
+            stored[id(module), linear.attribute] = module, linear.attribute, linear.parameter
+            before.setdefault(id(module), (module, type(module), list(module._parameters)))
+            split(linear)
+    try:
+        yield
+    finally:
+        for module, attribute, parameter in stored.values():
+            delattr(module, attribute)
+            setattr(module, attribute, parameter)
+        for module, kind, order in before.values():
+            module.__class__ = kind
+            module._parameters = {name: module._parameters[name] for name in order}
 
 
 def part_with_memory(model: nn.Module) -> None:

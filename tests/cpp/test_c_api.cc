@@ -210,7 +210,21 @@ class CApi : public testing::Test {
             nullptr,
             packed_,
             kRows * kRowBytes,
-            &gptq_};
+            &gptq_,
+            nullptr,
+            nullptr,
+            0,
+            QTR_MINMAX,
+            0};
+  }
+  qtr_gptq_args fitting_gptq() {
+    qtr_gptq_args a = gptq();
+    a.scale = a.zero = {};
+    a.fitted_scale = scale_;
+    a.fitted_zero = zero_;
+    a.fitted_size = kRows * kGroups;
+    a.half = 1;
+    return a;
   }
 
   static constexpr int64_t kTile = 16;
@@ -305,6 +319,31 @@ TEST_F(CApi, EveryFunctionTakesCallersOfOtherVersions) {
   expect_sound(qtr_trellis_matvec, trellis_matvec());
   expect_sound(qtr_hessian_accumulate, hessian_accumulate());
   expect_sound(qtr_gptq, gptq());
+  expect_sound(qtr_gptq, fitting_gptq());
+}
+
+// With the unit matrix as Hessian no column makes up for another: the grids fit the matrix as it is.
+TEST_F(CApi, GptqFitsTheGridsItIsNotGiven) {
+  qtr_gptq_args fitting = fitting_gptq();
+  ASSERT_EQ(qtr_gptq(&fitting), QTR_OK) << qtr_last_error();
+  for (int64_t row = 0; row < kRows; ++row)
+    for (int64_t group = 0; group < kGroups; ++group) {
+      float low = w_[row * kCols + group * kGroup], high = low;
+      for (int64_t col = group * kGroup; col < std::min((group + 1) * kGroup, kCols); ++col) {
+        low = std::min(low, w_[row * kCols + col]);
+        high = std::max(high, w_[row * kCols + col]);
+      }
+      const int64_t place = row * kGroups + group;
+      EXPECT_NEAR(scale_[place], (high - low) / ((1 << kBits) - 1), 1e-3 * (high - low)) << place;
+      EXPECT_NEAR(zero_[place], -low / scale_[place], 1e-2) << place;
+    }
+}
+
+// An older program, which knows no fitted grids, is given none.
+TEST_F(CApi, AShorterGptqStructHasItsOwnGrid) {
+  qtr_gptq_args a = fitting_gptq();
+  a.struct_size = offsetof(qtr_gptq_args, fitted_scale);
+  expect_refused(qtr_gptq, a, "[gptq] scale must not be empty");
 }
 
 // A caller compiled against a shorter struct: what lies behind its end is not read.
@@ -703,6 +742,11 @@ TEST_F(CApi, HessianAndGptq) {
   REFUSED(qtr_gptq, gptq(), a.scale.data = nullptr, "[gptq] scale must not be null");
   REFUSED(qtr_gptq, gptq(), a.scale.rows = 2, "[gptq] scale and zero must hold one number for each group");
   REFUSED(qtr_gptq, gptq(), a.zero.rows = 2, "[gptq] scale and zero must hold one number for each group");
+  REFUSED(qtr_gptq, fitting_gptq(), a.fitted_size = 1,
+          "[gptq] fitted_scale must hold one number for each group");
+  REFUSED(qtr_gptq, fitting_gptq(), a.solver = QTR_HQQ, "[gptq] solver must be minmax or mse");
+  REFUSED(qtr_gptq, fitting_gptq(), a.solver = static_cast<qtr_grid_solver>(-1),
+          "[gptq] solver must be minmax or mse");
   const int64_t late[4] = {1, 1, 1, 1}, falling[4] = {0, 1, 0, 1}, good[4] = {0, 1, 1, 1};
   const int32_t inside[1] = {1}, outside[1] = {10};
   REFUSED(qtr_gptq, gptq(), a.exclude_row_offsets = good, "[gptq] exclude must have columns");

@@ -105,8 +105,12 @@ Codes run(const cases::Sample& w, const std::vector<float>& hessian, int bits, i
   }
   codes.scale.resize(static_cast<size_t>(groups)), codes.zero.resize(static_cast<size_t>(groups));
   args.scale = {};
-  const GptqFit fit{codes.scale.data(), codes.zero.data(), groups, ordered ? QTR_MSE : QTR_MINMAX, exclude};
-  gptq(args, fit);
+  args.fitted_scale = codes.scale.data();
+  args.fitted_zero = codes.zero.data();
+  args.fitted_size = groups;
+  args.solver = ordered ? QTR_MSE : QTR_MINMAX;
+  args.half = exclude;
+  gptq(args);
   return codes;
 }
 

@@ -251,6 +251,14 @@ void gptq(Arguments& in) {
   exclude(in, args);
   qtr_gptq_result result;
   args.result = in.within(0, 15) == 0 ? nullptr : &result;
+  if (in.coin()) {
+    const bool sizes = fits(rows) && fits(cols);
+    args.fitted_size = in.within(0, 15) == 0 || !sizes ? in.any<uint8_t>() : rows * groups;
+    args.fitted_scale = in.array<float>(args.fitted_size);
+    if (in.coin()) args.fitted_zero = in.array<float>(args.fitted_size);
+    args.solver = in.choice(QTR_MINMAX, QTR_HQQ);
+    args.half = in.coin();
+  }
   accepted(call(qtr_gptq, args, in));
 }
 

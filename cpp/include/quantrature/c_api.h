@@ -540,6 +540,12 @@ typedef struct qtr_gptq_args {
   uint8_t* codes; /* packed, rows side by side */
   int64_t codes_size;
   qtr_gptq_result* result;
+  float* fitted_scale;    /* written, a number for each group, row-major; or NULL: the grid is that of scale,
+                             zero */
+  float* fitted_zero;     /* the same; NULL: symmetric grids */
+  int64_t fitted_size;    /* of each */
+  qtr_grid_solver solver; /* of fitted grids */
+  int32_t half;           /* round fitted scales and zeros to float16 before they are used */
 } qtr_gptq_args;
 
 QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);

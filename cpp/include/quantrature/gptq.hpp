@@ -12,9 +12,10 @@
 // The scale and zero of a column are those of its group in the matrix as it stands, whatever the order; where
 // a scale is 0, so is 1 / scale.
 //
-// With a fit no grid is given. That of a group is found when its first column s is reached, with the solver,
-// as in grid.hpp, and rounded to float16 with `half`. It is fitted to the numbers that make up best for all
-// errors by then, which are those that the paper's push form has in the matrix at that point:
+// With fitted_scale no grid is given, and scale and zero are not read. That of a group is found when its
+// first column s is reached, with the solver, as in grid.hpp, and rounded to float16 with `half`. It is
+// fitted to the numbers that make up best for all errors by then, which are those that the paper's push form
+// has in the matrix at that point:
 //
 //   y_k = w_k + sum over j < s of (w_j - v_j) A_jk + sum over s <= j < k of (w_j - y_j) A_jk
 //
@@ -43,20 +44,10 @@ namespace quantrature {
 using GptqArgs = qtr_gptq_args;
 using GptqResult = qtr_gptq_result;
 
-// Grids that are found on the way; scale and zero of the arguments are then not read.
-struct GptqFit {
-  float* scale;  // written, one number for each group, row-major
-  float* zero;   // the same; null: symmetric grids
-  int64_t size;  // of each
-  qtr_grid_solver solver;
-  bool half;  // round scale and zero to float16 before they are used
-};
-
 // Throws InvalidArgument for bits outside 1 to 8, a group_size of 0 or below -1, sizes that do not go
 // together, a damp that is negative or not finite, excluded positions outside the matrix, and a NaN or
 // infinity in w, H, scale or zero or a negative number on its diagonal, naming the position; for fitted grids
 // also another solver than minmax and mse, and a group whose range is not finite in float32.
 QTR_API void gptq(const GptqArgs& args);
-QTR_API void gptq(const GptqArgs& args, const GptqFit& fit);
 
 }  // namespace quantrature

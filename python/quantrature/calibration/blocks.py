@@ -134,6 +134,8 @@ class Blocks:
     def stages(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
         """The matrices of a block in the order they are reached; those that read the same activations together.
 
+        All experts of one parameter are together, though each reads what is routed to it.
+
         Raises:
             InvalidArgumentError: naming a matrix that no text reaches.
         """
@@ -161,8 +163,22 @@ class Blocks:
                 kept.append(x)  # so that its memory is not given to the next activations
 
         kept: list[torch.Tensor] = []
-        with _watching(matrices, note, lambda: 0), torch.no_grad():
-            self._run(number, self._hidden[0])
+
+        def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Which experts a batch reaches is up to its text; those of a module go together, the last projection last.
+            for linear in sorted(experts, key=lambda linear: linear.attribute.startswith("down")):
+                if linear.module is module and not any(linear is other for other, _ in found):
+                    found.append((linear, (id(module), linear.attribute)))
+
+        experts = [linear for linear in matrices if linear.expert is not None]
+        modules = {id(linear.module): linear.module for linear in experts}.values()
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in modules]
+        try:
+            with _watching([x for x in matrices if x.expert is None], note, lambda: 0), torch.no_grad():
+                self._run(number, self._hidden[0])
+        finally:
+            for handle in handles:
+                handle.remove()
         for linear in matrices:
             if not any(linear is other for other, _ in found):
                 raise InvalidArgumentError(f"[quantize] no calibration text reaches {linear.name}")
@@ -222,7 +238,7 @@ def _watching(matrices: Sequence[LinearWeight], watcher: Watcher, first: Callabl
 
         return see
 
-    handles = [linear.module.register_forward_pre_hook(hook(linear)) for linear in matrices]
+    handles = [linear.layer.register_forward_pre_hook(hook(linear)) for linear in matrices]
     try:
         yield
     finally:

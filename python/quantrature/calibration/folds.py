@@ -57,7 +57,13 @@ class Folder:
         entry = self._entries[linear.name]
         method = SOLVERS[entry.solver]
         settings = method.settings(entry)
-        return method.input_scale is not None and settings["scale"] and settings["fold"] and not linear.aliases
+        return (
+            method.input_scale is not None
+            and settings["scale"]
+            and settings["fold"]
+            and not linear.aliases
+            and linear.expert is None
+        )
 
     def groups(self, blocks: Blocks, number: int, members: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
         """The matrices of a block whose scale may be folded, those that read the same together."""

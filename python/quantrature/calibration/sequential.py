@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..evaluate._forward import not_training
+from ..experts import apart
 from ..folding import Fold, changed_by, fold, restored
 from ..methods import SOLVERS, Statistics, quantize_matrix
 from ..models import Linears, LinearWeight
@@ -18,7 +19,7 @@ from ..storage import QuantizedMatrix
 from .blocks import Blocks
 from .folds import Folder
 from .state import BlockState, FinishedBlock
-from .statistics import SAMPLED, Gatherer, fisher
+from .statistics import SAMPLED, Gatherer, filled_up, fisher
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def calibrate(
 
     The inputs of a block come from the blocks before it in their quantized form, and with ``true_sequential`` those of
     a matrix also from the quantized matrices before it in its block, as in GPTQ (arXiv 2210.17323): matrices that read
-    the same activations are quantized together (q, k and v; o; gate and up; down). Afterwards the model is, bit for
+    the same activations are quantized together (q, k and v; o; gate and up; down). Of fused
+    experts each is quantized on what is routed to it. Afterwards the model is, bit for
     bit, what it was.
 
     Args:
@@ -85,6 +87,7 @@ def calibrate(
         blocks = Blocks(model, linears, windows, batch_size)
         sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
         fishers = fisher(model, sensitive, windows, report)
+        whole.enter_context(apart(chosen))
         blocks.enter()
         for number in range(len(blocks.modules)):
             members = [linear for linear in chosen if linear.block == number]
@@ -158,9 +161,10 @@ def collect(
     """
     chosen = [linear for linear in linears if needs.get(linear.name)]
     found: dict[str, Statistics] = {}
-    with not_training(model):
+    with not_training(model), ExitStack() as whole:
         blocks = Blocks(model, linears, windows, batch_size)
         fishers = fisher(model, [x for x in chosen if "fisher" in needs[x.name]], windows, report)
+        whole.enter_context(apart(chosen))
         blocks.enter()
         for number in range(len(blocks.modules)):
             members = [linear for linear in chosen if linear.block == number]
@@ -186,15 +190,17 @@ def peak_bytes(
 
     The activations between two blocks, a copy of the weights of one block (of scales that may be folded, two more in
     float32), the statistics of one stage (with ``keep_statistics`` of all), and what its method works with: for a
-    Hessian once more the same in float64.
+    Hessian once more the same in float64. All experts of a parameter are one stage, each with statistics of its own.
     """
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:
         return 0
     width = max(linear.in_features for linear in linears if linear.block == chosen[0].block)
-    hidden = min(linear.in_features for linear in linears if linear.block == chosen[0].block)
+    first = [linear for linear in linears if linear.block == chosen[0].block]
+    hidden = min(linear.in_features for linear in [x for x in first if x.expert is None] or first)
     size = chosen[0].parameter.element_size()
     sums: dict[int, int] = {}
+    experts: dict[tuple[int, str], int] = {}
     largest = total = fishers = 0
     for linear in chosen:
         needs = SOLVERS[entries[linear.name].solver].needs
@@ -203,7 +209,12 @@ def peak_bytes(
         hessian = 4 * linear.in_features**2 * ("hessian" in needs)
         sampled = 4 * linear.in_features * min(2 * SAMPLED, windows * seqlen) * ("activations" in needs)
         total += hessian + sampled
-        largest = max(largest, 3 * (hessian + sampled))
+        others = 0  # statistics of all experts of a parameter are gathered together
+        if linear.expert is not None:
+            place = (id(linear.module), linear.attribute)
+            others = experts.get(place, 0)
+            experts[place] = others + hessian + sampled
+        largest = max(largest, others + 3 * (hessian + sampled))
         fishers += 4 * linear.numel * ("fisher" in needs)
     return (
         windows * seqlen * hidden * size
@@ -228,17 +239,23 @@ def _gathered(
 ) -> list[tuple[LinearWeight, Statistics]]:
     """The matrices of some stages, each with what was gathered in one pass over the text."""
     tokens = blocks.tokens
-    gatherers = {
-        stage[0].name: Gatherer({need for linear in stage for need in needs[linear.name]}, tokens) for stage in stages
-    }
-    if _asks(stages, needs):
-        blocks.watch(
-            number, [stage[0] for stage in stages], lambda linear, x, _: gatherers[linear.name].take(x), report
-        )
-    found = []
+    gatherers: dict[str, Gatherer] = {}
+    watched: list[LinearWeight] = []
     for stage in stages:
-        statistics = gatherers[stage[0].name].statistics()
-        found += [(linear, statistics) for linear in stage]
+        asked = {need for linear in stage for need in needs[linear.name]}
+        readers = stage if stage[0].expert is not None else stage[:1]
+        gatherers |= {x.name: Gatherer(asked, None if x.expert is not None else tokens) for x in readers}
+        watched += readers
+    if _asks(stages, needs):
+        blocks.watch(number, watched, lambda linear, x, _: gatherers[linear.name].take(x), report)
+    found: list[tuple[LinearWeight, Statistics]] = []
+    for stage in stages:
+        if stage[0].expert is None:
+            statistics = gatherers[stage[0].name].statistics()
+            found += [(linear, statistics) for linear in stage]
+        else:
+            own = [gatherers[linear.name].statistics() for linear in stage]
+            found += zip(stage, filled_up(stage, own) if _asks([stage], needs) else own, strict=True)
     return found
 
 

@@ -72,6 +72,15 @@ class LinearWeight:
         return self.view(self.parameter.detach())
 
     @property
+    def layer(self) -> nn.Module:
+        """The module that is called with the inputs of the matrix: of an expert that is a layer of its own, that one.
+
+        Without such layers it is the experts module, which is given the inputs of all its experts.
+        """
+        stored = getattr(self.module, self.attribute)
+        return stored[self.expert or 0] if isinstance(stored, nn.ModuleList) else self.module
+
+    @property
     def numel(self) -> int:
         """How many weights the matrix has."""
         return self.out_features * self.in_features

@@ -32,13 +32,12 @@ size_t at(int64_t i) {
 // A and the squared diagonal of R, columns in the order they are taken.
 class Feedback {
  public:
-  Feedback(const GptqArgs& a, const GptqFit* fit, GptqResult& result)
-      : n_(a.w.cols), h_(a.hessian), order_(at(n_)) {
+  Feedback(const GptqArgs& a, GptqResult& result) : n_(a.w.cols), h_(a.hessian), order_(at(n_)) {
     std::iota(order_.begin(), order_.end(), int64_t{0});
     if (a.ordered)
       std::stable_sort(order_.begin(), order_.end(),
                        [&](int64_t i, int64_t j) { return diagonal(i) > diagonal(j); });
-    if (a.ordered && fit != nullptr) keep_groups_whole(a.group_size == -1 ? n_ : a.group_size);
+    if (a.ordered && a.fitted_scale != nullptr) keep_groups_whole(a.group_size == -1 ? n_ : a.group_size);
     double sum = 0;
     int64_t alive = 0;
     for (int64_t i = 0; i < n_; ++i) {
@@ -123,9 +122,9 @@ class Feedback {
 // Rows that one task takes through all columns.
 class Strip {
  public:
-  Strip(const GptqArgs& a, const GptqFit* fit, const Feedback& feedback, int64_t first)
+  Strip(const GptqArgs& a, const Feedback& feedback, int64_t first)
       : a_(a),
-        fit_(fit),
+        fitted_(a.fitted_scale != nullptr),
         feedback_(feedback),
         first_(first),
         rows_(std::min(kStrip, a.w.rows - first)),
@@ -144,7 +143,7 @@ class Strip {
     const int64_t cols = a_.w.cols;
     for (int64_t first = 0; first < cols;) {
       int64_t end = std::min(first - first % kGptqColumns + kGptqColumns, cols);
-      if (fit_ != nullptr) {
+      if (fitted_) {
         if (begins_group(first)) fit(first);
         for (int64_t k = first + 1; k < end; ++k)
           if (begins_group(k)) end = k;
@@ -165,12 +164,11 @@ class Strip {
     for (int64_t r = 0; r < rows_; ++r) {
       const float* w = float_row(a_.w, first_ + r, 0, a_.w.cols, buffer.data());
       for (int64_t k = 0; k < a_.w.cols; ++k) errors_[at(k * kStrip + r)] = w[feedback_.column(k)];
-      if (fit_ != nullptr) continue;
+      if (fitted_) continue;
       spread(a_.scale, r, buffer.data(), scale_);
       if (a_.zero.data != nullptr) spread(a_.zero, r, buffer.data(), zero_);
     }
-    if (fit_ == nullptr && a_.zero.data == nullptr)
-      std::fill(zero_.begin(), zero_.end(), symmetric_zero(a_.bits));
+    if (!fitted_ && a_.zero.data == nullptr) std::fill(zero_.begin(), zero_.end(), symmetric_zero(a_.bits));
     for (size_t i = 0; i < scale_.size(); ++i) inv_[i] = scale_[i] == 0 ? 0.0f : 1.0f / scale_[i];
     if (exact_.empty()) return;
     for (int64_t r = 0; r < rows_; ++r)
@@ -188,7 +186,7 @@ class Strip {
     while (end < a_.w.cols && !begins_group(end)) ++end;
     const int64_t size = end - first, group = group_of(first);
     std::vector<float> x(at(size * kGptqRows)), moves(at(size * kGptqRows)), row(at(size));
-    const GridRule rule{a_.bits, fit_->zero == nullptr, false, fit_->solver == QTR_MSE,
+    const GridRule rule{a_.bits, a_.fitted_zero == nullptr, false, a_.solver == QTR_MSE,
                         std::numeric_limits<float>::infinity()};
     for (int64_t piece = 0; piece < rows_; piece += kGptqRows) {
       for (int64_t from = first; from < end;) {
@@ -221,16 +219,16 @@ class Strip {
               "[gptq] the range of a group must be finite in float32", "row", first_ + piece + r, "group",
               group);
         for (float* number : {&zero, &scale})
-          if (fit_->half) {
+          if (a_.half != 0) {
             uint16_t half;
             kernels().f32_to_f16(number, &half, 1);
             kernels().f16_to_f32(&half, number, 1);
           }
         const int64_t line = group * kStrip + piece + r, place = (first_ + piece + r) * groups_ + group;
-        scale_[at(line)] = fit_->scale[place] = scale;
+        scale_[at(line)] = a_.fitted_scale[place] = scale;
         zero_[at(line)] = zero;
         inv_[at(line)] = scale == 0 ? 0.0f : 1.0f / scale;
-        if (fit_->zero != nullptr) fit_->zero[place] = zero;
+        if (a_.fitted_zero != nullptr) a_.fitted_zero[place] = zero;
       }
     }
   }
@@ -295,7 +293,7 @@ class Strip {
   }
 
   const GptqArgs& a_;
-  const GptqFit* fit_;  // or null: the grid is given
+  bool fitted_;  // or the grid is given
   const Feedback& feedback_;
   int64_t first_, rows_, group_, groups_;
   std::vector<float> errors_, inv_, zero_, scale_;  // kStrip for each column, or group
@@ -359,7 +357,9 @@ void check_excluded(const GptqArgs& a) {
   }
 }
 
-void find_codes(const GptqArgs& a, const GptqFit* fit) {
+}  // namespace
+
+void gptq(const GptqArgs& a) {
   check_matrix(a.w, "gptq", "w");
   check(a.bits >= 1 && a.bits <= 8, "[gptq] bits must be 1 to 8", "bits", a.bits);
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
@@ -383,32 +383,23 @@ void find_codes(const GptqArgs& a, const GptqFit* fit) {
     m = Matrix{m.data, 1, groups, groups, m.dtype};
     check_grid(m, name);
   };
-  if (fit != nullptr) {
-    check(fit->scale != nullptr && fit->size == groups, "[gptq] fit must hold one scale for each group",
-          "size", fit->size, "expected", groups);
-    check(fit->solver == QTR_MINMAX || fit->solver == QTR_MSE, "[gptq] solver must be minmax or mse",
-          "solver", static_cast<int>(fit->solver));
+  if (a.fitted_scale != nullptr) {
+    check(a.fitted_size == groups, "[gptq] fitted_scale must hold one number for each group", "fitted_size",
+          a.fitted_size, "expected", groups);
+    check(a.solver == QTR_MINMAX || a.solver == QTR_MSE, "[gptq] solver must be minmax or mse", "solver",
+          static_cast<int>(a.solver));
+    flat.scale = flat.zero = {};
   } else {
     in_a_row(flat.scale, "scale");
     if (flat.zero.data != nullptr) in_a_row(flat.zero, "zero");
   }
   check_excluded(a);
   check_finite(a);
-  const Feedback feedback(flat, fit, *a.result);
+  const Feedback feedback(flat, *a.result);
   const int64_t strips = (a.w.rows + kStrip - 1) / kStrip;
   std::vector<double> losses(at(strips));
-  parallel_for(strips, [&](int64_t i) { losses[at(i)] = Strip(flat, fit, feedback, i * kStrip).run(); });
+  parallel_for(strips, [&](int64_t i) { losses[at(i)] = Strip(flat, feedback, i * kStrip).run(); });
   a.result->loss = std::accumulate(losses.begin(), losses.end(), 0.0);
-}
-
-}  // namespace
-
-void gptq(const GptqArgs& a) {
-  find_codes(a, nullptr);
-}
-
-void gptq(const GptqArgs& a, const GptqFit& fit) {
-  find_codes(a, &fit);
 }
 
 }  // namespace quantrature

@@ -1,0 +1,164 @@
+"""GPTQ's variants side by side: order of columns, when grids are fitted, and which calibration text, by quality.
+
+    python bench/gptq_variants.py MODEL --calibration TEXT --text TEXT [--bits 3,2,4] [--work FOLDER] [--output FOLDER]
+
+Each row is a whole model, quantized block by block, against the original: perplexity and mean divergence on the text.
+With the first of the bits, each quarter of the calibration text alone, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from hosts import Bench, stored_bits
+
+import quantrature as qtr
+from quantrature import ops
+from quantrature.calibration import calibrate
+from quantrature.methods import SOLVERS, Method, Statistics
+from quantrature.models import find_linears
+from quantrature.plan import PlanEntry
+from quantrature.storage import QuantizedMatrix
+
+GROUP_SIZE = 128
+QUARTERS = 4
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True, help="text to evaluate on")
+    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
+    parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text")
+    parser.add_argument("--bits", default="3,2")
+    parser.add_argument("--work", type=Path, help="folder for rows that are done")
+    parser.add_argument("--output", type=Path, help="folder for the table")
+    return parser.parse_args()
+
+
+def by_gptq(bits: int, windows: torch.Tensor, **options: Any) -> Callable[[Any], tuple[float, float]]:
+    """What changes a model by GPTQ with these options; returns bits a weight and processor seconds."""
+
+    def make(model: Any) -> tuple[float, float]:
+        start = time.process_time()
+        qtr.quantize(
+            model,
+            bits=bits,
+            group_size=GROUP_SIZE,
+            method="gptq",
+            calibration=windows,
+            nsamples=None,
+            batch_size=16,
+            progress=False,
+            **options,
+        )
+        return stored_bits(model), time.process_time() - start
+
+    return make
+
+
+@dataclass(frozen=True)
+class Reordered(QuantizedMatrix):
+    """Whose columns stand in another order; each column's number of its group would be stored with it."""
+
+    order: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
+        """The matrix in its own order."""
+        found = super().dequantize(dtype, rows)
+        return torch.empty_like(found).index_copy_(1, self.order, found)
+
+
+def across_columns(
+    weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
+) -> QuantizedMatrix:
+    """GPTQ with columns, not groups, by falling diagonal, and groups of those that follow each other in this order."""
+    assert statistics.hessian is not None
+    lower = statistics.hessian.tril()
+    hessian = lower + lower.tril(-1).mT
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    dense, _ = ops.gptq(
+        weight[:, order].contiguous(),
+        hessian[order][:, order].contiguous(),
+        bits=entry.bits,
+        group_size=entry.group_size,
+        damp_percent=0.01,
+        desc_act=False,
+    )
+    return Reordered(dense, order=order)
+
+
+def by_gptq_across_columns(bits: int, windows: torch.Tensor) -> Callable[[Any], tuple[float, float]]:
+    """The same as :func:`by_gptq`, with groups across columns; counts 32 bits a column for the numbers of groups."""
+
+    def make(model: Any) -> tuple[float, float]:
+        start = time.process_time()
+        SOLVERS["across"] = Method("groups across columns", "across", across_columns, needs=("hessian",))
+        linears = find_linears(model)
+        entry = PlanEntry(bits, GROUP_SIZE, solver="across")
+        found = calibrate(model, linears, {linear.name: entry for linear in linears}, windows, batch_size=16)
+        with torch.no_grad():
+            for linear in linears:
+                linear.weight.copy_(found.matrices[linear.name].dequantize())
+        stored = sum(found.matrices[linear.name].nbytes + 4 * linear.in_features for linear in linears)
+        return 8 * stored / sum(linear.numel for linear in linears), time.process_time() - start
+
+    return make
+
+
+def main() -> None:
+    options = parse_arguments()
+    bench = Bench(options)
+    quarter = len(bench.windows) // QUARTERS
+    for bits in map(int, options.bits.split(",")):
+        for static, desc in itertools.product((True, False), repeat=2):
+            name = f"{bits} bits, desc_act {desc}, static_groups {static}".lower()
+            bench.row(name, bits, by_gptq(bits, bench.windows, desc_act=desc, static_groups=static))
+        name = f"{bits} bits, desc_act true, static_groups false, groups across columns"
+        bench.row(name, bits, by_gptq_across_columns(bits, bench.windows))
+    bits = int(options.bits.split(",")[0])
+    for i in range(QUARTERS):
+        windows = bench.windows[i * quarter : (i + 1) * quarter]
+        name = f"{bits} bits, windows {i * quarter} to {(i + 1) * quarter - 1} alone"
+        bench.row(name, bits, by_gptq(bits, windows))
+    write(bench, options)
+
+
+def write(bench: Bench, options: argparse.Namespace) -> None:
+    """The table."""
+    machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in bench.rows.values()})
+    lines = [
+        "# Variants of GPTQ\n",
+        f"`python {' '.join(sys.argv)}`\n",
+        f"{date.today()}, {'; '.join(machines)}; {bench.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
+        f"{options.seqlen}; groups of {GROUP_SIZE}; {len(bench.windows)} calibration windows where no others are "
+        "named, and desc_act and static_groups likewise.\n",
+        "| variant | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
+        f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
+        for row in sorted(bench.rows.values(), key=lambda row: (row["bits"], row["name"]))
+    ]
+    table = "\n".join([*lines, ""])
+    print(table)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / f"gptq-variants-{Path(options.model).name}.md").write_text(table)
+
+
+if __name__ == "__main__":
+    main()
