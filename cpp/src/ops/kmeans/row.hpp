@@ -62,11 +62,6 @@ struct KmeansMemory {
   int32_t* from;
 };
 
-// A part of a search by halving.
-struct KmeansPiece {
-  int64_t low, high, first, last;
-};
-
 // The best ways to divide the first numbers into 1, 2, ... clusters, all of them.
 template <class Search>
 class KmeansLayers {
@@ -77,7 +72,7 @@ class KmeansLayers {
     for (int64_t end = 1; end <= size; ++end) best[end] = kmeans_cost(m.numbers.with(nullptr), 0, end);
     for (int c = 1; c < clusters; ++c) {
       // The last layer is asked for all numbers alone.
-      fill_layer(m.numbers.with(best), c, {c + 1 < clusters ? c + 1 : size, size, c, size - 1});
+      fill_layer(m.numbers.with(best), c, c + 1 < clusters ? c + 1 : size, size, c, size - 1);
       double* filled = next_;
       next_ = best, best = filled;
     }
@@ -87,24 +82,26 @@ class KmeansLayers {
   QUANTRATURE_KMEANS int64_t split(int c, int64_t end) const { return split_[c * (size_ + 1) + end]; }
 
  private:
-  // Ends [low, high], whose last clusters begin within [first, last].
-  QUANTRATURE_KMEANS void fill_layer(const KmeansSums& sums, int c, KmeansPiece p) {
-    KmeansPiece waiting[kKmeansMostPieces];
+  // Ends [low, high], whose last clusters begin within [first, last]. What waits begins behind the piece in
+  // hand.
+  QUANTRATURE_KMEANS void fill_layer(const KmeansSums& sums, int c, int64_t low, int64_t high, int64_t first,
+                                     int64_t last) {
+    int64_t waiting_high[kKmeansMostPieces], waiting_last[kKmeansMostPieces];
     int count = 0;
     while (true) {
-      if (p.low > p.high) {
-        if (count == 0) return;
-        p = waiting[--count];
-        continue;
+      while (low <= high) {
+        const int64_t end = low + (high - low) / 2;
+        double least;
+        const int64_t begin = search_.begin(sums, first, last < end - 1 ? last : end - 1, end, &least);
+        next_[end] = least;
+        split_[c * (size_ + 1) + end] = static_cast<int32_t>(begin);
+        waiting_high[count] = high, waiting_last[count] = last, ++count;
+        high = end - 1, last = begin;
       }
-      const int64_t end = p.low + (p.high - p.low) / 2;
-      const int64_t last = p.last < end - 1 ? p.last : end - 1;
-      double least;
-      const int64_t begin = search_.begin(sums, p.first, last, end, &least);
-      next_[end] = least;
-      split_[c * (size_ + 1) + end] = static_cast<int32_t>(begin);
-      waiting[count++] = {end + 1, p.high, begin, p.last};
-      p = {p.low, end - 1, p.first, begin};
+      if (count == 0) return;
+      --count;
+      low = high + 2, first = last;
+      high = waiting_high[count], last = waiting_last[count];
     }
   }
 
@@ -134,7 +131,7 @@ class KmeansPriced {
       ends = known_ends(low, size, ends);
       const int64_t first = from_[low - 1];
       const int64_t last = begin_of(low + ends - 1, first, low - 1);
-      if (ends > 1) complete({low, low + ends, first, last});
+      if (ends > 1) complete(low, low + ends, first, last);
     }
     int clusters = 0;
     for (int64_t end = size; end > 0; end = from_[end]) ++clusters;
@@ -167,22 +164,23 @@ class KmeansPriced {
     return ends;
   }
 
-  // Ends [low, high), whose last clusters begin within [first, last]; later ends have later beginnings.
-  QUANTRATURE_KMEANS void complete(KmeansPiece p) {
-    KmeansPiece waiting[kKmeansMostPieces];
+  // Ends [low, high), whose last clusters begin within [first, last]; later ends have later beginnings. What
+  // waits begins where the piece in hand ends.
+  QUANTRATURE_KMEANS void complete(int64_t low, int64_t high, int64_t first, int64_t last) {
+    int64_t waiting_high[kKmeansMostPieces], waiting_last[kKmeansMostPieces];
     int count = 0;
     while (true) {
-      if (p.high - p.low <= kKmeansEnds) {
-        // What is written beyond high is not known yet and is written again.
-        search_.begins(sums_, p.first, p.last, p.low, price_, &best_[p.low], &from_[p.low]);
-        if (count == 0) return;
-        p = waiting[--count];
-        continue;
+      while (high - low > kKmeansEnds) {
+        waiting_high[count] = high, waiting_last[count] = last, ++count;
+        high = low + (high - low + kKmeansEnds) / (2 * kKmeansEnds) * kKmeansEnds;
+        last = begin_of(high - 1, first, last);
       }
-      const int64_t middle = p.low + (p.high - p.low + kKmeansEnds) / (2 * kKmeansEnds) * kKmeansEnds;
-      const int64_t begin = begin_of(middle - 1, p.first, p.last);
-      waiting[count++] = {middle, p.high, begin, p.last};
-      p = {p.low, middle, p.first, begin};
+      // What is written beyond high is not known yet and is written again.
+      search_.begins(sums_, first, last, low, price_, &best_[low], &from_[low]);
+      if (count == 0) return;
+      --count;
+      low = high, first = last;
+      high = waiting_high[count], last = waiting_last[count];
     }
   }
 
