@@ -77,7 +77,8 @@ def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan, windows: to
     calibration = 0
     needs = {need for _, entry in work for need in SOLVERS[entry.solver].needs}
     if windows is not None and needs:
-        calibration = peak_bytes(linears, {linear.name: entry for linear, entry in work}, *windows.shape)
+        inside = {linear.name: entry for linear, entry in work if linear.in_block}
+        calibration = peak_bytes(linears, inside, *windows.shape)
         seconds += _seconds_of_calibration(model, windows, needs)
     return Cost(
         bytes=size,

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch
 from . import fingerprint, ops
 from ._C import InvalidArgumentError
 from .calibration import BlockState, Calibrated, calibrate, units
-from .experts import can_split, part_with_memory, split
+from .experts import can_split, part_with_memory
 from .folding import Fold, fold
 from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, Skipped, check_loaded, find_linears
-from .nn import QuantLinear, quantized_layers, replace_module
+from .nn import install, quantized_layers
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
 from .storage import MatrixSpec, QuantizedMatrix
@@ -36,6 +37,7 @@ def quantize(
     sym: bool = False,
     meta_bits: int | None = None,
     outliers: float = 0.0,
+    embedding_bits: int | None = None,
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
     calibration: Any = None,
@@ -50,7 +52,7 @@ def quantize(
     progress: bool | None = None,
     **options: Any,
 ) -> torch.nn.Module:
-    """Replace the linear layers of a model's blocks by quantized ones.
+    """Replace the linear layers of a model's blocks by quantized ones, and its embeddings if that is wished.
 
     Give bits for the same grid everywhere, or a plan, which says it for each matrix.
 
@@ -62,7 +64,10 @@ def quantize(
         sym: a grid symmetric around zero, which stores no zero point.
         meta_bits: quantize scales and zeros to so many bits.
         outliers: share of the weights kept exactly, the largest in magnitude.
-        plan: in place of the six arguments before; matrices it does not name stay as they are.
+        embedding_bits: quantize the token embedding and the output embedding, too, to so many bits, by rounding to
+            nearest: at 8 bits with one scale a token, below in groups as elsewhere. Where the two are tied they stay
+            so. Calibrated methods see the embedding as it was. ``None`` leaves both as they are.
+        plan: in place of the seven arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
         calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
         tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``. By default as many
@@ -92,6 +97,7 @@ def quantize(
         sym=sym,
         meta_bits=meta_bits,
         outliers=outliers,
+        embedding_bits=embedding_bits,
         plan=plan,
         ignore=ignore,
         options=options,
@@ -110,7 +116,7 @@ def quantize(
         found = _calibrated(
             model,
             linears,
-            {linear.name: entry for linear, entry in work},
+            {linear.name: entry for linear, entry in work if linear.in_block},
             windows,
             batch_size,
             true_sequential,
@@ -118,17 +124,23 @@ def quantize(
             progress,
         )
         fold(model, linears, found.folds)
-        specs = {linear.name: put(model, linear, found.matrices[linear.name]) for linear, _ in work}
+        specs = {}
+        for linear, entry in work:
+            matrix = found.matrices[linear.name] if linear.in_block else _by_weights(linear, entry)
+            specs[linear.name] = put(model, linear, matrix)
         declare(model, specs, found.folds)
         return model
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
-            matrix = quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry)
-            specs[linear.name] = put(model, linear, matrix)
+            specs[linear.name] = put(model, linear, _by_weights(linear, entry))
             bar.advance(linear.numel, linear.name)
     declare(model, specs)
     return model
+
+
+def _by_weights(linear: LinearWeight, entry: PlanEntry) -> QuantizedMatrix:
+    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry)
 
 
 def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
@@ -201,12 +213,13 @@ def plan_for(
     plan: Plan | None,
     ignore: str | Iterable[str],
     options: Mapping[str, Any] | None = None,
+    embedding_bits: int | None = None,
     experts: bool = True,
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
     Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
-    matrices looks at the weights, where there are some. Without ``experts``, fused experts are left out.
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts and embeddings are left out.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
@@ -219,9 +232,17 @@ def plan_for(
         raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
     if plan is not None and options:
         raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
-    linears = _that_can_run(find_linears(model, ignore, experts=experts))
+    if embedding_bits is not None and (plan is not None or not experts):
+        raise InvalidArgumentError("[quantize] embedding_bits goes with neither a plan nor ReQuant")
+    embeddings = experts and (plan is not None or embedding_bits is not None)
+    linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
     if plan is not None:
         plan.check_modules(linear.name for linear in linears)
+        for name, entry in plan:
+            if not entry.keeps and not linears.find(name).in_block and (entry.outliers or SOLVERS[entry.solver].needs):
+                raise InvalidArgumentError(
+                    f"[quantize] {name}: an embedding takes neither outliers nor a method that needs calibration"
+                )
         return linears, plan
     assert bits is not None
     solver, only = solver_of(method), METHODS[method].group_size
@@ -231,12 +252,29 @@ def plan_for(
         )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[quantize] {e}") from None
-    made = Plan.uniform((linear.name for linear in linears), entry)
+    inside = [linear for linear in linears if linear.in_block]
+    made = Plan.uniform((linear.name for linear in inside), entry)
     spread = METHODS[method].spread
-    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in linears):
-        for name, share in spread({linear.name: linear.weight for linear in linears}, outliers).items():
+    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in inside):
+        for name, share in spread({linear.name: linear.weight for linear in inside}, outliers).items():
             made = made.replace(name, outliers=share)
+    if embedding_bits is not None:
+        made = _with_embeddings(made, linears, entry, embedding_bits)
     return linears, made
+
+
+def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: int) -> Plan:
+    outside = [linear.name for linear in linears if not linear.in_block]
+    if not outside:
+        why = [f"{s.name} is {s.reason}" for s in linears.skipped if "embedding" in s.reason or "tied" in s.reason]
+        raise InvalidArgumentError(
+            f"[quantize] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
+        )
+    try:
+        entry = PlanEntry(bits, -1 if bits == 8 else of_blocks.group_size, of_blocks.sym, meta_bits=of_blocks.meta_bits)
+    except InvalidArgumentError as e:
+        raise InvalidArgumentError(f"[quantize] embedding_bits: {e}") from None
+    return replace(plan, entries={**plan.entries, **dict.fromkeys(outside, entry)})
 
 
 def _that_can_run(linears: Linears) -> Linears:
@@ -269,12 +307,9 @@ def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, d
     Returns:
         What config.json will say of it.
     """
-    layer = QuantLinear.replacing(linear, MatrixSpec.of(matrix))
-    layer.store(matrix, linear.weight.device if device is None else device)
-    if linear.expert is not None:
-        split(linear)
-    for name in (linear.name, *linear.aliases):
-        replace_module(model, name, layer)
+    device = linear.weight.device if device is None else device
+    layer = install(model, linear, MatrixSpec.of(matrix))
+    layer.store(matrix, device)
     return layer.spec
 
 

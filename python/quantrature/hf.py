@@ -28,8 +28,9 @@ class QuantratureConfig(QuantizationConfigMixin):
     """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
 
     Args:
-        bits, group_size, method, sym, meta_bits, outliers, plan, ignore: as in :func:`quantrature.quantize`; for dense
-            checkpoints, which are quantized once they are loaded. plan may also be the content of a plan.json.
+        bits, group_size, method, sym, meta_bits, outliers, embedding_bits, plan, ignore: as in
+            :func:`quantrature.quantize`; for dense checkpoints, which are quantized while they are read. plan may also
+            be the content of a plan.json.
         modules: matrix name to its description (:class:`quantrature.storage.MatrixSpec`), in quantized checkpoints.
         format_version: of the checkpoint.
         dequantize: load a quantized checkpoint as a dense model.
@@ -47,6 +48,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         sym: bool = False,
         meta_bits: int | None = None,
         outliers: float = 0.0,
+        embedding_bits: int | None = None,
         plan: Any = None,
         ignore: str | Iterable[str] = (),
         modules: Mapping[str, Any] | None = None,
@@ -75,6 +77,7 @@ class QuantratureConfig(QuantizationConfigMixin):
             "sym": sym,
             "meta_bits": meta_bits,
             "outliers": outliers,
+            "embedding_bits": embedding_bits,
             "plan": plan,
             "ignore": ignore,
         }
@@ -124,12 +127,11 @@ class QuantratureHfQuantizer(HfQuantizer):
                 wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
             self._on_load = QuantizeOnLoad(*plan_for(model, **wish))
             return
-        from .experts import split
         from .models import find_linears
-        from .nn import QuantLinear, replace_module
+        from .nn import install
         from .storage import MatrixSpec
 
-        linears = find_linears(model)
+        linears = find_linears(model, embeddings=True)
         files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
         stored = stored_tensors(files)
         self._read_folds(model, files)
@@ -142,13 +144,9 @@ class QuantratureHfQuantizer(HfQuantizer):
                 for tensor, dimensions, dtype in spec.layout():
                     if f"{name}.{tensor}" in stored:
                         stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
+                install(model, linear, spec)
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
-            layer = QuantLinear.replacing(linear, spec)
-            if linear.expert is not None:
-                split(linear)
-            for place in (name, *linear.aliases):
-                replace_module(model, place, layer)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from .nn import dequantize_layers, quantized_layers

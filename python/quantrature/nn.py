@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .experts import fuse
-from .models import LinearWeight
+from ._C import InvalidArgumentError
+from .experts import fuse, split
+from .models import LinearWeight, small_embedding
+from .packed_embedding import lookup
 from .packed_linear import describe, linear
-from .storage import MatrixSpec, QuantizedMatrix, digest
+from .storage import GridSpec, MatrixSpec, QuantizedMatrix, digest
 
 
-class QuantLinear(nn.Module):
-    """A linear layer whose weight is stored quantized.
+class QuantLayer(nn.Module):
+    """A module whose weight is stored quantized.
 
     The packed codes are the buffer ``weight``, one-dimensional uint8, so that a checkpoint opened by something that
-    expects a plain weight fails on its shape. Storage buffers keep their dtypes whatever the module is cast to; the
-    bias, never quantized, follows the cast.
+    expects a plain weight fails on its shape. Storage buffers keep their dtypes whatever the module is cast to.
 
     Args:
         spec: what is stored.
-        bias: the bias, a parameter of shape (out_features,), or ``None``.
-        transposed: whether the layer stands in for GPT-2's ``Conv1D``.
         device: of the buffers; they hold nothing until :meth:`store` or a checkpoint fills them.
     """
 
-    def __init__(
-        self, spec: MatrixSpec, bias: nn.Parameter | None = None, transposed: bool = False, device: Any = None
-    ) -> None:
+    def __init__(self, spec: MatrixSpec, device: Any = None) -> None:
         super().__init__()
         self.spec = spec
-        self.out_features, self.in_features = spec.shape
-        self.transposed = transposed
         for name, shape, dtype in spec.layout():
             self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, dtype), device=device))
         self._names = [name for name, _, _ in spec.layout()]
         self._description = describe(spec)
-        self.bias = bias
-
-    @classmethod
-    def replacing(cls, linear: LinearWeight, spec: MatrixSpec) -> QuantLinear:
-        """The empty layer, on the meta device, that takes the place of a dense one and takes over its bias."""
-        transposed = linear.transposed and linear.expert is None
-        return cls(spec, getattr(linear.module, "bias", None), transposed, "meta")
 
     def store(self, matrix: QuantizedMatrix, device: Any = None) -> None:
         """Fill the buffers with a matrix of this layer's description."""
@@ -57,7 +49,7 @@ class QuantLinear(nn.Module):
 
     def stored(self) -> dict[str, torch.Tensor]:
         """The buffers by name."""
-        return {name: self.get_buffer(name) for name, _, _ in self.spec.layout()}
+        return {name: self.get_buffer(name) for name in self._names}
 
     @property
     def intact(self) -> bool:
@@ -74,46 +66,212 @@ class QuantLinear(nn.Module):
         return self.spec.matrix(self.stored())
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight that the stored form stands for, (out_features, in_features)."""
+        """The weight that the stored form stands for, of the shape in :attr:`spec`."""
         return self.matrix.dequantize(str(dtype).removeprefix("torch."))
 
+    @abstractmethod
     def to_dense(self, dtype: torch.dtype) -> nn.Module:
-        """The dense layer that computes the same: an ``nn.Linear``, or the ``Conv1D`` that this one stands in for."""
-        weight = self.dequantize(dtype)
-        dense: nn.Module
-        with torch.device("meta"):
-            if self.transposed:
-                dense = Conv1D(self.out_features, self.in_features)
-                weight = weight.mT.contiguous()
-            else:
-                dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        dense.weight = nn.Parameter(weight)
-        if self.bias is not None:
-            dense.bias = nn.Parameter(self.bias.detach().to(dtype))
-        return dense
+        """The dense module that computes the same."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the weight, plus bias; see :func:`quantrature.packed_linear.linear`."""
-        stored: Any = [
-            self._buffers[name] for name in self._names
-        ]  # get_buffer() takes longer than to multiply a little
-        return linear(x, stored, self._description, self.bias)
+    def _in_order(self) -> Any:
+        """The buffers as operators take them; ``get_buffer`` takes longer than to multiply a little."""
+        return [self._buffers[name] for name in self._names]
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLayer:
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 moved = fn(buffer)
-                self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-        if self.bias is not None:
-            self.bias = nn.Parameter(fn(self.bias.data), requires_grad=self.bias.requires_grad)
+                keeps = name in self._names and moved.dtype != buffer.dtype
+                self._buffers[name] = buffer.to(moved.device) if keeps else moved
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                self._parameters[name] = nn.Parameter(fn(parameter.data), requires_grad=parameter.requires_grad)
         return self
 
     def extra_repr(self) -> str:
         """Shape and stored form, for printing."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"{self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
+        return f"{self.spec.shape}, {self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
+
+
+class QuantLinear(QuantLayer):
+    """A linear layer whose weight is stored quantized. The bias, never quantized, follows casts of the module.
+
+    Args:
+        spec, device: as of :class:`QuantLayer`.
+        bias: the bias, a parameter of shape (out_features,), or ``None``.
+        transposed: whether the layer stands in for GPT-2's ``Conv1D``.
+    """
+
+    def __init__(
+        self, spec: MatrixSpec, bias: nn.Parameter | None = None, transposed: bool = False, device: Any = None
+    ) -> None:
+        super().__init__(spec, device)
+        self.out_features, self.in_features = spec.shape
+        self.transposed = transposed
+        self.bias = bias
+
+    def to_dense(self, dtype: torch.dtype) -> nn.Module:
+        """The dense layer that computes the same: an ``nn.Linear``, or the ``Conv1D`` that this one stands in for."""
+        weight = self.dequantize(dtype)
+        return _dense_linear(
+            nn.Parameter(weight.mT.contiguous() if self.transposed else weight), self.bias, self.transposed
         )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X times the weight, plus bias; see :func:`quantrature.packed_linear.linear`."""
+        return linear(x, self._in_order(), self._description, self.bias)
+
+
+class QuantEmbedding(QuantLayer):
+    """A token embedding whose table is stored quantized; only the rows that are looked up are dequantized.
+
+    Args:
+        spec: a grid without outliers, (num_embeddings, embedding_dim).
+        replaced: the embedding whose place this takes. Where its class multiplies what it looks up by a constant, so
+            does this.
+        device: as of :class:`QuantLayer`.
+
+    Raises:
+        InvalidArgumentError: for another stored form.
+    """
+
+    def __init__(self, spec: MatrixSpec, replaced: nn.Embedding, device: Any = None) -> None:
+        if spec.dense.kind != GridSpec.kind or spec.outliers or spec.input_scale is not None:
+            raise InvalidArgumentError("[embedding] an embedding must be stored as a grid without outliers")
+        super().__init__(spec, device)
+        self.num_embeddings, self.embedding_dim = spec.shape
+        self.padding_idx = replaced.padding_idx
+        small = small_embedding(replaced)
+        if small is None:
+            raise InvalidArgumentError(
+                f"[embedding] {type(replaced).__name__} is an embedding with a forward of its own"
+            )
+        self._small = (small,)  # in a tuple, since its weight is none of the model's
+        self.register_buffer(
+            "like", torch.empty(0, dtype=replaced.weight.dtype, device=device), persistent=False
+        )  # has the dtype that the module was cast to
+
+    def to_dense(self, dtype: torch.dtype) -> nn.Embedding:
+        """The dense embedding that gives the same, of the class whose place this one took."""
+        dense = copy.deepcopy(self._small[0])
+        dense.num_embeddings, dense.padding_idx = self.num_embeddings, self.padding_idx
+        dense.weight = nn.Parameter(self.dequantize(dtype))
+        return dense
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of some tokens, (..., embedding_dim), in the dtype that the module was cast to."""
+        rows = lookup(ids, self._in_order(), self._description, self.get_buffer("like").dtype)
+        small = self._small[0]
+        if type(small) is nn.Embedding:
+            return rows
+        places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        found: torch.Tensor = functional_call(small, {"weight": rows.flatten(0, -2)}, (places,))
+        return found
+
+
+class Tied(nn.Module):
+    """Stands where a model uses the weight of a quantized layer under a further name; the weight is held only once.
+
+    Args:
+        layer: holds the weight.
+    """
+
+    def __init__(self, layer: QuantLayer) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, or its buffers would be saved under this name, too
+
+    @property
+    def layer(self) -> QuantLayer:
+        """What holds the weight.
+
+        Raises:
+            InvalidArgumentError: when a device map leaves it on disk.
+        """
+        layer = self._layer[0]
+        if layer.get_buffer("weight").is_meta:
+            raise InvalidArgumentError(
+                "[linear] a quantized weight that is used under several names must be on a device: the device_map has "
+                "it on disk"
+            )
+        return layer
+
+
+class TiedEmbedding(Tied):
+    """A further place at which a model looks up tokens in the same table."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """As :meth:`QuantEmbedding.forward`."""
+        found: torch.Tensor = self.layer(ids)
+        return found
+
+
+class TiedLinear(Tied):
+    """A linear layer that multiplies with the weight of another one, or with the table of a token embedding.
+
+    Args:
+        layer: holds the weight.
+        bias: the bias, a parameter of shape (out_features,), or ``None``.
+    """
+
+    def __init__(self, layer: QuantLayer, bias: nn.Parameter | None = None) -> None:
+        super().__init__(layer)
+        self.out_features, self.in_features = layer.spec.shape
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X times the weight, plus bias; see :func:`quantrature.packed_linear.linear`."""
+        layer = self.layer
+        device = layer.get_buffer("weight").device
+        y = linear(x.to(device), layer._in_order(), layer._description, None).to(x.device)
+        return y if self.bias is None else y + self.bias
+
+
+def _dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool) -> nn.Module:
+    """The dense layer around a weight, (out_features, in_features), or the other way round where ``transposed``."""
+    with torch.device("meta"):
+        if transposed:
+            dense: Any = Conv1D(weight.shape[1], weight.shape[0])
+        else:
+            dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    dense.weight = weight
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.detach().to(weight.dtype))
+    return dense  # type: ignore[no-any-return]
+
+
+def install(model: nn.Module, linear: LinearWeight, spec: MatrixSpec) -> QuantLayer:
+    """Put an empty quantized layer, on the meta device, wherever a model has a matrix; it takes over the bias.
+
+    Raises:
+        InvalidArgumentError: for a stored form that an embedding cannot have.
+    """
+    layer: QuantLayer
+    if isinstance(linear.module, nn.Embedding):
+        layer = QuantEmbedding(spec, linear.module, "meta")
+    else:
+        transposed = linear.transposed and linear.expert is None
+        layer = QuantLinear(spec, getattr(linear.module, "bias", None), transposed, "meta")
+    if linear.expert is not None:
+        split(linear)
+    put_everywhere(model, linear, layer)
+    return layer
+
+
+def put_everywhere(model: nn.Module, linear: LinearWeight, layer: QuantLayer) -> None:
+    """Give a quantized layer, with the weight of a matrix, all places at which a model uses it."""
+    replace_module(model, linear.name, layer)
+    for name in linear.aliases:
+        there: Any = model.get_submodule(name)
+        if there is layer:
+            continue  # the module itself has several names
+        looks_up = isinstance(there, nn.Embedding | TiedEmbedding)
+        replace_module(model, name, TiedEmbedding(layer) if looks_up else TiedLinear(layer, there.bias))
+    # Transformers would give the codes to what is tied to them.
+    keys = {f"{name}.weight" for name in linear.aliases}
+    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+        tied = getattr(model, attribute, None)
+        if isinstance(tied, dict) and not keys.isdisjoint(tied):
+            setattr(model, attribute, {target: source for target, source in tied.items() if target not in keys})
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -128,11 +286,23 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Give the place of every quantized layer of a model to a dense one that computes the same."""
-    for name in list(quantized_layers(model)):
-        replace_module(model, name, model.get_submodule(name).to_dense(dtype))  # type: ignore[operator]
+    weights: dict[nn.Module, nn.Module] = {}
+    for name, layer in quantized_layers(model).items():
+        weights[layer] = layer.to_dense(dtype)
+        replace_module(model, name, weights[layer])
+    tied = {name: module for name, module in model.named_modules() if isinstance(module, Tied)}
+    for name, module in tied.items():
+        dense: Any = weights[module._layer[0]]
+        if isinstance(module, TiedLinear):
+            dense = _dense_linear(dense.weight, module.bias, isinstance(dense, Conv1D))
+        replace_module(model, name, dense)
+    if tied and isinstance(model, PreTrainedModel):
+        typed: Any = model
+        typed.__dict__.pop("_tied_weights_keys", None)  # its class has them still
+        typed.all_tied_weights_keys = typed.get_expanded_tied_weights_keys(all_submodels=True)
     fuse(model)
 
 
-def quantized_layers(model: nn.Module) -> dict[str, QuantLinear]:
+def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
     """The quantized layers of a model by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}

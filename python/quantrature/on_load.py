@@ -68,7 +68,7 @@ class QuantizeOnLoad(ConversionOps):
             if not self.wants(name) or not self._quantize(about["model"], self._first[name], tensor):
                 rest[name] = value
             elif missing is not None:
-                missing.discard(name)
+                missing.difference_update(other for other, first in self._first.items() if first == self._first[name])
         return rest
 
     def _quantize(self, model: Any, parameter: str, tensor: torch.Tensor) -> bool:

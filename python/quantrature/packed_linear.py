@@ -65,7 +65,8 @@ def linear(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: 
 
 
 @functools.cache
-def _spec(description: str) -> MatrixSpec:
+def spec_of(description: str) -> MatrixSpec:
+    """The reverse of :func:`describe`."""
     return MatrixSpec.from_json(json.loads(description))
 
 
@@ -139,7 +140,8 @@ class _Prepared:
 _prepared: Any = WeakIdKeyDictionary()
 
 
-def _prepare(stored: Sequence[torch.Tensor], description: str) -> _Prepared:
+def prepare(stored: Sequence[torch.Tensor], description: str) -> _Prepared:
+    """The matrix of some stored tensors, made ready once for as long as its codes live."""
     versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in stored)
     found: _Prepared | None = _prepared.get(stored[0])
     if found is None or found.versions != versions:
@@ -149,7 +151,7 @@ def _prepare(stored: Sequence[torch.Tensor], description: str) -> _Prepared:
 
 
 def _made(stored: Sequence[torch.Tensor], description: str, versions: tuple[int, ...]) -> _Prepared:
-    spec = _spec(description)
+    spec = spec_of(description)
     # Not the tensors themselves: the codes would be kept alive by what is to die with them.
     names = (name for name, _, _ in spec.layout())
     matrix = spec.matrix({name: tensor.data for name, tensor in zip(names, stored, strict=True)})
@@ -177,7 +179,7 @@ def _check(x: torch.Tensor, cols: int) -> None:
 
 
 def _product(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
-    ready = _prepare(stored, description)
+    ready = prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
     _check(x, cols)
     # Allocated as it is given back: models add to results in place, which autograd forbids for views.
@@ -206,7 +208,7 @@ def _product(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias
 
 
 def _gradient_product(gradient: torch.Tensor, stored: list[torch.Tensor], description: str) -> torch.Tensor:
-    ready = _prepare(stored, description)
+    ready = prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
     left = gradient.reshape(-1, rows).float()
     if ready.rotated is not None:
@@ -220,13 +222,13 @@ def _gradient_product(gradient: torch.Tensor, stored: list[torch.Tensor], descri
 
 
 def _fake(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
-    rows, cols = _spec(description).shape
+    rows, cols = spec_of(description).shape
     _check(x, cols)
     return x.new_empty((*x.shape[:-1], rows))
 
 
 def _fake_gradient(gradient: torch.Tensor, stored: list[torch.Tensor], description: str) -> torch.Tensor:
-    return gradient.new_empty((*gradient.shape[:-1], _spec(description).shape[1]))
+    return gradient.new_empty((*gradient.shape[:-1], spec_of(description).shape[1]))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -248,13 +250,13 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
 # Or torch's threads, which spin for a while after each of its own products, would have to be fought for.
 _C.run_on_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
-_library = torch.library.Library("quantrature", "DEF")
+library = torch.library.Library("quantrature", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)
-_library.define("linear(Tensor x, Tensor[] stored, str description, Tensor? bias) -> Tensor", tags=_tags)
-_library.define("linear_gradient(Tensor gradient, Tensor[] stored, str description) -> Tensor", tags=_tags)
+library.define("linear(Tensor x, Tensor[] stored, str description, Tensor? bias) -> Tensor", tags=_tags)
+library.define("linear_gradient(Tensor gradient, Tensor[] stored, str description) -> Tensor", tags=_tags)
 for _device in ("CPU", "CUDA"):
-    _library.impl("linear", _product, _device)
-    _library.impl("linear_gradient", _gradient_product, _device)
-torch.library.register_fake("quantrature::linear", _fake, lib=_library)
-torch.library.register_fake("quantrature::linear_gradient", _fake_gradient, lib=_library)
-torch.library.register_autograd("quantrature::linear", _backward, setup_context=_keep, lib=_library)
+    library.impl("linear", _product, _device)
+    library.impl("linear_gradient", _gradient_product, _device)
+torch.library.register_fake("quantrature::linear", _fake, lib=library)
+torch.library.register_fake("quantrature::linear_gradient", _fake_gradient, lib=library)
+torch.library.register_autograd("quantrature::linear", _backward, setup_context=_keep, lib=library)

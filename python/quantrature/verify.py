@@ -14,7 +14,7 @@ import torch
 from ._C import QuantratureError
 from .folding import fold, folds_of
 from .models import Linears, find_linears, load_model
-from .nn import QuantLinear, quantized_layers
+from .nn import QuantLayer, quantized_layers
 
 LEAST_CORRELATION = 0.5
 """A quantized matrix correlates with its source at least so well, even at one bit; unrelated ones hardly at all."""
@@ -76,18 +76,18 @@ def verify(
     if not layers:
         raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
     original = load_model(source, trust_remote_code=trust_remote_code)
-    linears = find_linears(original)
+    linears = find_linears(original, embeddings=True)
     fold(original, linears, folds_of(quantized))
     modules = {}
     for name, layer in layers.items():
         weight = linears.find(name).weight
-        if (layer.out_features, layer.in_features) != tuple(weight.shape):
+        if layer.spec.shape != tuple(weight.shape):
             raise QuantratureError(f"[verify] {name} has another shape in the source: {tuple(weight.shape)}")
         modules[name] = compare(layer, weight)
     return Verification(modules, _changed(quantized, original, linears, layers))
 
 
-def compare(layer: QuantLinear, weight: torch.Tensor) -> MatrixComparison:
+def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
     """One quantized matrix beside its source, (out_features, in_features)."""
     matrix = layer.matrix
     image, source = matrix.dequantize("float32").double(), weight.double()
@@ -106,7 +106,7 @@ def compare(layer: QuantLinear, weight: torch.Tensor) -> MatrixComparison:
     )
 
 
-def _changed(quantized: Any, original: Any, linears: Linears, layers: Mapping[str, QuantLinear]) -> tuple[str, ...]:
+def _changed(quantized: Any, original: Any, linears: Linears, layers: Mapping[str, QuantLayer]) -> tuple[str, ...]:
     stored = {f"{name}.{part}" for name, layer in layers.items() for part in layer.stored()}
     ours = {name: tensor for name, tensor in quantized.state_dict().items() if name not in stored}
     # Of an expert that stayed dense while others were quantized, the source has no parameter of its own.

@@ -51,6 +51,9 @@ def run(
         float | None,
         typer.Option(help="Percent of the weights kept exactly for their magnitude: 0, or 0.45 with --requant."),
     ] = None,
+    embedding_bits: Annotated[
+        int | None, typer.Option(help="Quantize the token and the output embedding, too; 8 loses next to nothing.")
+    ] = None,
     requant: Annotated[
         bool,
         typer.Option("--requant", help="Share outliers out by PQI, and keep the most significant weights, too."),
@@ -166,6 +169,7 @@ def run(
             "method": method,
             "sym": sym,
             "meta_bits": meta_bits,
+            "embedding_bits": embedding_bits,
             "ignore": ignore or (),
             "options": method_options(
                 method, option or (), damp_percent=damp_percent, desc_act=desc_act, static_groups=static_groups

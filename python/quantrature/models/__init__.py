@@ -1,6 +1,6 @@
 """Models from transformers: loading them, and finding the weight matrices in them."""
 
-from .linears import Linears, LinearWeight, Skipped, check_loaded, find_linears
+from .linears import Linears, LinearWeight, Skipped, check_loaded, find_linears, small_embedding
 from .loading import load_config, load_model, load_tokenizer
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "small_embedding",
 ]

@@ -33,11 +33,12 @@ class LinearWeight:
         name: full module name (``model.layers.0.self_attn.q_proj``); for an expert the parameter and the expert's
             number (``model.layers.0.mlp.experts.down_proj.3``).
         role: the name inside its block, the same in every block (``self_attn.q_proj``, ``mlp.experts.down_proj``).
-        block: index of the block within its stack.
+        block: index of the block within its stack; -1 for the token embedding and the output embedding.
         out_features: rows of :attr:`weight`.
         in_features: columns of :attr:`weight`; groups of a grid run along these.
         bias: whether the layer adds a bias, which is never quantized.
-        module: the module that holds the parameter, an experts module for an expert.
+        module: the module that holds the parameter, an experts module for an expert, an ``nn.Embedding`` for a token
+            embedding.
         attribute: the parameter's name in ``module``.
         transposed: the parameter is stored (in_features, out_features), as in GPT-2.
         expert: index along the first dimension of a parameter that many experts share; ``None`` for a parameter of
@@ -79,6 +80,11 @@ class LinearWeight:
         """
         stored = getattr(self.module, self.attribute)
         return stored[self.expert or 0] if isinstance(stored, nn.ModuleList) else self.module
+
+    @property
+    def in_block(self) -> bool:
+        """Whether the matrix is part of a block, not the token embedding or the output embedding."""
+        return self.block >= 0
 
     @property
     def numel(self) -> int:
@@ -170,7 +176,9 @@ def check_loaded(op: str, linears: Iterable[LinearWeight]) -> None:
             )
 
 
-def find_linears(model: nn.Module, ignore: str | Iterable[str] = (), *, experts: bool = True) -> Linears:
+def find_linears(
+    model: nn.Module, ignore: str | Iterable[str] = (), *, experts: bool = True, embeddings: bool = False
+) -> Linears:
     """Find the weight matrices of a model that can be quantized.
 
     These are the ``nn.Linear`` and GPT-2 ``Conv1D`` layers and the fused experts inside the blocks of a language
@@ -185,12 +193,13 @@ def find_linears(model: nn.Module, ignore: str | Iterable[str] = (), *, experts:
         ignore: names and patterns to leave out. A name covers everything below it; ``re:`` starts a pattern that is
             matched from the beginning of the full name, as compressed-tensors does.
         experts: return fused experts, one matrix each; otherwise they are skipped.
+        embeddings: return the token embedding and the output embedding, too, as one matrix where they are tied.
 
     Raises:
         InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, and for a
             model without blocks that hold linear layers.
     """
-    walk = _Walk(model)
+    walk = _Walk(model, embeddings)
     if not walk.stacks:
         raise InvalidArgumentError(
             f"[find_linears] a model needs blocks with linear layers in an nn.ModuleList: got {type(model).__name__}"
@@ -205,7 +214,7 @@ def find_linears(model: nn.Module, ignore: str | Iterable[str] = (), *, experts:
 class _Walk:
     """State of one walk: what is known of the whole model, and what was found so far."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, embeddings: bool) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.stacks = _stacks(self.modules)
         self.matrices: dict[str, LinearWeight] = {}
@@ -218,7 +227,9 @@ class _Walk:
         for name, module in self.modules.items():
             if isinstance(module, nn.Embedding):
                 self._embeddings.setdefault(self._identity(f"{name}.weight", module.weight), name)
-        self._output = _output_embedding(model)
+        self._output = _embedding_of(model, "get_output_embeddings")
+        self._input = _embedding_of(model, "get_input_embeddings") if embeddings else None
+        self._with_embeddings = embeddings
         # T5 casts what it gives to such a layer to the dtype of its weight.
         self._wide: list[str] = [
             kept
@@ -251,11 +262,13 @@ class _Walk:
     ) -> list[LinearWeight] | str:
         """The matrices of a parameter, or why it stays as it is."""
         if isinstance(module, nn.Embedding):
-            return "embedding"
+            if module is not self._input:
+                return "embedding"
+            return self._hinders(module, identity) or [_outside(name, module)]
         if identity in self._embeddings:
             return f"tied to {self._embeddings[identity]}"
         if module is self._output:
-            return "output embedding"
+            return [_outside(name, module)] if self._with_embeddings and _is_plain(module) else "output embedding"
         stack = next((s for s in self.stacks if name.startswith(s + ".")), None)
         if stack is None:
             return "outside the blocks"
@@ -299,6 +312,17 @@ class _Walk:
             transposed=transposed,
         )
         return [replace(of_all, name=f"{of_all.name}.{i}", expert=i) for i in range(parameter.shape[0])]
+
+    def _hinders(self, embedding: nn.Embedding, identity: int) -> str:
+        """Why a token embedding has to stay as it is; '' if it has not."""
+        if small_embedding(embedding) is None:
+            return f"{type(embedding).__name__} is an embedding with a forward of its own"
+        for name, module in self.modules.items():
+            weight = getattr(module, "weight", None)
+            tied = isinstance(weight, nn.Parameter) and self._identity(f"{name}.weight", weight) == identity
+            if tied and not (_is_plain(module) or type(module) is type(embedding)):
+                return f"tied to {name}, which is neither a linear layer nor such an embedding"
+        return ""
 
     def _identity(self, path: str, parameter: torch.Tensor) -> int:
         """The same number for parameters that are, or are going to be, one."""
@@ -373,12 +397,44 @@ def _expert_layout(module: nn.Module) -> str | None:
     return None
 
 
-def _output_embedding(model: nn.Module) -> Any:
-    """The module that turns hidden states into logits, where the model knows it."""
+def _is_plain(module: nn.Module) -> bool:
+    kind: Any = type(module)
+    return issubclass(kind, nn.Linear) and _acts_as_linear(kind)
+
+
+def _embedding_of(model: Any, getter: str) -> Any:
+    """The module that turns tokens into hidden states, or these into logits, where the model knows it."""
     try:
-        return model.get_output_embeddings()  # type: ignore[operator]
+        return getattr(model, getter)()
     except (AttributeError, NotImplementedError):
         return None
+
+
+def _outside(name: str, module: nn.Module) -> LinearWeight:
+    """The matrix of a token embedding or an output embedding."""
+    rows, cols = module.get_parameter("weight").shape
+    return LinearWeight(name, name, -1, rows, cols, getattr(module, "bias", None) is not None, module)
+
+
+def small_embedding(embedding: nn.Embedding) -> nn.Embedding | None:
+    """An embedding of one row that treats what it looks up as another one does; ``None`` for an unknown class.
+
+    Known are the plain one, and those that multiply by a constant, as Gemma's and Bart's do.
+    """
+    kind: Any = type(embedding)
+    if embedding.max_norm is not None:
+        return None
+    with torch.device("cpu"):
+        if kind.forward is nn.Embedding.forward:
+            return nn.Embedding(1, embedding.embedding_dim)
+        factor: Any = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
+        try:
+            small: nn.Embedding = kind(1, embedding.embedding_dim, None, embed_scale=factor)
+            with torch.no_grad():
+                multiplies = torch.equal(small(torch.tensor([0])), small.weight * factor)
+        except Exception:  # it is made from something else
+            return None
+    return small if multiplies else None
 
 
 def _foreign_tower(modules: dict[str, nn.Module], stack: str) -> str:

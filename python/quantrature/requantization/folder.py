@@ -22,7 +22,7 @@ from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
 from ..folding import fold, folds_of
 from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer
-from ..nn import QuantLinear, quantized_layers, replace_module
+from ..nn import QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
 from ..progress import progress as progress_bar
 from ..storage import MatrixSpec, QuantizedMatrix
@@ -113,17 +113,18 @@ def requant_folder(
     target = Path(folder if output is None else output)
     check_new_folder(target, overwrite)
     quantized = load_model(folder, trust_remote_code=trust_remote_code)
-    layers = quantized_layers(quantized)
-    if not layers:
+    present = quantized_layers(quantized)
+    if not present:
         raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
-    found = find_linears(original, experts=False)
+    found = find_linears(original, experts=False, embeddings=True)
+    layers = {name: layer for name, layer in present.items() if found.find(name).in_block}
     linears = [found.find(name) for name in layers]
     check_loaded("requant", linears)
     folds = folds_of(quantized)
     fold(original, found, folds)
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
-        same = tuple(linear.weight.shape) == (layer.out_features, layer.in_features)
+        same = tuple(linear.weight.shape) == layer.spec.shape
         if not same or not compare(layer, linear.weight.cpu()).fits:
             raise QuantratureError(f"[requant] {name} of {folder} was not made from {source}")
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
@@ -176,13 +177,13 @@ def requant_folder(
     ):
         restored, last = matrices.detach_stepwise("host", count, steps, prove=prove)
         result, stages = matrices.stored, tuple(matrices.stages)
-    specs = {}
+    specs = {name: layer.spec for name, layer in present.items()}
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
+        assert isinstance(layer, QuantLinear)
         specs[name] = MatrixSpec.of(result[linear.name])
         improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta")
         improved.store(result[linear.name])
-        for alias in (linear.name, *linear.aliases):
-            replace_module(quantized, alias, improved)
+        put_everywhere(quantized, linear, improved)
     declare(quantized, specs, folds)
     record = Requantization(
         tuple(
