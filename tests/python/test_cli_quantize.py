@@ -287,3 +287,11 @@ def test_the_result_is_the_same_from_python(folder):
     loaded = models.load_model(folder / "out")
     for name, layer in quantized_layers(expected).items():
         assert torch.equal(loaded.get_submodule(name).weight, layer.weight)
+
+
+def test_code_of_its_own_is_written_where_it_is_asked_for(capfd, folder, tmp_path):
+    run_json(capfd, "quantize", folder / "model", "--bits", 4, "--auto-map", "-o", tmp_path / "out")
+    written = (tmp_path / "out" / f"{checkpoint.REMOTE_CODE}.py").read_text()
+    assert "class LlamaForCausalLM(transformers.LlamaForCausalLM)" in written
+    named = json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
+    assert named["AutoModelForCausalLM"] == f"{checkpoint.REMOTE_CODE}.LlamaForCausalLM"
