@@ -218,7 +218,7 @@ TEST(Trellis, RefusesWhatBreaksTheContract) {
   using M = TrellisMatvecArgs;
   refuses(
       trellis_matvec, m, [](M& a) { a.rows = 15; }, "rows and columns must be multiples of 16: got rows=15");
-  refuses(trellis_matvec, m, [](M& a) { a.codes = nullptr; }, "codes must hold a stream for each tile");
+  refuses(trellis_matvec, m, [](M& a) { a.codes = nullptr; }, "codes must not be null");
   refuses(trellis_matvec, m, [](M& a) { a.x.cols = 31; }, "x must have as many numbers");
   refuses(
       trellis_matvec, m, [](M& a) { a.out.dtype = QTR_F16; }, "out must be float32, a row for each vector");
