@@ -273,8 +273,7 @@ void expect_sound(qtr_status (*function)(const Args*), const Args& good) {
         function, args,
         "[args] struct_size must be set to the size of the struct: got struct_size=" + std::to_string(size));
   }
-  {  // an older caller that knew nothing but the size: everything reads as zero, and that is refused by the
-     // op
+  {  // an older caller that knew nothing but the size: everything reads as zero, which the op refuses
     Args args = good;
     args.struct_size = sizeof(size_t);
     EXPECT_EQ(function(&args), QTR_INVALID_ARGUMENT);

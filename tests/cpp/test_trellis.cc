@@ -178,6 +178,22 @@ TEST(TrellisMatvec, ThreadsAndOtherVectorsChangeNothing) {
   });
 }
 
+TEST(TrellisMatvec, VectorsThatAreNotFiniteLeaveNoResultFinite) {
+  const std::vector<uint8_t> codes = random_bytes(48 * 80 / 4, 4);
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
+    for (const auto code : {QTR_1MAD, QTR_3INST, QTR_HYB}) {
+      cases::Sample x = cases::sample("normal", 2, 80, QTR_F32);
+      x.values[80 + 33] = bad;
+      cases::on_every_target([&] {
+        const std::vector<float> y = product(codes, 48, 80, Trellis{code, 2, 16}, 1, x);
+        for (size_t i = 0; i < 48; ++i) {
+          EXPECT_TRUE(std::isfinite(y[i]));
+          EXPECT_FALSE(std::isfinite(y[48 + i]));
+        }
+      });
+    }
+}
+
 template <class Op, class Args, class Change>
 void refuses(Op op, Args args, Change&& change, const char* message) {
   change(args);

@@ -1,5 +1,4 @@
-// The one way to refuse an argument: check(condition, "[op] rule", "name",
-// value, ...).
+// The one way to refuse an argument: check(condition, "[op] rule", "name", value, ...).
 #pragma once
 
 #include <cstdint>
