@@ -61,7 +61,7 @@ constexpr size_t kLargestStruct = 4096;
 // The caller's struct, whatever the version of its header: see the head of c_api.h.
 template <class Args>
 Args complete(const Args* args) {
-  check(args != nullptr, "[args] the argument struct must not be null");
+  check_given(args != nullptr, "args", "args");
   const size_t size = args->struct_size;
   check(size >= sizeof(size_t) && size <= kLargestStruct,
         "[args] struct_size must be set to the size of the struct", "struct_size", size);
@@ -105,7 +105,7 @@ const char* qtr_get_target(void) {
 }
 qtr_status qtr_set_target(const char* name) {
   return guard([&] {
-    check(name != nullptr, "[set_target] name must not be null");
+    check_given(name != nullptr, "set_target", "name");
     set_target(name);
   });
 }

@@ -1,12 +1,12 @@
 # cmake -DSOURCE=... -DBUILD=... -DWORK=... [-DSHARED=ON] -P run.cmake
 # Installs the core to a fresh prefix and builds and runs the consumer against it. The static library is that of BUILD;
-# the shared one is built here as an embedder would, without SIMD, since its symbols are what matters.
+# the shared one is built here as an embedder would, by the installation itself, without SIMD, since its symbols are what
+# matters.
 file(REMOVE_RECURSE "${WORK}")
 if(SHARED)
   set(BUILD "${WORK}/core")
   execute_process(COMMAND_ERROR_IS_FATAL ANY COMMAND "${CMAKE_COMMAND}" -S "${SOURCE}" -B "${BUILD}" -G Ninja
     -DQUANTRATURE_PYTHON=OFF -DBUILD_SHARED_LIBS=ON -DQUANTRATURE_SIMD=OFF)
-  execute_process(COMMAND_ERROR_IS_FATAL ANY COMMAND "${CMAKE_COMMAND}" --build "${BUILD}")
 else()
   set(component --component core) # BUILD may have a Python extension, too
 endif()

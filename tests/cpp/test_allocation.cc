@@ -204,10 +204,9 @@ TEST(Allocation, Refusals) {
     }
   };
   refused([](AllocateArgs& a) { a.items = 0; }, "items must be at least 1: got items=0");
-  refused([](AllocateArgs& a) { a.costs = nullptr; }, "costs, sizes and option_offsets must not be null");
-  refused([](AllocateArgs& a) { a.sizes = nullptr; }, "costs, sizes and option_offsets must not be null");
-  refused([](AllocateArgs& a) { a.option_offsets = nullptr; },
-          "costs, sizes and option_offsets must not be null");
+  refused([](AllocateArgs& a) { a.costs = nullptr; }, "costs must not be null");
+  refused([](AllocateArgs& a) { a.sizes = nullptr; }, "sizes must not be null");
+  refused([](AllocateArgs& a) { a.option_offsets = nullptr; }, "option_offsets must not be null");
   refused([](AllocateArgs& a) { a.chosen = nullptr; }, "chosen must not be null");
   refused([](AllocateArgs& a) { a.relative_gap = -1; }, "relative_gap must be finite and at least 0");
   refused([](AllocateArgs& a) { a.relative_gap = NAN; }, "relative_gap must be finite and at least 0");

@@ -239,7 +239,7 @@ TEST(Codebook, RefusesWhatBreaksTheContract) {
   quantizing([](auto& a) { a.group_size = 0; }, "[codebook] scale must hold one number for each group");
   quantizing([](auto& a) { a.scale = nullptr; }, "[codebook] scale must hold one number for each group");
   quantizing([&](auto& a) { a.exclude_row_offsets = offsets.data(); },
-             "[codebook] exclude must have columns with its row_offsets");
+             "[codebook] exclude_columns must not be null");
   quantizing([&](auto& a) { a.exclude_row_offsets = offsets.data(), a.exclude_columns = columns.data(); },
              "[codebook] exclude must lie within w: got row=0, col=40");
   cases::Sample odd = w, odd_table = table;

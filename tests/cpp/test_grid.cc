@@ -266,8 +266,9 @@ TEST(Grid, RefusesWhatBreaksTheContract) {
                "[quantize] codes must hold all packed rows: got codes_size=7, expected=8");
   bad_quantize([](auto& a) { a.groups = 3; },
                "[quantize] scale must hold one number for each group: got groups=3");
-  bad_quantize([](auto& a) { a.zero = nullptr; }, "[quantize] zero must not be null without sym");
-  bad_quantize([&](auto& a) { a.exclude_row_offsets = offsets; }, "[quantize] exclude must have columns");
+  bad_quantize([](auto& a) { a.zero = nullptr; }, "[quantize] zero must not be null");
+  bad_quantize([&](auto& a) { a.exclude_row_offsets = offsets; },
+               "[quantize] exclude_columns must not be null");
   bad_quantize([&](auto& a) { a.exclude_row_offsets = offsets, a.exclude_columns = columns; },
                "[quantize] exclude must lie within w: got row=0, col=4");
   bad_quantize([&](auto& a) { a.exclude_row_offsets = late, a.exclude_columns = columns; },

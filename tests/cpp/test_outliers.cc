@@ -182,7 +182,7 @@ TEST(Outliers, RefusesWhatBreaksTheContract) {
   refuses([](OutliersArgs& a) { a.remainder.cols = 1; }, "remainder must have the shape and dtype of w");
   refuses([&](OutliersArgs& a) { a.remainder.data = const_cast<float*>(w), a.remainder.row_stride = 3; },
           "remainder must be w or apart from it: got row_stride=3");
-  refuses([](OutliersArgs& a) { a.values = nullptr; }, "values, columns and row_offsets must not be null");
+  refuses([](OutliersArgs& a) { a.values = nullptr; }, "[extract_outliers] values must not be null");
   refuses([](OutliersArgs& a) { a.w.rows = 0; }, "w must not be empty");
   refuses(
       [](OutliersArgs& a) {

@@ -90,7 +90,7 @@ TEST(Packing, RefusesWhatBreaksTheContract) {
   bad.rows = 0;
   refused([&] { pack(bad); }, "[pack] codes must not be empty: got rows=0, cols=2");
   bad = good, bad.codes = nullptr;
-  refused([&] { pack(bad); }, "[pack] codes and packed must not be null");
+  refused([&] { pack(bad); }, "[pack] codes must not be null");
   bad = good, bad.bits = 9;
   refused([&] { pack(bad); }, "[pack] bits must be 1 to 8: got bits=9");
   bad = good, bad.row_stride = 1;

@@ -199,7 +199,7 @@ TEST(Topk, RefusesWhatBreaksTheContract) {
   bad = good, bad.key = static_cast<qtr_topk_key>(2);
   refused(bad, "[topk] key must be abs or value: got key=2");
   bad = good, bad.indices = nullptr;
-  refused(bad, "[topk] indices and values must not be null");
+  refused(bad, "[topk] indices must not be null: got indices=null");
 }
 
 }  // namespace

@@ -178,6 +178,22 @@ TEST(TrellisMatvec, ThreadsAndOtherVectorsChangeNothing) {
   });
 }
 
+TEST(TrellisMatvec, VectorsThatAreNotFiniteLeaveNoResultFinite) {
+  const std::vector<uint8_t> codes = random_bytes(48 * 80 / 4, 4);
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
+    for (const auto code : {QTR_1MAD, QTR_3INST, QTR_HYB}) {
+      cases::Sample x = cases::sample("normal", 2, 80, QTR_F32);
+      x.values[80 + 33] = bad;
+      cases::on_every_target([&] {
+        const std::vector<float> y = product(codes, 48, 80, Trellis{code, 2, 16}, 1, x);
+        for (size_t i = 0; i < 48; ++i) {
+          EXPECT_TRUE(std::isfinite(y[i]));
+          EXPECT_FALSE(std::isfinite(y[48 + i]));
+        }
+      });
+    }
+}
+
 template <class Op, class Args, class Change>
 void refuses(Op op, Args args, Change&& change, const char* message) {
   change(args);
@@ -218,7 +234,7 @@ TEST(Trellis, RefusesWhatBreaksTheContract) {
   using M = TrellisMatvecArgs;
   refuses(
       trellis_matvec, m, [](M& a) { a.rows = 15; }, "rows and columns must be multiples of 16: got rows=15");
-  refuses(trellis_matvec, m, [](M& a) { a.codes = nullptr; }, "codes must hold a stream for each tile");
+  refuses(trellis_matvec, m, [](M& a) { a.codes = nullptr; }, "codes must not be null");
   refuses(trellis_matvec, m, [](M& a) { a.x.cols = 31; }, "x must have as many numbers");
   refuses(
       trellis_matvec, m, [](M& a) { a.out.dtype = QTR_F16; }, "out must be float32, a row for each vector");

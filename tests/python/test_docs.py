@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from quantrature.allocation import ALLOCATORS
 from quantrature.analysis import METRICS
 from quantrature.methods import METHODS
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+HEADERS = ROOT / "cpp" / "include" / "quantrature"
 PUBLIC = ("ops", "analysis", "allocation", "calibration", "requantization", "evaluate", "models", "methods", "storage")
 
 
@@ -50,3 +53,19 @@ def test_the_package_itself():
         assert inspect.getdoc(getattr(quantrature, name)), name
     for name in PUBLIC:
         assert f"quantrature.{name}" in (DOCS / "api" / "python.md").read_text()
+
+
+def test_every_argument_struct_has_a_header_with_its_contract():
+    interface = (HEADERS / "c_api.h").read_text()
+    structs = re.findall(r"^} (qtr_\w+_args);", interface, re.M)
+    assert len(structs) > 20
+    contracts = {path.name: path.read_text() for path in HEADERS.glob("*.hpp")}
+    for struct in set(structs) - {"qtr_check_csr_args"}:  # whose C++ function takes the matrix itself
+        (header,) = [name for name, text in contracts.items() if re.search(rf"using \w+ = {struct};", text)]
+        text = contracts[header]
+        (alias,) = re.findall(rf"using (\w+) = {struct};", text)
+        assert f"(const {alias}& args);" in text, struct
+        said = re.sub(r"\s*\n// ?", " ", text)
+        assert re.search(r"\b([Nn]umeric c|[Cc])lass [ELB]\b", said), header
+        assert "Throws InvalidArgument" in said, header
+        assert header == "packing.hpp" or re.search(r"NaN|finite", said), header

@@ -93,26 +93,42 @@ def places(document, path=()):
             yield from places(inner, (*path, key))
 
 
+GOOD = (MATRIX, CODEBOOK, TRELLIS, PLAN, RECORD)
+FIELDS = sorted({path[-1] for good in GOOD for path in places(good) if path and isinstance(path[-1], str)})
+
+
+def alike(value):
+    """Values of the same JSON type: what is nearly right gets further than noise."""
+    kinds = {
+        bool: st.booleans(),
+        int: st.integers(-1, 64),
+        float: st.floats(0, 1) | st.floats(),
+        str: st.sampled_from(["float16", "float32", "bfloat16", "minmax", "mse", "hqq", "nf4", "rows", "shared"]),
+    }
+    return kinds.get(type(value), anything)
+
+
 @st.composite
 def spoiled(draw, good):
-    """A document with up to three places replaced, removed or added to."""
+    """A document with up to three places replaced, removed or added to; rarely something else altogether."""
+    if draw(st.integers(0, 29)) == 0:
+        return draw(anything)
     document = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 3))):
-        path = draw(st.sampled_from(list(places(document))))
-        if not path:
-            if draw(st.integers(0, 9)) == 0:
-                return draw(anything)
-            document[draw(st.text(max_size=6))] = draw(anything)
-            continue
+        paths = [path for path in places(document) if path]
+        if not paths:
+            break
+        *above, last = draw(st.sampled_from(paths))
         place = document
-        for key in path[:-1]:
+        for key in above:
             place = place[key]
-        if draw(st.booleans()):
-            place[path[-1]] = draw(anything)
+        what = draw(st.sampled_from(["alike", "anything", "remove", "add"]))
+        if what == "add" and isinstance(place, dict):
+            place[draw(st.sampled_from(FIELDS) | st.text(max_size=6))] = draw(anything)
+        elif what == "remove":
+            del place[last]
         else:
-            del place[path[-1]]
-        if not isinstance(document, dict):
-            return document
+            place[last] = draw(alike(place[last]) if what == "alike" else anything)
     return document
 
 

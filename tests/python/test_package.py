@@ -1,3 +1,5 @@
+import importlib.metadata
+import re
 import tomllib
 from pathlib import Path
 
@@ -52,6 +54,16 @@ def test_public_names_exist():
     for name in quantrature.__all__:
         assert getattr(quantrature, name) is not None
     assert sorted(quantrature.__all__) == dir(quantrature)
+
+
+def test_the_page_on_an_index_has_no_links_into_the_repository():
+    try:
+        description = importlib.metadata.metadata("quantrature")["Description"]
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("quantrature is not installed")
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def test_wheels_are_tested_with_the_tests_of_every_op():

@@ -25,8 +25,7 @@
 
 #include "quantrature/export.h"
 
-/* Enumerations have the size of int32_t; any value of it can be passed, and those that are none are refused.
- */
+/* Enumerations have the size of int32_t; any value of it can be passed; those that are none are refused. */
 #ifdef __cplusplus
 #define QTR_INT32 : int32_t
 extern "C" {
@@ -540,8 +539,7 @@ typedef struct qtr_gptq_args {
   uint8_t* codes; /* packed, rows side by side */
   int64_t codes_size;
   qtr_gptq_result* result;
-  float* fitted_scale;    /* written, a number for each group, row-major; or NULL: the grid is that of scale,
-                             zero */
+  float* fitted_scale;    /* written, one for each group, row-major; or NULL: the grid is scale, zero */
   float* fitted_zero;     /* the same; NULL: symmetric grids */
   int64_t fitted_size;    /* of each */
   qtr_grid_solver solver; /* of fitted grids */

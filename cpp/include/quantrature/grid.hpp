@@ -14,9 +14,8 @@
 //
 // minmax   lo and hi are the extremes of the group: inv = top / (hi - lo), zero = -(lo inv), scale = 1 / inv;
 //          with round_zero the zero is rounded to an integer.
-// sym      with m = max(|lo|, |hi|): inv = top / (2 m), scale = 2 m / top, zero = 2^(bits-1), at 1 bit 0.5;
-// the
-//          zero is not stored (the convention of GPTQ, arXiv 2210.17323).
+// sym      with m = max(|lo|, |hi|): inv = top / (2 m), scale = 2 m / top, zero = 2^(bits-1), at 1 bit
+//          0.5; the zero is not stored (the convention of GPTQ, arXiv 2210.17323).
 // mse      the same with (lo, hi) or m times (100 - i) / 100, for i = 0 to 79: the one with the least sum of
 //          (w - value)^2, the first among equals.
 // hqq      the half-quadratic solver (Badri & Shaji 2023, p = 0.7). Starts as minmax with inv at most 20000,

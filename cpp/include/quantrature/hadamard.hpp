@@ -10,12 +10,10 @@
 //
 //   o = 1:  1, of order 1; A is the Walsh-Hadamard transform.
 //   else:   the Hadamard matrix of the least order q = o 2^j <= 512, 2 <= j <= e, that one of Paley's
-//   constructions
-//           has (Paley 1933): the first, where q - 1 is a prime of the form 4 i + 3, else the second, where
-//           q / 2 - 1 is a prime of the form 4 i + 1.
+//           constructions has (Paley 1933): the first, where q - 1 is a prime of the form 4 i + 3, else the
+//           second, where q / 2 - 1 is a prime of the form 4 i + 1.
 //   else:   sqrt(q) times the orthonormal discrete cosine transform (DCT-II) of order q = o; F[b, c] is
-//   number c of
-//           the transform of unit vector b.
+//           number c of the transform of unit vector b.
 //
 // A prime r gives Q[i, j] = chi(i - j), the quadratic character modulo r. With S the matrix that borders Q
 // with a first row 0, 1, ..., 1 and a first column 0, s, ..., s, the first construction is I + S with s = -1,
@@ -23,11 +21,11 @@
 //
 // Numbers of 16 bits are widened first and rounded at the end. In float32 the butterflies of H_p go from
 // neighbours to halves, then F is applied with sums in the order of b, then 1 / sqrt(n), rounded once;
-// nothing is fused. The inverse is the same with F^T. A NaN or an infinity makes
-// numbers of its row NaN or infinite, and no other row's. Numeric class E: the same bits on every target and
-// for every number of threads. Against the exact transform the error of an element is at most 2^-24 (log2(p)
-// + q
-// + 4) sum over i of |x[i]| |A[i, j]|.
+// nothing is fused. The inverse is the same with F^T. A NaN or an infinity makes numbers of its row NaN or
+// infinite, and no other row's. Numeric class E: the same bits on every target and for every number of
+// threads. Against the exact transform the error of an element is at most
+//
+//   2^-24 (log2(p) + q + 4) sum over i of |x[i]| |A[i, j]|.
 #pragma once
 
 #include "quantrature/types.hpp"

@@ -15,9 +15,8 @@
 //
 // The last block of a plane may have fewer codes, rem of them. Then each lane has n = ceil(rem / 8) numbers,
 // and the eight fields of n p bits follow each other as one little-endian stream: the lane's number k has
-// bits
-// [(n i + k) p, (n i + k + 1) p) of it, where bit b is bit b mod 8 of byte b / 8. A full block is the case
-// n = 32 / p. Codes that a last block is short of are 0.
+// bits [(n i + k) p, (n i + k + 1) p) of it, where bit b is bit b mod 8 of byte b / 8. A full block is the
+// case n = 32 / p. Codes that a last block is short of are 0.
 //
 // Numeric class E.
 #pragma once

@@ -9,14 +9,12 @@
 // where rms is the root of the mean square of raw over all 2^L states. In 32-bit arithmetic modulo 2^32:
 //
 //   1mad   V = 1. u = 34038481 state + 76625530; raw is the sum of the four bytes of u, minus 510.
-//   3inst  V = 1. u = 89226354 state + 64248484; u = (u & 0x8FFF8FFF) ^ 0x3B603B60; raw is the sum of its two
-//   halves
-//          as float16, rounded to float16.
-//   hyb    V = 2. h = state (state + 1); raw is entry h >> 6 & 511 of a table of float16 pairs, the second
-//   number
-//          negated if bit 15 of h is set. Entry i lies on a spiral with the radii of a normal distribution of
-//          two dimensions: radius sqrt(-2 log(1 - (i + 0.5) / 512)), angle 2 pi i (sqrt(5) - 1) / 2, rounded
-//          from double.
+//   3inst  V = 1. u = 89226354 state + 64248484; u = (u & 0x8FFF8FFF) ^ 0x3B603B60; raw is the sum of
+//          its two halves as float16, rounded to float16.
+//   hyb    V = 2. h = state (state + 1); raw is entry h >> 6 & 511 of a table of float16 pairs, the
+//          second number negated if bit 15 of h is set. Entry i lies on a spiral with the radii of a normal
+//          distribution of two dimensions: radius sqrt(-2 log(1 - (i + 0.5) / 512)), angle 2 pi i (sqrt(5) -
+//          1) / 2, rounded from double.
 //
 // Stream bit i is bit 7 - i mod 8 of byte i / 8; a stream has ceil(T k / 8) bytes, the bits left over are 0.
 //
@@ -50,9 +48,10 @@ QTR_API void trellis_dequantize(const TrellisDequantizeArgs& args);
 // way.
 //
 // Numeric class B. Sums are of float32 and may be fused: |error| <= 2^-23 (cols / 4 + 32) sum of |weight x|,
-// as long as no partial sum leaves float32. The same bits for every number of threads, and for a vector alone
-// or among others. Throws InvalidArgument as trellis_dequantize does, for rows and cols that 16 does not
-// divide, vectors and results of another length or number, and results that are not float32.
+// as long as no partial sum leaves float32. A NaN or an infinity in a vector leaves none of its results
+// finite. The same bits for every number of threads, and for a vector alone or among others. Throws
+// InvalidArgument as trellis_dequantize does, for rows and cols that 16 does not divide, vectors and results
+// of another length or number, and results that are not float32.
 QTR_API void trellis_matvec(const TrellisMatvecArgs& args);
 
 }  // namespace quantrature

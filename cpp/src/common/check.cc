@@ -13,6 +13,11 @@ Unsupported::~Unsupported() = default;
 DeviceError::DeviceError(const std::string& message) : Error(message) {}
 DeviceError::~DeviceError() = default;
 
+void check_given(bool given, const char* op, const char* name) {
+  if (!given) [[unlikely]]
+    check_for(op, false, (std::string(name) + " must not be null").c_str(), name, "null");
+}
+
 void check_extent(int64_t rows, int64_t row_stride, const char* op, const char* name) {
   if (rows <= kMostElements / std::max<int64_t>(1, row_stride)) return;
   check_for(op, false, (std::string(name) + " is larger than memory can be").c_str(), "rows", rows,
@@ -25,7 +30,7 @@ void check_matrix(const Matrix& m, const char* op, const char* name) {
       check_for(op, false, (std::string(name) + ' ' + text).c_str(), names_and_values...);
   };
   rule(m.rows > 0 && m.cols > 0, "must not be empty", "rows", m.rows, "cols", m.cols);
-  rule(m.data != nullptr, "must not be null");
+  check_given(m.data != nullptr, op, name);
   rule(m.rows == 1 || m.row_stride >= m.cols, "has rows that overlap", "row_stride", m.row_stride, "cols",
        m.cols);
   check_extent(m.rows, m.rows == 1 ? m.cols : m.row_stride, op, name);

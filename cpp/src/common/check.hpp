@@ -1,5 +1,4 @@
-// The one way to refuse an argument: check(condition, "[op] rule", "name",
-// value, ...).
+// The one way to refuse an argument: check(condition, "[op] rule", "name", value, ...).
 #pragma once
 
 #include <cstdint>
@@ -35,6 +34,9 @@ void check_for(const char* op, bool ok, const char* rule, const NamesAndValues&.
   if (!ok) [[unlikely]]
     throw InvalidArgument(complaint(('[' + std::string(op) + "] " + rule).c_str(), names_and_values...));
 }
+
+// Throws InvalidArgument where a pointer that op needs was not given.
+void check_given(bool given, const char* op, const char* name);
 
 // No array has more elements: products of sizes up to this, and bytes of them, stay within int64_t.
 constexpr int64_t kMostElements = int64_t{1} << 56;

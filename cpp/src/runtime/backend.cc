@@ -98,10 +98,6 @@ const qtr_backend& backend_of(const qtr_device& device, const char* op) {
   return *found.backend;
 }
 
-void check_on_cpu(const qtr_device& device, const char* op) {
-  if (device.kind != QTR_CPU) throw Unsupported(std::string("[") + op + "] runs on the CPU alone");
-}
-
 void raise(qtr_status status, const qtr_failure& failure) {
   switch (status) {
     case QTR_OK:

@@ -9,9 +9,6 @@ namespace quantrature {
 // The backend for the device of a call. Throws Unsupported where there is none.
 const qtr_backend& backend_of(const qtr_device& device, const char* op);
 
-// Throws Unsupported for a call on a device, of an op that has no kernel there.
-void check_on_cpu(const qtr_device& device, const char* op);
-
 // Throws what a failure of the backend stands for.
 void raise(qtr_status status, const qtr_failure& failure);
 

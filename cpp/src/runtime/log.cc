@@ -19,7 +19,7 @@ LogHook current{};
 
 void set_log_hook(const LogHook* hook) {
   if (hook != nullptr) {
-    check(hook->write != nullptr, "[set_log_hook] write must not be null");
+    check_given(hook->write != nullptr, "set_log_hook", "write");
     check(hook->level >= QTR_LOG_DEBUG && hook->level <= QTR_LOG_ERROR,
           "[set_log_hook] level must be QTR_LOG_DEBUG to QTR_LOG_ERROR", "level",
           static_cast<int>(hook->level));

@@ -206,7 +206,7 @@ void set_num_threads(int count) {
 void set_executor(const Executor* executor) {
   Runtime& runtime = Runtime::runtime();
   if (executor != nullptr) {
-    check(executor->run != nullptr, "[set_executor] run must not be null");
+    check_given(executor->run != nullptr, "set_executor", "run");
     check(executor->concurrency >= 1, "[set_executor] concurrency must be at least 1", "concurrency",
           executor->concurrency);
   }

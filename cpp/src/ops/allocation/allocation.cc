@@ -328,9 +328,10 @@ class Search {
 
 int64_t checked_least(const AllocateArgs& a) {
   check(a.items > 0, "[allocate] items must be at least 1", "items", a.items);
-  check(a.costs != nullptr && a.sizes != nullptr && a.option_offsets != nullptr,
-        "[allocate] costs, sizes and option_offsets must not be null");
-  check(a.chosen != nullptr, "[allocate] chosen must not be null");
+  check_given(a.costs != nullptr, "allocate", "costs");
+  check_given(a.sizes != nullptr, "allocate", "sizes");
+  check_given(a.option_offsets != nullptr, "allocate", "option_offsets");
+  check_given(a.chosen != nullptr, "allocate", "chosen");
   check(a.relative_gap >= 0 && std::isfinite(a.relative_gap),
         "[allocate] relative_gap must be finite and at least 0", "relative_gap", a.relative_gap);
   check(a.max_states >= 0 && a.max_states <= kMostStates, "[allocate] max_states must be 0 to 2^24",
@@ -341,8 +342,8 @@ int64_t checked_least(const AllocateArgs& a) {
   for (int64_t i = 0; i < a.items; ++i) {
     const int64_t begin = a.option_offsets[i], end = a.option_offsets[i + 1];
     check(begin < end && end - begin <= INT32_MAX,
-          "[allocate] option_offsets must rise: each item has an option", "item", i, "from", begin, "to",
-          end);
+          "[allocate] option_offsets must rise, since each item has an option", "item", i, "from", begin,
+          "to", end);
     int64_t smallest = a.sizes[begin], largest = a.sizes[begin];
     for (int64_t j = begin; j < end; ++j) {
       check(std::isfinite(a.costs[j]), "[allocate] costs must be finite", "item", i, "option", j - begin,

@@ -82,7 +82,7 @@ struct Scratch {
 void check_exclude(const CodebookQuantizeArgs& a) {
   const int64_t* offsets = a.exclude_row_offsets;
   if (offsets == nullptr) return;
-  check(a.exclude_columns != nullptr, "[codebook] exclude must have columns with its row_offsets");
+  check_given(a.exclude_columns != nullptr, "codebook", "exclude_columns");
   check(offsets[0] == 0, "[codebook] exclude must have row_offsets from 0", "row_offset", offsets[0]);
   for (int64_t row = 0; row < a.w.rows; ++row) {
     check(offsets[row] <= offsets[row + 1], "[codebook] exclude must have row_offsets that ascend", "row",
@@ -138,8 +138,9 @@ void codebook_quantize(const CodebookQuantizeArgs& a) {
   check_table(a.table, a.bits, a.w.rows);
   const Groups groups = groups_of(a.w.cols, a.group_size);
   const int64_t width = row_bytes(a.w.cols, a.bits);
-  check(a.codes != nullptr && a.codes_size == a.w.rows * width, "[codebook] codes must hold all packed rows",
-        "codes_size", a.codes_size, "expected", a.w.rows * width);
+  check_given(a.codes != nullptr, "codebook", "codes");
+  check(a.codes_size == a.w.rows * width, "[codebook] codes must hold all packed rows", "codes_size",
+        a.codes_size, "expected", a.w.rows * width);
   check(a.groups == a.w.rows * groups.per_row && (a.scale != nullptr) == (groups.per_row > 0),
         "[codebook] scale must hold one number for each group", "groups", a.groups, "expected",
         a.w.rows * groups.per_row);
@@ -183,9 +184,9 @@ void codebook_dequantize(const CodebookDequantizeArgs& a) {
   check_table(a.table, a.bits, a.out.rows);
   const Groups groups = groups_of(a.out.cols, a.group_size);
   const int64_t cols = a.out.cols, width = row_bytes(cols, a.bits);
-  check(a.codes != nullptr && a.codes_size == a.out.rows * width,
-        "[codebook] codes must hold all packed rows", "codes_size", a.codes_size, "expected",
-        a.out.rows * width);
+  check_given(a.codes != nullptr, "codebook", "codes");
+  check(a.codes_size == a.out.rows * width, "[codebook] codes must hold all packed rows", "codes_size",
+        a.codes_size, "expected", a.out.rows * width);
   const bool scaled = groups.per_row > 0;
   check((a.scale.data != nullptr) == scaled, "[codebook] scale must be there if and only if there are groups",
         "group_size", a.group_size);

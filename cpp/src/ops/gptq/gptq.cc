@@ -347,7 +347,7 @@ void check_grid(const Matrix& m, const char* name) {
 void check_excluded(const GptqArgs& a) {
   const int64_t* offsets = a.exclude_row_offsets;
   if (offsets == nullptr) return;
-  check(a.exclude_columns != nullptr, "[gptq] exclude must have columns with its row_offsets");
+  check_given(a.exclude_columns != nullptr, "gptq", "exclude_columns");
   check(offsets[0] == 0, "[gptq] exclude must have row_offsets from 0", "row_offset", offsets[0]);
   for (int64_t row = 0; row < a.w.rows; ++row) {
     check(offsets[row] <= offsets[row + 1], "[gptq] exclude must have row_offsets that ascend", "row", row);
@@ -365,14 +365,15 @@ void gptq(const GptqArgs& a) {
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
         a.group_size);
   check_extent(a.w.cols, a.w.cols, "gptq", "hessian");
-  check(a.hessian != nullptr && a.hessian_size == a.w.cols * a.w.cols,
+  check_given(a.hessian != nullptr, "gptq", "hessian");
+  check(a.hessian_size == a.w.cols * a.w.cols,
         "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
         "expected", a.w.cols * a.w.cols);
   check(std::isfinite(a.damp) && a.damp >= 0, "[gptq] damp must be finite and not negative", "damp", a.damp);
-  check(a.codes != nullptr && a.codes_size == a.w.rows * row_bytes(a.w.cols, a.bits),
-        "[gptq] codes must hold all packed rows", "codes_size", a.codes_size, "expected",
-        a.w.rows * row_bytes(a.w.cols, a.bits));
-  check(a.result != nullptr, "[gptq] result must not be null");
+  check_given(a.codes != nullptr, "gptq", "codes");
+  check(a.codes_size == a.w.rows * row_bytes(a.w.cols, a.bits), "[gptq] codes must hold all packed rows",
+        "codes_size", a.codes_size, "expected", a.w.rows * row_bytes(a.w.cols, a.bits));
+  check_given(a.result != nullptr, "gptq", "result");
   const int64_t groups = group_count(a.w.rows, a.w.cols, a.group_size, 1);
   GptqArgs flat = a;
   const auto in_a_row = [&](Matrix& m, const char* name) {

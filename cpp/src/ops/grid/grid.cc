@@ -285,14 +285,15 @@ void quantize(const QuantizeArgs& a) {
         a.sym);
   check(!a.sym || !a.round_zero, "[quantize] round_zero goes without sym", "sym", a.sym);
   const int64_t bytes = view.rows * row_bytes(view.cols, a.bits);
-  check(a.codes != nullptr && a.codes_size == bytes, "[quantize] codes must hold all packed rows",
-        "codes_size", a.codes_size, "expected", bytes);
-  check(a.scale != nullptr && a.groups == view.groups(),
-        "[quantize] scale must hold one number for each group", "groups", a.groups, "expected",
-        view.groups());
-  check(a.sym || a.zero != nullptr, "[quantize] zero must not be null without sym");
-  check(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr,
-        "[quantize] exclude must have columns with its row_offsets");
+  check_given(a.codes != nullptr, "quantize", "codes");
+  check(a.codes_size == bytes, "[quantize] codes must hold all packed rows", "codes_size", a.codes_size,
+        "expected", bytes);
+  check_given(a.scale != nullptr, "quantize", "scale");
+  check(a.groups == view.groups(), "[quantize] scale must hold one number for each group", "groups", a.groups,
+        "expected", view.groups());
+  check_given(a.sym || a.zero != nullptr, "quantize", "zero");
+  check_given(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr, "quantize",
+              "exclude_columns");
   if (done_on_device(a, "quantize", &qtr_backend::quantize)) return;
   Quantizer(a, view).run();
 }
@@ -305,9 +306,9 @@ void dequantize(const DequantizeArgs& a) {
         "[dequantize] out must have no gaps between rows on axis 0", "row_stride", a.out.row_stride, "cols",
         a.out.cols);
   const int64_t width = row_bytes(view.cols, a.bits);
-  check(a.codes != nullptr && a.codes_size == view.rows * width,
-        "[dequantize] codes must hold all packed rows", "codes_size", a.codes_size, "expected",
-        view.rows * width);
+  check_given(a.codes != nullptr, "dequantize", "codes");
+  check(a.codes_size == view.rows * width, "[dequantize] codes must hold all packed rows", "codes_size",
+        a.codes_size, "expected", view.rows * width);
   const bool sym = a.zero.data == nullptr;
   // The numbers as one row, whatever shape the caller gives them.
   const auto in_a_row = [&](const Matrix& m, const char* name) {
@@ -356,8 +357,10 @@ void dequantize(const DequantizeArgs& a) {
 void round_to_half(const RoundToHalfArgs& a) {
   check(a.count >= 1, "[round_to_half] count must be at least 1", "count", a.count);
   check_extent(1, a.count, "round_to_half", "values");
-  check(a.values != nullptr && a.halves != nullptr && a.smallest != nullptr && a.largest != nullptr,
-        "[round_to_half] values, halves, smallest and largest must not be null");
+  check_given(a.values != nullptr, "round_to_half", "values");
+  check_given(a.halves != nullptr, "round_to_half", "halves");
+  check_given(a.smallest != nullptr, "round_to_half", "smallest");
+  check_given(a.largest != nullptr, "round_to_half", "largest");
   constexpr int64_t kPart = 1 << 14;
   struct Extremes {
     int32_t below_smallest = INT32_MAX, largest = 0;  // bits of magnitudes, the smallest less 1

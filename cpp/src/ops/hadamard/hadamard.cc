@@ -35,7 +35,7 @@ void apply_signs(const uint8_t* signs, float* x, int64_t n) {
 void random_signs(const RandomSignsArgs& a) {
   check(a.count >= 1, "[random_signs] count must be at least 1", "count", a.count);
   check_extent(1, a.count, "random_signs", "signs");
-  check(a.signs != nullptr, "[random_signs] signs must not be null");
+  check_given(a.signs != nullptr, "random_signs", "signs");
   for (int64_t byte = 0; byte < (a.count + 7) / 8; ++byte) {
     const uint64_t word = mix(a.seed + (static_cast<uint64_t>(byte) / 8 + 1) * 0x9E3779B97F4A7C15u);
     const auto bits = static_cast<uint8_t>(word >> byte % 8 * 8);

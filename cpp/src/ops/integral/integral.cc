@@ -29,9 +29,8 @@ struct Named {
 };
 
 void check_float32(const char* op, const Named& x) {
-  check(x.m.dtype == QTR_F32, complaint((std::string("[") + op + "] " + x.name + " must be float32").c_str(),
-                                        "dtype", static_cast<int>(x.m.dtype))
-                                  .c_str());
+  check_for(op, x.m.dtype == QTR_F32, (std::string(x.name) + " must be float32").c_str(), "dtype",
+            static_cast<int>(x.m.dtype));
 }
 
 // Throws unless all matrices are sound and have one shape; whether all have their rows one after the other.
@@ -40,12 +39,9 @@ bool check_alike(const char* op, std::initializer_list<Named> all) {
   bool joined = true;
   for (const Named& x : all) {
     check_matrix(x.m, op, x.name);
-    check(
-        x.m.rows == first.rows && x.m.cols == first.cols,
-        complaint(
-            (std::string("[") + op + "] " + x.name + " must have the shape of " + all.begin()->name).c_str(),
-            "rows", x.m.rows, "cols", x.m.cols, "expected_rows", first.rows, "expected_cols", first.cols)
-            .c_str());
+    check_for(op, x.m.rows == first.rows && x.m.cols == first.cols,
+              (std::string(x.name) + " must have the shape of " + all.begin()->name).c_str(), "rows",
+              x.m.rows, "cols", x.m.cols, "expected_rows", first.rows, "expected_cols", first.cols);
     joined = joined && (x.m.rows == 1 || x.m.row_stride == x.m.cols);
   }
   return joined;
@@ -146,7 +142,7 @@ void pqi_sum(const PqiSumArgs& a) {
   const Named acc{"acc", a.acc};
   const bool joined = check_alike(op, {acc, {"w", a.w}, {"w_quantized", a.w_quantized}});
   check_float32(op, acc);
-  check(a.out != nullptr, "[pqi_sum] out must not be null");
+  check_given(a.out != nullptr, op, "out");
   if (done_on_device(a, op, &qtr_backend::pqi_sum)) return;
   const Matrix sums = joined ? flat(a.acc) : a.acc, w = joined ? flat(a.w) : a.w,
                image = joined ? flat(a.w_quantized) : a.w_quantized;

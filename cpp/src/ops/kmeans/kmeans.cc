@@ -218,7 +218,7 @@ void kmeans(const KmeansArgs& a) {
   check(a.centroids.rows == a.x.rows && a.centroids.cols == a.k && a.centroids.dtype == QTR_F32,
         "[kmeans] centroids must be float32 of k for each row", "rows", a.centroids.rows, "cols",
         a.centroids.cols, "dtype", static_cast<int>(a.centroids.dtype));
-  check(a.assignment != nullptr, "[kmeans] assignment must not be null");
+  check_given(a.assignment != nullptr, "kmeans", "assignment");
   if (done_on_device(a, "kmeans", &qtr_backend::kmeans)) return;
 
   const int64_t tasks = std::min<int64_t>(a.x.rows, num_threads() * kTasksPerThread);

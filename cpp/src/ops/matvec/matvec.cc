@@ -49,8 +49,9 @@ Grid checked(const GridMatrix& w, const char* op) {
   g.group = w.group_size == -1 ? w.cols : std::min(w.group_size, w.cols);
   g.groups = ceil_div(w.cols, g.group);
   g.sym = w.zero.data == nullptr;
-  check_for(op, w.codes != nullptr && w.codes_size == g.rows * g.row_bytes, "codes must hold all packed rows",
-            "codes_size", w.codes_size, "expected", g.rows * g.row_bytes);
+  check_given(w.codes != nullptr, op, "codes");
+  check_for(op, w.codes_size == g.rows * g.row_bytes, "codes must hold all packed rows", "codes_size",
+            w.codes_size, "expected", g.rows * g.row_bytes);
   const auto in_a_row = [&](const Matrix& m, const char* name) {
     check_matrix(m, op, name);
     check_for(op, m.rows * m.cols == g.rows * g.groups && (m.rows == 1 || m.row_stride == m.cols),
@@ -387,7 +388,7 @@ void residuals(const ResidualsArgs& a) {
   const Grid w = checked(a.w, "residuals");
   if (a.device.kind == QTR_CPU) check_csr(a.outliers);
   check_shape(a.outliers, w, "[residuals] outliers must have the shape of w");
-  check(a.outliers.nnz == 0 || a.out != nullptr, "[residuals] out must not be null");
+  check_given(a.outliers.nnz == 0 || a.out != nullptr, "residuals", "out");
   check(a.outliers.dtype == QTR_F32 || a.outliers.dtype == QTR_F16 || a.outliers.dtype == QTR_BF16,
         "[residuals] outliers must be float32, float16 or bfloat16", "dtype",
         static_cast<int>(a.outliers.dtype));
@@ -435,7 +436,8 @@ void matvec(const MatvecArgs& a) {
           static_cast<int>(a.residuals.dtype));
   }
   if (a.device.kind != QTR_CPU && a.activations != QTR_ACTIVATIONS_FLOAT32)
-    throw Unsupported("[matvec] activations of 8 bits are for the CPU");
+    throw Unsupported(complaint("[matvec] activations of 8 bits are for the CPU", "device.kind",
+                                static_cast<int>(a.device.kind)));
   if (done_on_device(a, "matvec", &qtr_backend::matvec)) return;
   Product(a, w).run();
 }

@@ -114,8 +114,9 @@ int64_t moments_count(const MomentsArgs& a) {
 
 void compute_moments(const MomentsArgs& a) {
   const int64_t count = moments_count(a);
-  check(a.out != nullptr && a.out_count == count, "[moments] out must hold one result for each set",
-        "out_count", a.out_count, "expected", count);
+  check_given(a.out != nullptr, "moments", "out");
+  check(a.out_count == count, "[moments] out must hold one result for each set", "out_count", a.out_count,
+        "expected", count);
   if (done_on_device(a, "moments", &qtr_backend::moments)) return;
   if (a.over == QTR_OVER_TENSOR) return over_tensor(a);
   if (a.over == QTR_OVER_ROWS) return over_rows(a, group_length(a));

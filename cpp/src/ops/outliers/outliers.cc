@@ -127,8 +127,9 @@ void extract_outliers(const OutliersArgs& a) {
   else
     check(a.count <= elements, "[extract_outliers] count must not exceed the number of elements", "count",
           a.count, "elements", elements);
-  check(a.row_offsets != nullptr && (a.count == 0 || (a.values != nullptr && a.columns != nullptr)),
-        "[extract_outliers] values, columns and row_offsets must not be null");
+  check_given(a.count == 0 || a.values != nullptr, "extract_outliers", "values");
+  check_given(a.count == 0 || a.columns != nullptr, "extract_outliers", "columns");
+  check_given(a.row_offsets != nullptr, "extract_outliers", "row_offsets");
   check(a.indices == nullptr || !a.per_row, "[extract_outliers] indices are of the whole matrix", "per_row",
         a.per_row);
   if (done_on_device(a, "extract_outliers", &qtr_backend::outliers)) return;
@@ -153,8 +154,9 @@ void check_csr(const Csr& m) {
   check(m.rows > 0 && m.cols > 0, "[csr] shape must not be empty", "rows", m.rows, "cols", m.cols);
   check_extent(m.rows, m.cols, "csr", "shape");
   check(m.nnz >= 0, "[csr] nnz must be at least 0", "nnz", m.nnz);
-  check(m.row_offsets != nullptr && (m.nnz == 0 || (m.values != nullptr && m.columns != nullptr)),
-        "[csr] values, columns and row_offsets must not be null");
+  check_given(m.nnz == 0 || m.values != nullptr, "csr", "values");
+  check_given(m.nnz == 0 || m.columns != nullptr, "csr", "columns");
+  check_given(m.row_offsets != nullptr, "csr", "row_offsets");
   const auto offset = [&](int64_t row) {
     return wide_offsets(m.nnz) ? static_cast<const int64_t*>(m.row_offsets)[row]
                                : static_cast<const int32_t*>(m.row_offsets)[row];

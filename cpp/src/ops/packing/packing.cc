@@ -19,7 +19,8 @@ void check_layout(const char* op, const void* codes, int64_t rows, int64_t cols,
   const auto rule = [&](const char* text) { return at + text; };
   check(rows > 0 && cols > 0, rule("codes must not be empty").c_str(), "rows", rows, "cols", cols);
   check_extent(rows, std::max(cols, row_stride), op, "codes");
-  check(codes != nullptr && packed != nullptr, rule("codes and packed must not be null").c_str());
+  check_given(codes != nullptr, op, "codes");
+  check_given(packed != nullptr, op, "packed");
   check(bits >= 1 && bits <= 8, rule("bits must be 1 to 8").c_str(), "bits", bits);
   check(rows == 1 || row_stride >= cols, rule("codes has rows that overlap").c_str(), "row_stride",
         row_stride, "cols", cols);

@@ -472,7 +472,8 @@ bool select_and_empty(const TopkArgs& a, const Asker& asker, void* remainder) {
 }
 
 void topk(const TopkArgs& a) {
-  check(a.x != nullptr && a.x_count >= 1, "[topk] x must hold at least one matrix", "x_count", a.x_count);
+  check_given(a.x != nullptr, "topk", "x");
+  check(a.x_count >= 1, "[topk] x must hold at least one matrix", "x_count", a.x_count);
   check(a.key == QTR_KEY_ABS || a.key == QTR_KEY_VALUE, "[topk] key must be abs or value", "key",
         static_cast<int>(a.key));
   check(!a.per_row || a.x_count == 1, "[topk] per_row takes one matrix", "x_count", a.x_count);
@@ -488,8 +489,8 @@ void topk(const TopkArgs& a) {
     check(a.k <= a.x[0].cols, "[topk] k must not exceed the length of a row", "k", a.k, "cols", a.x[0].cols);
   else
     check(a.k <= total, "[topk] k must not exceed the number of elements", "k", a.k, "elements", total);
-  check(a.k == 0 || (a.indices != nullptr && a.values != nullptr),
-        "[topk] indices and values must not be null");
+  check_given(a.k == 0 || a.indices != nullptr, "topk", "indices");
+  check_given(a.k == 0 || a.values != nullptr, "topk", "values");
   if (done_on_device(a, "topk", &qtr_backend::topk)) return;
   select_largest(a, {"topk", "x"});
 }

@@ -73,8 +73,9 @@ void trellis_values(const TrellisValuesArgs& a) {
         "state_bits", a.state_bits);
   const TrellisReader reader = reader_of(a.code, 1, a.state_bits);
   const int64_t count = int64_t{reader.per_step} << a.state_bits;
-  check(a.out != nullptr && a.out_count == count, "[trellis_values] out must hold the values of all states",
-        "out_count", a.out_count, "expected", count);
+  check_given(a.out != nullptr, "trellis_values", "out");
+  check(a.out_count == count, "[trellis_values] out must hold the values of all states", "out_count",
+        a.out_count, "expected", count);
   for (uint32_t state = 0; state < 1u << a.state_bits; ++state)
     raw_values(reader, state, a.out + static_cast<int64_t>(state) * reader.per_step);
 }
@@ -84,9 +85,9 @@ void trellis_dequantize(const TrellisDequantizeArgs& a) {
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check_matrix(a.out, op, "out");
   const int64_t bytes = trellis_stream_bytes(reader, a.out.cols, op);
-  check(a.codes != nullptr && a.codes_size == a.out.rows * bytes,
-        "[trellis_dequantize] codes must hold a stream for each row", "codes_size", a.codes_size, "expected",
-        a.out.rows * bytes);
+  check_given(a.codes != nullptr, "trellis_dequantize", "codes");
+  check(a.codes_size == a.out.rows * bytes, "[trellis_dequantize] codes must hold a stream for each row",
+        "codes_size", a.codes_size, "expected", a.out.rows * bytes);
   const float factor = factor_of(reader, a.scale, op);
   if (done_on_device(a, op, &qtr_backend::trellis_dequantize)) return;
   parallel_for_pieces(
@@ -108,9 +109,9 @@ void trellis_matvec(const TrellisMatvecArgs& a) {
   check_extent(a.rows, a.cols, op, "the matrix");
   const int64_t tile_bytes = kTileWeights * reader.bits / 8;
   const int64_t expected = a.rows / kTile * (a.cols / kTile) * tile_bytes;
-  check(a.codes != nullptr && a.codes_size == expected,
-        "[trellis_matvec] codes must hold a stream for each tile", "codes_size", a.codes_size, "expected",
-        expected);
+  check_given(a.codes != nullptr, "trellis_matvec", "codes");
+  check(a.codes_size == expected, "[trellis_matvec] codes must hold a stream for each tile", "codes_size",
+        a.codes_size, "expected", expected);
   check_matrix(a.x, op, "x");
   check_matrix(a.out, op, "out");
   check(a.x.cols == a.cols, "[trellis_matvec] x must have as many numbers as the matrix has columns", "cols",

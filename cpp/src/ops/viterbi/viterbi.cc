@@ -186,9 +186,9 @@ void trellis_quantize(const TrellisQuantizeArgs& a) {
   const TrellisReader reader = trellis_reader(a.trellis, op);
   check_matrix(a.x, op, "x");
   const int64_t bytes = trellis_stream_bytes(reader, a.x.cols, op);
-  check(a.codes != nullptr && a.codes_size == a.x.rows * bytes,
-        "[trellis_quantize] codes must hold a stream for each row", "codes_size", a.codes_size, "expected",
-        a.x.rows * bytes);
+  check_given(a.codes != nullptr, "trellis_quantize", "codes");
+  check(a.codes_size == a.x.rows * bytes, "[trellis_quantize] codes must hold a stream for each row",
+        "codes_size", a.codes_size, "expected", a.x.rows * bytes);
   check(std::isfinite(a.scale) && a.scale > 0, "[trellis_quantize] scale must be positive", "scale", a.scale);
   if (done_on_device(a, op, &qtr_backend::trellis_quantize)) return;
   const auto cols = static_cast<size_t>(a.x.cols);
