@@ -41,6 +41,8 @@ def table_of(model):
 def test_a_model_computes_what_it_would_with_the_dequantized_tables(name, bits):
     model = tiny_model(name)
     tied = model.config.tie_word_embeddings
+    if model.get_output_embeddings().bias is not None:
+        nn.init.normal_(model.get_output_embeddings().bias)
     quantized = qtr.quantize(copy.deepcopy(model), bits=8, group_size=16, embedding_bits=bits)
     layer, table = table_of(quantized)
     assert layer.spec.dense.setting == ("b8g-1" if bits == 8 else "b4g16")
