@@ -167,6 +167,13 @@ def test_the_operator_keeps_what_it_promises():
         layer(torch.ones(3))
 
 
+def test_a_padding_token_is_remembered():
+    model = tiny_model("llama")
+    model.set_input_embeddings(nn.Embedding(258, 32, padding_idx=3))
+    dense = table_of(qtr.quantize(model, bits=4, group_size=16, embedding_bits=8))[0].to_dense(torch.float32)
+    assert (dense.padding_idx, dense.num_embeddings, dense.embedding_dim) == (3, 258, 32)
+
+
 def test_gradients_flow_through_a_tied_output_embedding():
     model = qtr.quantize(tiny_model("llama-tied"), bits=4, group_size=16, embedding_bits=8)
     _, table = table_of(model)
