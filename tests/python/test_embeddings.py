@@ -41,6 +41,8 @@ def table_of(model):
 def test_a_model_computes_what_it_would_with_the_dequantized_tables(name, bits):
     model = tiny_model(name)
     tied = model.config.tie_word_embeddings
+    if model.get_output_embeddings().bias is not None:
+        nn.init.normal_(model.get_output_embeddings().bias)
     quantized = qtr.quantize(copy.deepcopy(model), bits=8, group_size=16, embedding_bits=bits)
     layer, table = table_of(quantized)
     assert layer.spec.dense.setting == ("b8g-1" if bits == 8 else "b4g16")
@@ -163,6 +165,13 @@ def test_the_operator_keeps_what_it_promises():
         layer(torch.tensor([258]))
     with pytest.raises(InvalidArgumentError, match=r"\[embedding\] ids must be integers: got dtype=torch.float32"):
         layer(torch.ones(3))
+
+
+def test_a_padding_token_is_remembered():
+    model = tiny_model("llama")
+    model.set_input_embeddings(nn.Embedding(258, 32, padding_idx=3))
+    dense = table_of(qtr.quantize(model, bits=4, group_size=16, embedding_bits=8))[0].to_dense(torch.float32)
+    assert (dense.padding_idx, dense.num_embeddings, dense.embedding_dim) == (3, 258, 32)
 
 
 def test_gradients_flow_through_a_tied_output_embedding():
