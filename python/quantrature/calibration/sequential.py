@@ -123,7 +123,7 @@ def calibrate(
                 of_block: list[Fold] = []
                 if groups:
                     seen = {linear.name: x for linear, x in _gathered(blocks, number, groups, needs, done)}
-                    of_block = folder.folds(blocks, number, [(group, seen[group[0].name]) for group in groups])
+                    of_block = folder.folds(blocks, number, groups, seen)
                     folded(of_block)
                 for step in steps:
                     for linear, statistics in _gathered(blocks, number, step, needs, done):
