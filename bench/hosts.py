@@ -43,6 +43,9 @@ ALONE: dict[str, dict[str, Any]] = {
 }
 """Hosts in the order of the table, and their grids."""
 
+SPLIT: dict[str, dict[str, Any]] = {"squeezellm": {"outliers": 0.0045, "sensitive": 0.0005}}
+"""Shares that hosts keep by rules of their own, for comparison with ReQuant: the paper's."""
+
 REQUANT: dict[str, dict[str, Any]] = {
     "rtn": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
     "hqq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
@@ -110,7 +113,9 @@ class Bench:
             with self.work.open("a") as file:
                 file.write(json.dumps(self.rows[name]) + "\n")
 
-    def host(self, method: str, bits: int, windows: torch.Tensor) -> Callable[[Any], tuple[float, float]]:
+    def host(
+        self, method: str, bits: int, windows: torch.Tensor, **settings: Any
+    ) -> Callable[[Any], tuple[float, float]]:
         """The method alone, on so much calibration text."""
 
         def make(model: Any) -> tuple[float, float]:
@@ -124,6 +129,7 @@ class Bench:
                 batch_size=16,
                 progress=False,
                 **ALONE[method],
+                **settings,
             )
             return stored_bits(model), time.process_time() - start
 
@@ -230,6 +236,11 @@ def main() -> None:
             if METHODS[host].needs:
                 few = bench.windows[: options.requant_nsamples]
                 bench.row(f"{name}, {len(few)} windows", bits, bench.host(host, bits, few))
+                if host in SPLIT:
+                    kept = " + ".join(f"{100 * share:g}" for share in SPLIT[host].values())
+                    for windows, note in ((few, f", {len(few)} windows"), (bench.windows, "")):
+                        own = bench.host(host, bits, windows, **SPLIT[host])
+                        bench.row(f"{name}, its own {kept} %{note}", bits, own)
         if have_ggml() and bits in KQUANTS:
             bench.row(f"llama.cpp {KQUANTS[bits].lower()}", bits, bench.kquant(KQUANTS[bits]))
     for bits in map(int, options.bits.split(",")):

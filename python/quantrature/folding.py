@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ._C import InvalidArgumentError
-from .models import Linears, LinearWeight
+from .models import Linears
 
 NORM, SHIFTED_NORM, ROWS = "norm", "shifted norm", "rows"
 KINDS = (NORM, SHIFTED_NORM, ROWS)
@@ -31,7 +31,7 @@ class Fold:
     Attributes:
         kind: ``norm``: the producer multiplies by its weight; ``shifted norm``: by 1 + weight, as Gemma's do;
             ``rows``: it is a matrix, whose last rows make the inputs.
-        producer: name of its module.
+        producer: name of its module, or of the matrix, which may be that of an expert.
         consumers: names of all matrices that read what it makes.
         scale: float32 (in_features,): columns of the consumers are multiplied by it.
         repeats: of ``rows``: each head of so many rows makes the inputs of several heads that follow each other, as
@@ -105,14 +105,25 @@ def changed_by(
     """What :func:`fold` changes, each once: weights and biases of producers, weights of consumers."""
     found: dict[int, torch.Tensor] = {}
     for each in folds:
-        changed: list[Any] = [linears.find(name).parameter for name in each.consumers]
+        changed: list[torch.Tensor | None] = [linears.find(name).weight for name in each.consumers]
         if producers:
-            module: Any = model.get_submodule(each.producer)
-            changed += [module.weight, getattr(module, "bias", None)]
-        for parameter in changed:
-            if parameter is not None:
-                found[id(parameter)] = parameter.detach()
+            changed += _producer(model, linears, each)
+        found |= {tensor.data_ptr(): tensor for tensor in changed if tensor is not None}
     return list(found.values())
+
+
+def _producer(model: torch.nn.Module, linears: Linears, found: Fold) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of what makes the inputs, sharing the model's memory."""
+    if found.kind == ROWS:
+        linear = linears.find(found.producer)
+        weight, module = linear.weight, linear.module
+        if linear.expert is not None:  # fused experts have biases of another shape, with which no fold is proven
+            return weight, None
+    else:
+        module = model.get_submodule(found.producer)
+        weight = module.get_parameter("weight").detach()
+    bias = getattr(module, "bias", None)
+    return weight, bias.detach() if isinstance(bias, torch.Tensor) else None
 
 
 def fold(
@@ -130,13 +141,13 @@ def fold(
         InvalidArgumentError: naming a producer that the model does not have, or not in that shape.
     """
     for each in folds:
-        try:
-            module: Any = model.get_submodule(each.producer) if producers else None
-            consumers = [linears.find(name) for name in each.consumers]
-        except AttributeError:
-            raise InvalidArgumentError(f"[fold] the model has no module {each.producer}") from None
+        consumers = [linears.find(name) for name in each.consumers]
         if producers:
-            _divide(module, each, None if each.kind != ROWS else linears.find(each.producer), rounded)
+            try:
+                weight, bias = _producer(model, linears, each)
+            except AttributeError:
+                raise InvalidArgumentError(f"[fold] the model has no module {each.producer}") from None
+            _divide(weight, bias, each, rounded)
         for linear in consumers:
             if each.scale.shape != (linear.in_features,):
                 raise InvalidArgumentError(f"[fold] {linear.name} does not take scales of shape {each.scale.shape}")
@@ -147,11 +158,10 @@ def _set(place: torch.Tensor, values: torch.Tensor, rounded: bool) -> None:
     place.copy_(values.to(narrowest(place).dtype) if rounded else values)
 
 
-def _divide(module: Any, by: Fold, linear: LinearWeight | None, rounded: bool) -> None:
-    weight = module.weight.detach() if linear is None else linear.weight
+def _divide(weight: torch.Tensor, bias: torch.Tensor | None, by: Fold, rounded: bool) -> None:
     made = by.made.to(weight.device)
     count = len(made)
-    if len(weight) < count or (linear is None and weight.shape != (count,)):
+    if len(weight) < count or (by.kind != ROWS and weight.shape != (count,)):
         raise InvalidArgumentError(f"[fold] {by.producer} does not make {count} numbers")
     if by.kind == NORM:
         _set(weight, weight.float() / made, rounded)
@@ -159,9 +169,8 @@ def _divide(module: Any, by: Fold, linear: LinearWeight | None, rounded: bool) -
         _set(weight, (1 + weight.float()) / made - 1, rounded)
     else:
         _set(weight[-count:], weight[-count:].float() / made[:, None], rounded)
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, torch.Tensor):
-        _set(bias.detach()[-count:], bias.detach()[-count:].float() / made, rounded)
+    if bias is not None:
+        _set(bias[-count:], bias[-count:].float() / made, rounded)
 
 
 def as_rounded(model: torch.nn.Module, found: Fold) -> Fold:

@@ -212,7 +212,7 @@ def quantized(model, folder, **settings):
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
-def test_resuming_gives_the_same_bytes_and_does_not_repeat_finished_blocks(name, monkeypatch, tmp_path):
+def test_resuming_gives_the_same_bytes_and_does_not_repeat_finished_blocks(name, monkeypatch, tmp_path, caplog):
     settings = {"method": name, **CALIBRATED[name]}
     whole = state_of(quantized(tiny_model("llama"), None, **settings))
     interrupted(monkeypatch, tmp_path / "state", after=9, **settings)
@@ -224,6 +224,7 @@ def test_resuming_gives_the_same_bytes_and_does_not_repeat_finished_blocks(name,
     )
     resumed = quantized(tiny_model("llama"), tmp_path / "state", resume="required", **settings)
     assert len(done) == 7
+    assert f"1 of 2 blocks are taken up from {tmp_path / 'state'}" in caplog.text
     assert all(name.startswith("model.layers.1.") for name in done)
     assert same(state_of(resumed), whole)
     assert not (tmp_path / "state").exists()
@@ -329,6 +330,27 @@ def test_the_command_line(tmp_path, capfd):
     assert isinstance(SOLVERS["gptq"], Method)
 
 
+def test_an_interrupted_command_says_how_it_goes_on(monkeypatch, tmp_path, capfd):
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny_model("llama").save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 20)
+    given = ["quantize", str(source), "-o", str(out), "--bits", "3", "--group-size", "16", "--method", "gptq"]
+    given += ["--calibration", str(text), "--nsamples", "4", "--seqlen", "24"]
+    for after, said in ((3, ""), (9, f"finished blocks are in {tmp_path / '.out.state'}; the same command goes on")):
+        with monkeypatch.context() as patch:
+            limited = limited_to(after, sequential.quantize_matrix, KeyboardInterrupt)
+            patch.setattr(sequential, "quantize_matrix", limited)
+            assert main(given) == 130
+        assert not out.exists()
+        err = capfd.readouterr().err
+        assert said in err
+        assert bool(said) == ("goes on" in err)
+    assert main([*given, "--resume", "required"]) == 0
+    assert "note: 1 of 2 blocks are taken up from" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_every_method_from_the_command_line_to_an_evaluation(name, monkeypatch, tmp_path, capfd):
     source, text = tmp_path / "source", tmp_path / "text.txt"
@@ -371,6 +393,10 @@ def test_progress_comes_to_the_work_that_was_announced(name):
     linears = models.find_linears(model)
     entries = {x.name: PlanEntry(3, size, solver=METHODS[method].solver, options=settings) for x in linears}
     said = []
-    calibrate(model, linears, entries, WINDOWS, batch_size=4, report=said.append)
-    assert sum(said) == pytest.approx(sequential.units(linears, entries, len(WINDOWS)))
-    assert min(said) > 0
+    calibrate(model, linears, entries, WINDOWS, batch_size=4, report=lambda *given: said.append(given))
+    counts, notes = zip(*said, strict=True)
+    assert sum(counts) == pytest.approx(sequential.units(linears, entries, len(WINDOWS)))
+    assert min(counts) > 0
+    blocks = ["model.layers.0", "model.layers.1"]
+    before = ["the Fisher information"] if name == "squeezellm" else []
+    assert list(dict.fromkeys(notes)) == [*before, *blocks]

@@ -64,8 +64,24 @@ PAIRS = {
         "mlp.dense_h_to_4h": (NORM, "post_attention_layernorm"),
         "mlp.dense_4h_to_h": None,
     },
-    # The experts read the second norm, too, and so does the router.
+    # All experts read the second norm, and so does the router, which is not quantized.
     "mixtral": {
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj": (NORM, "input_layernorm"),
+        "self_attn.o_proj": (ROWS, "self_attn.v_proj"),
+        "mlp.experts.down_proj.0": (ROWS, "mlp.experts.gate_up_proj.0"),
+        "mlp.experts.down_proj.1": (ROWS, "mlp.experts.gate_up_proj.1"),
+        "mlp.experts.down_proj.2": (ROWS, "mlp.experts.gate_up_proj.2"),
+    },
+    "qwen2-moe": {
+        "self_attn.q_proj self_attn.k_proj self_attn.v_proj": (NORM, "input_layernorm"),
+        "self_attn.o_proj": (ROWS, "self_attn.v_proj"),
+        "mlp.experts.down_proj.0": (ROWS, "mlp.experts.gate_up_proj.0"),
+        "mlp.experts.down_proj.1": (ROWS, "mlp.experts.gate_up_proj.1"),
+        "mlp.experts.down_proj.2": (ROWS, "mlp.experts.gate_up_proj.2"),
+        "mlp.shared_expert.down_proj": (ROWS, "mlp.shared_expert.up_proj"),
+    },
+    # What is up lies between what is gate, is clamped, and has 1 added.
+    "gpt-oss": {
         "self_attn.q_proj self_attn.k_proj self_attn.v_proj": (NORM, "input_layernorm"),
         "self_attn.o_proj": (ROWS, "self_attn.v_proj"),
     },
@@ -89,7 +105,7 @@ def logits(model):
 
 
 def found_in(model, **settings):
-    linears = models.find_linears(model, experts=False)
+    linears = models.find_linears(model)
     entries = {linear.name: PlanEntry(3, 16, solver="awq", options=settings) for linear in linears}
     return linears, calibrate(model, linears, entries, WINDOWS, batch_size=4)
 
@@ -100,13 +116,13 @@ def test_folds_are_those_that_the_layout_allows_and_change_nothing(layout):
     before, exact = state_of(model), logits(model)
     linears, found = found_in(model)
     assert same(state_of(model), before)
-    roles = {linear.name: linear.role for linear in linears}
-    prefixes = {linear.name.removesuffix(linear.role) for linear in linears}
+    prefixes = {f"{stack}.{linear.block}." for linear in linears for stack in linears.stacks}
     expected = {key: pair for key, pair in PAIRS[layout].items() if pair is not None}
     for prefix in prefixes:
         of_block = [f for f in found.folds if f.producer.startswith(prefix)]
         assert {
-            " ".join(roles[name] for name in f.consumers): (f.kind, f.producer.removeprefix(prefix)) for f in of_block
+            " ".join(name.removeprefix(prefix) for name in f.consumers): (f.kind, f.producer.removeprefix(prefix))
+            for f in of_block
         } == expected
     consumers = {name for f in found.folds for name in f.consumers}
     assert all((matrix.input_scale is None) == (name in consumers) for name, matrix in found.matrices.items())
@@ -124,6 +140,24 @@ def test_a_second_reader_of_a_norm_forbids_the_fold():
     found = calibrate(model, linears, entries, WINDOWS)
     assert {f.producer.rpartition(".")[2] for f in found.folds} == {"v_proj", "post_attention_layernorm", "up_proj"}
     assert found.matrices["model.layers.0.self_attn.k_proj"].input_scale is not None
+
+
+def test_experts_that_the_trial_does_not_reach_keep_their_scale():
+    model = tiny_model("mixtral")
+
+    def choose(module, args, output):
+        *before, chosen = output
+        return (*before, torch.tensor([0, 2] if len(chosen) == 4 * 24 else [0, 1]).expand_as(chosen))
+
+    for block in model.model.layers:
+        block.mlp.gate.register_forward_hook(choose)
+    names = [f"model.layers.{i}.mlp.experts.down_proj.1" for i in range(2)]
+    entries = {name: PlanEntry(3, 16, solver="awq") for name in names}
+    found = calibrate(model, models.find_linears(model), entries, WINDOWS, batch_size=4)
+    assert found.folds == ()
+    entries = {name: PlanEntry(3, 16, solver="awq") for name in [*names, *(n[:-1] + "0" for n in names)]}
+    found = calibrate(model, models.find_linears(model), entries, WINDOWS, batch_size=4)
+    assert len(found.folds) == 4
 
 
 def test_the_output_of_a_block_is_that_of_the_original_in_16_bits():
@@ -168,7 +202,7 @@ def test_a_folded_matrix_takes_no_more_bits_than_its_grid(group_size):
         assert 8 * layer.spec.nbytes / layer.spec.dense.numel == 2 + 32 / group_size
 
 
-@pytest.mark.parametrize("layout", ["llama", "gemma2", "opt", "gpt2"])
+@pytest.mark.parametrize("layout", ["llama", "gemma2", "opt", "gpt2", "mixtral", "qwen2-moe"])
 def test_checkpoints_keep_what_was_folded(layout, tmp_path):
     source = randomized(layout)
     source.save_pretrained(tmp_path / "source")

@@ -28,7 +28,7 @@ LARGEST = 6
 """Scales that are tried go from 2 to the power of -6 to 2 to the power of 6."""
 
 Pair = tuple[str, str, tuple[int, int]]
-"""Kind, producer's name inside the block, repeats."""
+"""Kind, producer's name inside the block (of experts without their numbers), repeats."""
 
 
 class Folder:
@@ -62,36 +62,48 @@ class Folder:
             and settings["scale"]
             and settings["fold"]
             and not linear.aliases
-            and linear.expert is None
+            and (linear.expert is None or any(self._before_in_expert(linear)))
         )
+
+    def _before_in_expert(self, linear: LinearWeight) -> Iterator[LinearWeight]:
+        """The matrices of the same expert before one, which may make its inputs."""
+        for other in itertools.takewhile(lambda other: other is not linear, self._linears):
+            if other.module is linear.module and other.expert == linear.expert:
+                yield other
 
     def groups(self, blocks: Blocks, number: int, members: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
         """The matrices of a block whose scale may be folded, those that read the same together."""
         return [group for group in blocks.readers(number, members) if all(map(self._scales, group))]
 
     def folds(
-        self, blocks: Blocks, number: int, statistics: Sequence[tuple[Sequence[LinearWeight], Statistics]]
+        self,
+        blocks: Blocks,
+        number: int,
+        groups: Sequence[Sequence[LinearWeight]],
+        statistics: Mapping[str, Statistics],
     ) -> list[Fold]:
-        """The folds of a block, with the best scales by the inputs of each group of matrices."""
+        """The folds of a block, with the best scales by the inputs of each group of matrices.
+
+        All experts are one group in the proof, since one program runs them all; each then has a scale of its own.
+        """
         prefix = blocks.name(number) + "."
         found = []
         with _in_float32(blocks.modules[number]):
             exact = blocks.trial(number)
-            pairs = [self._proven(blocks, number, prefix, group, exact) for group, _ in statistics]
+            pairs = [self._proven(blocks, number, prefix, group, exact) for group in groups]
         taken: set[str] = set()
-        for (group, seen), pair in zip(statistics, pairs, strict=True):
+        for group, pair in zip(groups, pairs, strict=True):
             if pair is None or pair[1] in taken:
                 continue
             taken.add(pair[1])
-            kind, producer, repeats = pair
-            scaler = SOLVERS[self._entries[group[0].name].solver].input_scale
-            assert scaler is not None
-            assert seen.activations is not None
-            weights = [(linear.weight.cpu().contiguous(), self._entries[linear.name]) for linear in group]
-            scale = scaler(weights, seen.activations, repeats)
-            found.append(
-                as_rounded(self._model, Fold(kind, prefix + producer, tuple(x.name for x in group), scale, repeats))
-            )
+            for readers in _readers(group):
+                method = SOLVERS[self._entries[readers[0].name].solver]
+                activations = statistics[readers[0].name].activations
+                assert method.input_scale is not None
+                assert activations is not None
+                weights = [(linear.weight.cpu().contiguous(), self._entries[linear.name]) for linear in readers]
+                scale = method.input_scale(weights, activations, pair[2])
+                found.append(as_rounded(self._model, _fold(pair, prefix, readers, scale)))
         return found
 
     def _proven(
@@ -100,19 +112,20 @@ class Folder:
         """What a scale of the group's inputs can be folded into; ``None`` where nothing is found."""
         width = group[0].in_features
         roles = tuple(linear.role for linear in group)
-        names = tuple(linear.name for linear in group)
         powers = torch.randint(-LARGEST, LARGEST + 1, (width,), generator=torch.Generator().manual_seed(0))
 
         def change(pair: Pair | None) -> float:
-            kind, producer, repeats = pair or (NORM, "", (0, 1))
+            repeats = (0, 1) if pair is None else pair[2]
             scale = spread(torch.exp2(powers)[: width // repeats[1]], repeats)
-            tried = Fold(kind, prefix + producer, names, scale, repeats)
+            tried = [_fold(pair or (NORM, "", repeats), prefix, readers, scale) for readers in _readers(group)]
             producers = pair is not None
-            with restored(changed_by(self._model, self._linears, [tried], producers=producers)):
-                fold(self._model, self._linears, [tried], rounded=False, producers=producers)
+            with restored(changed_by(self._model, self._linears, tried, producers=producers)):
+                fold(self._model, self._linears, tried, rounded=False, producers=producers)
                 return float((blocks.trial(number) - exact).norm())
 
         alone = change(None)
+        if not alone:
+            return None  # nothing is proven by what changes nothing, as with experts that no token reaches
         known = [self._known[roles]] if roles in self._known else []
         for pair in (*known, *self._candidates(blocks.modules[number], prefix, group, width)):
             if change(pair) <= SOUND * alone:
@@ -123,6 +136,11 @@ class Folder:
     def _candidates(
         self, block: torch.nn.Module, prefix: str, group: Sequence[LinearWeight], width: int
     ) -> Iterator[Pair]:
+        if group[0].expert is not None:
+            for linear in self._before_in_expert(group[0]):
+                if linear.out_features >= width:
+                    yield ROWS, linear.role, (0, 1)
+            return
         shared = self._head * self._shared_heads
         counts = [(width, (0, 1))]
         if 0 < shared < width and width % shared == 0:
@@ -137,6 +155,17 @@ class Folder:
             if isinstance(weight, torch.nn.Parameter) and weight.shape == (width,) and self._uses[id(weight)] == 1:
                 for kind in (NORM, SHIFTED_NORM):
                     yield kind, name, (0, 1)
+
+
+def _readers(group: Sequence[LinearWeight]) -> list[Sequence[LinearWeight]]:
+    """The matrices of a group that read the same activations: all of them, but each expert alone."""
+    return [group] if group[0].expert is None else [[linear] for linear in group]
+
+
+def _fold(pair: Pair, prefix: str, readers: Sequence[LinearWeight], scale: torch.Tensor) -> Fold:
+    kind, producer, repeats = pair
+    number = "" if readers[0].expert is None else f".{readers[0].expert}"
+    return Fold(kind, prefix + producer + number, tuple(linear.name for linear in readers), scale, repeats)
 
 
 @contextmanager

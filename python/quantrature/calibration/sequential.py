@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from .blocks import Blocks
 from .folds import Folder
 from .state import BlockState, FinishedBlock
 from .statistics import SAMPLED, Gatherer, filled_up, fisher
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def calibrate(
     state: BlockState | None = None,
     keep_statistics: bool = False,
     weight_of: Callable[[LinearWeight], torch.Tensor] | None = None,
-    report: Callable[[float], Any] = lambda units: None,
+    report: Callable[[float, str], Any] = lambda units, note: None,
 ) -> Calibrated:
     """Quantize the matrices that have an entry, in the order of the blocks.
 
@@ -69,7 +72,7 @@ def calibrate(
         state: where finished blocks are saved and taken up again.
         keep_statistics: return them, for matrices that are to be quantized again; not those of blocks taken up.
         weight_of: makes the weight that is quantized, contiguous and on the CPU; by default that of the model.
-        report: called with work that is done, :func:`units` in all.
+        report: called with work that is done, :func:`units` in all, and what it was.
 
     Raises:
         InvalidArgumentError: naming a matrix that no text reaches, or that its method cannot do.
@@ -83,10 +86,15 @@ def calibrate(
     kept: dict[str, Statistics] = {}
     folds: list[Fold] = []
     folder = Folder(model, linears, entries)
+    taken_up = 0
+
+    def reporting(what: str, passes: int = 1) -> Callable[[float], Any]:
+        return lambda count: report(count / passes, what)
+
     with not_training(model), ExitStack() as whole:
         blocks = Blocks(model, linears, windows, batch_size)
         sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
-        fishers = fisher(model, sensitive, windows, report)
+        fishers = fisher(model, sensitive, windows, reporting("the Fisher information"))
         whole.enter_context(apart(chosen))
         blocks.enter()
         for number in range(len(blocks.modules)):
@@ -109,21 +117,21 @@ def calibrate(
                     for linear in members:
                         _move(linear, finished.matrices[linear.name])
                     matrices |= finished.matrices
-                    blocks.advance(number, report)
+                    blocks.advance(number, reporting(f"{blocks.name(number)}, taken up"))
+                    taken_up += 1
                     continue
+                if taken_up == number > 0 and state is not None:
+                    _log.warning("%d of %d blocks are taken up from %s", number, len(blocks.modules), state.folder)
                 found: dict[str, QuantizedMatrix] = {}
                 stages = blocks.stages(number, members) if members else []
                 steps = [[stage] for stage in stages] if true_sequential else [stages] if stages else []
                 groups = folder.groups(blocks, number, members) if folder.wanted(members) else []
                 passes = sum(1 for step in steps if _asks(step, needs)) + bool(groups) + 1
-
-                def done(count: float, passes: int = passes) -> None:
-                    report(count / passes)
-
+                done = reporting(blocks.name(number), passes)
                 of_block: list[Fold] = []
                 if groups:
                     seen = {linear.name: x for linear, x in _gathered(blocks, number, groups, needs, done)}
-                    of_block = folder.folds(blocks, number, [(group, seen[group[0].name]) for group in groups])
+                    of_block = folder.folds(blocks, number, groups, seen)
                     folded(of_block)
                 for step in steps:
                     for linear, statistics in _gathered(blocks, number, step, needs, done):

@@ -218,18 +218,24 @@ def run(
         elif not rank:
             if needy:
                 peak = quantizing(loaded, linears, made, windows).memory_bytes
-                print(f"memory at the peak: about {peak / 2**20:,.0f} MiB", file=sys.stderr)
-            quantize(
-                loaded,
-                plan=made,
-                calibration=windows,
-                nsamples=None,
-                batch_size=batch_size,
-                true_sequential=true_sequential,
-                state_folder=Path(str(output)).with_name(f".{Path(str(output)).name}.state") if needy else None,
-                resume=resume,
-                progress=False if as_json else None,
-            )
+                print(f"memory at the peak: about {peak / 2**20:,.0f} MiB and the program's own", file=sys.stderr)
+            state = Path(str(output)).with_name(f".{Path(str(output)).name}.state")
+            try:
+                quantize(
+                    loaded,
+                    plan=made,
+                    calibration=windows,
+                    nsamples=None,
+                    batch_size=batch_size,
+                    true_sequential=true_sequential,
+                    state_folder=state if needy else None,
+                    resume=resume,
+                    progress=False if as_json else None,
+                )
+            except KeyboardInterrupt:
+                if needy and state.is_dir():
+                    print(f"finished blocks are in {state}; the same command goes on from there", file=sys.stderr)
+                raise
         if rank:
             return  # the first process has the same
         if cost is None:

@@ -1,0 +1,143 @@
+"""AWQ's scales by two errors: of the outputs of the matrices, and of the output of the module around them.
+
+    python bench/awq_objective.py MODEL --calibration TEXT --text TEXT [--bits 3,2] [--work FOLDER] [--output FOLDER]
+
+This package takes the first (equation 4 of arXiv 2306.00978, for all matrices that read the same inputs together);
+the authors' program the second: attention for q, k and v, the perceptron for gate and up. Where one matrix alone reads
+its inputs they are the same. All else is alike: candidates, order of the work, clipping, text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from hosts import Bench
+
+from quantrature import ops
+from quantrature.calibration import sequential
+from quantrature.calibration.blocks import Blocks
+from quantrature.calibration.folds import Folder
+from quantrature.folding import restored
+from quantrature.methods import SOLVERS
+from quantrature.methods.awq import AWQ, candidates, shared_scale
+from quantrature.models import LinearWeight
+
+GROUP_SIZE = 128
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--text", required=True, help="text to evaluate on")
+    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
+    parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text")
+    parser.add_argument("--bits", default="3,2")
+    parser.add_argument("--work", type=Path, help="folder for rows that are done")
+    parser.add_argument("--output", type=Path, help="folder for the table")
+    return parser.parse_args()
+
+
+class ByModule(Folder):
+    """Finds scales by the output of the innermost module that has all readers of the inputs in it."""
+
+    def folds(self, blocks: Blocks, number: int, groups: Any, statistics: Any) -> Any:
+        """The same as the base class, with another search."""
+
+        def search(matrices: Sequence[Any], x: torch.Tensor, repeats: tuple[int, int]) -> torch.Tensor:
+            group = next(g for g in groups if g[0].weight.data_ptr() == matrices[0][0].data_ptr())
+            if len(group) == 1:
+                return shared_scale(matrices, x, repeats)
+            return self._by_output(blocks, number, group, x)
+
+        SOLVERS["awq"] = replace(AWQ, input_scale=search)
+        return super().folds(blocks, number, groups, statistics)
+
+    def _by_output(self, blocks: Blocks, number: int, group: Sequence[LinearWeight], x: torch.Tensor) -> torch.Tensor:
+        shared = zip(*(linear.name.split(".") for linear in group), strict=False)
+        path = itertools.takewhile(lambda parts: len(set(parts)) == 1, shared)
+        around = self._model.get_submodule(".".join(parts[0] for parts in path))
+        calls: list[tuple[Any, Any, torch.Tensor]] = []
+        handle = around.register_forward_hook(
+            lambda _, args, kwargs, out: calls.append((args, kwargs, first(out))), with_kwargs=True
+        )
+        for _ in blocks.outputs(number):
+            pass
+        handle.remove()
+        exact = [linear.weight.clone() for linear in group]
+        entry = self._entries[group[0].name]
+        best, least = torch.ones(group[0].in_features), float("inf")
+        with restored([linear.weight for linear in group]), torch.no_grad():
+            for scale in candidates(x):
+                for linear, weight in zip(group, exact, strict=True):
+                    grid = ops.quantize((weight * scale).contiguous(), entry.bits, entry.group_size)
+                    linear.weight.copy_(grid.dequantize("float32") / scale)
+                error = sum(float((first(around(*a, **k)) - out).square().sum()) for a, k, out in calls)
+                if error < least:
+                    best, least = scale, error
+        return best
+
+
+def first(out: Any) -> torch.Tensor:
+    found: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return found
+
+
+@contextmanager
+def by_module() -> Any:
+    """Search by the output of modules while inside."""
+    sequential.Folder = ByModule  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        sequential.Folder = Folder  # type: ignore[misc]
+        SOLVERS["awq"] = AWQ
+
+
+def main() -> None:
+    options = parse_arguments()
+    bench = Bench(options)
+    for bits in map(int, options.bits.split(",")):
+        make = bench.host("awq", bits, bench.windows)
+        bench.row(f"{bits} bits, by the outputs of the matrices", bits, make)
+        with by_module():
+            bench.row(f"{bits} bits, by the output of the module around them", bits, make)
+    write(bench, options)
+
+
+def write(bench: Bench, options: argparse.Namespace) -> None:
+    """The table."""
+    machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in bench.rows.values()})
+    lines = [
+        "# Two objectives for AWQ's scales\n",
+        f"`python {' '.join(sys.argv)}`\n",
+        f"{date.today()}, {'; '.join(machines)}; {bench.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
+        f"{options.seqlen}; groups of {GROUP_SIZE}; {len(bench.windows)} calibration windows.\n",
+        "| scales | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
+        f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
+        for row in bench.rows.values()
+    ]
+    table = "\n".join([*lines, ""])
+    print(table)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / f"awq-objective-{Path(options.model).name}.md").write_text(table)
+
+
+if __name__ == "__main__":
+    main()
