@@ -9,55 +9,64 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits
-from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
+from ._options import (
+    BatchSize,
+    Checkpointing,
+    DeviceMap,
+    GroupSize,
+    Ignore,
+    Json,
+    MapFolder,
+    MaxMemory,
+    Method,
+    ModelArgument,
+    Nsamples,
+    OverwriteOutput,
+    Rule,
+    Seed,
+    Seqlen,
+    Sym,
+    TextFile,
+    TrustRemoteCode,
+)
+from ._output import print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..analysis import Sensitivity
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")],
+    model: ModelArgument,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Folder for the result.", metavar="SENS")] = None,
     metrics: Annotated[str, typer.Option(help="Names of 'quantrature list metrics', with commas.")] = "pqi,kurtosis",
     bits: Annotated[str, typer.Option(help="Of the quantized weights: 3, or several with commas: 2,3,4.")] = "3",
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 for one group a row.")] = 64,
-    method: Annotated[str, typer.Option(help="One of 'quantrature list methods'.")] = "rtn",
-    sym: Annotated[bool, typer.Option("--sym", help="Grids symmetric around zero.")] = False,
-    ignore: Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
-    ] = None,
-    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
-    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
-    rule: Annotated[str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.")] = "gauss",
+    group_size: GroupSize = 64,
+    method: Method = "rtn",
+    sym: Sym = False,
+    ignore: Ignore = None,
+    calibration: TextFile = None,
+    nsamples: Nsamples = 128,
+    seqlen: Seqlen = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 1,
+    rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
     tol: Annotated[
         float | None, typer.Option(help="Add nodes until prediction and measurement agree to this share.")
     ] = None,
     abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.")] = "after_mean",
     dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16.")] = "float32",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
-    max_memory: Annotated[
-        list[str] | None,
-        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
-    ] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
-    ] = False,
-    map_folder: Annotated[
-        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
-    ] = None,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    checkpointing: Checkpointing = False,
+    map_folder: MapFolder = None,
     state_file: Annotated[
         str | None, typer.Option(help="Where to keep the state, to go on after an interruption; SENS.state by default.")
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
+    overwrite: OverwriteOutput = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Predict what quantizing costs, matrix by matrix, and prove it by measurement.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._output import Json, print_json, stdout_kept_clean
+from ._options import Json
+from ._output import print_json, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..demo.tour import Row

@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import __version__, available_targets, num_threads, target
 from .._C import cuda_device_count
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import Json
+from ._output import print_json, print_table, stdout_kept_clean
 
 LOADED = ("numpy", "torch", "transformers")
 """Packages whose version is taken from the package itself, so that a broken installation shows."""

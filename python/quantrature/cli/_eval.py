@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import BatchSize, DeviceMap, Json, ModelArgument, TextFile, TrustRemoteCode
+from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..evaluate import DivergenceResult, PerplexityResult, TaskResult
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")],
-    text: Annotated[
-        str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
-    ] = None,
+    model: ModelArgument,
+    text: TextFile = None,
     seqlen: Annotated[
         int | None, typer.Option(help="Tokens in a window; by default 2048 or what the model was built for.")
     ] = None,
@@ -28,7 +27,7 @@ def run(
         int | None, typer.Option(help="Let windows overlap and begin this many tokens apart; not with --reference.")
     ] = None,
     bos: Annotated[str, typer.Option(help="Add a BOS token: none, text (one before it) or window.")] = "none",
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 8,
+    batch_size: BatchSize = 8,
     tasks: Annotated[
         str | None, typer.Option(help="In place of a text, tasks of the LM Evaluation Harness, with commas between.")
     ] = None,
@@ -38,10 +37,8 @@ def run(
         float | None, typer.Option(help="Documents of each task to use; below 1, the share of them.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.")] = "float32",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    device_map: DeviceMap = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, and divergence from a reference, on a text; or run tasks."""

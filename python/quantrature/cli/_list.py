@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .._C import InvalidArgumentError
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import Json
+from ._output import print_json, print_table, stdout_kept_clean
 
 KINDS = {
     "methods": ("quantrature.methods", "METHODS"),

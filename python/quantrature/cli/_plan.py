@@ -13,7 +13,8 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import size_in_bytes
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import Json, Nsamples, Seed, Seqlen, TextFile, TrustRemoteCode
+from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -61,21 +62,17 @@ def run(
     weights: Annotated[
         str | None, typer.Option(help="The model that SENS is of, to measure settings that it does not have.")
     ] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
-    ] = None,
-    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
-    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
+    calibration: TextFile = None,
+    nsamples: Nsamples = 128,
+    seqlen: Seqlen = None,
+    seed: Seed = 0,
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
     validate: Annotated[
         int, typer.Option(help="Measure so many random plans, and store how well they were predicted.")
     ] = 0,
     dtype: Annotated[str, typer.Option(help="What to analyze in: auto, float32, bfloat16.")] = "float32",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Choose how each matrix is stored, within a budget."""

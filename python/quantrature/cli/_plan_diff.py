@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import Json
+from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..plan import Plan

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import BatchSize, Json, Seqlen, TrustRemoteCode
+from ._output import print_json, print_table, stdout_kept_clean
 
 
 def run(
@@ -25,13 +26,11 @@ def run(
         str | None, typer.Option("-o", "--output", help="Write the plan with its validation.", metavar="PLAN")
     ] = None,
     nsamples: Annotated[int, typer.Option(help="Windows of text.")] = 128,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    seqlen: Seqlen = None,
     seed: Annotated[int, typer.Option(help="For the choice of windows, and of random plans.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 8,
+    batch_size: BatchSize = 8,
     dtype: Annotated[str, typer.Option(help="What to measure in: auto, float32, bfloat16.")] = "float32",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure the loss change of a plan, and of random ones, beside what was predicted."""

@@ -10,7 +10,25 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits
-from ._output import Json, print_cost, print_json, print_table, stdout_kept_clean
+from ._options import (
+    BatchSize,
+    Checkpointing,
+    DeviceMap,
+    GroupSize,
+    Ignore,
+    Json,
+    MapFolder,
+    MaxMemory,
+    MaxShardSize,
+    Method,
+    ModelArgument,
+    OverwriteOutput,
+    Seed,
+    Seqlen,
+    Sym,
+    TrustRemoteCode,
+)
+from ._output import print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
 
 if TYPE_CHECKING:
@@ -21,13 +39,13 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")],
+    model: ModelArgument,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Folder to write.", metavar="OUT")] = None,
     plan: Annotated[str | None, typer.Option(help="A plan.json, in place of the grid options.")] = None,
     bits: Annotated[int | None, typer.Option(help="1 to 8, the same everywhere.")] = None,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 for one group a row.")] = 64,
-    method: Annotated[str, typer.Option(help="One of 'quantrature list methods'.")] = "rtn",
-    sym: Annotated[bool, typer.Option("--sym", help="Grids symmetric around zero.")] = False,
+    group_size: GroupSize = 64,
+    method: Method = "rtn",
+    sym: Sym = False,
     meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zeros to so many bits.")] = None,
     outliers: Annotated[
         float | None,
@@ -42,7 +60,7 @@ def run(
     ] = None,
     steps: Annotated[int, typer.Option(help="Integrals over which the significant weights are spread.")] = 2,
     selection: Annotated[str, typer.Option(help="How outliers are shared out: temperature or greedy.")] = "temperature",
-    ignore: Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")] = None,
+    ignore: Ignore = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -53,9 +71,9 @@ def run(
     nsamples: Annotated[
         int | None, typer.Option(help="Windows of calibration text; by default as many as the method's authors take.")
     ] = None,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
-    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
+    seqlen: Seqlen = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 1,
     damp_percent: Annotated[
         float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
     ] = None,
@@ -82,17 +100,10 @@ def run(
     compute_dtype: Annotated[
         str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
     ] = "float32",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
-    max_memory: Annotated[
-        list[str] | None,
-        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
-    ] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
-    ] = False,
-    map_folder: Annotated[
-        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
-    ] = None,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    checkpointing: Checkpointing = False,
+    map_folder: MapFolder = None,
     state_file: Annotated[
         str | None,
         typer.Option(help="Where --requant keeps its state, to go on after an interruption; OUT.state by default."),
@@ -100,18 +111,16 @@ def run(
     dtype: Annotated[
         str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
     ] = "auto",
-    max_shard_size: Annotated[str, typer.Option(help="Of one safetensors file.")] = "5GB",
+    max_shard_size: MaxShardSize = "5GB",
     auto_map: Annotated[
         bool,
         typer.Option(
             "--auto-map", help="Write code, too, that opens the folder with trust_remote_code, not importing."
         ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")] = False,
+    overwrite: OverwriteOutput = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large and how long.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a model and write it to a folder.

@@ -9,7 +9,21 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits, size_in_bytes
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import (
+    BatchSize,
+    Checkpointing,
+    DeviceMap,
+    Json,
+    MapFolder,
+    MaxMemory,
+    MaxShardSize,
+    Nsamples,
+    Rule,
+    Seed,
+    Seqlen,
+    TrustRemoteCode,
+)
+from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..requantization import Requantization
@@ -32,24 +46,17 @@ def run(
         str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Integrals over which the weights are spread.")] = 2,
-    nsamples: Annotated[int, typer.Option(help="Windows of calibration text.")] = 128,
-    seqlen: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
-    seed: Annotated[int, typer.Option(help="For the choice of windows.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 1,
-    rule: Annotated[str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.")] = "gauss",
+    nsamples: Nsamples = 128,
+    seqlen: Seqlen = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 1,
+    rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
     dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.")] = "float32",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, for example auto.")] = None,
-    max_memory: Annotated[
-        list[str] | None,
-        typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
-    ] = None,
-    checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
-    ] = False,
-    map_folder: Annotated[
-        str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")
-    ] = None,
+    device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    checkpointing: Checkpointing = False,
+    map_folder: MapFolder = None,
     state_file: Annotated[
         str | None,
         typer.Option(
@@ -57,11 +64,9 @@ def run(
         ),
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
-    max_shard_size: Annotated[str, typer.Option(help="Of one safetensors file.")] = "5GB",
+    max_shard_size: MaxShardSize = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Improve a quantized folder: keep the weights that cost most exactly, within a budget.

@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from .._C import QuantratureError
-from ._output import Json, print_json, print_table, stdout_kept_clean
+from ._options import Json, TrustRemoteCode
+from ._output import print_json, print_table, stdout_kept_clean
 
 
 def run(
     folder: Annotated[str, typer.Argument(help="What quantrature quantize wrote.", metavar="DIR")],
     source: Annotated[str, typer.Option(help="The model it was made from.", metavar="MODEL")],
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Dequantize every matrix of a quantized folder and compare it with its source."""

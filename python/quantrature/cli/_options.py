@@ -1,0 +1,38 @@
+"""Options that several verbs have, each with one name, one type and one text of ``--help``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")]
+TextFile = Annotated[
+    str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+]
+Nsamples = Annotated[int, typer.Option(help="Windows of calibration text.")]
+Seqlen = Annotated[int | None, typer.Option(help="Tokens in a window.")]
+Seed = Annotated[int, typer.Option(help="For the choice of windows.")]
+BatchSize = Annotated[int, typer.Option(help="Windows in one forward pass.")]
+
+GroupSize = Annotated[int, typer.Option(help="Weights that share a scale; -1 for one group a row.")]
+Method = Annotated[str, typer.Option(help="One of 'quantrature list methods'.")]
+Sym = Annotated[bool, typer.Option("--sym", help="Grids symmetric around zero.")]
+Ignore = Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")]
+
+Rule = Annotated[str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.")]
+Checkpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Trade time for memory in the backward pass.")
+]
+MapFolder = Annotated[str | None, typer.Option(help="Keep originals and accumulators in files of this folder.")]
+
+DeviceMap = Annotated[str | None, typer.Option(help="As in transformers, for example auto.")]
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable."),
+]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+
+MaxShardSize = Annotated[str, typer.Option(help="Of one safetensors file.")]
+OverwriteOutput = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
