@@ -391,6 +391,18 @@ def _matvec(d: Data, bits: int, activations: str) -> Call:
     return lambda: packed.matvec(x, out=y, activations=activations)
 
 
+def _nf4_matvec(d: Data) -> Call:
+    _, outliers = ops.extract_outliers(d.w, count=d.k)
+    packed = ops.PackedMatrix.of(ops.quantize(d.w, 4, 64, codebook="nf4", exclude=outliers), outliers)
+    x, y = d.vector.numpy(), np.empty(d.side, np.float32)
+    return lambda: packed.matvec(x, out=y)
+
+
+def _bitsandbytes_matvec(d: Data) -> Call:
+    dequantize = _bitsandbytes(d, True)
+    return lambda: dequantize() @ d.vector
+
+
 def _ggml_matvec(d: Data, name: str) -> Call:
     return ggml.Products(name, [d.w], [d.vector], torch.get_num_threads())
 
@@ -421,6 +433,12 @@ def _matvec_rows(d: Data) -> list[Row]:
     ):
         op = "mat-vec 4-bit g64 + 0.5 % outliers, float32"
         made.append(Row(op, "", "read", partial(_matvec, d, 4, "float32"), peer, theirs))
+    for peer, theirs in (
+        ("bitsandbytes dequantize, matmul", lambda: _bitsandbytes_matvec(d)),
+        ("itself on a grid, float32", lambda: _matvec(d, 4, "float32")),
+    ):
+        op = "mat-vec nf4 g64 + 0.5 % outliers, float32"
+        made.append(Row(op, "", "read", lambda: _nf4_matvec(d), peer, theirs))
     return made
 
 

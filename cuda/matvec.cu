@@ -6,7 +6,9 @@
 // for each plane. More vectors: tensor cores multiply codes, which bfloat16 holds exactly, and vectors, which
 // are one, two or three bfloat16 apart (bfloat16, float16, float32); products and sums are of float32, and
 // scales and zeros come in after each 32 columns, so that nothing is rounded that is not rounded without
-// them. Codes of 1, 5, 6 and 7 bits, and rows whose planes do not begin at words, are read one by one.
+// them. Codes of a codebook are looked up in shared memory, where the tables of a block's rows lie; the
+// kernel for few vectors takes up to eight of them. Codes of 1, 5, 6 and 7 bits, and rows whose planes do not
+// begin at words, are read one by one.
 #include "backend.cuh"
 #include "device/elements.cuh"
 #include "device/planes.cuh"
@@ -20,10 +22,11 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = 4;
-constexpr int kRows = 4;         // of a block
-constexpr int64_t kChunk = 256;  // columns whose codes fill whole blocks of each plane
-constexpr int kMostFew = 4;      // vectors without tensor cores
-constexpr int kMostTiles = 2;    // of eight vectors, of a kernel
+constexpr int kRows = 4;          // of a block
+constexpr int64_t kChunk = 256;   // columns whose codes fill whole blocks of each plane
+constexpr int kMostFew = 4;       // vectors without tensor cores
+constexpr int kMostLookedUp = 8;  // the same, of a codebook
+constexpr int kMostTiles = 2;     // of eight vectors, of a kernel
 constexpr int64_t kNarrowCols = 65536;
 
 __device__ __forceinline__ float add_warp(float x) {
@@ -34,6 +37,7 @@ __device__ __forceinline__ float add_warp(float x) {
 
 struct Product {
   qtr_grid_matrix w;
+  qtr_matrix table;  // data null: a grid
   qtr_csr residuals;
   qtr_matrix x;
   qtr_mutable_matrix y;
@@ -52,8 +56,24 @@ __device__ __forceinline__ int64_t column_of(const qtr_csr& m, int64_t i) {
                                : static_cast<const int32_t*>(m.columns)[i];
 }
 
-__device__ __forceinline__ float zero_at(const Product& p, int64_t g, int bits) {
-  return p.w.zero.data == nullptr ? symmetric_zero(bits) : load(p.w.zero.data, p.w.zero.dtype, g);
+// Group g of all rows.
+__device__ __forceinline__ float zero_at(const qtr_grid_matrix& w, int64_t g, int bits) {
+  return w.zero.data == nullptr ? symmetric_zero(bits) : load(w.zero.data, w.zero.dtype, g);
+}
+
+__device__ __forceinline__ float scale_at(const qtr_grid_matrix& w, int64_t g) {
+  return w.scale.data == nullptr ? 1.0f : load(w.scale.data, w.scale.dtype, g);
+}
+
+__device__ __forceinline__ float entry_at(const qtr_matrix& table, int64_t row, int code) {
+  return load(table.data, table.dtype, (table.rows > 1 ? row * table.row_stride : 0) + code);
+}
+
+// What a code stands for.
+__device__ __forceinline__ float value_of(const qtr_grid_matrix& w, const qtr_matrix& table, int bits,
+                                          int64_t row, int64_t g, int code) {
+  if (table.data != nullptr) return entry_at(table, row, code) * scale_at(w, g);
+  return (static_cast<float>(code) - zero_at(w, g, bits)) * scale_at(w, g);
 }
 
 // What columns past the whole chunks, and outliers, add to a row; the threads of a warp share it.
@@ -69,9 +89,7 @@ __device__ void add_rest(const Product& p, int bits, int64_t row, int lane, int6
   };
   for (int64_t j = p.whole + lane; j < p.w.cols; j += 32) {
     const int64_t g = row * p.groups + j / p.group;
-    add((static_cast<float>(code_at(codes, bits, p.w.cols, j)) - zero_at(p, g, bits)) *
-            load(p.w.scale.data, p.w.scale.dtype, g),
-        j);
+    add(value_of(p.w, p.table, bits, row, g, code_at(codes, bits, p.w.cols, j)), j);
   }
   if (p.residuals.row_offsets == nullptr) return;
   for (int64_t i = offset_of(p.residuals, row) + lane; i < offset_of(p.residuals, row + 1); i += 32)
@@ -89,14 +107,22 @@ __device__ __forceinline__ Four vector_at(const Product& p, int64_t v, int64_t j
   return f;
 }
 
-template <int kBits, int kVectors, qtr_dtype kDtype>
+// kEntries: codes are of a codebook.
+template <int kBits, int kVectors, qtr_dtype kDtype, bool kEntries>
 __global__ void __launch_bounds__(kThreads) multiply(Product p, int vectors) {
-  __shared__ float of_warp[kWarps][kRows][kVectors];
+  __shared__ float of_warp[kWarps][kRows][kVectors], entries[kRows][kEntries ? 1 << kBits : 1];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int q = lane % 8 / 2, h = lane % 2;
   const int64_t row_bytes = packed_row_bytes(kBits, p.w.cols);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kRows; first < p.w.rows;
        first += static_cast<int64_t>(gridDim.x) * kRows) {
+    if constexpr (kEntries) {
+      for (int i = static_cast<int>(threadIdx.x); i < kRows << kBits; i += kThreads) {
+        const int r = i >> kBits, code = i & ((1 << kBits) - 1);
+        entries[r][code] = entry_at(p.table, first + r < p.w.rows ? first + r : p.w.rows - 1, code);
+      }
+      __syncthreads();
+    }
     float sum[kRows][kVectors] = {};
     for (int64_t chunk = warp * 4 + lane / 8; chunk * kChunk < p.whole; chunk += kWarps * 4) {
       const int64_t j = chunk * kChunk + q * 64 + h * 4;
@@ -121,19 +147,24 @@ __global__ void __launch_bounds__(kThreads) multiply(Product p, int vectors) {
           for (int r = 0; r < kRows; ++r)
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-              const float code = words[r].code(m, k);
+              float factor;
+              if constexpr (kEntries)
+                factor = entries[r][words[r].number(m, k)];
+              else
+                factor = words[r].code(m, k);
 #pragma unroll
-              for (int v = 0; v < kVectors; ++v) dot[r][v] = __fmaf_rn(code, x[v].v[k], dot[r][v]);
+              for (int v = 0; v < kVectors; ++v) dot[r][v] = __fmaf_rn(factor, x[v].v[k], dot[r][v]);
             }
         }
         const int64_t g = (j + 32 * half) / p.group;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
           const int64_t row = first + r < p.w.rows ? first + r : p.w.rows - 1, at = row * p.groups + g;
-          const float scale = load(p.w.scale.data, p.w.scale.dtype, at), zero = zero_at(p, at, kBits);
+          const float scale = scale_at(p.w, at), zero = kEntries ? 0.0f : zero_at(p.w, at, kBits);
 #pragma unroll
           for (int v = 0; v < kVectors; ++v)
-            sum[r][v] = __fmaf_rn(scale, __fmaf_rn(-zero, total[v], dot[r][v]), sum[r][v]);
+            sum[r][v] =
+                __fmaf_rn(scale, kEntries ? dot[r][v] : __fmaf_rn(-zero, total[v], dot[r][v]), sum[r][v]);
         }
       }
     }
@@ -249,8 +280,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             const int64_t group = rows[r] * p.groups + j / p.group;
-            scale[r] = load(p.w.scale.data, p.w.scale.dtype, group);
-            zero[r] = zero_at(p, group, kBits);
+            scale[r] = scale_at(p.w, group);
+            zero[r] = zero_at(p.w, group, kBits);
           }
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile)
@@ -283,7 +314,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// What an outlier adds to the value of the grid in its place, rounded once.
+// What an outlier adds to the value in its place, rounded once.
 __global__ void __launch_bounds__(kThreads)
     residual_values(qtr_residuals_args a, int64_t group, int64_t groups) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -298,11 +329,8 @@ __global__ void __launch_bounds__(kThreads)
         high = middle;
     }
     const int64_t column = column_of(a.outliers, i), g = low * groups + column / group;
-    const float scale = load(a.w.scale.data, a.w.scale.dtype, g);
-    const float zero =
-        a.w.zero.data == nullptr ? symmetric_zero(a.w.bits) : load(a.w.zero.data, a.w.zero.dtype, g);
     const int code = code_at(a.w.codes + low * row_bytes, a.w.bits, a.w.cols, column);
-    a.out[i] = load(a.outliers.values, a.outliers.dtype, i) - (static_cast<float>(code) - zero) * scale;
+    a.out[i] = load(a.outliers.values, a.outliers.dtype, i) - value_of(a.w, a.table, a.w.bits, low, g, code);
   }
 }
 
@@ -321,20 +349,20 @@ __global__ void __launch_bounds__(kThreads) check_rows(qtr_csr m, unsigned long 
 }
 
 int64_t group_length(const qtr_grid_matrix& w) {
-  return w.group_size == -1 ? w.cols : std::min(w.group_size, w.cols);
+  return w.group_size < 1 ? w.cols : std::min(w.group_size, w.cols);
 }
 
 // By the kernel for kVectors vectors, which may be more than there are.
-template <int kBits, int kVectors>
+template <int kBits, int kVectors, bool kEntries = false>
 void multiply_few(const Product& p, int vectors, cudaStream_t stream) {
   const unsigned blocks = blocks_for(ceil_div(p.w.rows, kRows));
   switch (p.x.dtype) {
     case QTR_F32:
-      return launch(multiply<kBits, kVectors, QTR_F32>, blocks, kThreads, 0, stream, p, vectors);
+      return launch(multiply<kBits, kVectors, QTR_F32, kEntries>, blocks, kThreads, 0, stream, p, vectors);
     case QTR_F16:
-      return launch(multiply<kBits, kVectors, QTR_F16>, blocks, kThreads, 0, stream, p, vectors);
+      return launch(multiply<kBits, kVectors, QTR_F16, kEntries>, blocks, kThreads, 0, stream, p, vectors);
     default:
-      return launch(multiply<kBits, kVectors, QTR_BF16>, blocks, kThreads, 0, stream, p, vectors);
+      return launch(multiply<kBits, kVectors, QTR_BF16, kEntries>, blocks, kThreads, 0, stream, p, vectors);
   }
 }
 
@@ -370,8 +398,30 @@ void multiply_by_tiles(const Product& p, cudaStream_t stream) {
   }
 }
 
+// Vectors from `first` on.
+Product part_of(Product p, int64_t first) {
+  p.x.data = static_cast<const char*>(p.x.data) + first * p.x.row_stride * bytes_of(p.x.dtype);
+  p.y.data = static_cast<char*>(p.y.data) + first * p.y.row_stride * bytes_of(p.y.dtype);
+  return p;
+}
+
+template <int kBits>
+void multiply_looked_up(const Product& p, cudaStream_t stream) {
+  for (int64_t first = 0; first < p.x.rows; first += kMostLookedUp) {
+    const Product part = part_of(p, first);
+    const int taken = static_cast<int>(std::min<int64_t>(kMostLookedUp, p.x.rows - first));
+    if (taken == 1)
+      multiply_few<kBits, 1, true>(part, taken, stream);
+    else if (taken <= kMostFew)
+      multiply_few<kBits, kMostFew, true>(part, taken, stream);
+    else
+      multiply_few<kBits, kMostLookedUp, true>(part, taken, stream);
+  }
+}
+
 template <int kBits>
 void multiply_words(const Product& p, cudaStream_t stream) {
+  if (p.table.data != nullptr) return multiply_looked_up<kBits>(p, stream);
   switch (p.x.rows) {
     case 1:
       return multiply_few<kBits, 1>(p, 1, stream);
@@ -411,6 +461,7 @@ void matvec(const qtr_matvec_args& a) {
   const cudaStream_t stream = stream_of(a.device);
   Product p{};
   p.w = a.w;
+  p.table = a.table;
   p.residuals = a.residuals;
   p.x = a.x;
   p.y = a.out;

@@ -43,13 +43,16 @@ struct Quantized {
     }
   }
 
-  void multiply(int bits, int64_t vectors, bool outliers) {
+  void multiply(int bits, int64_t vectors, bool outliers, bool codebook = false) {
     MatvecArgs args{};
     args.struct_size = sizeof(args);
     const Matrix none{nullptr, kSide, kGroups, kGroups, QTR_F32};
     args.w = {codes.data(), static_cast<int64_t>(codes.size()), kSide, kSide, bits, kGroup, none, none};
     args.w.scale.data = scale.data();
-    args.w.zero.data = zero.data();
+    if (codebook)
+      args.table = {zero.data(), 1, 1 << bits, 1 << bits, QTR_F32};  // any numbers
+    else
+      args.w.zero.data = zero.data();
     if (outliers)
       args.residuals = {residuals.data(),
                         columns.data(),
@@ -78,6 +81,11 @@ int registered = [] {
     for_every_target(name, bytes, [=] { quantized(bits).multiply(bits, 1, false); });
     for_every_target(name + "/outliers", bytes, [=] { quantized(bits).multiply(bits, 1, true); });
     for_every_target(name + "/4 vectors", bytes, [=] { quantized(bits).multiply(bits, 4, false); });
+    const int64_t without_zeros = kSide * (row_bytes(kSide, bits) + 4 * kGroups);
+    for_every_target(name + "/codebook", without_zeros,
+                     [=] { quantized(bits).multiply(bits, 1, false, true); });
+    for_every_target(name + "/codebook, 4 vectors", without_zeros,
+                     [=] { quantized(bits).multiply(bits, 4, false, true); });
   }
   return 0;
 }();

@@ -66,6 +66,16 @@ struct LaneWords {
     }
   }
 
+  // The same as an integer.
+  QUANTRATURE_INLINE int number(int m, int k) const {
+    uint32_t code = 0;
+    if constexpr (kEight) return static_cast<int>(eight[m / 4].word[k] >> (8 * (m % 4)) & 255);
+    if constexpr (kFour) code = four.word[k] >> (4 * m) & 15;
+    if constexpr (kTwo) code = code << 2 | (two.word[k] >> (2 * m) & 3);
+    if constexpr (kOne) code = code << 1 | (one.word[k] >> m & 1);
+    return static_cast<int>(code);
+  }
+
   QUANTRATURE_INLINE float code(int m, int k) const {
     constexpr int kAbove1 = kBits & 1, kAbove2 = kBits & 3;  // bits below the plane of two, and of four
     float sum = 0;

@@ -28,13 +28,21 @@ using AnyOutput = nb::ndarray<nb::c_contig>;
 // The CUDA device of a call and its stream, as place() in _arrays.py gives them; none for the CPU.
 using Place = std::optional<std::pair<int32_t, uintptr_t>>;
 
+template <class Array>
+bool on_cpu(const Array& array) {
+  return array.device_type() == nb::device::cpu::value;
+}
+template <class Array>
+bool on_cpu(const std::optional<Array>& array) {
+  return !array || on_cpu(*array);
+}
+
 // The same for the core. _arrays.py has checked that all arrays are there; that a pointer to memory of a
 // device is not read on the CPU is checked once more.
 template <class... Arrays>
 Device device_of(const Place& place, const Arrays&... arrays) {
   if (place) return {QTR_CUDA, place->first, reinterpret_cast<void*>(place->second)};
-  if (((arrays.device_type() != nb::device::cpu::value) || ...))
-    throw nb::type_error("expected arrays on the CPU, or where they are");
+  if (!(on_cpu(arrays) && ...)) throw nb::type_error("expected arrays on the CPU, or where they are");
   return {};
 }
 

@@ -19,7 +19,7 @@ void bind_codebook(nb::module_& m) {
         args.bits = bits;
         args.group_size = group_size;
         args.table = view(table);
-        args.device = scale ? device_of(place, w, table, codes, *scale) : device_of(place, w, table, codes);
+        args.device = device_of(place, w, table, codes, scale);
         exclude(row_offsets, columns, "codebook", args);
         args.codes = codes.data();
         args.codes_size = static_cast<int64_t>(codes.size());
@@ -44,8 +44,7 @@ void bind_codebook(nb::module_& m) {
         args.table = view(table);
         if (scale) args.scale = view(*scale);
         args.out = view(out);
-        args.device =
-            scale ? device_of(place, codes, table, *scale, out) : device_of(place, codes, table, out);
+        args.device = device_of(place, codes, table, scale, out);
         nb::gil_scoped_release release;
         codebook_dequantize(args);
       },

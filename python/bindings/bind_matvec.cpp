@@ -7,16 +7,10 @@ using PackedRows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig>;
 using SparsePart = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig>;
 using SparseResult = nb::ndarray<float, nb::ndim<1>, nb::c_contig>;
 
-GridMatrix grid_of(const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const AnyInput& scale,
-                   const std::optional<AnyInput>& zero) {
-  return {codes.data(),
-          static_cast<int64_t>(codes.size()),
-          static_cast<int64_t>(codes.shape(0)),
-          cols,
-          bits,
-          group_size,
-          view(scale),
-          zero ? view(*zero) : Matrix{}};
+GridMatrix grid_of(const PackedRows& codes, int64_t cols, int bits, int64_t group_size,
+                   const std::optional<AnyInput>& scale, const std::optional<AnyInput>& zero) {
+  return {codes.data(), static_cast<int64_t>(codes.size()), static_cast<int64_t>(codes.shape(0)), cols, bits,
+          group_size,   scale ? view(*scale) : Matrix{},    zero ? view(*zero) : Matrix{}};
 }
 
 Csr csr_of(const SparsePart& values, const SparsePart& columns, const SparsePart& row_offsets, int64_t cols) {
@@ -34,22 +28,29 @@ Csr csr_of(const SparsePart& values, const SparsePart& columns, const SparsePart
 void bind_matvec(nb::module_& m) {
   m.def(
       "residuals",
-      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const AnyInput& scale,
-         const std::optional<AnyInput>& zero, const SparsePart& values, const SparsePart& columns,
+      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size,
+         const std::optional<AnyInput>& scale, const std::optional<AnyInput>& zero,
+         const std::optional<AnyInput>& table, const SparsePart& values, const SparsePart& columns,
          const SparsePart& row_offsets, const SparseResult& out, const Place& place) {
-        const ResidualsArgs args{sizeof(ResidualsArgs), grid_of(codes, cols, bits, group_size, scale, zero),
-                                 csr_of(values, columns, row_offsets, cols), out.data(),
-                                 device_of(place, codes, scale, values, columns, row_offsets, out)};
+        const ResidualsArgs args{
+            sizeof(ResidualsArgs),
+            grid_of(codes, cols, bits, group_size, scale, zero),
+            csr_of(values, columns, row_offsets, cols),
+            out.data(),
+            device_of(place, codes, scale, zero, table, values, columns, row_offsets, out),
+            table ? view(*table) : Matrix{}};
         nb::gil_scoped_release release;
         residuals(args);
       },
-      "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
-      "zero"_a.noconvert().none(), "values"_a.noconvert(), "columns"_a.noconvert(),
-      "row_offsets"_a.noconvert(), "out"_a.noconvert(), "place"_a.none() = nb::none());
+      "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert().none(),
+      "zero"_a.noconvert().none(), "table"_a.noconvert().none(), "values"_a.noconvert(),
+      "columns"_a.noconvert(), "row_offsets"_a.noconvert(), "out"_a.noconvert(),
+      "place"_a.none() = nb::none());
   m.def(
       "matvec",
-      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size, const AnyInput& scale,
-         const std::optional<AnyInput>& zero, const std::optional<SparsePart>& values,
+      [](const PackedRows& codes, int64_t cols, int bits, int64_t group_size,
+         const std::optional<AnyInput>& scale, const std::optional<AnyInput>& zero,
+         const std::optional<AnyInput>& table, const std::optional<SparsePart>& values,
          const std::optional<SparsePart>& columns, const std::optional<SparsePart>& row_offsets,
          const AnyInput& x, const AnyOutput& out, int activations, const Place& place) {
         MatvecArgs args{};
@@ -59,14 +60,15 @@ void bind_matvec(nb::module_& m) {
         args.x = view(x);
         args.out = view(out);
         args.activations = static_cast<qtr_activations>(activations);
-        args.device = device_of(place, codes, scale, x, out);
+        args.device = device_of(place, codes, scale, zero, table, x, out);
+        if (table) args.table = view(*table);
         nb::gil_scoped_release release;
         matvec(args);
       },
-      "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert(),
-      "zero"_a.noconvert().none(), "values"_a.noconvert().none(), "columns"_a.noconvert().none(),
-      "row_offsets"_a.noconvert().none(), "x"_a.noconvert(), "out"_a.noconvert(), "activations"_a,
-      "place"_a.none() = nb::none());
+      "codes"_a.noconvert(), "cols"_a, "bits"_a, "group_size"_a, "scale"_a.noconvert().none(),
+      "zero"_a.noconvert().none(), "table"_a.noconvert().none(), "values"_a.noconvert().none(),
+      "columns"_a.noconvert().none(), "row_offsets"_a.noconvert().none(), "x"_a.noconvert(),
+      "out"_a.noconvert(), "activations"_a, "place"_a.none() = nb::none());
 }
 
 }  // namespace quantrature::bindings

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
 from ._C import InvalidArgumentError
-from .ops import PackedMatrix, QuantizedTensor, SparseCSR
+from .ops import PackedMatrix, SparseCSR
 from .storage import MatrixSpec, QuantizedMatrix, TrellisMatrix
 
 FEW = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 32}
@@ -118,8 +118,8 @@ class _Prepared:
     Attributes:
         versions: of the stored tensors, which tell whether something was written to them since.
         matrix: with scales that need no dequantizing of their own.
-        packed: the same for the packed product; ``None`` for a form that has none.
-        rotated: the same for the product in a rotated basis; ``None`` for a form that is in none.
+        packed: the same for the packed product; ``None`` for a form in a rotated basis.
+        rotated: the same for the product in a rotated basis; ``None`` for other forms.
     """
 
     versions: tuple[int, ...]
@@ -157,14 +157,12 @@ def _made(stored: Sequence[torch.Tensor], description: str, versions: tuple[int,
     matrix = spec.matrix({name: tensor.data for name, tensor in zip(names, stored, strict=True)})
     if isinstance(matrix.dense, TrellisMatrix):
         return _Prepared(versions, matrix, rotated=RotatedMatrix.of(matrix))
-    if not isinstance(matrix.dense, QuantizedTensor):
-        return _Prepared(versions, matrix)
-    packed = PackedMatrix.of(matrix.dense, _beside_the_grid(matrix))
-    return _Prepared(versions, replace(matrix, dense=packed.grid), packed)
+    packed = PackedMatrix.of(matrix.dense, _beside_the_codes(matrix))
+    return _Prepared(versions, replace(matrix, dense=packed.dense), packed)
 
 
-def _beside_the_grid(matrix: QuantizedMatrix) -> SparseCSR | None:
-    """The outliers in units of the grid, whose inputs are scaled where the outliers' are not."""
+def _beside_the_codes(matrix: QuantizedMatrix) -> SparseCSR | None:
+    """The outliers in units of the dense form, whose inputs are scaled where the outliers' are not."""
     outliers, scale = matrix.outliers, matrix.input_scale
     if outliers is None or scale is None:
         return outliers

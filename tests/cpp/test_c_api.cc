@@ -133,6 +133,19 @@ class CApi : public testing::Test {
     args.out = out(result_, 1, kRows);
     return args;
   }
+  // The same codes, of a codebook.
+  qtr_matvec_args matvec_of_codebook() {
+    qtr_matvec_args args = matvec();
+    args.w.zero = {};
+    args.table = in(table_, 1, 1 << kBits);
+    return args;
+  }
+  qtr_residuals_args residuals_of_codebook() {
+    qtr_residuals_args args = residuals();
+    args.w.zero = {};
+    args.table = in(table_, 1, 1 << kBits);
+    return args;
+  }
   qtr_allocate_args allocate() {
     return {
         sizeof(qtr_allocate_args), costs_, sizes_, options_, 2, 3, 0, 0, indices_, nullptr, nullptr, nullptr};
@@ -304,6 +317,8 @@ TEST_F(CApi, EveryFunctionTakesCallersOfOtherVersions) {
   expect_sound(qtr_dequantize, dequantize());
   expect_sound(qtr_residuals, residuals());
   expect_sound(qtr_matvec, matvec());
+  expect_sound(qtr_residuals, residuals_of_codebook());
+  expect_sound(qtr_matvec, matvec_of_codebook());
   expect_sound(qtr_allocate, allocate());
   expect_sound(qtr_kmeans, kmeans());
   expect_sound(qtr_round_to_half, round_to_half());
@@ -553,6 +568,20 @@ TEST_F(CApi, Matvec) {
           "[residuals] outliers must be");
   REFUSED(qtr_residuals, residuals(), a.out = nullptr, "[residuals] out must not be null: got out=null");
   REFUSED(qtr_residuals, residuals(), offsets_[1] = -1, "[csr] row_offsets must not fall");
+
+  const auto spoil = [&](auto&& change, const std::string& text) {
+    REFUSED(qtr_matvec, matvec_of_codebook(), change(a), "[matvec] " + text);
+    REFUSED(qtr_residuals, residuals_of_codebook(), change(a), "[residuals] " + text);
+  };
+  spoil([](auto& a) { a.w.bits = 9; }, "bits must be 1 to 8: got bits=9");
+  spoil([](auto& a) { a.table.cols = 4; }, "table must have 2^bits entries: got entries=4, bits=3");
+  spoil([](auto& a) { a.table.rows = 2; }, "table must have one row, or one for each row: got rows=2");
+  spoil([](auto& a) { a.table.dtype = static_cast<qtr_dtype>(3); }, "table must be float32");
+  spoil([](auto& a) { a.w.group_size = -2; }, "group_size must be -1, 0 or at least 1: got group_size=-2");
+  spoil([](auto& a) { a.w.group_size = 0; }, "scale must be there if and only if there are groups");
+  spoil([](auto& a) { a.w.scale = {}; }, "scale must be there if and only if there are groups");
+  spoil([](auto& a) { a.w.zero = a.w.scale; }, "zero must not be given with a table");
+  spoil([](auto& a) { a.w.scale.rows = 1; }, "scale and zero must hold one number for each group");
 }
 
 TEST_F(CApi, AllocateAndKmeans) {

@@ -73,6 +73,106 @@ TEST_F(OnDevice, Codebooks) {
         }
 }
 
+// Products with codes of a codebook, one weight in nine kept beside them.
+TEST_F(OnDevice, MatvecOfCodebooks) {
+  struct Case {
+    int64_t rows, cols;
+    int bits;
+    int64_t group;
+    bool table_per_row;
+    DType dtype;
+  };
+  std::vector<Case> all;
+  for (int bits : {2, 3, 4, 8})
+    for (int64_t group : {0, -1, 32, 64}) all.push_back({6, 1152, bits, group, group != 64, QTR_F32});
+  for (int bits : {1, 5}) all.push_back({5, 256, bits, 64, true, QTR_F32});
+  all.push_back({5, 33, 4, -1, false, QTR_F32});
+  all.push_back({3, 768, 4, 48, false, QTR_F16});
+  all.push_back({9, 768, 3, 0, true, QTR_F16});
+  all.push_back({9, 768, 4, 96, false, QTR_BF16});
+  std::mt19937 generator(1);
+  for (const Case& c : all) {
+    SCOPED_TRACE(std::to_string(c.cols) + " columns, bits " + std::to_string(c.bits) + ", group " +
+                 std::to_string(c.group));
+    const int64_t per_row = c.group < 1 ? 1 : (c.cols + c.group - 1) / c.group;
+    const cases::Sample table =
+        cases::sample("normal", c.table_per_row ? c.rows : 1, int64_t{1} << c.bits, c.dtype, 5);
+    const cases::Sample scale = cases::sample("normal", c.rows, per_row, c.dtype);
+    std::vector<uint8_t> codes(static_cast<size_t>(c.rows * row_bytes(c.cols, c.bits)));
+    for (uint8_t& byte : codes) byte = static_cast<uint8_t>(generator());
+    std::vector<uint16_t> columns;
+    std::vector<float> values;
+    std::vector<int32_t> offsets{0};
+    for (int64_t row = 0; row < c.rows; ++row) {
+      for (int64_t col = row; col < c.cols; col += 9) {
+        columns.push_back(static_cast<uint16_t>(col));
+        values.push_back(static_cast<float>(row) - 0.3f * static_cast<float>(col % 11));
+      }
+      offsets.push_back(static_cast<int32_t>(columns.size()));
+    }
+    const Input d_table(table), d_scale(scale);
+    const DeviceArray<uint8_t> d_codes(codes);
+    const DeviceArray<float> d_values(values), d_residual(values.size());
+    const DeviceArray<uint16_t> d_columns(columns);
+    const DeviceArray<int32_t> d_offsets(offsets);
+    const auto matrix = [&](const uint8_t* of, const Matrix& scales) {
+      return GridMatrix{of,      static_cast<int64_t>(codes.size()), c.rows, c.cols, c.bits,
+                        c.group, c.group == 0 ? Matrix{} : scales,   {}};
+    };
+    const auto csr = [&](const float* v, const uint16_t* at, const int32_t* o) {
+      return Csr{v, at, o, c.rows, c.cols, static_cast<int64_t>(values.size()), QTR_F32};
+    };
+    std::vector<float> residual(values.size()), dense(static_cast<size_t>(c.rows * c.cols));
+    residuals({sizeof(ResidualsArgs),
+               matrix(codes.data(), scale.view()),
+               csr(values.data(), columns.data(), offsets.data()),
+               residual.data(),
+               {},
+               table.view()});
+    residuals({sizeof(ResidualsArgs), matrix(d_codes.data(), d_scale.m),
+               csr(d_values.data(), d_columns.data(), d_offsets.data()), d_residual.data(), kDevice,
+               d_table.m});
+    expect_same(d_residual.read(), residual);
+    codebook_dequantize({sizeof(CodebookDequantizeArgs), codes.data(), static_cast<int64_t>(codes.size()),
+                         c.bits, c.group, table.view(), c.group == 0 ? Matrix{} : scale.view(),
+                         MutableMatrix{dense.data(), c.rows, c.cols, c.cols, QTR_F32}});
+
+    for (DType dtype : cases::kDTypes)
+      for (int64_t vectors : {1, 3, 7, 9, 16}) {
+        if ((dtype == QTR_F32) != (vectors == 7 || vectors == 9) && c.group != 64) continue;
+        SCOPED_TRACE(std::to_string(vectors) + " vectors of dtype " + std::to_string(dtype));
+        const cases::Sample x = cases::sample("normal", vectors, c.cols, dtype, vectors == 9 ? 3 : 4);
+        const Input d_x(x);
+        std::vector<float> y(static_cast<size_t>(vectors * c.rows));
+        const DeviceArray<float> d_y(y.size());
+        matvec({sizeof(MatvecArgs),
+                matrix(codes.data(), scale.view()),
+                csr(residual.data(), columns.data(), offsets.data()),
+                x.view(),
+                MutableMatrix{y.data(), vectors, c.rows, c.rows, QTR_F32},
+                QTR_ACTIVATIONS_FLOAT32,
+                {},
+                table.view()});
+        matvec({sizeof(MatvecArgs), matrix(d_codes.data(), d_scale.m),
+                csr(d_residual.data(), d_columns.data(), d_offsets.data()), d_x.m,
+                MutableMatrix{d_y.data(), vectors, c.rows, c.rows, QTR_F32}, QTR_ACTIVATIONS_FLOAT32, kDevice,
+                d_table.m});
+        const std::vector<float> got = d_y.read();
+        for (int64_t v = 0; v < vectors; ++v)
+          for (int64_t row = 0; row < c.rows; ++row) {
+            double size = 0;
+            for (int64_t col = 0; col < c.cols; ++col)
+              size += std::abs(dense[static_cast<size_t>(row * c.cols + col)] * x.at(v, col));
+            for (int32_t i = offsets[static_cast<size_t>(row)]; i < offsets[static_cast<size_t>(row + 1)];
+                 ++i)
+              size += std::abs(residual[static_cast<size_t>(i)] * x.at(v, columns[static_cast<size_t>(i)]));
+            const auto at = static_cast<size_t>(v * c.rows + row);
+            EXPECT_NEAR(got[at], y[at], 2 * std::ldexp(static_cast<double>(c.cols) / 8 + 32, -23) * size);
+          }
+      }
+  }
+}
+
 TEST_F(OnDevice, CodebooksRefuseWhatIsNotFinite) {
   cases::Sample s = cases::sample("normal", 3, 64, QTR_F32);
   const std::vector<float> entries = {-1, 0, 1, 2};

@@ -64,10 +64,22 @@ void dequantize(Arguments& in) {
   accepted(call(qtr_dequantize, args, in));
 }
 
+// Codes of a codebook in place of those of a grid.
+qtr_matrix table(Arguments& in, qtr_grid_matrix& w) {
+  if (in.within(0, 7) != 0) w.zero = {};
+  if (in.coin()) {
+    w.group_size = 0;
+    if (in.within(0, 7) != 0) w.scale = {};
+  }
+  const int64_t entries = w.bits >= 1 && w.bits <= 8 ? 1 << w.bits : 8;
+  return in.matrix<qtr_matrix>(in.coin() ? 1 : w.rows, in.within(0, 15) == 0 ? in.extent(300) : entries);
+}
+
 void product(Arguments& in) {
   const int64_t rows = in.extent(8), cols = in.extent(600);
   qtr_matvec_args args{};
   args.w = grid(in, rows, cols);
+  if (in.coin()) args.table = table(in, args.w);
   const int64_t vectors = in.within<int64_t>(1, 3);
   args.x = in.matrix<qtr_matrix>(vectors, in.within(0, 15) == 0 ? in.extent(600) : cols);
   args.out = in.matrix<qtr_mutable_matrix>(vectors, rows, true);
@@ -75,6 +87,7 @@ void product(Arguments& in) {
     // As a reader does: positions are checked before they are used.
     qtr_residuals_args residuals{};
     residuals.w = args.w;
+    residuals.table = args.table;
     residuals.outliers = in.csr(rows, cols);
     residuals.out = in.array<float>(residuals.outliers.nnz < 0 ? 0 : residuals.outliers.nnz);
     if (!accepted(call(qtr_residuals, residuals, in)) || residuals.struct_size < sizeof(residuals)) return;

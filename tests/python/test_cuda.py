@@ -189,15 +189,34 @@ def test_matvec(on_device, bits):
 
 
 @needs_a_device
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_matvec_of_codebooks(on_device, bits, group_size):
+    w = numbers(37, 768)
+    rest, outliers = ops.extract_outliers(on_device(w), fraction=0.01)
+    q = ops.quantize(rest, bits, group_size, codebook=on_device(numbers(37, 1 << bits)), exclude=outliers)
+    packed = ops.PackedMatrix.of(q, outliers)
+    codes = host(q.dequantize("float32")).astype(np.float64)
+    dense = host(outliers.add_to(q.dequantize("float32"))).astype(np.float64)
+    for vectors in (1, 4, 7, 16, 33):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            x = on_device(numbers(vectors, 768, vectors).reshape(vectors, 768)).to(dtype)
+            exact = x.double().cpu().numpy()
+            bound = 2.0**-23 * (768 / 8 + 32) * (abs(exact) @ (abs(codes) + abs(dense - codes)).T)
+            assert (abs(host(packed.matvec(x)) - exact @ dense.T) <= bound).all()
+
+
+@needs_a_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_layers(on_device, dtype):
+@pytest.mark.parametrize("solver", ["minmax", "nf4"])
+def test_layers(on_device, dtype, solver):
     pytest.importorskip("transformers")
     from quantrature.methods import quantize_matrix
     from quantrature.nn import QuantLinear
     from quantrature.plan import PlanEntry
     from quantrature.storage import MatrixSpec
 
-    entry = PlanEntry(bits=4, group_size=32, outliers=0.02)
+    entry = PlanEntry(bits=4, group_size=32, outliers=0.02, solver=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
     layer = QuantLinear(MatrixSpec.of(matrix))
     layer.store(matrix)

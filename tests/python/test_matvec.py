@@ -160,7 +160,7 @@ def test_matmul_is_a_linear_layer(dtype, n):
     y = packed.matmul(x)
     assert y.dtype == dtype
     wide = packed.matvec(x)
-    check(wide, packed.grid, x.float(), outliers)
+    check(wide, packed.dense, x.float(), outliers)
     assert torch.equal(y, wide.to(dtype))
     for i in {0, n // 2, n - 1}:
         assert torch.equal(packed.matmul(x[i]), y[i])
@@ -206,6 +206,80 @@ def test_the_result_goes_where_it_is_wanted():
     np.testing.assert_array_equal(out, ops.matvec(q, x))
 
 
+def check_codebook(y, q, x, outliers=None, activations="float32"):
+    """Within what matvec.hpp allows for codes of a codebook, of the product of the dequantized matrix in float64."""
+    cols = q.shape[1]
+    x = np.asarray(x, np.float64)
+    values = np.asarray(q.dequantize("float32"), np.float64)
+    sizes = np.abs(values)
+    bound = 0.0
+    if activations == "int8":
+        largest = np.repeat(np.maximum.reduceat(np.abs(x), np.arange(0, cols, 64), axis=-1), 64, axis=-1)[..., :cols]
+        bound = ((1 + 2.0**-16) / 254 * largest + 2.0**-110) @ sizes.T
+    if outliers is not None:
+        dense = np.asarray(outliers.add_to(q.dequantize("float32")), np.float64)
+        values, sizes = dense, sizes + np.abs(dense - values)
+    assert y.dtype == np.float32
+    bound = bound + 2.0**-23 * (cols / 8 + 32) * (np.abs(x) @ sizes.T)
+    assert (np.abs(np.asarray(y) - x @ values.T) <= bound).all()
+
+
+def tables(rows, bits, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, 1 << bits)).astype(np.float32)
+
+
+@pytest.mark.parametrize("codebook", ["nf4", "fp4"])
+@pytest.mark.parametrize("group_size", [-1, 32, 50, 64, 128])
+def test_codebooks_with_names(codebook, group_size, library):
+    w, x = library(matrix(20, 700)), library(matrix(3, 700, 1))
+    rest, outliers = ops.extract_outliers(w, fraction=0.02)
+    for meta_bits in (None, 8):
+        q = ops.quantize(rest, 4, group_size, codebook=codebook, exclude=outliers, meta_bits=meta_bits)
+        packed = ops.PackedMatrix.of(q, outliers)
+        assert type(packed.matvec(x)) is type(x)
+        check_codebook(np.asarray(packed.matvec(x)), q, x, outliers)
+        check_codebook(np.asarray(ops.matvec(q, x)), q, x)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_learned_codebooks(bits, every_target):
+    w, x = matrix(11, 1111), matrix(5, 1111, 1)
+    _, outliers = ops.extract_outliers(w, fraction=0.02)
+    for table in (tables(11, bits), tables(1, bits)[0], tables(11, bits).astype(np.float16)):
+        for group_size in (None, 32, 70, -1):
+            q = ops.quantize(w, bits, group_size, codebook=table)
+            packed = ops.PackedMatrix.of(q, outliers)
+            for _ in every_target():
+                for activations in ("float32", "int8"):
+                    check_codebook(packed.matvec(x, activations=activations), q, x, outliers, activations)
+                np.testing.assert_array_equal(packed.matvec(x)[3], packed.matvec(x[3]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 8), st.integers(1, 12), st.integers(1, 900), st.sampled_from([None, -1, 3, 32, 64, 96, 192]),
+    st.booleans(), st.integers(1, 20), st.sampled_from(["float32", "int8"]), st.integers(0, 10**6)
+)  # fmt: skip
+def test_codebooks_whatever_the_shape(bits, rows, cols, group_size, per_row, n, activations, seed):
+    w, x = matrix(rows, cols, seed), matrix(n, cols, seed + 1)
+    _, outliers = ops.extract_outliers(w, fraction=0.03)
+    table = tables(rows, bits, seed)
+    q = ops.quantize(w, bits, group_size, codebook=table if per_row else table[0], exclude=outliers)
+    check_codebook(ops.matvec(q, x, outliers, activations=activations), q, x, outliers, activations)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codebooks_make_linear_layers(dtype):
+    w = torch.from_numpy(matrix(37, 600)).to(dtype)
+    _, outliers = ops.extract_outliers(w, fraction=0.01)
+    packed = ops.PackedMatrix.of(ops.quantize(w, 4, 64, codebook="nf4", exclude=outliers), outliers)
+    x = torch.from_numpy(matrix(19, 600, 1)).to(dtype)
+    y = packed.matmul(x)
+    assert y.dtype == dtype
+    check_codebook(packed.matvec(x).numpy(), packed.dense, x.float(), outliers)
+    assert torch.equal(y, packed.matvec(x).to(dtype))
+
+
 W = matrix(4, 64)
 Q = ops.quantize(W, 4, 32)
 X = np.ones(64, np.float32)
@@ -220,7 +294,8 @@ FIXED.flags.writeable = False
     [
         ((ops.quantize(W, 4, 4, axis=0), X), r"\[matvec\] q must be a matrix .* axis 1: got shape=\(4, 64\), axis=0"),
         ((ops.quantize(W[0], 4, 32), X), r"\[matvec\] q must be a matrix .*: got shape=\(64,\), axis=1"),
-        ((W, X), r"\[matvec\] q must be a QuantizedTensor or a PackedMatrix: got numpy.ndarray"),
+        ((ops.quantize(W[0], 4, codebook="nf4"), X), r"\[matvec\] q must be a matrix .*: got shape=\(64,\), axis=1"),
+        ((W, X), r"\[matvec\] q must be a QuantizedTensor, a CodebookTensor or a PackedMatrix: got numpy.ndarray"),
         ((Q, X[:63].copy()), r"\[matvec\] x must have as many numbers as q has columns: got shape=\(63,\), cols=64"),
         ((Q, X.astype(np.float64)), r"\[matvec\] x must be float32 or float16 or bfloat16: got dtype=float64"),
         ((Q, np.ones((2, 128), np.float32)[:, ::2]), r"\[matvec\] x must be contiguous"),

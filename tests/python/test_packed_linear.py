@@ -61,6 +61,27 @@ def test_few_and_many_rows_give_the_product(bits, dtype):
                 check(layer, torch.randn(rows, layer.in_features).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "nf4", "bits": 4},
+        {"solver": "nf4", "bits": 4, "meta_bits": 8},
+        {"solver": "fp4", "bits": 4, "group_size": -1},
+        {"solver": "squeezellm", "bits": 3, "group_size": -1},
+    ],
+    ids=str,
+)
+def test_codebooks_are_multiplied_packed(settings, dtype, monkeypatch):
+    for outliers in (0.0, 0.03):
+        layer = layer_of(outliers=outliers, bias=True, **settings)
+        for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
+            check(layer, torch.randn(rows, layer.in_features).to(dtype))
+        with monkeypatch.context() as blocked:
+            blocked.setattr(QuantizedMatrix, "dequantize", None)
+            layer(torch.randn(3, layer.in_features).to(dtype))
+
+
 @pytest.mark.parametrize("block", [70, 71 * 5, 1 << 20])
 def test_blocks_make_no_difference(block, monkeypatch):
     layer = layer_of(outliers=0.05, meta_bits=8)
@@ -88,12 +109,13 @@ def test_the_whole_matrix_is_never_dequantized(monkeypatch):
 
 
 @pytest.mark.parametrize("rows", [2, 160])
-def test_scaled_inputs_pass_the_outliers_by(rows):
+@pytest.mark.parametrize("codebook", [None, "nf4"])
+def test_scaled_inputs_pass_the_outliers_by(rows, codebook):
     torch.manual_seed(0)
     weight, scale = torch.randn(24, 70) * 0.1, torch.rand(70) + 0.5
     _, outliers = ops.extract_outliers(weight, fraction=0.05)
-    grid = ops.quantize(weight / scale, 4, 32, exclude=outliers)
-    layer = made(QuantizedMatrix(grid, outliers, scale), bias=True)
+    codes = ops.quantize(weight / scale, 4, 32, exclude=outliers, codebook=codebook)
+    layer = made(QuantizedMatrix(codes, outliers, scale), bias=True)
     flat = outliers.positions()
     assert torch.equal(layer.dequantize().flatten()[flat], weight.flatten()[flat])
     check(layer, torch.randn(rows, 70))
@@ -202,7 +224,7 @@ def test_what_is_prepared_is_small():
     layer = layer_of(rows=256, cols=512, outliers=0.005)
     layer(torch.randn(1, 512))
     ready = packed_linear._prepared[layer.weight]
-    assert ready.packed.grid.codes.data_ptr() == layer.weight.data_ptr()
+    assert ready.packed.dense.codes.data_ptr() == layer.weight.data_ptr()
     assert ready.packed.residuals.values.nbytes == 4 * layer.spec.outliers
 
 

@@ -354,7 +354,7 @@ QTR_API qtr_status qtr_codebook_dequantize(const qtr_codebook_dequantize_args* a
 
 /* ---- matvec (matvec.hpp) ---- */
 
-/* A matrix on a grid of axis 1. */
+/* A matrix on a grid of axis 1, or beside a table of codes of a codebook. */
 typedef struct qtr_grid_matrix {
   const uint8_t* codes; /* packed, rows side by side */
   int64_t codes_size;
@@ -363,7 +363,7 @@ typedef struct qtr_grid_matrix {
   int32_t bits;
   int64_t group_size;
   qtr_matrix scale; /* as many numbers as groups, row-major without gaps */
-  qtr_matrix zero;  /* the same; data NULL: the symmetric grid */
+  qtr_matrix zero;  /* the same; data NULL: the symmetric grid, or a codebook */
 } qtr_grid_matrix;
 
 typedef struct qtr_residuals_args {
@@ -372,6 +372,7 @@ typedef struct qtr_residuals_args {
   qtr_csr outliers;
   float* out; /* outliers.nnz */
   qtr_device device;
+  qtr_matrix table; /* data NULL: a grid; else as codebook_dequantize has it */
 } qtr_residuals_args;
 
 typedef enum qtr_activations QTR_INT32 {
@@ -387,6 +388,7 @@ typedef struct qtr_matvec_args {
   qtr_mutable_matrix out; /* each row a result */
   qtr_activations activations;
   qtr_device device;
+  qtr_matrix table; /* as above */
 } qtr_matvec_args;
 
 QTR_API qtr_status qtr_residuals(const qtr_residuals_args* args);

@@ -1,4 +1,5 @@
-// Products of a matrix on a packed grid, with outliers beside it, and any number of vectors.
+// Products of a matrix of packed codes, on a grid or of a codebook, with outliers beside it, and any number
+// of vectors.
 //
 // With code, scale and zero as in grid.hpp (axis 1), for row i of the matrix and a vector x
 //
@@ -28,6 +29,18 @@
 // and multiplies codes and x as bytes where the CPU has AVX-512 with VNNI and VBMI; elsewhere it takes as
 // long as float32.
 //
+// With a table, codes stand for its entries, as in codebook.hpp: there is one table for the matrix or one for
+// each row, no zeros, and with group_size 0 no scales. With value as dequantize has it in float32,
+//
+//   y[i] = sum over j of value[i, j] x[j]  +  sum over the residuals of row i of r x[column]
+//   |error| <= 2^-23 (cols / 8 + 32) (sum of |value x|  +  sum of |r x|)
+//
+// on every target; x is rounded with activations int8 alone, which adds (1 + 2^-16) sum of |value| m / 254 +
+// 2^-110 sum of |value| and is no faster. The same holds for threads, vectors alone or among others, and
+// what is not finite in x; with that in the table or the scales, the results of its rows alone are
+// unspecified. Codes of up to 4 bits in groups of a multiple of 32 are looked up in vectors where the CPU has
+// AVX2 or better; others are decoded, a row at a time for all vectors of a tile.
+//
 // A tile of up to 16 vectors is multiplied with each code as it is unpacked, so that products with many
 // vectors (prefill) need neither the dense matrix nor a part of it.
 #pragma once
@@ -41,8 +54,9 @@ using ResidualsArgs = qtr_residuals_args;
 using MatvecArgs = qtr_matvec_args;
 
 // out[k] is the value k of outliers minus what w has at its place, which is computed as dequantize does; the
-// difference is rounded to float32 once. Numeric class E. Throws InvalidArgument for bits, group_size and
-// sizes that do not go together, and for outliers that check_csr refuses or that have another shape than w.
+// difference is rounded to float32 once. Numeric class E. Throws InvalidArgument for bits, group_size, table
+// and sizes that do not go together, and for outliers that check_csr refuses or that have another shape than
+// w.
 QTR_API void residuals(const ResidualsArgs& args);
 
 // Throws InvalidArgument for w as residuals does, for residuals of another shape than w or another dtype than

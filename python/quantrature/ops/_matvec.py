@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import _C
 from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
+from ._codebook import CodebookTensor
 from ._grid import QuantizedTensor
 from ._outliers import SparseCSR
 
@@ -16,7 +17,7 @@ ACTIVATIONS = ("float32", "int8")
 """What vectors are multiplied as, in the order of ``qtr_activations``."""
 
 _ANY = range(1, 33)
-_Stored = tuple[Any, int, int, int, Any, Any, Any, Any, Any]
+_Stored = tuple[Any, int, int, int, Any, Any, Any, Any, Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,35 +25,36 @@ class PackedMatrix:
     """A quantized matrix ready to be multiplied; made by :meth:`of`, and worth keeping from one product to the next.
 
     Attributes:
-        grid: the matrix on its grid, whose scales and zeros are floats.
-        residuals: float32: what its outliers add to the values of the grid; ``None`` if there are no outliers.
+        dense: the matrix on its grid or of its codebook, whose scales and zeros are floats.
+        residuals: float32: what its outliers add to the values of ``dense``; ``None`` if there are no outliers.
     """
 
-    grid: QuantizedTensor
+    dense: QuantizedTensor | CodebookTensor
     residuals: SparseCSR | None
 
     @classmethod
-    def of(cls, q: QuantizedTensor, outliers: SparseCSR | None = None) -> PackedMatrix:
+    def of(cls, q: QuantizedTensor | CodebookTensor, outliers: SparseCSR | None = None) -> PackedMatrix:
         """Prepare ``q``, at whose places ``outliers`` has the values instead; the codes are shared, not copied.
 
         Raises:
             InvalidArgumentError: for a grid of axis 0, a tensor that is no matrix, or outliers of another shape.
         """
-        if len(q.shape) != 2 or q.axis != 1:
+        axis = q.axis if isinstance(q, QuantizedTensor) else 1
+        if len(q.shape) != 2 or axis != 1:
             raise _C.InvalidArgumentError(
-                f"[matvec] q must be a matrix quantized along axis 1: got shape={q.shape}, axis={q.axis}"
+                f"[matvec] q must be a matrix quantized along axis 1: got shape={q.shape}, axis={axis}"
             )
         if outliers is not None and outliers.shape != q.shape:
             raise _C.InvalidArgumentError(
                 f"[matvec] outliers must have the shape of q: got shape={outliers.shape}, expected={q.shape}"
             )
-        grid = dataclasses.replace(q, scale=_plain(q.scale), zero=_plain(q.zero))
+        dense = _with_plain_numbers(q)
         if outliers is None or outliers.nnz == 0:
-            return cls(grid, None)
+            return cls(dense, None)
         values = empty_like_kind(outliers.values, (outliers.nnz,), "float32")
-        where = place("residuals", q=grid.codes, scale=grid.scale, zero=grid.zero, outliers=values)
-        _C.residuals(*_arguments(grid), *_parts(outliers), core_view(values), where)
-        return cls(grid, dataclasses.replace(outliers, values=values))
+        where = place("residuals", q=dense.codes, scale=dense.scale, **_beside_scales(dense), outliers=values)
+        _C.residuals(*_arguments(dense), *_parts(outliers), core_view(values), where)
+        return cls(dense, dataclasses.replace(outliers, values=values))
 
     def matvec(self, x: Array, out: Array | None = None, activations: str = "float32") -> Array:
         """Multiply; see :func:`matvec`."""
@@ -86,7 +88,7 @@ class PackedMatrix:
 
     def _as_arguments(self) -> _Stored:
         """The matrix as a product hands it to the core."""
-        return (*_arguments(self.grid), *(None if part is None else core_view(part) for part in self._sparse))
+        return (*_arguments(self.dense), *(None if part is None else core_view(part) for part in self._sparse))
 
     @functools.cached_property
     def _on_cpu(self) -> _Stored:
@@ -99,7 +101,7 @@ class PackedMatrix:
                 f"[matvec] activations must be {' or '.join(ACTIVATIONS)}: got activations={activations!r}"
             )
         source = as_input(x, "matvec", "x", ndim=_ANY, empty=True, on_cuda=True)
-        rows, cols = self.grid.shape
+        rows, cols = self.dense.shape
         if source.shape[-1] != cols:
             raise _C.InvalidArgumentError(
                 f"[matvec] x must have as many numbers as q has columns: got shape={tuple(source.shape)}, cols={cols}"
@@ -116,7 +118,7 @@ class PackedMatrix:
             )
         if 0 in shape:
             return out
-        where = place("matvec", q=self.grid.codes, x=source, out=target)
+        where = place("matvec", q=self.dense.codes, x=source, out=target)
         if where is None:
             views = core_view(source).reshape(-1, cols), core_view(target).reshape(-1, rows)
             _C.matvec(*self._on_cpu, *views, ACTIVATIONS.index(activations), None)
@@ -127,7 +129,7 @@ class PackedMatrix:
 
 
 def matvec(
-    q: QuantizedTensor | PackedMatrix,
+    q: QuantizedTensor | CodebookTensor | PackedMatrix,
     x: Array,
     outliers: SparseCSR | None = None,
     out: Array | None = None,
@@ -136,20 +138,22 @@ def matvec(
     """The product of a quantized matrix and one or more vectors, from the packed codes.
 
     Args:
-        q: a matrix of shape (rows, cols), quantized along axis 1; a :class:`PackedMatrix` saves the preparation where
-            the matrix has outliers or meta-quantized scales.
+        q: a matrix of shape (rows, cols), quantized along axis 1 or to a codebook; a :class:`PackedMatrix` saves the
+            preparation where the matrix has outliers or meta-quantized scales.
         x: float32, float16 or bfloat16, contiguous, of shape (cols,), or (..., cols) for many vectors.
-        outliers: values that stand in place of those of the grid; not with a :class:`PackedMatrix`, which has them.
+        outliers: values that stand in place of those of ``q``; not with a :class:`PackedMatrix`, which has them.
         out: where the result goes: float32, of its shape. A new array, of the library of ``x``, if not given.
         activations: ``"float32"``, or ``"int8"``: each 64 numbers of ``x`` are first rounded to multiples of a 127th
             of the largest of them, ``m``, which is faster and adds up to ``m / 254 * abs(code - zero) * abs(scale)``
-            of each weight to the error. Outliers are multiplied with ``x`` itself.
+            of each weight to the error (of a codebook, ``m / 254 * abs(value)``, and it is no faster). Outliers are
+            multiplied with ``x`` itself.
 
     Returns:
         float32 of shape (rows,) or (..., rows). The products are summed in float32: against the exact result the error
         is at most ``2**-23 * (cols / 8 + 32)`` times the sum of ``(code + abs(zero)) * abs(scale * x)`` and of
-        ``abs(residual * x)``, plus ``2**-22`` times the sum of ``code * abs(scale) * m``. It is the same for every
-        number of threads, not on every CPU. Where ``x`` has infinities or NaN, the result is not finite.
+        ``abs(residual * x)``, plus ``2**-22`` times the sum of ``code * abs(scale) * m``; of a codebook, at most
+        ``2**-23 * (cols / 8 + 32)`` times the sums of ``abs(value * x)`` and ``abs(residual * x)``. It is the same for
+        every number of threads, not on every CPU. Where ``x`` has infinities or NaN, the result is not finite.
 
     Raises:
         InvalidArgumentError: for a grid of axis 0, a tensor that is no matrix, outliers of another shape or beside a
@@ -160,9 +164,10 @@ def matvec(
         if outliers is not None:
             raise _C.InvalidArgumentError("[matvec] outliers must be part of the PackedMatrix: got both")
         return q.matvec(x, out, activations)
-    if not isinstance(q, QuantizedTensor):
+    if not isinstance(q, QuantizedTensor | CodebookTensor):
         raise _C.InvalidArgumentError(
-            f"[matvec] q must be a QuantizedTensor or a PackedMatrix: got {type(q).__module__}.{type(q).__qualname__}"
+            "[matvec] q must be a QuantizedTensor, a CodebookTensor or a PackedMatrix: got "
+            f"{type(q).__module__}.{type(q).__qualname__}"
         )
     return PackedMatrix.of(q, outliers).matvec(x, out, activations)
 
@@ -172,9 +177,23 @@ def _plain(values: Any) -> Any:
     return values.dequantize("float32") if isinstance(values, QuantizedTensor) else values
 
 
-def _arguments(grid: QuantizedTensor) -> tuple[Array, int, int, int, Array, Array | None]:
-    zero = None if grid.zero is None else _one_row(grid.zero)
-    return core_view(grid.codes), grid.shape[1], grid.bits, grid.group_size, _one_row(grid.scale), zero
+def _with_plain_numbers(q: QuantizedTensor | CodebookTensor) -> QuantizedTensor | CodebookTensor:
+    if isinstance(q, CodebookTensor):
+        return dataclasses.replace(q, scale=_plain(q.scale))
+    return dataclasses.replace(q, scale=_plain(q.scale), zero=_plain(q.zero))
+
+
+def _beside_scales(dense: QuantizedTensor | CodebookTensor) -> dict[str, Array | None]:
+    return {"table": dense.table} if isinstance(dense, CodebookTensor) else {"zero": dense.zero}
+
+
+def _arguments(
+    dense: QuantizedTensor | CodebookTensor,
+) -> tuple[Array, int, int, int, Array | None, Array | None, Array | None]:
+    beside = _beside_scales(dense)
+    scale, zero = (None if part is None else _one_row(part) for part in (dense.scale, beside.get("zero")))
+    table = None if "table" not in beside else core_view(beside["table"])
+    return core_view(dense.codes), dense.shape[1], dense.bits, dense.group_size or 0, scale, zero, table
 
 
 def _parts(sparse: SparseCSR) -> tuple[Array, Array, Array]:

@@ -142,7 +142,7 @@ class CodebookSpec(DenseSpec):
         elif self.scale is not None:
             scale = tensors[inner]
         stored = self.table is not None
-        known = torch.tensor(CODEBOOKS.get(self.codebook, ()), dtype=torch.float32)
+        known = torch.tensor(CODEBOOKS.get(self.codebook, ()), dtype=torch.float32, device=tensors[name].device)
         return CodebookTensor(
             codes=tensors[name].reshape(self._rows_and_cols[0], -1),
             table=tensors[part_name(name, "table")] if stored else known,

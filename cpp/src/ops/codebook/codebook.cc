@@ -10,6 +10,7 @@
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "ops/codebook/search.hpp"
+#include "ops/codebook/table.hpp"
 #include "quantrature/packing.hpp"
 #include "quantrature/runtime.hpp"
 #include "runtime/backend.hpp"
@@ -33,15 +34,6 @@ Groups groups_of(int64_t cols, int64_t group_size) {
   if (group_size == 0) return {cols, 0};
   const int64_t size = group_size == -1 ? cols : std::min(group_size, cols);
   return {size, (cols + size - 1) / size};
-}
-
-void check_table(const Matrix& table, int bits, int64_t rows) {
-  check(bits >= 1 && bits <= 8, "[codebook] bits must be 1 to 8", "bits", bits);
-  check_matrix(table, "codebook", "table");
-  check(table.cols == 1 << bits, "[codebook] table must have 2^bits entries", "entries", table.cols, "bits",
-        bits);
-  check(table.rows == 1 || table.rows == rows, "[codebook] table must have one row, or one for each row",
-        "rows", table.rows, "expected", rows);
 }
 
 // The entries of a table by rank, and the bounds between them.
@@ -135,7 +127,7 @@ bool fit(const CodebookQuantizeArgs& a, const Groups& groups, int64_t row, const
 
 void codebook_quantize(const CodebookQuantizeArgs& a) {
   check_matrix(a.w, "codebook", "w");
-  check_table(a.table, a.bits, a.w.rows);
+  check_table(a.table, a.bits, a.w.rows, "codebook");
   const Groups groups = groups_of(a.w.cols, a.group_size);
   const int64_t width = row_bytes(a.w.cols, a.bits);
   check_given(a.codes != nullptr, "codebook", "codes");
@@ -181,7 +173,7 @@ void codebook_quantize(const CodebookQuantizeArgs& a) {
 
 void codebook_dequantize(const CodebookDequantizeArgs& a) {
   check_matrix(a.out, "codebook", "out");
-  check_table(a.table, a.bits, a.out.rows);
+  check_table(a.table, a.bits, a.out.rows, "codebook");
   const Groups groups = groups_of(a.out.cols, a.group_size);
   const int64_t cols = a.out.cols, width = row_bytes(cols, a.bits);
   check_given(a.codes != nullptr, "codebook", "codes");

@@ -14,6 +14,9 @@ inline constexpr int64_t kMatvecTile = 16;
 // Columns whose numbers of x share a scale where x is rounded to integers.
 inline constexpr int64_t kMatvecRun = 64;
 
+// Bits of a code whose table matvec_tables takes.
+inline constexpr int kMostTableBits = 4;
+
 // Runs without a larger number are rounded to zero: 127 / x must be finite.
 inline constexpr float kSmallestRounded = 0x1p-120f;
 
@@ -24,7 +27,8 @@ struct MatvecBlock {
   int64_t rows;
   int64_t cols;
   int bits;
-  int64_t group;       // a multiple of 64, or 32, or all columns that the chunks cover and more
+  int64_t
+      group;  // a multiple of 64 (with tables, of 32), or 32, or all columns that the chunks cover and more
   int64_t groups;      // of a row
   const float* scale;  // rows x groups
   const float* zero;   // rows x groups
@@ -53,6 +57,13 @@ struct MatvecBytes {
   int limbs;                 // 1 or 3
   const int8_t* x;           // chunks x vectors x limbs x 256, in the order of byte_place
   const float* x_scale;      // chunks x vectors x 16: of the lanes
+};
+
+// Codes of a codebook.
+struct MatvecTables {
+  MatvecBlock block;   // but for zero, shifted and sums; scale is null where there are none
+  const float* table;  // of row r: table + r * table_stride
+  int64_t table_stride;
 };
 
 // Where column j of a chunk stands among the 256 bytes of x.

@@ -6,6 +6,7 @@
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "ops/codebook/table.hpp"
 #include "ops/grid/line.hpp"
 #include "ops/matvec/block.hpp"
 #include "quantrature/outliers.hpp"
@@ -28,27 +29,39 @@ int64_t ceil_div(int64_t n, int64_t d) {
 }
 
 // A checked matrix. Scales and zeros are one row each.
-struct Grid {
+struct Codes {
   const uint8_t* codes;
   int64_t rows, cols, row_bytes, group, groups;
   int bits;
-  bool sym;
-  Matrix scale, zero;
+  bool sym;            // zeros are those of the symmetric grid
+  Matrix scale, zero;  // data null: there are none
+  Matrix table;        // data null: a grid
+
+  bool of_codebook() const { return table.data != nullptr; }
 };
 
-Grid checked(const GridMatrix& w, const char* op) {
+Codes checked(const GridMatrix& w, const Matrix& table, const char* op) {
   check_for(op, w.rows > 0 && w.cols > 0, "w must not be empty", "rows", w.rows, "cols", w.cols);
   check_extent(w.rows, w.cols, op, "w");
   check_for(op, w.bits >= 1 && w.bits <= 8, "bits must be 1 to 8", "bits", w.bits);
-  check_for(op, w.group_size == -1 || w.group_size >= 1, "group_size must be -1 or at least 1", "group_size",
-            w.group_size);
-  Grid g{};
+  if (table.data == nullptr) {
+    check_for(op, w.group_size == -1 || w.group_size >= 1, "group_size must be -1 or at least 1",
+              "group_size", w.group_size);
+  } else {
+    check_table(table, w.bits, w.rows, op);
+    check_for(op, w.group_size >= -1, "group_size must be -1, 0 or at least 1", "group_size", w.group_size);
+    check_for(op, w.zero.data == nullptr, "zero must not be given with a table");
+    check_for(op, (w.scale.data != nullptr) == (w.group_size != 0),
+              "scale must be there if and only if there are groups", "group_size", w.group_size);
+  }
+  Codes g{};
   g.codes = w.codes;
   g.rows = w.rows, g.cols = w.cols, g.bits = w.bits;
   g.row_bytes = row_bytes(w.cols, w.bits);
-  g.group = w.group_size == -1 ? w.cols : std::min(w.group_size, w.cols);
-  g.groups = ceil_div(w.cols, g.group);
-  g.sym = w.zero.data == nullptr;
+  g.group = w.group_size < 1 ? w.cols : std::min(w.group_size, w.cols);
+  g.groups = w.group_size == 0 ? 0 : ceil_div(w.cols, g.group);
+  g.table = table;
+  g.sym = w.zero.data == nullptr && !g.of_codebook();
   check_given(w.codes != nullptr, op, "codes");
   check_for(op, w.codes_size == g.rows * g.row_bytes, "codes must hold all packed rows", "codes_size",
             w.codes_size, "expected", g.rows * g.row_bytes);
@@ -59,12 +72,12 @@ Grid checked(const GridMatrix& w, const char* op) {
               "expected", g.rows * g.groups);
     return Matrix{m.data, 1, m.rows * m.cols, m.rows * m.cols, m.dtype};
   };
-  g.scale = in_a_row(w.scale, "scale");
-  if (!g.sym) g.zero = in_a_row(w.zero, "zero");
+  if (g.groups > 0) g.scale = in_a_row(w.scale, "scale");
+  if (w.zero.data != nullptr) g.zero = in_a_row(w.zero, "zero");
   return g;
 }
 
-void check_shape(const Csr& m, const Grid& w, const char* rule) {
+void check_shape(const Csr& m, const Codes& w, const char* rule) {
   check(m.rows == w.rows && m.cols == w.cols, rule, "rows", m.rows, "cols", m.cols, "expected rows", w.rows,
         "expected cols", w.cols);
 }
@@ -111,7 +124,7 @@ auto with_row(const Csr& m, int64_t row, Body&& body) {
 }
 
 // The sum of each group of x.
-void group_sums(const float* x, const Grid& w, float* sums) {
+void group_sums(const float* x, const Codes& w, float* sums) {
   constexpr int64_t kSums = 8;
   for (int64_t g = 0; g < w.groups; ++g) {
     const float* from = x + g * w.group;
@@ -127,7 +140,7 @@ void group_sums(const float* x, const Grid& w, float* sums) {
 }
 
 // x with each plane in the units of in_word_units.
-void shift(const float* x, const Grid& w, float* to) {
+void shift(const float* x, const Codes& w, float* to) {
   int left = w.bits;
   for (int p : {8, 4, 2, 1}) {
     if (left < p) continue;
@@ -154,7 +167,7 @@ class Buffer {
   std::unique_ptr<T[]> data_;
 };
 
-enum class Kernel { kLoose, kFloats, kBytes };
+enum class Kernel { kLoose, kFloats, kBytes, kTables };
 
 // How a matrix is multiplied.
 struct Way {
@@ -163,11 +176,15 @@ struct Way {
   int limbs;        // of a number of x, for kBytes
   bool round;       // x to integers of 8 bits, first
 
-  Way(const Grid& w, qtr_activations activations) : round(activations == QTR_ACTIVATIONS_INT8) {
+  Way(const Codes& w, qtr_activations activations) : round(activations == QTR_ACTIVATIONS_INT8) {
     blocked = w.cols / kMatvecChunk * kMatvecChunk;
     limbs = round ? 1 : 3;
     const bool fits = blocked > 0 && (w.group % 32 == 0 || w.group >= blocked);
-    if (fits && kernels().matvec_bytes != nullptr)
+    if (w.of_codebook() && fits && w.bits <= kMostTableBits && kernels().matvec_tables != nullptr)
+      kernel = Kernel::kTables;
+    else if (w.of_codebook())
+      kernel = Kernel::kLoose, blocked = 0;
+    else if (fits && kernels().matvec_bytes != nullptr)
       kernel = Kernel::kBytes;
     else if (fits && kernels().matvec_blocks != nullptr &&
              (w.group % 64 == 0 || w.group == 32 || w.group >= blocked))
@@ -178,7 +195,7 @@ struct Way {
 };
 
 // The groups of the lanes of each chunk.
-std::vector<MatvecLanes> lanes_of(const Grid& w, const Way& way) {
+std::vector<MatvecLanes> lanes_of(const Codes& w, const Way& way) {
   std::vector<MatvecLanes> lanes;
   if (way.kernel != Kernel::kBytes) return lanes;
   for (int64_t column = 0; column < way.blocked; column += kMatvecChunk) {
@@ -197,13 +214,13 @@ std::vector<MatvecLanes> lanes_of(const Grid& w, const Way& way) {
 class Panel {
  public:
   // For up to `most` vectors.
-  Panel(const Grid& w, const Way& way, bool residuals, DType dtype, int64_t most)
+  Panel(const Codes& w, const Way& way, bool residuals, DType dtype, int64_t most)
       : w_(w),
         way_(way),
         widened_(dtype == QTR_F32 ? 0 : most * w.cols),
         rounded_(way.round ? most * w.cols : 0),
         shifted_(way.kernel == Kernel::kFloats ? most * plane_count(w.bits) * w.cols : 0),
-        sums_(most * w.groups),
+        sums_(w.of_codebook() ? 0 : most * w.groups),
         limbs_(way.kernel == Kernel::kBytes ? most * way.limbs * way.blocked : 0),
         limb_scale_(way.kernel == Kernel::kBytes ? most * way.blocked / kMatvecChunk * 16 : 0),
         side_by_side_(residuals && most >= kSideBySide ? ceil_div(most, kMatvecTile) * kMatvecTile * w.cols
@@ -252,6 +269,7 @@ class Panel {
 
   void prepare(int64_t v) {
     if (rounded_) kernels().matvec_round(exact(v), w_.cols, rounded_.data() + v * w_.cols);
+    if (w_.of_codebook()) return;
     group_sums(vector(v), w_, sums_.data() + v * w_.groups);
     if (shifted_) shift(vector(v), w_, shifted_.data() + v * plane_count(w_.bits) * w_.cols);
     if (!limbs_) return;
@@ -263,7 +281,7 @@ class Panel {
         limb_scale_.data() + tile * way_.blocked / kMatvecChunk * 16 + (v - tile) * 16, step * 16);
   }
 
-  const Grid& w_;
+  const Codes& w_;
   const Way& way_;
   const float* x_ = nullptr;
   int64_t x_stride_ = 0, size_ = 0;
@@ -274,13 +292,14 @@ class Panel {
 
 // Memory of one task.
 struct Scratch {
-  Buffer<float> scale, zero, y;
+  Buffer<float> scale, zero, table, y;
   Buffer<uint8_t> codes;
+  Buffer<float> values;  // of the codes, of a codebook
 };
 
 class Product {
  public:
-  Product(const MatvecArgs& args, const Grid& w)
+  Product(const MatvecArgs& args, const Codes& w)
       : a_(args),
         w_(w),
         way_(w, args.activations),
@@ -292,9 +311,11 @@ class Product {
     const int64_t tasks = std::min<int64_t>(blocks, num_threads() * kTasksPerThread);
     for (int64_t i = 0; i < tasks; ++i)
       scratch_.push_back({Buffer<float>(w.scale.dtype == QTR_F32 ? 0 : groups),
-                          Buffer<float>(w.sym || w.zero.dtype == QTR_F32 ? 0 : groups),
+                          Buffer<float>(w.zero.dtype == QTR_F32 ? 0 : groups),
+                          Buffer<float>(w.table.dtype == QTR_F32 ? 0 : rows_of_tables() * w.table.cols),
                           Buffer<float>(args.out.dtype == QTR_F32 ? 0 : kMatvecTile * rows_of_block_),
-                          Buffer<uint8_t>(w.cols - way_.blocked)});
+                          Buffer<uint8_t>(w.cols - way_.blocked),
+                          Buffer<float>(w.of_codebook() ? w.cols - way_.blocked : 0)});
   }
 
   void run() {
@@ -322,8 +343,9 @@ class Product {
     block.bits = w_.bits;
     block.group = w_.group;
     block.groups = w_.groups;
-    block.scale = float_row(w_.scale, 0, at, groups, s.scale.data());
-    block.zero = w_.sym ? symmetric_.data() : float_row(w_.zero, 0, at, groups, s.zero.data());
+    block.scale = groups == 0 ? nullptr : float_row(w_.scale, 0, at, groups, s.scale.data());
+    if (!w_.of_codebook())
+      block.zero = w_.sym ? symmetric_.data() : float_row(w_.zero, 0, at, groups, s.zero.data());
     block.vectors = std::min(kMatvecTile, panel_.size() - tile);
     block.x = panel_.vector(tile);
     block.x_stride = panel_.vector_stride();
@@ -334,19 +356,58 @@ class Product {
                   : static_cast<float*>(a_.out.data) + (panel_first + tile) * a_.out.row_stride + first;
 
     for (int64_t v = 0; v < block.vectors; ++v) std::fill_n(block.y + v * block.y_stride, block.rows, 0.0f);
-    if (way_.kernel == Kernel::kBytes) {
+    if (w_.of_codebook()) {
+      const MatvecTables tables = with_tables(block, first, s);
+      if (way_.kernel == Kernel::kTables) kernels().matvec_tables(tables);
+      if (way_.blocked < w_.cols) loose_entries(tables, tile, s);
+    } else if (way_.kernel == Kernel::kBytes) {
       kernels().matvec_bytes({block, lanes_.data(), way_.limbs, panel_.limbs(tile), panel_.limb_scale(tile)});
     } else {
       if (way_.kernel == Kernel::kFloats) kernels().matvec_blocks(block);
       kernels().matvec_zeros(block);
     }
-    if (way_.blocked < w_.cols) loose_codes(block, tile, s.codes.data());
+    if (way_.blocked < w_.cols && !w_.of_codebook()) loose_codes(block, tile, s.codes.data());
     if (a_.residuals.row_offsets != nullptr) outliers(block, first, tile);
     for (int64_t v = 0; s.y && v < block.vectors; ++v)
       store_float_row(a_.out, panel_first + tile + v, first, block.rows, block.y + v * block.y_stride);
   }
 
-  // The columns that no chunk has, unpacked first.
+  // Rows of tables that a block reads.
+  int64_t rows_of_tables() const { return w_.table.rows == 1 ? 1 : rows_of_block_; }
+
+  // A block that begins with row `first` of the matrix.
+  MatvecTables with_tables(const MatvecBlock& block, int64_t first, Scratch& s) const {
+    const Matrix& t = w_.table;
+    const int64_t row = t.rows == 1 ? 0 : first, rows = t.rows == 1 ? 1 : block.rows;
+    if (t.dtype == QTR_F32)
+      return {block, static_cast<const float*>(t.data) + row * t.row_stride, t.rows == 1 ? 0 : t.row_stride};
+    for (int64_t i = 0; i < rows; ++i) float_row(t, row + i, 0, t.cols, s.table.data() + i * t.cols);
+    return {block, s.table.data(), t.rows == 1 ? 0 : t.cols};
+  }
+
+  // The columns of a codebook that no chunk has: decoded first, once for all vectors of the tile.
+  void loose_entries(const MatvecTables& m, int64_t tile, Scratch& s) const {
+    const MatvecBlock& block = m.block;
+    const int64_t begin = way_.blocked, n = w_.cols - begin, g = begin / w_.group;
+    const int64_t of_first = std::min(n, (g + 1) * w_.group - begin);  // of the group that a chunk may end in
+    uint8_t* codes = s.codes.data();
+    float* values = s.values.data();
+    for (int64_t row = 0; row < block.rows; ++row) {
+      kernels().unpack_span(block.codes + row * block.row_bytes, PackedSpan{begin, w_.cols, w_.cols, w_.bits},
+                            codes);
+      const float* table = m.table + row * m.table_stride;
+      const float* scale = block.scale == nullptr ? nullptr : block.scale + row * w_.groups + g;
+      kernels().codebook_decode(codes, of_first, of_first, w_.bits, table, scale, values);
+      if (of_first < n)
+        kernels().codebook_decode(codes + of_first, n - of_first, w_.group, w_.bits, table, scale + 1,
+                                  values + of_first);
+      for (int64_t v = 0; v < block.vectors; ++v)
+        block.y[v * block.y_stride + row] +=
+            kernels().matvec_values(values, n, panel_.vector(tile + v) + begin);
+    }
+  }
+
+  // The columns of a grid that no chunk has, unpacked first.
   void loose_codes(const MatvecBlock& block, int64_t tile, uint8_t* codes) const {
     for (int64_t row = 0; row < block.rows; ++row) {
       kernels().unpack_span(block.codes + row * block.row_bytes,
@@ -373,7 +434,7 @@ class Product {
   }
 
   const MatvecArgs& a_;
-  const Grid& w_;
+  const Codes& w_;
   const Way way_;
   const std::vector<MatvecLanes> lanes_;
   Panel panel_;
@@ -382,10 +443,20 @@ class Product {
   std::vector<Scratch> scratch_;
 };
 
+// What a code stands for.
+float value_of(const Codes& w, int64_t row, int64_t column, uint8_t code) {
+  float buffer[2];
+  const int64_t g = row * w.groups + column / w.group;
+  const float scale = w.groups == 0 ? 1.0f : *float_row(w.scale, 0, g, 1, buffer);
+  if (w.of_codebook()) return *float_row(w.table, w.table.rows == 1 ? 0 : row, code, 1, buffer + 1) * scale;
+  const float zero = w.sym ? symmetric_zero(w.bits) : *float_row(w.zero, 0, g, 1, buffer + 1);
+  return (static_cast<float>(code) - zero) * scale;
+}
+
 }  // namespace
 
 void residuals(const ResidualsArgs& a) {
-  const Grid w = checked(a.w, "residuals");
+  const Codes w = checked(a.w, a.table, "residuals");
   if (a.device.kind == QTR_CPU) check_csr(a.outliers);
   check_shape(a.outliers, w, "[residuals] outliers must have the shape of w");
   check_given(a.outliers.nnz == 0 || a.out != nullptr, "residuals", "out");
@@ -408,19 +479,16 @@ void residuals(const ResidualsArgs& a) {
                                     PackedSpan{begin, std::min(begin + kSpan, w.cols), w.cols, w.bits},
                                     codes);
             unpacked = begin;
-            const int64_t g = row * w.groups + column / w.group;
-            float buffer[3];
-            const float scale = *float_row(w.scale, 0, g, 1, buffer);
-            const float zero = w.sym ? symmetric_zero(w.bits) : *float_row(w.zero, 0, g, 1, buffer + 1);
-            const float image = (static_cast<float>(codes[column - begin]) - zero) * scale;
-            a.out[i] = *float_row(values, 0, i, 1, buffer + 2) - image;
+            float buffer;
+            const float image = value_of(w, row, column, codes[column - begin]);
+            a.out[i] = *float_row(values, 0, i, 1, &buffer) - image;
           }
         }
       });
 }
 
 void matvec(const MatvecArgs& a) {
-  const Grid w = checked(a.w, "matvec");
+  const Codes w = checked(a.w, a.table, "matvec");
   check_matrix(a.x, "matvec", "x");
   check_matrix(a.out, "matvec", "out");
   check(a.x.cols == w.cols, "[matvec] x must have as many numbers as w has columns", "cols", a.x.cols,

@@ -53,6 +53,29 @@ float matvec_codes(const uint8_t* codes, int64_t begin, int64_t end, int64_t gro
   return static_cast<float>(sum);
 }
 
+// Values are rounded as dequantize has them.
+void matvec_tables(const MatvecTables& m) noexcept {
+  const MatvecBlock& b = m.block;
+  const int64_t end = b.cols / kMatvecChunk * kMatvecChunk;
+  for (int64_t row = 0; row < b.rows; ++row)
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      double sum = 0;
+      for (int64_t j = 0; j < end; ++j) {
+        const float entry =
+            m.table[row * m.table_stride + code_at(b.codes + row * b.row_bytes, b.bits, b.cols, j)];
+        const float value = b.scale == nullptr ? entry : entry * b.scale[row * b.groups + j / b.group];
+        sum += static_cast<double>(value) * static_cast<double>(b.x[v * b.x_stride + j]);
+      }
+      b.y[v * b.y_stride + row] += static_cast<float>(sum);
+    }
+}
+
+float matvec_values(const float* values, int64_t n, const float* x) noexcept {
+  double sum = 0;
+  for (int64_t j = 0; j < n; ++j) sum += static_cast<double>(values[j]) * static_cast<double>(x[j]);
+  return static_cast<float>(sum);
+}
+
 // To multiples of a 127th of the largest of each run.
 void matvec_round(const float* x, int64_t n, float* out) noexcept {
   for (int64_t begin = 0; begin < n; begin += kMatvecRun) {
@@ -75,5 +98,10 @@ void fill_matvec(KernelTable& table) {
 }
 
 void fill_matvec_bytes(KernelTable&) {}
+
+void fill_matvec_tables(KernelTable& table) {
+  table.matvec_tables = matvec_tables;
+  table.matvec_values = matvec_values;
+}
 
 }  // namespace quantrature::reference
