@@ -50,7 +50,8 @@ Codes checked(const GridMatrix& w, const Matrix& table, const char* op) {
   } else {
     check_table(table, w.bits, w.rows, op);
     check_for(op, w.group_size >= -1, "group_size must be -1, 0 or at least 1", "group_size", w.group_size);
-    check_for(op, w.zero.data == nullptr, "zero must not be given with a table");
+    check_for(op, w.zero.data == nullptr, "zero must not be given with a table", "zeros",
+              w.zero.rows * w.zero.cols);
     check_for(op, (w.scale.data != nullptr) == (w.group_size != 0),
               "scale must be there if and only if there are groups", "group_size", w.group_size);
   }
