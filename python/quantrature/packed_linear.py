@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
 from ._C import InvalidArgumentError
-from .ops import PackedMatrix, SparseCSR
+from .ops import CodebookTensor, PackedMatrix, QuantizedTensor, SparseCSR
 from .storage import MatrixSpec, QuantizedMatrix, TrellisMatrix
 
 FEW = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 32}
@@ -157,6 +157,7 @@ def _made(stored: Sequence[torch.Tensor], description: str, versions: tuple[int,
     matrix = spec.matrix({name: tensor.data for name, tensor in zip(names, stored, strict=True)})
     if isinstance(matrix.dense, TrellisMatrix):
         return _Prepared(versions, matrix, rotated=RotatedMatrix.of(matrix))
+    assert isinstance(matrix.dense, QuantizedTensor | CodebookTensor)
     packed = PackedMatrix.of(matrix.dense, _beside_the_codes(matrix))
     return _Prepared(versions, replace(matrix, dense=packed.dense), packed)
 

@@ -245,14 +245,14 @@ def test_codebooks_with_names(codebook, group_size, library):
 def test_learned_codebooks(bits, every_target):
     w, x = matrix(11, 1111), matrix(5, 1111, 1)
     _, outliers = ops.extract_outliers(w, fraction=0.02)
-    for table in (tables(11, bits), tables(1, bits)[0], tables(11, bits).astype(np.float16)):
-        for group_size in (None, 32, 70, -1):
-            q = ops.quantize(w, bits, group_size, codebook=table)
-            packed = ops.PackedMatrix.of(q, outliers)
-            for _ in every_target():
-                for activations in ("float32", "int8"):
-                    check_codebook(packed.matvec(x, activations=activations), q, x, outliers, activations)
-                np.testing.assert_array_equal(packed.matvec(x)[3], packed.matvec(x[3]))
+    of_rows, shared = tables(11, bits), tables(1, bits)[0]
+    for table, group_size in ((of_rows, None), (of_rows.astype(np.float16), 32), (shared, 70), (shared, -1)):
+        q = ops.quantize(w, bits, group_size, codebook=table)
+        packed = ops.PackedMatrix.of(q, outliers)
+        for _ in every_target():
+            for activations in ("float32", "int8"):
+                check_codebook(packed.matvec(x, activations=activations), q, x, outliers, activations)
+            np.testing.assert_array_equal(packed.matvec(x)[3], packed.matvec(x[3]))
 
 
 @settings(max_examples=60, deadline=None)

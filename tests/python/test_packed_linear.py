@@ -10,6 +10,7 @@ from torch.nn.functional import linear as dense_linear
 import quantrature as qtr
 from quantrature import InvalidArgumentError, ops, packed_linear
 from quantrature.methods import quantize_matrix
+from quantrature.methods.method import Statistics
 from quantrature.nn import QuantLinear, quantized_layers
 from quantrature.plan import PlanEntry
 from quantrature.storage import MatrixSpec, QuantizedMatrix
@@ -68,13 +69,16 @@ def test_few_and_many_rows_give_the_product(bits, dtype):
         {"solver": "nf4", "bits": 4},
         {"solver": "nf4", "bits": 4, "meta_bits": 8},
         {"solver": "fp4", "bits": 4, "group_size": -1},
-        {"solver": "squeezellm", "bits": 3, "group_size": -1},
+        {"solver": "squeezellm", "bits": 3, "group_size": -1, "options": {"sensitive": 0.01}},
     ],
     ids=str,
 )
 def test_codebooks_are_multiplied_packed(settings, dtype, monkeypatch):
+    torch.manual_seed(0)
+    weight, fisher = torch.randn(24, 70) * 0.1, Statistics(fisher=torch.rand(24, 70))
     for outliers in (0.0, 0.03):
-        layer = layer_of(outliers=outliers, bias=True, **settings)
+        entry = PlanEntry(**{"group_size": 32, "outliers": outliers, **settings})
+        layer = made(quantize_matrix("m", weight, entry, statistics=fisher), bias=True)
         for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
             check(layer, torch.randn(rows, layer.in_features).to(dtype))
         with monkeypatch.context() as blocked:
