@@ -1,14 +1,16 @@
 // Stands in for the CUDA runtime, so that the kernels of cuda/ are compiled by the host compiler and run on
 // the host. The threads of a block are fibers that take turns; they switch where a kernel synchronises, so
-// that every barrier, shuffle and vote means what it means on a device. Blocks run one after the other. The
-// order of threads and blocks changes from launch to launch (forwards, backwards, shuffled), so that results
-// which depend on it differ. Under AddressSanitizer, reads and writes past the end of an array are found.
-// What this cannot show: races within an order that was not tried, memory alignment, speed.
+// that every barrier, shuffle and vote means what it means on a device. Blocks run one after the other, in a
+// third of the launches some at a time, which take turns, too. The order of threads and blocks changes from
+// launch to launch (forwards, backwards, shuffled), so that results which depend on it differ. Under
+// AddressSanitizer, reads and writes past the end of an array are found. What this cannot show: races within
+// an order that was not tried, memory alignment, speed.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -16,8 +18,10 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -36,7 +40,7 @@
 #define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __shared__ static
+#define __shared__ static thread_local  // of a block, since blocks that take turns have a thread each
 #define __restrict__
 
 struct dim3 {
@@ -75,6 +79,8 @@ namespace cuda_on_host {
 
 constexpr int kWarp = 32;
 constexpr size_t kStack = 128 << 10;
+constexpr uint64_t kTurns = 16;    // of all threads of a block, until another block has its own
+constexpr unsigned kTogether = 3;  // blocks that take turns
 
 // A meeting of the threads of a mask within a warp: each brings a value, and leaves when all have come.
 struct Warp {
@@ -108,10 +114,11 @@ struct Block {
   uint64_t barriers = 0;
   int barrier_votes = 0, last_votes = 0;
   const std::function<void()>* body = nullptr;
+  std::function<void()> pause = [] {};  // called from time to time between turns of the threads
 };
 
 inline Block*& block() {
-  static Block* now = nullptr;
+  static thread_local Block* now = nullptr;
   return now;
 }
 
@@ -185,6 +192,7 @@ inline void run_block(Block& b) {
   }
   for (uint64_t idle = 0; b.running > 0; ++idle) {
     if (idle > 200'000'000) broken("the threads of a block wait for each other for ever");
+    if (idle % kTurns == kTurns - 1) b.pause();
     for (const unsigned i : b.order) {
       if (b.fibers[i].done) continue;
       b.current = i;
@@ -424,30 +432,68 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
 
 namespace cuda_on_host {
 
+// Runs blocks, as many at a time as there are, of which one has its turn.
+inline void run_in_turns(std::vector<std::unique_ptr<Block>>& blocks, const std::vector<dim3>& indices) {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<bool> runs(blocks.size(), true);
+  size_t turn = 0, next = 0;
+  const auto pass_on = [&](size_t from) {  // with the mutex
+    do turn = (turn + 1) % blocks.size();
+    while (!runs[turn] && turn != from);
+    changed.notify_all();
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < blocks.size(); ++i)
+    threads.emplace_back([&, i] {
+      std::unique_lock lock(mutex);
+      const auto wait = [&] { changed.wait(lock, [&] { return turn == i; }); };
+      blocks[i]->pause = [&] {
+        pass_on(i);
+        wait();
+      };
+      for (wait(); next < indices.size(); blocks[i]->pause()) {
+        blocks[i]->index = indices[next++];
+        run_block(*blocks[i]);
+      }
+      blocks[i]->pause = [] {};
+      runs[i] = false;
+      pass_on(i);
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 size, size_t shared_bytes,
             Arguments&&... arguments) {
-  static Block b;
-  const std::function<void()> body = [&] { kernel(arguments...); };
-  b.body = &body;
-  b.grid = grid;
-  b.size = size;
-  b.dynamic_shared.assign(shared_bytes + 16, '\x5A');
+  static std::vector<std::unique_ptr<Block>> together;
   static uint64_t launches = 0;
   static std::mt19937 random;
+  const std::function<void()> body = [&] { kernel(arguments...); };
   const auto arrange = [](std::vector<unsigned>& order, unsigned count) {
     order.resize(count);
     std::iota(order.begin(), order.end(), 0u);
     if (launches % 3 == 1) std::reverse(order.begin(), order.end());
     if (launches % 3 == 2) std::shuffle(order.begin(), order.end(), random);
   };
-  std::vector<unsigned> blocks;
-  arrange(blocks, grid.x * grid.y * grid.z);
-  arrange(b.order, size.x * size.y * size.z);
+  std::vector<unsigned> order;
+  arrange(order, grid.x * grid.y * grid.z);
+  std::vector<dim3> indices;
+  for (const unsigned i : order) indices.push_back({i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)});
+  together.resize(launches % 3 == 2 ? std::min<size_t>(kTogether, indices.size()) : 1);
+  for (std::unique_ptr<Block>& b : together) {
+    if (!b) b = std::make_unique<Block>();
+    b->body = &body;
+    b->grid = grid;
+    b->size = size;
+    b->dynamic_shared.assign(shared_bytes + 16, '\x5A');
+    arrange(b->order, size.x * size.y * size.z);
+  }
   ++launches;
-  for (const unsigned i : blocks) {
-    b.index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
-    run_block(b);
+  if (together.size() > 1) return run_in_turns(together, indices);
+  for (const dim3& index : indices) {
+    together[0]->index = index;
+    run_block(*together[0]);
   }
 }
 

@@ -5,14 +5,17 @@ kernels on the host (see tests/cuda_on_host): torch tensors then count as being 
 """
 
 import os
+import re
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import quantrature
-from quantrature import _arrays, ops
+from quantrature import QuantratureError, _arrays, ops
 
 torch = pytest.importorskip("torch")
 
@@ -38,6 +41,19 @@ def on_device(monkeypatch):
         monkeypatch.setattr(module, "device_of", device_of)
     monkeypatch.setattr(_arrays, "stream_of", lambda device: 0)
     return lambda x: torch.from_numpy(np.array(x))
+
+
+@pytest.fixture
+def model_on_device(monkeypatch):
+    """Puts a model on the device."""
+    pytest.importorskip("transformers")
+    if GPU:
+        yield lambda model: model.cuda()
+        return
+    from pretended_device import moved, pretended_device
+
+    with pretended_device(monkeypatch):
+        yield moved
 
 
 def numbers(rows, cols, seed=0):
@@ -293,6 +309,181 @@ def test_kmeans(on_device, weighted):
         same(one, other)
     for one, other in zip(ops.kmeans_1d(on_device(x[1]), 5), ops.kmeans_1d(x[1], 5), strict=True):
         same(one, other)
+
+
+ANALYSIS = {"bits": 2, "group_size": 16, "nodes": 2, "batch_size": 2}
+
+
+def places_of_accumulators(monkeypatch):
+    """Devices of what is added to what, from now on."""
+    found = []
+    accumulate = ops.pqi_accumulate
+
+    def watched(acc, grad, weight):
+        found.append((acc.device.type, grad.device.type))
+        accumulate(acc, grad, weight)
+
+    monkeypatch.setattr(ops, "pqi_accumulate", watched)
+    return found
+
+
+def same_maps(found, expected):
+    assert found.keys() == expected.keys()
+    for metric, maps in expected.items():
+        for name, values in maps.items():
+            mine = found[metric][name]
+            assert mine.device.type == "cpu"
+            if ON_HOST:
+                assert torch.equal(mine, values)
+            else:  # the passes of a GPU round in other ways
+                torch.testing.assert_close(mine, values, rtol=0.05, atol=float(values.abs().max()) * 1e-3)
+
+
+@needs_a_device
+@pytest.mark.parametrize("layout", ["llama", "gpt2"])
+@pytest.mark.parametrize("abs_mode", ["after_mean", "per_sample", "per_node"])
+def test_gradients_are_added_up_where_the_weights_are(model_on_device, monkeypatch, layout, abs_mode):
+    from test_analysis import TOKENS, sharp_model
+
+    metrics = ["pqi", "first_order", "fisher"] if abs_mode == "after_mean" else ["pqi"]
+    settings = ANALYSIS | {"abs_mode": abs_mode, "metrics": metrics}
+    expected = quantrature.analyze(sharp_model(layout), TOKENS, **settings)
+    model = model_on_device(sharp_model(layout))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    places = places_of_accumulators(monkeypatch)
+    found = quantrature.analyze(model, TOKENS, **settings)
+    of_pass = len(expected.matrices) * len(TOKENS)
+    assert len(places) == of_pass * {"after_mean": 3, "per_sample": 3, "per_node": 2}[abs_mode]
+    assert set(places) == {("cuda", "cuda")}
+    same_maps(found.maps, expected.maps)
+    assert found.predicted_loss_change == pytest.approx(expected.predicted_loss_change, rel=1e-12 if ON_HOST else 1e-2)
+    for name, p in model.named_parameters():
+        assert bool((p == before[name]).all())
+
+
+@needs_a_device
+@pytest.mark.parametrize("way", ["in files", "no backend"])
+def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model_on_device, monkeypatch, tmp_path, way):
+    from quantrature.analysis import path
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"metrics": ["pqi"]}
+    expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
+    if way == "in files":
+        settings["map_folder"] = tmp_path
+    else:
+        monkeypatch.setattr(path, "cuda_device_count", lambda: (0, "there is none"))
+    places = places_of_accumulators(monkeypatch)
+    found = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
+    assert set(places) == {("cpu", "cpu")}
+    same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, monkeypatch, tmp_path):
+    from helpers import limited_to
+    from quantrature.analysis import integral
+    from quantrature.analysis.snapshot import Snapshot
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"metrics": ["pqi"]}
+    whole = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
+    settings["state_file"] = tmp_path / "state"
+    monkeypatch.setattr(Snapshot, "every", 0.0)
+    save = Snapshot.save
+    monkeypatch.setattr(Snapshot, "save", lambda self, *state, last=False: save(self, *state, last=True))
+    with monkeypatch.context() as interrupted:
+        limited = limited_to(3, integral.next_token_nll, KeyboardInterrupt)
+        interrupted.setattr(integral, "next_token_nll", limited)
+        with pytest.raises(KeyboardInterrupt):
+            quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
+    places = places_of_accumulators(monkeypatch)
+    found = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings, resume="required")
+    assert len(places) == len(found.matrices)
+    assert set(places) == {("cuda", "cuda")}
+    same_maps(found.maps, whole.maps)
+
+
+@needs_a_device
+def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
+    from quantrature.nn import quantized_layers
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"outliers": 1.0, "significant": 0.5, "temperatures": [1.0]}
+    expected, record = quantrature.requant(sharp_model(), TOKENS, **settings)
+    ranked = []
+    topk = ops.topk
+
+    def watched(x, k, key="abs"):
+        if isinstance(x, list):
+            ranked.append({values.device.type for values in x})
+        return topk(x, k, key)
+
+    monkeypatch.setattr(ops, "topk", watched)
+    places = places_of_accumulators(monkeypatch)
+    model, found = quantrature.requant(model_on_device(sharp_model()), TOKENS, **settings)
+    assert ranked == [{"cuda"}] * 2
+    assert set(places) == {("cuda", "cuda")}
+    assert found.stages[-1].kept == record.stages[-1].kept
+    if ON_HOST:
+        assert found.stages == record.stages
+        layers = quantized_layers(model)
+        for name, layer in quantized_layers(expected).items():
+            same(layers[name].matrix.outliers.columns, layer.matrix.outliers.columns.numpy())
+            same(layers[name].matrix.outliers.values, layer.matrix.outliers.values.numpy())
+
+
+@needs_a_device
+def test_maps_on_several_devices_are_ranked_together(model_on_device):
+    from quantrature.requantization.matrices import Matrices
+
+    names = ("a", "b")
+    maps = {name: torch.from_numpy(abs(numbers(6, 40, seed))) for seed, name in enumerate(names)}
+    of = types.SimpleNamespace(
+        linears=[types.SimpleNamespace(name=name) for name in names],
+        stored={name: types.SimpleNamespace(outliers=None) for name in names},
+    )
+    expected = Matrices.largest(of, dict(maps), 30)
+    there = torch.nn.Module()
+    there.register_buffer("a", maps["a"])
+    found = Matrices.largest(of, {"a": model_on_device(there).a, "b": maps["b"]}, 30)
+    for name in names:
+        assert found[name].device.type == "cpu"
+        assert torch.equal(found[name], expected[name])
+
+
+@needs_a_device
+def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(model_on_device):
+    from quantrature.analysis.finiteness import GradientCheck
+
+    there = torch.nn.Module()
+    for name, value in (("good", 3e38), ("bad", np.nan), ("infinite", -np.inf)):
+        there.register_buffer(name, torch.full((2, 3), value))
+    there = model_on_device(there)
+    check = GradientCheck()
+    check("good", there.good, 0.25, range(1))  # whose sum is not finite
+    check.settle(0.25, range(1))
+    for name in ("good", "bad", "infinite"):
+        check(name, getattr(there, name), 0.5, range(2, 4))
+    with pytest.raises(QuantratureError, match=r"of bad is not finite at node t=0.5, calibration sample 2, 3"):
+        check.settle(0.5, range(2, 4))
+    check("infinite", there.infinite.half(), 0.5, range(1))
+    with pytest.raises(QuantratureError, match="of infinite is"):
+        check.settle(0.5, range(1))
+
+
+def test_the_documentation_names_the_kernels():
+    root = Path(__file__).parents[2]
+    declared = r"__global__\s+void(?:\s+__launch_bounds__\([^()]*\))?\s+(\w+)\("
+    kernels = set()
+    for file in (root / "cuda").rglob("*.cu*"):
+        text = re.sub(r"//.*", "", file.read_text())
+        kernels |= set(re.findall(declared, text))
+        assert len(re.findall(declared, text)) == text.count("__global__"), file
+    table = re.findall(r"^\| .* \|$", (root / "docs" / "cuda.md").read_text(), re.MULTILINE)
+    named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[2])} - {"topk"}
+    assert named == kernels
+    assert len(kernels) > 40
 
 
 @needs_a_gpu

@@ -77,7 +77,7 @@ def analyze(
         max_nodes: where to stop doubling; the proof then says that the tolerance was missed.
         abs_mode: of :func:`quantrature.analysis.integrate`.
         checkpointing: recompute activations in the backward pass, block by block.
-        map_folder: keep the accumulators in files there instead of in memory.
+        map_folder: keep the accumulators in files there instead of on the devices of the weights.
         state_file: save the state of the integral there from time to time, for resume.
         resume: ``auto``, ``required`` or ``never``.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -172,8 +172,9 @@ def analyze(
                     proofs.append(proof)
                     changes[entry.setting] = integral.signed
                     if number == 0:
-                        maps["pqi"] = integral.maps
-                        scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
+                        maps["pqi"] = {name: values.cpu() for name, values in integral.maps.items()}
+                        scores["pqi"] = {name: float(values.double().mean()) for name, values in maps["pqi"].items()}
+                    del integral  # and with it accumulators on devices
     for saved in snapshots:
         saved.discard()
     matrices = tuple(

@@ -12,13 +12,40 @@ from .._C import QuantratureError
 from ..evaluate._forward import logits
 
 
-def check_gradient(name: str, gradient: torch.Tensor, t: float, samples: Sequence[int]) -> None:
-    """Stop where a gradient is not finite, naming the matrix, the node and the calibration samples of the batch."""
-    if math.isfinite(float(gradient.sum(dtype=torch.float32))) or bool(torch.isfinite(gradient).all()):
-        return
-    raise QuantratureError(
-        f"[analyze] the gradient of {name} is not finite at node t={t:.4g}, calibration sample {_listed(samples)}"
-    )
+class GradientCheck:
+    """Stops where a gradient is not finite, naming the matrix, the node and the calibration samples of the batch.
+
+    On the CPU that is before the gradient is used. A device is asked once for all gradients of a backward pass, by
+    :meth:`settle`: an answer is waited for until all work queued before it is done.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, torch.Tensor]] = []
+
+    def __call__(self, name: str, gradient: torch.Tensor, t: float, samples: Sequence[int]) -> None:
+        """Check one, or note what is needed to check it later."""
+        if gradient.device.type != "cpu":
+            self._waiting.append((name, torch.linalg.vector_norm(gradient, math.inf)))
+        elif not math.isfinite(float(gradient.sum(dtype=torch.float32))) and not bool(torch.isfinite(gradient).all()):
+            self._stop(name, t, samples)
+
+    def settle(self, t: float, samples: Sequence[int]) -> None:
+        """Check what was noted, in the order in which it came."""
+        waiting, self._waiting = self._waiting, []
+        by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
+        for name, largest in waiting:
+            by_device.setdefault(largest.device, []).append((name, largest))
+        for noted in by_device.values():
+            largest_of = torch.stack([largest.float() for _, largest in noted]).tolist()
+            for (name, _), largest in zip(noted, largest_of, strict=True):
+                if not math.isfinite(largest):
+                    self._stop(name, t, samples)
+
+    @staticmethod
+    def _stop(name: str, t: float, samples: Sequence[int]) -> None:
+        raise QuantratureError(
+            f"[analyze] the gradient of {name} is not finite at node t={t:.4g}, calibration sample {_listed(samples)}"
+        )
 
 
 def check_loss(loss: float, model: torch.nn.Module, tokens: torch.Tensor, t: float, samples: Sequence[int]) -> None:

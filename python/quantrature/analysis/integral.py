@@ -15,7 +15,7 @@ import torch
 
 from .. import ops
 from .._C import InvalidArgumentError
-from .finiteness import check_gradient, check_loss
+from .finiteness import GradientCheck, check_loss
 from .path import Moved, Share, WeightPath, gradients_to, new_on_cpu, next_token_nll
 from .ranks import add_over_ranks
 from .snapshot import Snapshot
@@ -28,7 +28,8 @@ class Integral:
     """Result of :func:`integrate`.
 
     Attributes:
-        maps: matrix name to the PQI of its weights, float32 of shape (out_features, in_features), not negative.
+        maps: matrix name to the PQI of its weights, float32 of shape (out_features, in_features), not negative; on
+            the devices of the weights, if not in files.
         signed: matrix name to the sum of the signed S_i, nats per token.
         gradient_evaluations: forward and backward passes per calibration sample.
     """
@@ -59,9 +60,11 @@ def _units(abs_mode: str, nodes: list[tuple[float, float]], firsts: list[int]) -
 
 
 def zeros_for(path: WeightPath, folder: Path | None = None) -> dict[str, torch.Tensor]:
-    """A float32 accumulator for each moved matrix, in memory, or in files of a folder that the system pages."""
+    """A float32 accumulator for each moved matrix, where the matrix is, or in files that the system pages."""
     return {
         m.name: new_on_cpu(path.original(m).shape, torch.float32, folder, f"accumulator-{number:05d}.f32")
+        if folder is not None or m.device.type == "cpu"
+        else torch.zeros(path.original(m).shape, dtype=torch.float32, device=m.device)
         for number, m in enumerate(path.moved)
     }
 
@@ -105,17 +108,18 @@ def integrate(
 
     sums = zeros_for(path, map_folder)
     signed = {m.name: 0.0 for m in path.moved}
-    of_sample = zeros_for(path) if abs_mode == "per_sample" else {}
+    of_sample = {name: torch.zeros_like(total) for name, total in sums.items()} if abs_mode == "per_sample" else {}
     step, samples = _Step(0, 0.0, 0.0), range(0)
+    check = GradientCheck()
 
     def take(m: Moved, gradient: torch.Tensor) -> None:
-        check_gradient(m.name, gradient, step.t, samples)
-        gradient = gradient.cpu()
+        check(m.name, gradient, step.t, samples)
+        gradient = gradient.to(sums[m.name].device)
         if abs_mode == "per_sample":
             ops.pqi_accumulate(of_sample[m.name], gradient, step.weight)
             return
         if abs_mode == "per_node":
-            signed[m.name] += step.weight * ops.pqi_sum(gradient.float(), path.original(m), m.stored_image())
+            signed[m.name] += step.weight * ops.pqi_sum(gradient.float(), *path.ends(m, gradient.device))
             gradient.abs_()
         ops.pqi_accumulate(sums[m.name], gradient, step.weight)
 
@@ -133,10 +137,11 @@ def integrate(
                 loss = next_token_nll(path.model, tokens)
                 check_loss(float(loss.detach()), path.model, tokens, step.t, samples)
                 (loss / tokens_in_all).backward()
+                check.settle(step.t, samples)
                 advance(len(samples))
             for m in path.moved if abs_mode == "per_sample" else ():
                 gradient = of_sample[m.name]
-                signed[m.name] += ops.pqi_sum(gradient, path.original(m), m.stored_image())
+                signed[m.name] += ops.pqi_sum(gradient, *path.ends(m, gradient.device))
                 ops.pqi_accumulate(sums[m.name], gradient.abs_(), 1.0)
                 gradient.zero_()
             if snapshot is not None:
@@ -146,10 +151,11 @@ def integrate(
     add_over_ranks([*sums.values(), shares])
     signed.update(zip(signed, shares.tolist(), strict=True))
     for m in path.moved:
-        total, original, image = sums[m.name], path.original(m), m.stored_image()
+        total = sums[m.name]
+        ends = path.ends(m, total.device)
         if abs_mode == "after_mean":
-            signed[m.name] = ops.pqi_sum(total, original, image)
-        ops.pqi_finalize(total, original, image)
+            signed[m.name] = ops.pqi_sum(total, *ends)
+        ops.pqi_finalize(total, *ends)
         if m.linear.transposed:
             sums[m.name] = total.mT
     return Integral(sums, signed, len(nodes))

@@ -9,7 +9,7 @@ import torch
 
 from .. import ops
 from .._C import UnsupportedError
-from .finiteness import check_gradient, check_loss
+from .finiteness import GradientCheck, check_loss
 from .integral import zeros_for
 from .path import Moved, Share, WeightPath, gradients_to, next_token_nll
 from .ranks import add_over_ranks
@@ -96,10 +96,11 @@ def gradient_scores(
     first = zeros_for(path) if "first_order" in metrics else {}
     second = zeros_for(path) if "fisher" in metrics else {}
     samples = range(0)
+    check = GradientCheck()
 
     def take(m: Moved, gradient: torch.Tensor) -> None:
-        check_gradient(m.name, gradient, 0.0, samples)
-        gradient = gradient.cpu()
+        check(m.name, gradient, 0.0, samples)
+        gradient = gradient.to(m.device)
         if first:
             ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows))
         if second:
@@ -110,12 +111,13 @@ def gradient_scores(
             loss = next_token_nll(path.model, tokens)
             check_loss(float(loss.detach()), path.model, tokens, 0.0, samples)
             (loss / (windows.shape[1] - 1)).backward()
+            check.settle(0.0, samples)
             advance(1)
     add_over_ranks([*first.values(), *second.values()])
 
     scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
     for m in path.moved:
-        original, image = path.original(m), m.stored_image()
+        original, image = path.ends(m, m.device)
         if first:
             scores["first_order"][m.name] = ops.pqi_sum(first[m.name], original, image)
             ops.pqi_finalize(first[m.name], original, image)
@@ -127,4 +129,6 @@ def gradient_scores(
                 if maps:
                     maps[m.name] = maps[m.name].mT
     maps_of = {"first_order": first, "fisher": second}
-    return scores, {metric: maps for metric, maps in maps_of.items() if maps}
+    return scores, {
+        metric: {name: values.cpu() for name, values in maps.items()} for metric, maps in maps_of.items() if maps
+    }

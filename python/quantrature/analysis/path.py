@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import ops
+from .._C import cuda_device_count
 from ..evaluate._forward import logits
 from ..models import LinearWeight
 from .finiteness import check_loss
@@ -31,6 +32,12 @@ class Moved:
     def name(self) -> str:
         """Name of the matrix."""
         return self.linear.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where its gradients are added up: where the model has it, if the core works there, else the CPU."""
+        device = self.linear.parameter.device
+        return device if device.type == "cuda" and cuda_device_count()[0] else torch.device("cpu")
 
     def stored(self, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor shaped like the parameter belongs to this matrix, in the order the parameter stores it."""
@@ -78,6 +85,10 @@ class WeightPath:
     def original(self, m: Moved) -> torch.Tensor:
         """The matrix as it was, on the CPU, in the order the parameter stores it."""
         return self._originals[m.name]
+
+    def ends(self, m: Moved, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The matrix as it was and its quantized image, on a device, in the order the parameter stores them."""
+        return self.original(m).to(device), m.stored_image().to(device)
 
     def move_to(self, t: float) -> None:
         """Put every matrix at v(t)."""

@@ -77,4 +77,5 @@ class Prover:
             within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
             if within is not False or nodes >= effort.max_nodes:
                 return integral, Proof(setting, method, effort.rule, nodes, predicted, measured, evaluations, within)
+            del integral  # the next has accumulators of its own
             nodes = min(2 * nodes, effort.max_nodes)

@@ -29,9 +29,9 @@ def add_over_ranks(tensors: Iterable[torch.Tensor]) -> None:
 
     on_gpu = distributed.get_backend() == "nccl"
     for tensor in tensors:
-        shared = tensor.cuda() if on_gpu else tensor
+        shared = tensor.cuda() if on_gpu else tensor.cpu()
         distributed.all_reduce(shared)
-        if on_gpu:
+        if shared is not tensor:
             tensor.copy_(shared)
 
 

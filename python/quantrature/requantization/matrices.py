@@ -147,21 +147,24 @@ class Matrices:
         """Places of the weights with the largest values of the maps, ranked over all matrices together.
 
         Args:
-            maps: matrix name to a value for each weight, not negative; overwritten.
+            maps: matrix name to a value for each weight, not negative; overwritten. They are ranked where they are, on
+                the CPU if that is on several devices.
             count: how many; those kept already are not taken again.
 
         Returns:
-            Matrix name to places in the flattened matrix, int64.
+            Matrix name to places in the flattened matrix, int64, on the CPU.
         """
+        devices = {maps[linear.name].device for linear in self.linears}
+        together = devices.pop() if len(devices) == 1 else torch.device("cpu")
         values = []
         for linear in self.linears:
             of_matrix = maps[linear.name].contiguous()
             sparse = self.stored[linear.name].outliers
             if sparse is not None:
-                of_matrix.view(-1)[sparse.positions()] = -1.0  # below all others
-            values.append(of_matrix)
+                of_matrix.view(-1)[sparse.positions().to(of_matrix.device)] = -1.0  # below all others
+            values.append(of_matrix.to(together))
         chosen = ops.topk(values, count, key="value")
-        return {linear.name: places for linear, (_, places) in zip(self.linears, chosen, strict=True)}
+        return {linear.name: places.cpu() for linear, (_, places) in zip(self.linears, chosen, strict=True)}
 
     def detach_stepwise(
         self, state: str, count: int, steps: int, *, prove: bool
