@@ -2,17 +2,20 @@
 
     python bench/cuda.py [--output cuda.json] [--sanitize] [--no-build] [--small]
 
-Run from anywhere; needs nvcc, cmake, ninja, nanobind, torch and pytest, and no network. The extension and the backend
-are built in place (build/gpu), tests/python/test_cuda.py is run in a process of its own, with --sanitize once more
-under compute-sanitizer (memcheck, racecheck), and then every kernel is timed with CUDA events against the bandwidth of
-a copy on the same device. Calls that do not wait for the device are recorded into a CUDA graph over more memory than
-the caches hold, so that what is timed is the device's work; the others are timed as a caller sees them. The last thing
-printed is a table; the JSON file has all figures, and the exit status is that of the tests.
+Run from anywhere; needs nvcc, cmake, ninja, nanobind, torch, transformers and pytest, and no network. The extension and
+the backend are built in place (build/gpu), tests/python/test_cuda.py is run in a process of its own, with --sanitize
+once more under compute-sanitizer (memcheck, racecheck), and then every kernel is timed with CUDA events against the
+bandwidth of a copy on the same device. Calls that do not wait for the device are recorded into a CUDA graph over more
+memory than the caches hold, so that what is timed is the device's work; the others are timed as a caller sees them, and
+so are passes through a model with and without PQI. bitsandbytes and hqq stand beside the products where they are
+installed. The last thing printed is a table; the JSON file has all figures, and the exit status is that of the tests.
+Where there is no GPU, it says so and does nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -117,13 +120,12 @@ class Timer:
         return statistics.median(self._elapsed(replays) for _ in range(REPEATS)) / (rounds * len(calls))
 
 
-def stream_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
+def stream_rows(timer: Timer, rows: int, cols: int) -> list[dict[str, Any]]:
     """Kernels that read or write a large tensor once."""
     import torch
 
     from quantrature import ops
 
-    rows, cols = (4096, 4096) if small else (14336, 4096)
     n = rows * cols
     torch.manual_seed(0)
     w = torch.randn(rows, cols, device="cuda")
@@ -165,13 +167,57 @@ def stream_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
     return found
 
 
-def product_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
+def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[str, Any]]:
+    """A gradient of a Llama in bfloat16, without PQI and with it: added up as each gradient comes, and checked."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from quantrature import ops
+    from quantrature.analysis.finiteness import GradientCheck
+    from quantrature.analysis.path import Moved, gradients_to, next_token_nll
+    from quantrature.models import find_linears
+
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 128),
+        num_key_value_heads=max(1, hidden // 128),
+        vocab_size=32000,
+        max_position_embeddings=tokens,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).bfloat16().to(torch.device("cuda"))
+    window = torch.randint(0, config.vocab_size, (1, tokens))
+    moved = [Moved(linear, lambda linear=linear: linear.weight) for linear in find_linears(model)]  # type: ignore[misc]
+    sums = {m.name: torch.zeros(m.linear.parameter.shape, device=m.linear.parameter.device) for m in moved}
+    check = GradientCheck()
+
+    def take(m: Any, gradient: Any) -> None:
+        check(m.name, gradient, 0.0, range(1))
+        ops.pqi_accumulate(sums[m.name], gradient, 0.25)
+
+    def step() -> None:
+        (next_token_nll(model, window) / (tokens - 1)).backward()
+        check.settle(0.0, range(1))
+
+    with gradients_to(model, moved, lambda m, gradient: None):
+        without = timer.waiting(step)
+    with gradients_to(model, moved, take):
+        seconds = timer.waiting(step)
+    share = (seconds - without) / seconds
+    print(f"  PQI in a step of {tokens} tokens: {share:.2%} of {seconds * 1e3:.1f} ms", flush=True)
+    weights = sum(total.numel() for total in sums.values())
+    about = {"name": "PQI accumulate in the backward pass", "tokens": tokens, "weights": weights}
+    return [about | {"seconds": seconds, "without": without, "share": share}]
+
+
+def product_rows(timer: Timer, shapes: list[tuple[int, int]], cached: int = CACHED) -> list[dict[str, Any]]:
     """Products of packed matrices with 0.5 % outliers and 1 to 64 vectors, beside torch and what is installed."""
     import torch
 
     from quantrature import ops
 
-    shapes = [(4096, 4096)] if small else [(4096, 4096), (4096, 14336), (14336, 4096)]
     found: list[dict[str, Any]] = []
 
     def row(name: str, shape: tuple[int, int], vectors: int, bytes_moved: float, seconds: float) -> None:
@@ -182,14 +228,14 @@ def product_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
     for shape in shapes:
         rows, cols = shape
         torch.manual_seed(0)
-        dense_copies = max(2, CACHED // (2 * rows * cols) + 1)
+        dense_copies = max(2, cached // (2 * rows * cols) + 1)
         dense = [torch.randn(rows, cols, device="cuda").bfloat16() for _ in range(dense_copies)]
         for vectors in (1, 2, 4, 8, 16, 64):
             x = torch.randn(vectors, cols, device="cuda").bfloat16()
             calls = [lambda w=w, x=x: torch.nn.functional.linear(x, w) for w in dense]
             row("torch bf16", shape, vectors, 2 * rows * cols, timer.queued(calls))
         for bits in (4, 3, 2, 8):
-            copies = max(2, CACHED // (rows * cols * bits // 8) + 1)
+            copies = max(2, cached // (rows * cols * bits // 8) + 1)
             rest, outliers = ops.extract_outliers(dense[0].float(), fraction=0.005)
             q = ops.quantize(rest, bits=bits, group_size=64, exclude=outliers)
             packed = []
@@ -212,24 +258,52 @@ def product_rows(timer: Timer, small: bool) -> list[dict[str, Any]]:
                     for p in packed
                 ]
                 row("dequantize 4 bits, then torch", shape, 1, moved, timer.queued(calls))
-        bitsandbytes_row(timer, shape, dense[0], row)
+        for package, peer in PEERS.items():
+            try:
+                calls, bytes_moved = peer(dense[0], max(2, cached // (rows * cols // 2) + 1))
+            except ImportError as e:
+                print(f"  {package} is left out: {e}", flush=True)
+                continue
+            row(f"{package} 4 bits, g64", shape, 1, bytes_moved, timer.queued(calls))
     return found
 
 
-def bitsandbytes_row(timer: Timer, shape: tuple[int, int], dense: Any, row: Callable[..., None]) -> None:
-    """Its own 4-bit product with one vector, where the package is installed."""
+Peer = tuple[list[Callable[[], Any]], float]
+"""Products of copies of a packed matrix with one vector, and the bytes that each reads."""
+
+
+def bitsandbytes_product(dense: Any, copies: int) -> Peer:
+    """NF4, by its own kernel for one vector."""
+    import bitsandbytes as bnb
     import torch
 
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        print("  bitsandbytes is not installed: left out", flush=True)
-        return
-    copies = max(2, CACHED // (dense.numel() // 2) + 1)
     packed = [bnb.functional.quantize_4bit(dense, blocksize=64, quant_type="nf4") for _ in range(copies)]
-    x = torch.randn(1, shape[1], device="cuda").bfloat16()
+    x = torch.randn(1, dense.shape[1], device=dense.device).to(dense.dtype)
     calls = [lambda c=c, s=s: bnb.matmul_4bit(x, c.t(), quant_state=s) for c, s in packed]
-    row("bitsandbytes nf4", shape, 1, dense.numel() * (0.5 + 4 / 64), timer.queued(calls))
+    return calls, dense.numel() * (0.5 + 4 / 64)
+
+
+def hqq_product(dense: Any, copies: int) -> Peer:
+    """A grid along the rows, as it is run without further packages: dequantized, then multiplied by torch."""
+    import torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    linear = torch.nn.Linear(dense.shape[1], dense.shape[0], bias=False, device=dense.device, dtype=dense.dtype)
+    linear.weight.data.copy_(dense)
+    settings = BaseQuantizeConfig(nbits=4, group_size=64, axis=1)
+    layer = HQQLinear(linear, settings, compute_dtype=dense.dtype, device=str(dense.device))
+    layers = [copy.deepcopy(layer) for _ in range(copies)]
+    x = torch.randn(1, dense.shape[1], device=dense.device).to(dense.dtype)
+
+    def product(layer: Any) -> Any:
+        with torch.no_grad():
+            return layer.forward_pytorch(x)
+
+    meta = layer.meta["scale"].nbytes + layer.meta["zero"].nbytes
+    return [lambda layer=layer: product(layer) for layer in layers], layer.W_q.nbytes + meta
+
+
+PEERS = {"bitsandbytes": bitsandbytes_product, "hqq": hqq_product}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -240,6 +314,9 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"{'kernel':34} {'us':>9} {'of copy':>8}")
     for r in result["streams"]:
         lines.append(f"{r['name']:34} {r['seconds'] * 1e6:9.1f} {r['bandwidth'] / copy:8.0%}")
+    for r in result["steps"]:
+        about = f"{r['seconds'] * 1e3:.1f} ms, {r['tokens']} tokens, {r['weights'] / 1e6:.0f} million weights"
+        lines.append(f"{r['name']}: {r['share']:.2%} of a step of {about}")
     torch_rows = {(tuple(r["shape"]), r["vectors"]): r for r in result["products"] if r["name"] == "torch bf16"}
     lines.append(f"{'product':34} {'matrix':>12} {'vectors':>7} {'us':>8} {'of copy':>8} {'x torch':>8}")
     for r in result["products"]:
@@ -263,9 +340,11 @@ def main() -> int:
     try:
         import torch
     except ImportError:
-        raise SystemExit("bench/cuda.py needs torch with CUDA") from None
+        print("bench/cuda.py: skipped, it needs torch with CUDA")
+        return 0
     if not torch.cuda.is_available():
-        raise SystemExit(f"bench/cuda.py needs an NVIDIA GPU: torch {torch.__version__} sees none")
+        print(f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU")
+        return 0
     major, minor = torch.cuda.get_device_capability()
     if not options.no_build:
         build(f"{major}{minor}-real")
@@ -284,9 +363,16 @@ def main() -> int:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     timer = Timer()
-    for name, rows in (("streams", stream_rows), ("products", product_rows)):
+    shapes = [(4096, 4096)] if options.small else [(4096, 4096), (4096, 14336), (14336, 4096)]
+    layers = 2 if options.small else 16
+    work: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "streams": lambda: stream_rows(timer, *shapes[-1]),
+        "steps": lambda: step_rows(timer, layers, 2048, 2048),
+        "products": lambda: product_rows(timer, shapes),
+    }
+    for name, rows in work.items():
         print(name, flush=True)
-        result[name] = rows(timer, options.small)
+        result[name] = rows()
         options.output.write_text(json.dumps(result, indent=1))
     print(table(result), flush=True)
     return max(outcome["status"] for outcome in result["checks"].values())

@@ -301,20 +301,22 @@ TEST_F(OnDevice, TrellisSearch) {
       }
 }
 
-// The places that costs and values have where the shared memory of a block is smaller.
+// The places that costs and values have where the shared memory of a block is smaller; in three orders of the
+// blocks, some of which are in flight together.
 TEST_F(OnDevice, TrellisSearchWithLittleSharedMemory) {
   const cases::Sample s = cases::sample("normal", 7, 40, QTR_F32);
   const Input x(s);
   std::vector<uint8_t> codes(static_cast<size_t>(7 * 10));
   const Trellis trellis{QTR_3INST, 2, 10};
   trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 1, codes.data(), 70});
-  for (const char* bytes : {"1536", "3072", "8192"}) {
-    setenv("CUDA_ON_HOST_SHARED_BYTES", bytes, 1);
-    const DeviceArray<uint8_t> d_codes(codes.size());
-    trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 1, d_codes.data(), 70, kDevice});
-    unsetenv("CUDA_ON_HOST_SHARED_BYTES");
-    expect_same(d_codes.read(), codes);
-  }
+  for (const char* bytes : {"1536", "3072", "8192"})
+    for (int order = 0; order < 3; ++order) {
+      setenv("CUDA_ON_HOST_SHARED_BYTES", bytes, 1);
+      const DeviceArray<uint8_t> d_codes(codes.size());
+      trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 1, d_codes.data(), 70, kDevice});
+      unsetenv("CUDA_ON_HOST_SHARED_BYTES");
+      expect_same(d_codes.read(), codes);
+    }
 }
 
 // Distances and costs beyond what 16 bits hold, and more sequences than are searched at a time.
@@ -331,6 +333,29 @@ TEST_F(OnDevice, TrellisSearchFarAway) {
       trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 0.02f, d_codes.data(), size, kDevice});
       expect_same(d_codes.read(), codes);
     }
+}
+
+// A thread has four overlaps; where there are fewer, the costs of those that are not must not count. They are
+// the least where x is 0 and no value is, which shows when costs reach what 16 bits hold.
+TEST_F(OnDevice, TrellisSearchWithFewOverlaps) {
+  std::mt19937 random(1);
+  for (const Trellis& trellis :
+       std::vector<Trellis>{{QTR_HYB, 2, 5}, {QTR_HYB, 4, 9}, {QTR_3INST, 2, 3}, {QTR_1MAD, 4, 5}}) {
+    constexpr int64_t kRows = 300, kCols = 24;
+    cases::Sample s = cases::sample("normal", kRows, kCols, QTR_F32);
+    for (float& value : s.values) {
+      const double size = std::exp(static_cast<double>(random() % 1000) / 150);
+      value = random() % 3 == 0 ? 0.0f : value * static_cast<float>(size);
+    }
+    const Input x(s);
+    const int64_t size = kRows * kCols * trellis.bits / 8;
+    std::vector<uint8_t> codes(static_cast<size_t>(size));
+    const DeviceArray<uint8_t> d_codes(codes.size());
+    trellis_quantize({sizeof(TrellisQuantizeArgs), s.view(), trellis, 0.2f, codes.data(), size});
+    trellis_quantize({sizeof(TrellisQuantizeArgs), x.m, trellis, 0.2f, d_codes.data(), size, kDevice});
+    SCOPED_TRACE(trellis.code);
+    expect_same(d_codes.read(), codes);
+  }
 }
 
 TEST_F(OnDevice, TrellisSearchRefusesWhatIsNotFinite) {

@@ -79,7 +79,7 @@ namespace cuda_on_host {
 
 constexpr int kWarp = 32;
 constexpr size_t kStack = 128 << 10;
-constexpr uint64_t kTurns = 16;    // of all threads of a block, until another block has its own
+constexpr uint64_t kTurns = 200;   // of all threads of a block, until another block has its own
 constexpr unsigned kTogether = 3;  // blocks that take turns
 
 // A meeting of the threads of a mask within a warp: each brings a value, and leaves when all have come.
@@ -435,19 +435,19 @@ namespace cuda_on_host {
 // Runs blocks, as many at a time as there are, of which one has its turn.
 inline void run_in_turns(std::vector<std::unique_ptr<Block>>& blocks, const std::vector<dim3>& indices) {
   std::mutex mutex;
-  std::condition_variable changed;
+  std::vector<std::condition_variable> changed(blocks.size());
   std::vector<bool> runs(blocks.size(), true);
   size_t turn = 0, next = 0;
   const auto pass_on = [&](size_t from) {  // with the mutex
     do turn = (turn + 1) % blocks.size();
     while (!runs[turn] && turn != from);
-    changed.notify_all();
+    changed[turn].notify_one();
   };
   std::vector<std::thread> threads;
   for (size_t i = 0; i < blocks.size(); ++i)
     threads.emplace_back([&, i] {
       std::unique_lock lock(mutex);
-      const auto wait = [&] { changed.wait(lock, [&] { return turn == i; }); };
+      const auto wait = [&] { changed[i].wait(lock, [&] { return turn == i; }); };
       blocks[i]->pause = [&] {
         pass_on(i);
         wait();

@@ -46,6 +46,9 @@ def _compute(function: Any, args: Any, kwargs: Any) -> Any:
         args = args[0], _in_sight(args[1])
     inputs = tree_leaves((args, kwargs))
     there = any(isinstance(x, OnDevice) for x in inputs)
+    if isinstance(kwargs.get("device"), str):
+        kwargs = {**kwargs, "device": torch.device(kwargs["device"])}
+        inputs = tree_leaves((args, kwargs))
     where = [x for x in inputs if isinstance(x, torch.device)]
     with torch._C.DisableTorchFunctionSubclass():
         if function == torch.Tensor.device.__get__ and there:

@@ -4,6 +4,8 @@ Where there is no such device, ``QUANTRATURE_CUDA_PLUGIN`` can name ``libquantra
 kernels on the host (see tests/cuda_on_host): torch tensors then count as being on the device.
 """
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -470,6 +472,56 @@ def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(mode
     check("infinite", there.infinite.half(), 0.5, range(1))
     with pytest.raises(QuantratureError, match="of infinite is"):
         check.settle(0.5, range(1))
+
+
+@pytest.mark.skipif(not ON_HOST, reason="needs kernels that run on the host")
+def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
+    """Its rows at small sizes, with a clock that only calls; and what a peer that is not installed leaves."""
+    source = importlib.util.spec_from_file_location("cuda_bench", Path(__file__).parents[2] / "bench" / "cuda.py")
+    bench = importlib.util.module_from_spec(source)
+    source.loader.exec_module(bench)
+
+    class Clock:
+        seconds = 0.0
+
+        def waiting(self, call):
+            call()
+            self.seconds += 1e-3
+            return self.seconds
+
+        def queued(self, calls):
+            return sum(map(self.waiting, calls)) / len(calls)
+
+    def of_torch(dense, copies):
+        return [lambda: dense @ dense.T] * copies, dense.nbytes
+
+    def missing(dense, copies):
+        raise ImportError("No module named 'missing'")
+
+    monkeypatch.setattr(bench, "PEERS", {"torch's own": of_torch, "missing": missing})
+    result = {
+        "date": "today",
+        "device": "none",
+        "checks": {"tests": {"summary": "1 passed"}},
+        "streams": bench.stream_rows(Clock(), 4, 512),
+        "steps": bench.step_rows(Clock(), 1, 128, 8),
+        "products": bench.product_rows(Clock(), [(64, 256)], 0),
+    }
+    lines = bench.table(json.loads(json.dumps(result))).splitlines()
+    assert [line for line in lines if line.startswith("PQI accumulate in the backward pass: ")] == [
+        "PQI accumulate in the backward pass: 50.00% of a step of 2.0 ms, 8 tokens, 0 million weights"
+    ]
+    assert any(line.startswith("torch's own 4 bits, g64") for line in lines)
+    assert not any("missing" in line for line in lines)
+
+
+def test_the_benchmark_is_skipped_where_there_is_no_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    bench = Path(__file__).parents[2] / "bench" / "cuda.py"
+    done = subprocess.run([sys.executable, str(bench)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU\n"
 
 
 def test_the_documentation_names_the_kernels():
