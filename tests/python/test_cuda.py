@@ -323,8 +323,9 @@ def same_maps(found, expected):
 
 
 @needs_a_device
-@pytest.mark.parametrize("layout", ["llama", "gpt2"])
-@pytest.mark.parametrize("abs_mode", ["after_mean", "per_sample", "per_node"])
+@pytest.mark.parametrize(
+    ("layout", "abs_mode"), [("llama", "after_mean"), ("gpt2", "per_sample"), ("gpt2", "per_node")]
+)
 def test_gradients_are_added_up_where_the_weights_are(model_on_device, monkeypatch, layout, abs_mode):
     from test_analysis import TOKENS, sharp_model
 
@@ -409,7 +410,9 @@ def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
     assert set(places) == {("cuda", "cuda")}
     assert found.stages[-1].kept == record.stages[-1].kept
     if ON_HOST:
-        assert found.stages == record.stages
+        for mine, other in zip(found.stages, record.stages, strict=True):
+            assert (mine.kept, mine.measured_loss_change) == (other.kept, other.measured_loss_change)
+            assert mine.predicted_loss_change == pytest.approx(other.predicted_loss_change, rel=1e-12)
         layers = quantized_layers(model)
         for name, layer in quantized_layers(expected).items():
             same(layers[name].matrix.outliers.columns, layer.matrix.outliers.columns.numpy())
