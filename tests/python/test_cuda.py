@@ -439,6 +439,18 @@ def test_maps_on_several_devices_are_ranked_together(model_on_device):
 
 
 @needs_a_device
+@pytest.mark.parametrize("metric", ["pqi", "first_order"])
+def test_an_analysis_on_a_device_names_the_gradient_that_is_not_finite(model_on_device, metric):
+    from test_analysis import TOKENS, sharp_model
+
+    model = model_on_device(sharp_model())
+    model.model.layers[1].mlp.up_proj.weight.register_hook(lambda gradient: gradient * np.inf)
+    named = r"gradient of model.layers.1.mlp.up_proj is not finite at node t=[\d.]+, calibration sample 0"
+    with pytest.raises(QuantratureError, match=named):
+        quantrature.analyze(model, TOKENS, **ANALYSIS, metrics=[metric])
+
+
+@needs_a_device
 def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(model_on_device):
     from quantrature.analysis.finiteness import GradientCheck
 
