@@ -254,7 +254,7 @@ def product_rows(timer: Timer, shapes: list[tuple[int, int]], cached: int = CACH
                 x = torch.randn(1, cols, device="cuda").bfloat16()
                 made = torch.empty(rows, cols, device="cuda", dtype=torch.bfloat16)
                 calls = [
-                    lambda p=p, x=x, made=made: torch.nn.functional.linear(x, ops.dequantize(p.grid, out=made))
+                    lambda p=p, x=x, made=made: torch.nn.functional.linear(x, ops.dequantize(p.dense, out=made))
                     for p in packed
                 ]
                 row("dequantize 4 bits, then torch", shape, 1, moved, timer.queued(calls))
