@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hosts import Bench
+from hosts import Bench, arguments
 
 from quantrature import ops
 from quantrature.calibration import sequential
@@ -33,20 +33,6 @@ from quantrature.methods.awq import AWQ, candidates, shared_scale
 from quantrature.models import LinearWeight
 
 GROUP_SIZE = 128
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--text", required=True, help="text to evaluate on")
-    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
-    parser.add_argument("--seqlen", type=int, default=256)
-    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text")
-    parser.add_argument("--bits", default="3,2")
-    parser.add_argument("--work", type=Path, help="folder for rows that are done")
-    parser.add_argument("--output", type=Path, help="folder for the table")
-    return parser.parse_args()
 
 
 class ByModule(Folder):
@@ -106,7 +92,7 @@ def by_module() -> Any:
 
 
 def main() -> None:
-    options = parse_arguments()
+    options = arguments(__doc__.splitlines()[0], "3,2").parse_args()
     bench = Bench(options)
     for bits in map(int, options.bits.split(",")):
         make = bench.host("awq", bits, bench.windows)

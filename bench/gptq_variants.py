@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hosts import Bench, stored_bits
+from hosts import Bench, arguments, stored_bits
 
 import quantrature as qtr
 from quantrature import ops
@@ -32,20 +32,6 @@ from quantrature.storage import QuantizedMatrix
 
 GROUP_SIZE = 128
 QUARTERS = 4
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--text", required=True, help="text to evaluate on")
-    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
-    parser.add_argument("--seqlen", type=int, default=256)
-    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text")
-    parser.add_argument("--bits", default="3,2")
-    parser.add_argument("--work", type=Path, help="folder for rows that are done")
-    parser.add_argument("--output", type=Path, help="folder for the table")
-    return parser.parse_args()
 
 
 def by_gptq(bits: int, windows: torch.Tensor, **options: Any) -> Callable[[Any], tuple[float, float]]:
@@ -119,7 +105,7 @@ def by_gptq_across_columns(bits: int, windows: torch.Tensor) -> Callable[[Any], 
 
 
 def main() -> None:
-    options = parse_arguments()
+    options = arguments(__doc__.splitlines()[0], "3,2").parse_args()
     bench = Bench(options)
     quarter = len(bench.windows) // QUARTERS
     for bits in map(int, options.bits.split(",")):

@@ -59,19 +59,25 @@ REQUANT: dict[str, dict[str, Any]] = {
 KQUANTS = {2: "q2_K", 3: "q3_K", 4: "q4_K"}
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str, bits: str) -> argparse.ArgumentParser:
+    """What every comparison of methods is told; bits is the default."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True, help="text to evaluate on")
     parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
     parser.add_argument("--seqlen", type=int, default=256)
-    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text for the hosts")
-    parser.add_argument("--requant-nsamples", type=int, default=32, help="windows of calibration text for ReQuant")
-    parser.add_argument("--bits", default="2,3,4")
-    parser.add_argument("--hosts", default=",".join(ALONE))
+    parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text")
+    parser.add_argument("--bits", default=bits)
     parser.add_argument("--work", type=Path, help="folder for rows that are done")
     parser.add_argument("--output", type=Path, help="folder for the table")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = arguments(__doc__.splitlines()[0], "2,3,4")
+    parser.add_argument("--requant-nsamples", type=int, default=32, help="windows of calibration text for ReQuant")
+    parser.add_argument("--hosts", default=",".join(ALONE))
     return parser.parse_args()
 
 
