@@ -9,15 +9,10 @@ its inputs they are the same. All else is alike: candidates, order of the work, 
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import re
-import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,30 +94,8 @@ def main() -> None:
         bench.row(f"{bits} bits, by the outputs of the matrices", bits, make)
         with by_module():
             bench.row(f"{bits} bits, by the output of the module around them", bits, make)
-    write(bench, options)
-
-
-def write(bench: Bench, options: argparse.Namespace) -> None:
-    """The table."""
-    machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in bench.rows.values()})
-    lines = [
-        "# Two objectives for AWQ's scales\n",
-        f"`python {' '.join(sys.argv)}`\n",
-        f"{date.today()}, {'; '.join(machines)}; {bench.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
-        f"{options.seqlen}; groups of {GROUP_SIZE}; {len(bench.windows)} calibration windows.\n",
-        "| scales | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
-        f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
-        for row in bench.rows.values()
-    ]
-    table = "\n".join([*lines, ""])
-    print(table)
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"awq-objective-{Path(options.model).name}.md").write_text(table)
+    about = f"groups of {GROUP_SIZE}; {len(bench.windows)} calibration windows."
+    bench.write("Two objectives for AWQ's scales", "awq-objective", "scales", about, bench.rows.values())
 
 
 if __name__ == "__main__":

@@ -8,15 +8,10 @@ With the first of the bits, each quarter of the calibration text alone, too.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,31 +114,12 @@ def main() -> None:
         windows = bench.windows[i * quarter : (i + 1) * quarter]
         name = f"{bits} bits, windows {i * quarter} to {(i + 1) * quarter - 1} alone"
         bench.row(name, bits, by_gptq(bits, windows))
-    write(bench, options)
-
-
-def write(bench: Bench, options: argparse.Namespace) -> None:
-    """The table."""
-    machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in bench.rows.values()})
-    lines = [
-        "# Variants of GPTQ\n",
-        f"`python {' '.join(sys.argv)}`\n",
-        f"{date.today()}, {'; '.join(machines)}; {bench.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
-        f"{options.seqlen}; groups of {GROUP_SIZE}; {len(bench.windows)} calibration windows where no others are "
-        "named, and desc_act and static_groups likewise.\n",
-        "| variant | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
-        f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
-        for row in sorted(bench.rows.values(), key=lambda row: (row["bits"], row["name"]))
-    ]
-    table = "\n".join([*lines, ""])
-    print(table)
-    if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"gptq-variants-{Path(options.model).name}.md").write_text(table)
+    about = (
+        f"groups of {GROUP_SIZE}; {len(bench.windows)} calibration windows where no others are named, and desc_act and "
+        "static_groups likewise."
+    )
+    rows = sorted(bench.rows.values(), key=lambda row: (row["bits"], row["name"]))
+    bench.write("Variants of GPTQ", "gptq-variants", "variant", about, rows)
 
 
 if __name__ == "__main__":

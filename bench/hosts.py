@@ -17,7 +17,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -173,39 +173,50 @@ class Bench:
 
         return make
 
-    def write(self) -> None:
-        """The table as far as it has come."""
-        order = sorted(self.rows.values(), key=lambda row: (row["bits"], row["divergence"]))
-        machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", row["machine"]) for row in order})
+    def write(
+        self, title: str, name: str, first: str, about: str, rows: Iterable[Any], last: Sequence[str] = ()
+    ) -> None:
+        """Print a table of rows, and keep it where asked, under a name that the model's is put behind."""
+        machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in self.rows.values()})
         lines = [
+            f"# {title}\n",
             f"`python {' '.join(sys.argv)}`\n",
             f"{date.today()}, {'; '.join(machines)}; {self.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
-            f"{self.options.seqlen}; hosts calibrated on {len(self.windows)} windows, block by block, under ReQuant "
-            f"on {self.options.requant_nsamples}, as in the rows that say so. By bits, then by divergence; seconds are "
-            "of quantizing, processor time over all threads.\n",
-            "| method | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
+            f"{self.options.seqlen}; {about}\n",
+            f"| {first} | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
             "|---|---|---|---|---|",
         ]
-        for row in order:
-            lines.append(
-                f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
-                f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
-            )
-        if not have_ggml():
-            lines.append("| llama.cpp | not installed | | | |")
-        table = "\n".join([*lines, ""])
+        lines += [
+            f"| {row['name']} | {row['stored']:.3f} | {row['perplexity']:.3f} "
+            f"| {row['divergence']:.5f} ± {row['error']:.5f} | {row['seconds']:.0f} |"
+            for row in rows
+        ]
+        table = "\n".join([*lines, *last, ""])
         print(table)
         if self.options.output is not None:
             self.options.output.mkdir(parents=True, exist_ok=True)
-            name = f"hosts-{Path(self.options.model).name}.md"
-            (self.options.output / name).write_text(f"# Host methods\n\n{table}")
+            (self.options.output / f"{name}-{Path(self.options.model).name}.md").write_text(table)
+
+
+def write(bench: Bench) -> None:
+    """The table as far as it has come."""
+    bench.write(
+        "Host methods",
+        "hosts",
+        "method",
+        f"hosts calibrated on {len(bench.windows)} windows, block by block, under ReQuant on "
+        f"{bench.options.requant_nsamples}, as in the rows that say so. By bits, then by divergence; seconds are of "
+        "quantizing, processor time over all threads.",
+        sorted(bench.rows.values(), key=lambda row: (row["bits"], row["divergence"])),
+        () if have_ggml() else ("| llama.cpp | not installed | | | |",),
+    )
 
 
 def stored_bits(model: Any) -> float:
     """Bits of each weight as stored; leaves the model dense, with the same numbers."""
     layers = quantized_layers(model).values()
     stored = sum(layer.spec.nbytes for layer in layers)
-    weights = sum(layer.out_features * layer.in_features for layer in layers)
+    weights = sum(layer.spec.dense.numel for layer in layers)
     model.dequantize()  # the same numbers, without unpacking them in every forward pass
     return 8 * stored / weights
 
@@ -256,7 +267,7 @@ def main() -> None:
                 f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {kept['outliers']:g} + {kept['significant']:g} %"
             )
             bench.row(name, bits, bench.requant(host, bits))
-    bench.write()
+    write(bench)
 
 
 if __name__ == "__main__":

@@ -94,4 +94,23 @@ auto on_reference(Body&& body) {
   return result;
 }
 
+// Of two vectors, one with a number that is not finite, the products of the other are finite; times(x, how)
+// gives those of five rows of 600 columns.
+template <class Times>
+void expect_what_is_not_finite_to_spread(Times&& times) {
+  for (float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
+    for (int64_t col : {3, 599})
+      for (qtr_activations how : {QTR_ACTIVATIONS_FLOAT32, QTR_ACTIVATIONS_INT8}) {
+        Sample x = sample("normal", 2, 600, QTR_F32);
+        x.values[static_cast<size_t>(600 + col)] = bad;
+        on_every_target([&] {
+          const std::vector<float> y = times(x, how);
+          for (size_t row = 0; row < 5; ++row) {
+            EXPECT_TRUE(std::isfinite(y[row]));
+            EXPECT_FALSE(std::isfinite(y[5 + row]));
+          }
+        });
+      }
+}
+
 }  // namespace quantrature::cases

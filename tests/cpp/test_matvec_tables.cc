@@ -183,19 +183,8 @@ TEST(MatvecTables, ThreadsAndOtherVectorsChangeNothing) {
 
 TEST(MatvecTables, SpreadsWhatIsNotFinite) {
   const Coded coded(5, 600, {4, 64, false});
-  for (float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()})
-    for (int64_t col : {3, 599})
-      for (qtr_activations how : {QTR_ACTIVATIONS_FLOAT32, QTR_ACTIVATIONS_INT8}) {
-        cases::Sample x = cases::sample("normal", 2, 600, QTR_F32);
-        x.values[static_cast<size_t>(600 + col)] = bad;
-        cases::on_every_target([&] {
-          const std::vector<float> y = coded.times(x, how);
-          for (size_t row = 0; row < 5; ++row) {
-            EXPECT_TRUE(std::isfinite(y[row]));
-            EXPECT_FALSE(std::isfinite(y[5 + row]));
-          }
-        });
-      }
+  cases::expect_what_is_not_finite_to_spread(
+      [&](const cases::Sample& x, qtr_activations how) { return coded.times(x, how); });
 }
 
 TEST(MatvecTables, ResidualsAreWhatTheValuesAddToTheEntries) {
