@@ -131,12 +131,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// zeros and errors: kHqqIterations for each group; see grid_hqq in grid_ref.cc.
+// The inverse steps of a grid that the caller gives.
 __global__ void __launch_bounds__(kThreads)
-    solve_groups(Source x, int bits, Lines lines, float* zeros, float* errors) {
+    take_given(Source x, GridRule rule, Lines lines, unsigned long long* first_bad) {
   const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const float top = top_code(bits);
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
+       first += static_cast<int64_t>(gridDim.x) * kGroups) {
+    const int64_t own = first + threadIdx.x / kLanes;
+    const int64_t g = own < groups ? own : groups - 1;
+    const bool finite = range_of(x.length(g), lane, [&](int64_t i) { return x(g, i); }).finite;
+    if (lane != 0 || own >= groups) continue;
+    if (!finite) atomicMin(first_bad, static_cast<unsigned long long>(g));
+    const GridLine line = given_line(lines.scale[g], rule.sym ? symmetric_zero(rule.bits) : lines.zero[g]);
+    lines.inv[g] = line.inv;
+    lines.zero[g] = line.zero;
+  }
+}
+
+// zeros and errors: kHqqIterations for each group; see grid_hqq in grid_ref.cc.
+__global__ void __launch_bounds__(kThreads)
+    solve_groups(Source x, GridRule rule, Lines lines, float* zeros, float* errors) {
+  const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const float top = top_code(rule.bits);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
        first += static_cast<int64_t>(gridDim.x) * kGroups) {
     const int64_t own = first + threadIdx.x / kLanes;
@@ -151,7 +169,7 @@ __global__ void __launch_bounds__(kThreads)
         const float w = x(g, i);
         const float q = code_of(w, inv, zero, top);
         const float d = w - (q - zero) * scale;
-        shift += q - (w - shrink(d, beta)) * inv;
+        shift += q - (w - (rule.shrinks ? shrink(d, beta) : 0)) * inv;
         distance += std::abs(d);
       }
       shift = add_lanes(shift);
@@ -322,8 +340,7 @@ void exclude(const qtr_quantize_args& a, Source& x, Scratch<float>& copy, cudaSt
   x = Source{copy.get(), QTR_F32, x.view, x.view.cols};
 }
 
-int64_t last_iteration(const std::vector<double>& errors, int64_t pieces, double size) {
-  float least = 1e4f;
+int64_t last_iteration(const std::vector<double>& errors, int64_t pieces, double size, float least) {
   for (int64_t i = 0; i < kHqqIterations; ++i) {
     double sum = 0;
     for (int64_t p = 0; p < pieces; ++p) sum += errors[static_cast<size_t>(p * kHqqIterations + i)];
@@ -334,12 +351,12 @@ int64_t last_iteration(const std::vector<double>& errors, int64_t pieces, double
   return kHqqIterations - 1;
 }
 
-void solve_hqq(const Source& x, int bits, const Lines& lines, cudaStream_t stream) {
+void solve_hqq(const Source& x, const GridRule& rule, float least, const Lines& lines, cudaStream_t stream) {
   const GridPieces pieces(x.view);
   const int64_t groups = x.view.groups();
   Scratch<float> zeros(groups * kHqqIterations, stream), errors(groups * kHqqIterations, stream);
   Scratch<double> sums(pieces.count() * kHqqIterations, stream);
-  launch(solve_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, bits, lines, zeros.get(),
+  launch(solve_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, zeros.get(),
          errors.get());
   const bool rows = x.view.axis == 1;
   launch(add_errors, grid_of(pieces.count() * kHqqIterations), kThreads, 0, stream,
@@ -349,7 +366,7 @@ void solve_hqq(const Source& x, int bits, const Lines& lines, cudaStream_t strea
   sums.read(of_pieces.data(), pieces.count() * kHqqIterations);
   const double size = static_cast<double>(x.view.rows) * static_cast<double>(x.view.cols);
   launch(take_iteration, grid_of(groups), kThreads, 0, stream, static_cast<const float*>(zeros.get()), groups,
-         last_iteration(of_pieces, pieces.count(), size), lines.zero);
+         last_iteration(of_pieces, pieces.count(), size, least), lines.zero);
 }
 
 template <int kBits>
@@ -393,8 +410,7 @@ bool aligned(const void* data, qtr_dtype dtype) {
 void quantize(const qtr_quantize_args& a) {
   const cudaStream_t stream = stream_of(a.device);
   const GridView view = grid_view(a.w.rows, a.w.cols, a.group_size, a.axis);
-  const GridRule rule{a.bits, a.sym != 0, a.round_zero != 0, a.solver == QTR_MSE,
-                      a.solver == QTR_HQQ ? 2e4f : std::numeric_limits<float>::infinity()};
+  const GridRule rule = rule_of(a);
   Source x{a.w.data, a.w.dtype, view, a.axis == 1 ? a.w.row_stride : view.cols};
   const bool excludes = a.exclude_row_offsets != nullptr;
   Scratch<float> copy(excludes ? a.w.rows * a.w.cols : 0, stream);
@@ -413,8 +429,11 @@ void quantize(const qtr_quantize_args& a) {
   } else {
     Scratch<float> inv(groups, stream), own_zero(a.sym ? groups : 0, stream);
     const Lines lines{inv.get(), a.sym ? own_zero.get() : a.zero, a.scale};
-    launch(fit_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
-    if (a.solver == QTR_HQQ) solve_hqq(x, a.bits, lines, stream);
+    if (a.solver == QTR_GIVEN)
+      launch(take_given, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
+    else
+      launch(fit_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
+    if (is_hqq(a.solver)) solve_hqq(x, rule, first_limit(a.solver), lines, stream);
     launch(encode_tiles, blocks_for(view.rows * tiles), kThreads, 0, stream, x, a.bits, lines, tiles, whole,
            a.codes);
   }

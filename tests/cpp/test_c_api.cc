@@ -514,7 +514,7 @@ TEST_F(CApi, Grid) {
   REFUSED(qtr_quantize, quantize(), a.group_size = -2, "[quantize] group_size must be");
   REFUSED(qtr_quantize, quantize(), (a.axis = 0, a.group_size = 7), "[quantize] group_size must");
   REFUSED(qtr_quantize, quantize(), a.axis = 2, "[quantize] axis must be 0 or 1");
-  REFUSED(qtr_quantize, quantize(), a.solver = static_cast<qtr_grid_solver>(3), "[quantize] solver must be");
+  REFUSED(qtr_quantize, quantize(), a.solver = static_cast<qtr_grid_solver>(9), "[quantize] solver must be");
   REFUSED(qtr_quantize, quantize(), (a.sym = 1, a.solver = QTR_HQQ), "[quantize] ");
   REFUSED(qtr_quantize, quantize(), a.codes = nullptr, "[quantize] codes must not be null: got codes=null");
   REFUSED(qtr_quantize, quantize(), a.codes_size = 17, "[quantize] codes must hold all packed rows");

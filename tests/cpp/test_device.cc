@@ -370,7 +370,7 @@ TEST_F(OnDevice, GridsByRows) {
           expect_grid(args, x.m, on_host(args));
         }
         if (shape.cols > 300 || bits == 8) continue;
-        for (const qtr_grid_solver solver : {QTR_MSE, QTR_HQQ}) {
+        for (const qtr_grid_solver solver : {QTR_MSE, QTR_HQQ, QTR_HQQ_SCALE_FREE}) {
           const QuantizeArgs args = grid_args(s.view(), bits, group, 1, false, solver, bits == 4);
           expect_grid(args, x.m, on_host(args));
         }
@@ -408,6 +408,32 @@ TEST_F(OnDevice, GridsWithWeightsLeftOut) {
     args.exclude_columns = d_columns.data();
     expect_grid(args, x.m, host);
   }
+}
+
+TEST_F(OnDevice, CodesOnGivenGrids) {
+  const cases::Sample s = cases::sample("tails", 6, 96, QTR_F32);
+  const Input x(s);
+  for (const bool sym : {false, true})
+    for (int axis : {0, 1}) {
+      QuantizeArgs args = grid_args(s.view(), 3, 32, axis, sym, QTR_MSE, false);
+      Grid host = on_host(args);
+      for (float& step : host.scale) step *= 0.75f;
+      args.solver = QTR_GIVEN;
+      args.codes = host.codes.data();
+      args.scale = host.scale.data();
+      args.zero = sym ? nullptr : host.zero.data();
+      quantize(args);
+      const DeviceArray<uint8_t> codes(host.codes.size());
+      const DeviceArray<float> scale(host.scale), zero(host.zero);
+      args.w = x.m;
+      args.device = kDevice;
+      args.codes = codes.data();
+      args.scale = scale.data();
+      args.zero = sym ? nullptr : zero.data();
+      quantize(args);
+      expect_same(codes.read(), host.codes);
+      expect_same(scale.read(), host.scale);
+    }
 }
 
 TEST_F(OnDevice, GridsRefuseWhatIsNotFinite) {

@@ -88,6 +88,7 @@ TEST(Grid, EveryTargetAgreesWithTheReferenceInEveryBit) {
         if (cols > 1000) continue;
         expect_agreement(s.view(), {bits, -1, 1, cols % 2 == 0, QTR_MSE});
         expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ});
+        expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ_SCALE_FREE});
       }
 }
 
@@ -168,6 +169,68 @@ TEST(Grid, HqqOnLargeWeights) {
   cases::Sample s = cases::sample("normal", 4, 250, QTR_F32);
   for (float& x : s.values) x *= 5;
   for (int bits : {1, 2, 3, 4}) expect_agreement(s.view(), {bits, 50, 1, false, QTR_HQQ});
+}
+
+TEST(Grid, HqqScaleFreeGivesTheSameCodesAtEveryScale) {
+  const cases::Sample s = cases::sample("tails", 4, 250, QTR_F32);
+  for (int bits : {2, 4, 8}) {
+    const Settings settings{bits, 50, 1, false, QTR_HQQ_SCALE_FREE};
+    const Result expected = run(s.view(), settings);
+    for (int power : {-90, -40, -15, 5, 30, 90}) {
+      cases::Sample scaled = s;
+      for (float& x : scaled.values) x = std::ldexp(x, power);
+      const Result r = run(scaled.view(), settings);
+      EXPECT_EQ(r.codes, expected.codes) << power;
+      for (size_t g = 0; g < r.scale.size(); ++g)
+        EXPECT_EQ(r.scale[g], std::ldexp(expected.scale[g], power)) << power;
+    }
+  }
+}
+
+TEST(Grid, HqqScaleFreeIsHqqOnSmallErrors) {
+  cases::Sample s = cases::sample("normal", 6, 320, QTR_F32);
+  for (float& x : s.values) x *= 0.05f;
+  for (int bits : {2, 3, 5})
+    EXPECT_TRUE(run(s.view(), {bits, 64, 1, false, QTR_HQQ})
+                    .same(run(s.view(), {bits, 64, 1, false, QTR_HQQ_SCALE_FREE})));
+}
+
+// Codes on another grid than the fitted one, against the formula of grid.hpp.
+TEST(Grid, CodesOnAGivenGrid) {
+  for (int axis : {0, 1})
+    for (int64_t group : {8, 20, -1})
+      for (bool sym : {false, true}) {
+        const cases::Sample s = cases::sample("normal", 8, 40, QTR_F32);
+        const Settings settings{3, group, axis, sym, QTR_GIVEN};
+        const auto groups = static_cast<size_t>(group_count(8, 40, group, axis));
+        std::vector<float> scale(groups), zero(groups);
+        for (size_t g = 0; g < groups; ++g) scale[g] = 0.1f + 0.01f * static_cast<float>(g), zero[g] = 2.25f;
+        scale[groups - 1] = 0;
+        std::vector<uint8_t> expected(8 * 40);
+        for (int64_t i = 0; i < 8 * 40; ++i) {
+          const int64_t size = group == -1 ? (axis == 1 ? 40 : 8) : group;
+          const int64_t g = axis == 0 ? i % (8 * 40 / size) : i / 40 * (40 / size) + i % 40 / size;
+          const float step = scale[static_cast<size_t>(g)], offset = sym ? 4 : zero[static_cast<size_t>(g)];
+          const float inv = step == 0 ? 0 : 1 / step;
+          expected[static_cast<size_t>(i)] = static_cast<uint8_t>(
+              std::clamp(std::nearbyint(s.values[static_cast<size_t>(i)] * inv + offset), 0.0f, 7.0f));
+        }
+        cases::on_every_target([&] {
+          std::vector<uint8_t> codes(static_cast<size_t>(packed_size(s.view(), settings))), plain(8 * 40);
+          QuantizeArgs args{};
+          args.struct_size = sizeof(args);
+          args.w = s.view();
+          args.bits = 3, args.group_size = group, args.axis = axis, args.sym = sym;
+          args.solver = QTR_GIVEN;
+          args.codes = codes.data(), args.codes_size = static_cast<int64_t>(codes.size());
+          args.scale = scale.data(), args.zero = sym ? nullptr : zero.data();
+          args.groups = static_cast<int64_t>(groups);
+          quantize(args);
+          const int64_t rows = axis == 1 ? 8 : group == -1 ? 8 : group, cols = 8 * 40 / rows;
+          unpack({sizeof(UnpackArgs), codes.data(), rows, row_bytes(cols, 3), 3, plain.data(), cols, cols});
+          EXPECT_EQ(plain, expected) << "axis " << axis << ", group " << group << ", sym " << sym;
+        });
+      }
 }
 
 TEST(Grid, ValuesAreHalfAStepAway) {
@@ -252,7 +315,7 @@ TEST(Grid, RefusesWhatBreaksTheContract) {
   bad_quantize([](auto& a) { a.w.cols = 0; }, "[quantize] w must not be empty");
   bad_quantize([](auto& a) { a.bits = 9; }, "[quantize] bits must be 1 to 8: got bits=9");
   bad_quantize([](auto& a) { a.solver = static_cast<GridSolver>(5); },
-               "[quantize] solver must be minmax, mse or hqq: got solver=5");
+               "[quantize] solver must be minmax, mse, hqq, hqq-scale-free or given: got solver=5");
   bad_quantize([](auto& a) { a.axis = 2; }, "[quantize] axis must be 0 or 1: got axis=2");
   bad_quantize([](auto& a) { a.group_size = 0; },
                "[quantize] group_size must be -1 or at least 1: got group_size=0");
@@ -261,6 +324,8 @@ TEST(Grid, RefusesWhatBreaksTheContract) {
   bad_quantize([](auto& a) { a.axis = 0, a.w.cols = 2; },
                "[quantize] w must have no gaps between rows on axis 0");
   bad_quantize([](auto& a) { a.sym = 1, a.solver = QTR_HQQ; }, "[quantize] solver hqq fits the zero");
+  bad_quantize([](auto& a) { a.solver = QTR_GIVEN, a.round_zero = 1; },
+               "[quantize] round_zero goes without a given grid");
   bad_quantize([](auto& a) { a.sym = 1, a.round_zero = 1; }, "[quantize] round_zero goes without sym");
   bad_quantize([](auto& a) { a.codes_size = 7; },
                "[quantize] codes must hold all packed rows: got codes_size=7, expected=8");

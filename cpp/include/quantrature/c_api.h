@@ -273,7 +273,13 @@ QTR_API qtr_status qtr_check_csr(const qtr_check_csr_args* args);
 
 /* ---- grid (grid.hpp) ---- */
 
-typedef enum qtr_grid_solver QTR_INT32 { QTR_MINMAX = 0, QTR_MSE = 1, QTR_HQQ = 2 } qtr_grid_solver;
+typedef enum qtr_grid_solver QTR_INT32 {
+  QTR_MINMAX = 0,
+  QTR_MSE = 1,
+  QTR_HQQ = 2,
+  QTR_HQQ_SCALE_FREE = 3,
+  QTR_GIVEN = 4 /* nothing is fitted: scale and zero are read */
+} qtr_grid_solver;
 
 typedef struct qtr_quantize_args {
   size_t struct_size;
@@ -288,8 +294,8 @@ typedef struct qtr_quantize_args {
   const int32_t* exclude_columns;
   uint8_t* codes; /* packed, rows of the grid's view side by side */
   int64_t codes_size;
-  float* scale;
-  float* zero; /* NULL if sym */
+  float* scale; /* written; read with QTR_GIVEN */
+  float* zero;  /* the same; NULL if sym */
   int64_t groups;
   qtr_device device;
 } qtr_quantize_args;

@@ -25,6 +25,10 @@
 //            zero = mean over the group of q - (w - e) inv,  beta = 1.01 beta
 //          until the mean of |d| over the matrix, rounded to float32, is no longer below the least so far (at
 //          first 10^4); the zero of that last step stays. Not with sym.
+// hqq-scale-free   the same without the limit of inv, with e = 0 and with no first limit of the mean, so that
+//          c w has the codes of w (c a power of two; up to rounding, any c). It gives the result of hqq where
+//          all |d| are at most 1/8 and no range is below top / 20000, which holds for most language models.
+// given    scale and zero are read: inv = 1 / scale, or 0 where scale is 0.
 //
 // A group whose hi - lo (sym: m) is below 2^-100 is constant: its codes are 0, its zero -1 and its scale lo,
 // or 0 and 1 if lo is 0. A symmetric one has the scale 1, at 1 bit 0.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
+from ..ops import QuantizedTensor
 from ..storage import QuantizedMatrix
 from .awq import AWQ
 from .codebook import FP4, NF4
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..plan import PlanEntry
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "METHODS",
@@ -88,9 +92,18 @@ def quantize_matrix(
                 f"[quantize] {name}: method {entry.solver} needs a calibration text, for the {need} of this matrix"
             )
     try:
-        return method.quantize(weight, entry, kept, replace(given, name=name))
+        found = method.quantize(weight, entry, kept, replace(given, name=name))
     except QuantratureError as e:
         raise type(e)(f"{name}: {e}") from None
+    if entry.meta_bits is not None and not isinstance(getattr(found.dense, "scale", None), QuantizedTensor):
+        _log.warning(
+            "%s: meta_bits=%d would have multiplied the error of this matrix; its scales and zero points are stored "
+            "unquantized, and it takes %d bytes",
+            name,
+            entry.meta_bits,
+            found.nbytes,
+        )
+    return found
 
 
 def image_of(

@@ -31,13 +31,13 @@ def with_feedback(
     settings = GPTQ.settings(entry)
     outliers = kept_beside(weight, entry, kept)
     assert statistics.hessian is not None
-    grid = {"bits": entry.bits, "group_size": entry.group_size, "sym": entry.sym, "solver": settings["grid"]}
+    solver = "hqq-scale-free" if settings["grid"] == "hqq" else settings["grid"]
+    grid = {"bits": entry.bits, "group_size": entry.group_size, "sym": entry.sym, "solver": solver}
     how = {"damp_percent": settings["damp_percent"], "desc_act": settings["desc_act"], "exclude": outliers}
     if settings["static_groups"]:
         fixed = ops.quantize(
             weight,
             **grid,
-            round_zero=None if settings["grid"] != "hqq" else False,
             meta_bits=entry.meta_bits,
             exclude=outliers,
         )

@@ -25,10 +25,7 @@ def on_grid(
         entry.bits,
         entry.group_size,
         sym=entry.sym,
-        solver=entry.solver,
-        # The package hqq rounds the starting zeros of 4-bit grids in its layers, and not in its quantizer;
-        # unrounded ones have the smaller error.
-        round_zero=False if entry.solver == "hqq" else None,
+        solver="hqq-scale-free" if entry.solver == "hqq" else entry.solver,
         meta_bits=entry.meta_bits,
         exclude=outliers,
     )

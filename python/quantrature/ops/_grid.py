@@ -23,10 +23,13 @@ from .._arrays import (
     place,
 )
 from ._codebook import CodebookTensor, decode, encode
+from ._meta import with_quantized_scales
 from ._packing import unpack
 
-SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2}
+SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2, "hqq-scale-free": 3}
 """Names of the solvers that :func:`quantize` knows."""
+
+_GIVEN = 4
 
 _SMALLEST_HALF = 2.0**-14
 _LARGEST_HALF = 65504.0
@@ -170,9 +173,14 @@ def quantize(
             package means it; there group_size must divide the size of ``w``.
         solver: "minmax", from the smallest to the largest weight of a group; "mse", that range times 1, 0.99, ...,
             0.21, with the least squared error; "hqq", the half-quadratic solver for the zero (Badri & Shaji 2023; p
-            0.7, at most 20 iterations), not with sym.
+            0.7, at most 20 iterations), not with sym; "hqq-scale-free", hqq without its two absolute limits (inverse
+            scales of at most 20000, and shrinkage of errors above 1/8), which gives the same codes for ``c * w`` as for
+            ``w``, and those of hqq for weights of the usual size.
         round_zero: make the zero an integer (hqq: at the start). By default only for hqq at 4 bits.
-        meta_bits: quantize scales and zeros in turn, each to codes of this many bits by minmax.
+        meta_bits: quantize scales and zeros in turn, each to codes of this many bits by minmax. Where that would
+            increase the error of ``w`` noticeably (by more than 1 %), codes are found again on grids that contain
+            zero; where the error would still be 3 % larger (at 8 bits; more is accepted at fewer bits), scales and
+            zeros are not quantized.
         meta_group: scales, or zeros, of a group of those; -1 for all of them.
         scale_dtype: of the stored scales and zeros (with meta_bits, of their scales and zeros): "float16", "float32",
             or "auto" for float16 where all scales are normal numbers of float16 and all zeros at most 1024. Codes are
@@ -214,44 +222,58 @@ def quantize(
             f"[quantize] scale_dtype must be auto, float16 or float32: got scale_dtype={scale_dtype!r}"
         )
 
-    def stored(scale: Array, zero: Array | None) -> tuple[Any, Any]:
-        if meta_bits is None:
-            return narrow(scale, zero, scale_dtype)
-        return (
-            quantize(scale.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype),
-            None if zero is None else quantize(zero.reshape(-1), meta_bits, meta_group, scale_dtype=scale_dtype),
-        )
+    excluded = positions("quantize", exclude, w)
+
+    def quantized(part: Array) -> QuantizedTensor:
+        return quantize(part, meta_bits, meta_group, scale_dtype=scale_dtype)  # type: ignore[arg-type]
 
     if codebook is not None:
-        q = encode(
-            w, int(bits), None if group_size is None else int(group), codebook, positions("quantize", exclude, w)
-        )
-        return q if q.scale is None else replace(q, scale=stored(q.scale, None)[0])
+        q = encode(w, int(bits), None if group_size is None else int(group), codebook, excluded)
+        if q.scale is None:
+            return q
+        if meta_bits is not None:
+            q = with_quantized_scales(w, q, quantized, None, meta_bits, meta_group, excluded)
+        return q if isinstance(q.scale, QuantizedTensor) else replace(q, scale=narrow(q.scale, None, scale_dtype)[0])
     if round_zero is None:
         round_zero = solver == "hqq" and bits == 4
     shape = tuple(int(n) for n in w.shape)
-    rows, cols, parameters = layout(shape, group, axis, "quantize")
-    codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
+    _, _, parameters = layout(shape, group, axis, "quantize")
     scale = empty_like_kind(w, parameters, "float32")
     zero = None if sym else empty_like_kind(w, parameters, "float32")
-    offsets, columns = positions("quantize", exclude, w)
-    _C.quantize(
-        core_view(source),
-        bits,
-        group,
-        axis,
-        bool(sym),
-        SOLVERS[solver],
-        bool(round_zero),
-        None if offsets is None else core_view(offsets),
-        None if columns is None else core_view(columns),
-        core_view(codes),
-        core_view(scale),
-        None if zero is None else core_view(zero),
-        place("quantize", w=source),
-    )
-    scale, zero = stored(scale, zero)
-    return QuantizedTensor(codes, scale, zero, int(bits), int(group), int(axis), bool(sym), shape, dtype_name(w))
+
+    def codes_on(scale: Array, zero: Array | None, code: int, round_zero: bool = False) -> Array:
+        rows, cols, _ = layout(shape, group, axis, "quantize")
+        codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
+        _C.quantize(
+            core_view(source),
+            bits,
+            group,
+            axis,
+            bool(sym),
+            code,
+            round_zero,
+            *(None if part is None else core_view(part) for part in excluded),
+            core_view(codes),
+            core_view(scale),
+            None if zero is None else core_view(zero),
+            place("quantize", w=source),
+        )
+        return codes
+
+    def tensor(codes: Array, scale: Any, zero: Any) -> QuantizedTensor:
+        return QuantizedTensor(codes, scale, zero, int(bits), int(group), int(axis), bool(sym), shape, dtype_name(w))
+
+    def again(scale: Any, zero: Any) -> QuantizedTensor:
+        given = [None if part is None else part.dequantize("float32").reshape(parameters) for part in (scale, zero)]
+        return tensor(codes_on(given[0], given[1], _GIVEN), scale, zero)
+
+    q = tensor(codes_on(scale, zero, SOLVERS[solver], bool(round_zero)), scale, zero)
+    if meta_bits is not None:
+        q = with_quantized_scales(w, q, quantized, again, meta_bits, meta_group, excluded)
+    if isinstance(q.scale, QuantizedTensor):
+        return q
+    scale, zero = narrow(q.scale, q.zero, scale_dtype)
+    return replace(q, scale=scale, zero=zero)
 
 
 def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, out: Array | None = None) -> Array:

@@ -45,8 +45,7 @@ class Quantizer {
   Quantizer(const QuantizeArgs& args, const GridView& view)
       : a_(args),
         pieces_(view),
-        rule_{args.bits, args.sym != 0, args.round_zero != 0, args.solver == QTR_MSE,
-              args.solver == QTR_HQQ ? 2e4f : std::numeric_limits<float>::infinity()},
+        rule_(rule_of(args)),
         w_(view.axis == 1 ? args.w : Matrix{args.w.data, view.rows, view.cols, view.cols, args.w.dtype}),
         row_bytes_(row_bytes(view.cols, args.bits)) {
     const int64_t tasks = std::min<int64_t>(pieces_.count(), num_threads() * kTasksPerThread);
@@ -62,7 +61,7 @@ class Quantizer {
   }
 
   void run() {
-    if (a_.solver == QTR_HQQ)
+    if (is_hqq(a_.solver))
       solve_hqq();
     else
       for_pieces([&](const GridPiece& piece, Scratch& s, int64_t) {
@@ -117,12 +116,24 @@ class Quantizer {
   }
 
   bool fit(const float* x, const GridPiece& piece, Scratch& s) const {
+    if (a_.solver == QTR_GIVEN) return take_given(x, piece, s);
     const GridLines lines{s.inv.data(), s.zero.data(), s.scale.data()};
     if (!kernels().grid_fit(x, piece.size, pieces_.view.group, rule_, lines)) return false;
     const int64_t groups = ceil_div(piece.size, pieces_.view.group);
     std::copy_n(s.scale.data(), groups, a_.scale + piece.first_group);
     if (!rule_.sym) std::copy_n(s.zero.data(), groups, a_.zero + piece.first_group);
     return true;
+  }
+
+  bool take_given(const float* x, const GridPiece& piece, Scratch& s) const {
+    const int64_t groups = ceil_div(piece.size, pieces_.view.group);
+    for (int64_t g = 0; g < groups; ++g) {
+      const GridLine line = given_line(a_.scale[piece.first_group + g],
+                                       rule_.sym ? symmetric_zero(a_.bits) : a_.zero[piece.first_group + g]);
+      s.inv[static_cast<size_t>(g)] = line.inv;
+      s.zero[static_cast<size_t>(g)] = line.zero;
+    }
+    return std::all_of(x, x + piece.size, [](float v) { return std::isfinite(v); });
   }
 
   void store(const float* x, const GridPiece& piece, Scratch& s) {
@@ -170,7 +181,7 @@ class Quantizer {
       const float* x = load(piece, s);
       if (!fit(x, piece, s)) return false;
       std::copy_n(s.inv.data(), ceil_div(piece.size, v.group), inv.data() + piece.first_group);
-      kernels().grid_hqq(x, piece.size, v.group, a_.bits, {s.inv.data(), s.zero.data(), s.scale.data()},
+      kernels().grid_hqq(x, piece.size, v.group, rule_, {s.inv.data(), s.zero.data(), s.scale.data()},
                          zeros.data() + piece.first_group * kHqqIterations,
                          errors.data() + index * kHqqIterations);
       return true;
@@ -189,7 +200,7 @@ class Quantizer {
 
   int64_t last_iteration(const std::vector<double>& errors) const {
     const double size = static_cast<double>(pieces_.view.rows) * static_cast<double>(pieces_.view.cols);
-    float least = 1e4f;
+    float least = first_limit(a_.solver);
     for (int64_t i = 0; i < kHqqIterations; ++i) {
       double sum = 0;
       for (int64_t p = 0; p < pieces_.count(); ++p)
@@ -275,15 +286,17 @@ int64_t group_count(int64_t rows, int64_t cols, int64_t group_size, int axis) {
 void quantize(const QuantizeArgs& a) {
   check_matrix(a.w, "quantize", "w");
   check(a.bits >= 1 && a.bits <= 8, "[quantize] bits must be 1 to 8", "bits", a.bits);
-  check(a.solver >= QTR_MINMAX && a.solver <= QTR_HQQ, "[quantize] solver must be minmax, mse or hqq",
-        "solver", static_cast<int>(a.solver));
+  check(a.solver >= QTR_MINMAX && a.solver <= QTR_GIVEN,
+        "[quantize] solver must be minmax, mse, hqq, hqq-scale-free or given", "solver",
+        static_cast<int>(a.solver));
   const GridView view = view_of(a.w.rows, a.w.cols, a.group_size, a.axis, "quantize");
   check(a.axis == 1 || a.w.rows == 1 || a.w.row_stride == a.w.cols,
         "[quantize] w must have no gaps between rows on axis 0", "row_stride", a.w.row_stride, "cols",
         a.w.cols);
-  check(!a.sym || a.solver != QTR_HQQ, "[quantize] solver hqq fits the zero, which sym has not", "sym",
-        a.sym);
+  check(!a.sym || !is_hqq(a.solver), "[quantize] solver hqq fits the zero, which sym has not", "sym", a.sym);
   check(!a.sym || !a.round_zero, "[quantize] round_zero goes without sym", "sym", a.sym);
+  check(a.solver != QTR_GIVEN || !a.round_zero, "[quantize] round_zero goes without a given grid",
+        "round_zero", a.round_zero);
   const int64_t bytes = view.rows * row_bytes(view.cols, a.bits);
   check_given(a.codes != nullptr, "quantize", "codes");
   check(a.codes_size == bytes, "[quantize] codes must hold all packed rows", "codes_size", a.codes_size,

@@ -64,9 +64,9 @@ bool grid_fit(const float* x, int64_t n, int64_t group, const GridRule& rule,
 }
 
 // zeros: those after each iteration, group by group. errors: the sum of |d| in each iteration.
-void grid_hqq(const float* x, int64_t n, int64_t group, int bits, const GridLines& lines, float* zeros,
-              double* errors) noexcept {
-  const float top = top_code(bits);
+void grid_hqq(const float* x, int64_t n, int64_t group, const GridRule& rule, const GridLines& lines,
+              float* zeros, double* errors) noexcept {
+  const float top = top_code(rule.bits);
   std::fill_n(errors, kHqqIterations, 0.0);
   for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group, zeros += kHqqIterations) {
     const int64_t size = std::min(group, n - begin);
@@ -83,7 +83,7 @@ void grid_hqq(const float* x, int64_t n, int64_t group, int bits, const GridLine
         const float w = x[begin + i];
         const float q = code_of(w, inv, zero, top);
         const float d = w - (q - zero) * scale;
-        shifts[i % kLanes] += q - (w - shrink(d, beta)) * inv;
+        shifts[i % kLanes] += q - (w - (rule.shrinks ? shrink(d, beta) : 0)) * inv;
         distances[i % kLanes] += std::abs(d);
       }
       zero = add_lanes(shifts) / static_cast<float>(size);

@@ -314,9 +314,9 @@ void ShrunkShifts(const float* x, int64_t n, const GridLine& line, float top, do
   }
 }
 
-void GridHqq(const float* x, int64_t n, int64_t group, int bits, const GridLines& lines, float* zeros,
-             double* errors) {
-  const float top = top_code(bits);
+void GridHqq(const float* x, int64_t n, int64_t group, const GridRule& rule, const GridLines& lines,
+             float* zeros, double* errors) {
+  const float top = top_code(rule.bits);
   std::fill_n(errors, kHqqIterations, 0.0);
   for (int64_t g = 0, begin = 0; begin < n; ++g, begin += group, zeros += kHqqIterations) {
     const int64_t size = std::min(group, n - begin);
@@ -330,6 +330,7 @@ void GridHqq(const float* x, int64_t n, int64_t group, int bits, const GridLines
     for (int i = 0; i < kHqqIterations; ++i, beta *= 1.01) {
       Sums sums;
       Iterate(x + begin, tail, line, top, sums);
+      sums.shrinks = sums.shrinks && rule.shrinks;
       if (sums.shrinks) ShrunkShifts(x + begin, size, line, top, beta, sums.shifts);
       const float zero = AddLanes(sums.shifts) / static_cast<float>(size);
       const double error = static_cast<double>(AddLanes(sums.distances));

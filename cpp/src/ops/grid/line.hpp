@@ -5,8 +5,10 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "common/half.hpp"
+#include "quantrature/c_api.h"
 
 namespace quantrature {
 
@@ -19,6 +21,7 @@ struct GridRule {
   bool round_zero;
   bool mse;
   float max_inv;  // infinity but for hqq
+  bool shrinks;   // whether hqq takes large errors for outliers
 };
 
 // One number of each for every group.
@@ -33,6 +36,25 @@ struct GridLine {
   float zero;
   float scale;
 };
+
+inline bool is_hqq(qtr_grid_solver solver) {
+  return solver == QTR_HQQ || solver == QTR_HQQ_SCALE_FREE;
+}
+
+inline GridRule rule_of(const qtr_quantize_args& a) {
+  const bool published = a.solver == QTR_HQQ;
+  return {a.bits,
+          a.sym != 0,
+          a.round_zero != 0,
+          a.solver == QTR_MSE,
+          published ? 2e4f : std::numeric_limits<float>::infinity(),
+          published};
+}
+
+// Below which the mean error of the first iteration of hqq has to be for a second one.
+inline float first_limit(qtr_grid_solver solver) {
+  return solver == QTR_HQQ ? 1e4f : std::numeric_limits<float>::infinity();
+}
 
 QUANTRATURE_INLINE float top_code(int bits) {
   return static_cast<float>((1 << bits) - 1);
@@ -63,6 +85,10 @@ QUANTRATURE_INLINE GridLine line_of_range(float lo, float hi, const GridRule& ru
   const float inv = std::min(top / (hi - lo), rule.max_inv);
   const float zero = 0 - lo * inv;
   return {inv, rule.round_zero ? std::nearbyint(zero) : zero, 1 / inv};
+}
+
+QUANTRATURE_INLINE GridLine given_line(float scale, float zero) {
+  return {scale == 0 ? 0.0f : 1 / scale, zero, scale};
 }
 
 // The factor of candidate i of the mse solver.
