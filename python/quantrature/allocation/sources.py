@@ -195,17 +195,11 @@ def _of_model(model: Any) -> Source:
 
 def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Source:
     """Weights are read from the safetensors files when they are asked for; nothing else of the model is loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ..models import find_linears, load_config, load_model
-    from ..models.loading import quiet
+    from ..models import empty_model, find_linears, load_config, load_model
 
     config = load_config(folder, trust_remote_code)
     files = _tensors(Path(folder))
-    with torch.device("meta"), quiet():
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    linears = find_linears(skeleton, experts=False)
+    linears = find_linears(empty_model(config, trust_remote_code), experts=False)
     keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}
     if any(key not in files for key in keys.values()):
         _log.warning("%s does not hold its weights under the names of the model; it is loaded as a whole", folder)

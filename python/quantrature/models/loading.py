@@ -25,6 +25,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from .._C import InvalidArgumentError, QuantratureError
+from ..checkpoint import REMOTE_CODE
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ def load_model(
     max_memory: Mapping[int | str, int | str] | None = None,
 ) -> PreTrainedModel:
     """Load a model for evaluation, as the class that its configuration names.
+
+    If the model comes with Python code of its own (``auto_map`` in config.json) and ``trust_remote_code`` is set, the
+    class comes from that code, even if transformers has a class of the same name. Without it, transformers' own class
+    is loaded, and a warning names the code that was not run.
 
     Args:
         name_or_path: a local folder, or the id of a model on the Hugging Face Hub.
@@ -67,9 +72,11 @@ def load_model(
         _check_weights(folder)
     with quiet(), _one_error(f"[load_model] cannot load {where}"):
         # Other shapes are left to the report below: transformers' own error does not say which.
-        model, report = _model_class(config).from_pretrained(
+        model, report = model_class(config, trust_remote_code).from_pretrained(
             where, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
+    if not trust_remote_code:
+        _warn_of_own_code(config, type(model))
     wrong = {f"{key} ({tuple(had)} instead of {tuple(has)})" for key, had, has in report["mismatched_keys"]}
     for tensors, what in ((wrong, "tensors of other shapes"), (set(report["missing_keys"]), "no values for tensors")):
         if tensors:
@@ -177,11 +184,17 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
     except ValueError as error:
         raise InvalidArgumentError(f"[load_config] {path} is not valid JSON: {error}") from None
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in known:
-        if kind is not None and trust_remote_code and "auto_map" in config:
-            return
-        hint = "; it comes with code of its own, which trust_remote_code=True would run" if "auto_map" in config else ""
+    config = config if isinstance(config, dict) else {}
+    kind, own = config.get("model_type"), config.get("auto_map") or {}
+    # Of a tokenizer there are two: one written in Python and one in Rust.
+    if not isinstance(own, dict) or not all(
+        isinstance(name, str) for auto, name in own.items() if auto.startswith(("AutoModel", "AutoConfig"))
+    ):
+        raise InvalidArgumentError(
+            f"[load_config] {path}: auto_map must name Python classes by auto class: got {own!r}"
+        )
+    if kind not in known and not (trust_remote_code and "AutoConfig" in own):
+        hint = "; it comes with code of its own, which trust_remote_code=True would run" if "AutoConfig" in own else ""
         raise InvalidArgumentError(
             f"[load_config] {path} must name a model_type that transformers {transformers.__version__} knows: "
             f"got model_type={kind}{hint}"
@@ -220,13 +233,80 @@ def _check_weights(folder: Path) -> None:
             raise QuantratureError(f"[load_model] {path} is truncated or corrupted: {why}") from None
 
 
-def _model_class(config: Any) -> Any:
-    """The class that the configuration names, where transformers has it."""
-    for name in config.architectures or []:
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
-    return AutoModelForCausalLM
+def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:
+    """Choose the class of a model from its configuration.
+
+    Args:
+        config: of the model.
+        trust_remote_code: choose among the classes of the code that comes with the model, if there is some. Of several
+            the one that ``architectures`` names is taken, else the causal language model.
+
+    Returns:
+        A class of transformers, or an auto class that finds the class in the code of the model or in transformers.
+
+    Raises:
+        InvalidArgumentError: if the code has no class under an auto class that transformers has.
+    """
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    known = [each for each in named if isinstance(each, type) and issubclass(each, PreTrainedModel)]
+    own = _own_classes(config) if trust_remote_code else {}
+    usable = {auto: name for auto, name in own.items() if hasattr(transformers, auto)}
+    if own and not usable and not known:
+        raise InvalidArgumentError(
+            f"[load_config] auto_map must name an auto class of transformers {transformers.__version__}: "
+            f"got {', '.join(own)}"
+        )
+    for auto, name in usable.items():
+        if name.rpartition(".")[2] in (config.architectures or []):
+            return getattr(transformers, auto)
+    if "AutoModelForCausalLM" in usable:
+        return AutoModelForCausalLM
+    # A class under another head stands in for one of transformers only if it is the model without a head.
+    others = usable if not known else {"AutoModel"} & set(usable)
+    if others:
+        return getattr(transformers, next(iter(others)))
+    return known[0] if known else AutoModelForCausalLM
+
+
+def empty_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model that :func:`load_model` would load, on the meta device, without weights.
+
+    Raises:
+        InvalidArgumentError: as :func:`model_class`.
+        QuantratureError: for whatever transformers reports.
+    """
+    found = model_class(config, trust_remote_code)
+    head = f"[load_model] cannot build the model of {config.name_or_path}"
+    with torch.device("meta"), quiet(), _one_error(head):
+        if issubclass(found, PreTrainedModel):
+            built: PreTrainedModel = found._from_config(config)
+        else:
+            built = found.from_config(config, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _warn_of_own_code(config, type(built))
+    return built
+
+
+def _warn_of_own_code(config: PreTrainedConfig, chosen: type[PreTrainedModel]) -> None:
+    files = sorted({f"{name.rpartition('.')[0]}.py" for name in _own_classes(config).values()})
+    if files:
+        _log.warning(
+            "%s comes with Python code of its own (%s), which was not run: %s of transformers is loaded. If the model "
+            "needs its own code and you trust it, pass trust_remote_code=True (--trust-remote-code).",
+            config.name_or_path,
+            ", ".join(files),
+            chosen.__name__,
+        )
+
+
+def _own_classes(config: PreTrainedConfig) -> dict[str, str]:
+    """Auto classes for models to ``FILE.CLASS`` of the code that comes with a model; not the code that save writes."""
+    auto_map: dict[str, str] = getattr(config, "auto_map", None) or {}
+    return {
+        auto: name
+        for auto, name in auto_map.items()
+        if auto.startswith("AutoModel") and name.rpartition(".")[0] != REMOTE_CODE
+    }
 
 
 def _some(names: set[str]) -> str:
