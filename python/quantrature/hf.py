@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers import auto
@@ -21,6 +22,7 @@ from .checkpoint import FORMAT_VERSION, QUANT_METHOD, REMOTE_CODE, stored_tensor
 
 if TYPE_CHECKING:
     from .folding import Fold
+    from .models import Linears
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -105,6 +107,45 @@ class QuantratureConfig(QuantizationConfigMixin):
 auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[assignment]
 
 
+class _NamesInModel:
+    """Where a model has the modules of a checkpoint, by the rules that transformers has for the names of tensors.
+
+    A checkpoint of a causal language model can be opened as its base model or with another head, and the reverse;
+    models of several towers have names of their own for checkpoints.
+
+    Args:
+        model: on the meta device, still dense.
+        linears: its matrices, embeddings included.
+    """
+
+    def __init__(self, model: Any, linears: Linears) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        matrices = [name for linear in linears for name in (linear.name, *linear.aliases)]
+        self._here = {f"{name}.weight": True for name in [*dict(model.named_modules()), *matrices]}
+        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+        self._prefix: str = model.base_model_prefix
+        self._blocks = tuple(f"{stack}." for stack in linears.stacks)
+        self._same_class = type(model).__name__ in (model.config.architectures or ())
+
+    def of(self, name: str) -> str | None:
+        """The name in the model; ``None`` for a part that models of this class do not have, such as another head.
+
+        A name of the model's own blocks that is not there stays as it is: it is an error that the caller reports.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        found = name
+        for renamings in (self._renamings, []):
+            found = rename_source_key(f"{name}.weight", renamings, [], self._prefix, self._here)[0]
+            if found in self._here:
+                return found.removesuffix(".weight")
+        inside = any(each.startswith(self._blocks) for each in (name, f"{self._prefix}.{name}", found))
+        stripped = name.removeprefix(f"{self._prefix}.").startswith(self._blocks)
+        return name if self._same_class or inside or stripped else None
+
+
 @auto.register_quantizer(QUANT_METHOD)
 class QuantratureHfQuantizer(HfQuantizer):
     """Loads quantized checkpoints, and quantizes dense ones as they are read."""
@@ -134,10 +175,18 @@ class QuantratureHfQuantizer(HfQuantizer):
         linears = find_linears(model, embeddings=True)
         files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
         stored = stored_tensors(files)
-        self._read_folds(model, files)
+        names = _NamesInModel(model, linears)
+        self._read_folds(model, files, names)
+        here: dict[str, Any] = {}
+        missing = []
         for name, described in (self.quantization_config.modules or {}).items():
+            place = names.of(name)
+            if place is None:
+                missing.append(name)
+                continue
+            here[place] = described
             try:
-                linear, spec = linears.find(name), MatrixSpec.from_json(described)
+                linear, spec = linears.find(place), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
                 if spec.shape != shape:
                     raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
@@ -147,6 +196,14 @@ class QuantratureHfQuantizer(HfQuantizer):
                 install(model, linear, spec)
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
+        blocks = [name for name in missing if re.search(r"\.\d+\.", name)]
+        if blocks and not any(linears.find(place).in_block for place in here):
+            saved = ", ".join(model.config.architectures or ()) or "another class"
+            raise InvalidArgumentError(
+                f"[load] {type(model).__name__} has none of the quantized blocks of this checkpoint, which was saved "
+                f"from {saved}: got {blocks[0]}, the model has {linears[0].name}"
+            )
+        self.quantization_config.modules = here
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from .nn import dequantize_layers, quantized_layers
@@ -178,7 +235,7 @@ class QuantratureHfQuantizer(HfQuantizer):
             model._weight_conversions = []
         return model
 
-    def _read_folds(self, model: Any, files: Sequence[str]) -> None:
+    def _read_folds(self, model: Any, files: Sequence[str], names: _NamesInModel) -> None:
         from safetensors import safe_open
 
         from .folding import FOLDED_SCALE, Fold
@@ -192,10 +249,13 @@ class QuantratureHfQuantizer(HfQuantizer):
             producer = described.get("producer") if isinstance(described, Mapping) else None
             if f"{producer}.{FOLDED_SCALE}" not in scales:
                 raise QuantratureError(f"[load] the checkpoint lacks the tensor {producer}.{FOLDED_SCALE}")
-            found.append(Fold.from_json(described, scales[f"{producer}.{FOLDED_SCALE}"]))
+            fold = Fold.from_json(described, scales[f"{producer}.{FOLDED_SCALE}"])
+            consumers = tuple(names.of(name) or name for name in fold.consumers)
+            found.append(replace(fold, producer=names.of(fold.producer) or fold.producer, consumers=consumers))
         self.folds = tuple(found)
-        ignored = {re.escape(name) for name in scales} | set(model._keys_to_ignore_on_load_unexpected or ())
-        model._keys_to_ignore_on_load_unexpected = ignored
+        self.quantization_config.folds = [each.to_json() for each in found]
+        ignored = {rf"\.{FOLDED_SCALE}$"} if found else set()
+        model._keys_to_ignore_on_load_unexpected = ignored | set(model._keys_to_ignore_on_load_unexpected or ())
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """What is saved beside the model's own tensors: the scales that were folded into it."""
