@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers import auto
@@ -154,6 +156,8 @@ class QuantratureHfQuantizer(HfQuantizer):
     quantization_config: QuantratureConfig
     folds: tuple[Fold, ...] = ()
     """Scales that were folded into the model; not needed to run it, only to compare it with its source."""
+    carried: Mapping[str, Path] = MappingProxyType({})
+    """Tensors of the source that the model does not have, and their files; saved unchanged."""
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -204,6 +208,7 @@ class QuantratureHfQuantizer(HfQuantizer):
                 f"from {saved}: got {blocks[0]}, the model has {linears[0].name}"
             )
         self.quantization_config.modules = here
+        self._carry(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from .nn import dequantize_layers, quantized_layers
@@ -257,14 +262,28 @@ class QuantratureHfQuantizer(HfQuantizer):
         ignored = {rf"\.{FOLDED_SCALE}$"} if found else set()
         model._keys_to_ignore_on_load_unexpected = ignored | set(model._keys_to_ignore_on_load_unexpected or ())
 
+    def _carry(self, model: Any, files: Sequence[str]) -> None:
+        from safetensors import safe_open
+
+        from .carried import carried_tensors
+
+        names: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                names |= dict.fromkeys(file.keys(), Path(path))
+        self.carried = carried_tensors(model, names)
+        ignored = {re.escape(name) for name in self.carried} | set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored
+
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """What is saved beside the model's own tensors: the scales that were folded into it."""
+        """What is saved beside the model's own tensors: scales that were folded into it, and what is carried."""
+        from .carried import read_carried
         from .folding import FOLDED_SCALE
 
-        if not self.folds or getattr(model, "_hf_peft_config_loaded", False):
+        if not (self.folds or self.carried) or getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
         scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
-        return {**model.state_dict(), **scales}, {}
+        return {**model.state_dict(), **scales, **read_carried(self.carried)}, {}
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""

@@ -69,7 +69,7 @@ def load_model(
             settings["max_memory"] = dict(max_memory)
     config = load_config(name_or_path, trust_remote_code)
     if folder is not None:
-        _check_weights(folder)
+        tensor_files(folder)
     with quiet(), _one_error(f"[load_model] cannot load {where}"):
         # Other shapes are left to the report below: transformers' own error does not say which.
         model, report = model_class(config, trust_remote_code).from_pretrained(
@@ -206,8 +206,13 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
-    """Open every safetensors file that will be read: its header says how long the file must be."""
+def weight_files(folder: Path) -> list[Path]:
+    """Name the files of a folder that hold its weights.
+
+    Raises:
+        InvalidArgumentError: for a folder without weights.
+        QuantratureError: for an index of shards that is damaged or names a file that is not there.
+    """
     present = [name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
         raise InvalidArgumentError(f"[load_model] {folder} has no weights ({WEIGHTS[0]} or {WEIGHTS[1]})")
@@ -218,19 +223,37 @@ def _check_weights(folder: Path) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise QuantratureError(f"[load_model] {folder / present[0]} is not a valid index of shards") from None
     for name in files:
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             raise QuantratureError(f"[load_model] {folder / present[0]} names a shard that is not there: {name}")
-        if path.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            with path.open("rb") as file:
-                pointer = file.read(27) == b"version https://git-lfs.git"
-            why = "it is a Git LFS pointer, not the file itself" if pointer else error
-            raise QuantratureError(f"[load_model] {path} is truncated or corrupted: {why}") from None
+    return [folder / name for name in files]
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Name the tensors in the safetensors files of a model, and the file of each.
+
+    Raises:
+        InvalidArgumentError, QuantratureError: as :func:`weight_files`, and naming a file that is damaged.
+    """
+    found = {}
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with _opened(path) as file:
+                found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; its header says how long the file must be."""
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        with path.open("rb") as raw:
+            pointer = raw.read(27) == b"version https://git-lfs.git"
+        why = "it is a Git LFS pointer, not the file itself" if pointer else error
+        raise QuantratureError(f"[load_model] {path} is truncated or corrupted: {why}") from None
+    with opened as file:
+        yield file
 
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:
