@@ -321,6 +321,7 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterabl
     if not isinstance(model, PreTrainedModel):
         return
     from .carried import carried_from_source
+    from .counting import count_as_dense
     from .hf import QuantratureConfig, QuantratureHfQuantizer
 
     typed: Any = model
@@ -333,6 +334,7 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterabl
     typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
     typed.hf_quantizer.folds = kept
     typed.hf_quantizer.carried = carried
+    count_as_dense(model)
     typed.is_quantized = True
     typed.quantization_method = config.quant_method
     typed._weight_conversions = []  # saved under the names that the modules have

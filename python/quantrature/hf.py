@@ -237,6 +237,9 @@ class QuantratureHfQuantizer(HfQuantizer):
             model._weight_conversions = None
             self.folds = ()
         else:
+            from .counting import count_as_dense
+
+            count_as_dense(model)
             model._weight_conversions = []
         return model
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -89,6 +90,62 @@ def test_a_missing_folder_is_named(load, name, message):
 def test_a_hub_id_without_a_network_is_named(load):
     with pytest.raises(QuantratureError, match=r"cannot load .*nobody/nothing.*the Hugging Face Hub cannot be reached"):
         load("nobody/nothing")
+
+
+OTHERS = {
+    "gguf": ({"model-q4.gguf": "GGUF"}, r"a model in GGUF, the format of llama.cpp \(model-q4.gguf\)\. Give the model"),
+    "gguf with a configuration": (
+        {"x.gguf": "GGUF", "config.json": '{"model_type": "llama"}'},
+        "it is a model in GGUF",
+    ),
+    "adapter": (
+        {"adapter_config.json": '{"base_model_name_or_path": "org/base"}', "adapter_model.safetensors": ""},
+        r"an adapter \(PEFT, such as LoRA\) of org/base, not a model\. Merge it first",
+    ),
+    "adapter of nothing": ({"adapter_config.json": "[]"}, r"an adapter \(PEFT, such as LoRA\), not a model"),
+    "diffusers": ({"model_index.json": "{}"}, "a pipeline of diffusers, not a language model"),
+    "of its authors": ({"consolidated.00.pth": "", "params.json": "{}"}, "a model in the format of its authors"),
+    "onnx": ({"model.onnx": ""}, "a model in ONNX, not in that of transformers"),
+    "checkpoints": (
+        {"checkpoint-10/config.json": "{}", "checkpoint-20/config.json": "{}"},
+        r"a folder of models, not a model: give one of the folders in it \(checkpoint-10, checkpoint-20\)",
+    ),
+    "analysis": ({"sensitivity.json": "{}"}, "an analysis that quantrature made, not a model"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_folder_of_something_else_says_what_it_is(case, tmp_path, capfd):
+    files, message = OTHERS[case]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(QuantratureError, match=message):
+        load_model(tmp_path)
+    if "config.json" not in files:
+        with pytest.raises(QuantratureError, match=message):
+            load_tokenizer(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times.")
+    windows = ["--calibration", str(text), "--json"]
+    verbs = [
+        ["inspect"],
+        ["analyze", *windows],
+        ["quantize", "--bits", "4", "--dry-run"],
+        ["eval", "--text", str(text)],
+    ]
+    if case == "gguf with a configuration":
+        del verbs[1], verbs[-1]  # they look for the tokenizer first, which it lacks as well
+    for verb, *options in verbs:
+        assert main([verb, str(tmp_path), *options]) == 1
+        assert re.search(message, capfd.readouterr().err), verb
+
+
+def test_a_file_of_llama_cpp_says_what_it_is(tmp_path):
+    (tmp_path / "model.gguf").write_text("GGUF")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(InvalidArgumentError, match=r"model.gguf is a model in GGUF.* gguf_file=\"model.gguf\""):
+            load(tmp_path / "model.gguf")
 
 
 def test_a_file_is_no_model(tiny_llama):

@@ -194,10 +194,11 @@ def _of_model(model: Any) -> Source:
 
 def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Source:
     """Weights are read from the safetensors files when they are asked for; nothing else of the model is loaded."""
-    from ..models import empty_model, find_linears, load_config, load_model
+    from ..models import check_dense, empty_model, find_linears, load_config, load_model
     from ..models.loading import tensor_files
 
     config = load_config(folder, trust_remote_code)
+    check_dense("allocate", config)
     files = tensor_files(Path(folder))
     linears = find_linears(empty_model(config, trust_remote_code), experts=False)
     keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}

@@ -115,8 +115,15 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], trust_remote_code: bool
     """
     folder = _folder(name_or_path, "load_tokenizer")
     where = str(name_or_path if folder is None else folder)
-    with quiet(), _one_error(f"[load_tokenizer] cannot load the tokenizer of {where}"):
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    head = f"[load_tokenizer] cannot load the tokenizer of {where}"
+    try:
+        with quiet(), _one_error(head):
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except QuantratureError:
+        what = _other_content(folder) if folder is not None and not (folder / "config.json").is_file() else ""
+        if not what:
+            raise
+        raise QuantratureError(f"{head}: it is {what}") from None
     return tokenizer
 
 
@@ -158,11 +165,50 @@ def _folder(name_or_path: str | os.PathLike[str], op: str) -> Path | None:
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise InvalidArgumentError(f"[{op}] {text} is {_gguf(folder)}")
     if folder.exists():
         raise InvalidArgumentError(f"[{op}] a model is a folder or an id on the Hugging Face Hub: got the file {text}")
     if isinstance(name_or_path, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1:
         raise InvalidArgumentError(f"[{op}] there is no such folder: {text}")
     return None
+
+
+def _other_content(folder: Path) -> str:
+    """What a folder without a model is, and what to do with it; '' if there is no telling."""
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf:
+        return _gguf(gguf[0])
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, KeyError, TypeError):
+            base = None
+        of = f" of {base}" if base else ""
+        return (
+            f"an adapter (PEFT, such as LoRA){of}, not a model. Merge it first: load the base model, then "
+            f'PeftModel.from_pretrained(base, "{folder}").merge_and_unload().save_pretrained(FOLDER)'
+        )
+    if (folder / "model_index.json").is_file():
+        return "a pipeline of diffusers, not a language model"
+    if (folder / "sensitivity.json").is_file():
+        return "an analysis that quantrature made, not a model"
+    for pattern, form in {"consolidated*": "the format of its authors", "*.onnx": "ONNX", "*.pth": "PyTorch"}.items():
+        if any(folder.glob(pattern)):
+            return f"a model in {form}, not in that of transformers: convert it, or use a folder with safetensors files"
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inside:
+        return f"a folder of models, not a model: give one of the folders in it ({', '.join(inside[:3])})"
+    return ""
+
+
+def _gguf(path: Path) -> str:
+    convert = f'AutoModelForCausalLM.from_pretrained("{path.parent}", gguf_file="{path.name}").save_pretrained(FOLDER)'
+    return (
+        f"a model in GGUF, the format of llama.cpp ({path.name}). Give the model that it was converted from, or "
+        f"convert it back: {convert}"
+    )
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -178,7 +224,12 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
     """Refuse what transformers refuses in many words, or only warns about."""
     path = folder / "config.json"
     if not path.is_file():
-        raise InvalidArgumentError(f"[load_config] {folder} is no model: it has no config.json")
+        what = _other_content(folder)
+        raise InvalidArgumentError(
+            f"[load_config] {folder} is {what}"
+            if what
+            else f"[load_config] {folder} is no model: it has no config.json"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -215,7 +266,9 @@ def weight_files(folder: Path) -> list[Path]:
     """
     present = [name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
-        raise InvalidArgumentError(f"[load_model] {folder} has no weights ({WEIGHTS[0]} or {WEIGHTS[1]})")
+        what = _other_content(folder)
+        missing = f"[load_model] {folder} has no weights ({WEIGHTS[0]} or {WEIGHTS[1]})"
+        raise InvalidArgumentError(f"{missing}: it is {what}" if what else missing)
     files = [present[0]]
     if present[0].endswith(".index.json"):
         try:
