@@ -125,6 +125,7 @@ class _NamesInModel:
         from transformers.core_model_loading import WeightRenaming
 
         matrices = [name for linear in linears for name in (linear.name, *linear.aliases)]
+        self._matrices = frozenset(matrices)
         self._here = {f"{name}.weight": True for name in [*dict(model.named_modules()), *matrices]}
         self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
         self._prefix: str = model.base_model_prefix
@@ -146,6 +147,10 @@ class _NamesInModel:
         inside = any(each.startswith(self._blocks) for each in (name, f"{self._prefix}.{name}", found))
         stripped = name.removeprefix(f"{self._prefix}.").startswith(self._blocks)
         return name if self._same_class or inside or stripped else None
+
+    def has(self, name: str) -> bool:
+        """Whether a name in the model is that of a matrix that can be quantized."""
+        return name in self._matrices
 
 
 @auto.register_quantizer(QUANT_METHOD)
@@ -189,6 +194,11 @@ class QuantratureHfQuantizer(HfQuantizer):
                 missing.append(name)
                 continue
             here[place] = described
+            if not names.has(place):
+                why = next(
+                    (each.reason for each in linears.skipped if each.name == place), "the model has no such matrix"
+                )
+                raise InvalidArgumentError(f"[load] {name}: no matrix that can be quantized: {why}")
             try:
                 linear, spec = linears.find(place), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
@@ -197,9 +207,11 @@ class QuantratureHfQuantizer(HfQuantizer):
                 for tensor, dimensions, dtype in spec.layout():
                     if f"{name}.{tensor}" in stored:
                         stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
+                    elif stored:
+                        raise QuantratureError(f"[load] the checkpoint lacks the tensor {name}.{tensor}")
                 install(model, linear, spec)
             except InvalidArgumentError as e:
-                raise InvalidArgumentError(f"[load] {name}: {e}") from None
+                raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
         blocks = [name for name in missing if re.search(r"\.\d+\.", name)]
         if blocks and not any(linears.find(place).in_block for place in here):
             saved = ", ".join(model.config.architectures or ()) or "another class"
@@ -225,11 +237,13 @@ class QuantratureHfQuantizer(HfQuantizer):
                     continue
                 raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
             if not layer.intact:
-                raise QuantratureError(f"[load] {name}: the stored tensors are damaged: their digest is another")
+                raise QuantratureError(
+                    f"[load] {name}: the stored tensors are damaged: they do not give the digest in config.json"
+                )
             try:
                 layer.spec.matrix(layer.stored())  # looks at the positions of outliers
             except InvalidArgumentError as e:
-                raise InvalidArgumentError(f"[load] {name}: {e}") from None
+                raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
         if not model.is_remote_code() and REMOTE_CODE in str(getattr(model.config, "auto_map", "")):
             del model.config.auto_map  # it names a file that save_pretrained would not write
         if self.quantization_config.dequantize:
