@@ -60,7 +60,7 @@ def carried_tensors(model: Any, files: Mapping[str, Path]) -> dict[str, Path]:
 
 def source_tensors(model: Any) -> dict[str, Path]:
     """Name the tensors of the checkpoint that a model was loaded from, and the file of each; none if it is not here."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     name = getattr(model.config, "_name_or_path", "")
     if not name:
@@ -71,6 +71,8 @@ def source_tensors(model: Any) -> dict[str, Path]:
             config = cached_file(
                 name, "config.json", local_files_only=True, revision=getattr(model.config, "_commit_hash", None)
             )
+            if config is None:
+                return {}
             folder = Path(config).parent
         return tensor_files(folder)
     except (OSError, ValueError, QuantratureError):
