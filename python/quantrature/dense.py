@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,10 +98,9 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
     )
     kept: dict[str, int] = {}
     for skipped in linears.skipped:
-        count = 1
-        for size in skipped.shape:
-            count *= size
-        kept[skipped.reason] = kept.get(skipped.reason, 0) + count
+        if skipped.reason.startswith("tied to"):
+            continue  # counted under the name that it is tied to
+        kept[skipped.reason] = kept.get(skipped.reason, 0) + math.prod(skipped.shape)
     total = sum(tensor.nbytes for tensor in stored.values())
     return DenseContents(
         model_class=type(model).__name__,
