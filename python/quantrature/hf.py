@@ -204,12 +204,12 @@ class QuantratureHfQuantizer(HfQuantizer):
                 shape = (linear.out_features, linear.in_features)
                 if spec.shape != shape:
                     raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
+                install(model, linear, spec)  # says whether the place takes such a form
                 for tensor, dimensions, dtype in spec.layout():
                     if f"{name}.{tensor}" in stored:
                         stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
                     elif stored:
                         raise QuantratureError(f"[load] the checkpoint lacks the tensor {name}.{tensor}")
-                install(model, linear, spec)
             except InvalidArgumentError as e:
                 raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
         blocks = [name for name in missing if re.search(r"\.\d+\.", name)]
