@@ -320,9 +320,12 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterabl
     part_with_memory(model)
     if not isinstance(model, PreTrainedModel):
         return
+    from .carried import carried_from_source
+    from .counting import count_as_dense
     from .hf import QuantratureConfig, QuantratureHfQuantizer
 
     typed: Any = model
+    carried = carried_from_source(typed)
     kept = tuple(folds)
     config = QuantratureConfig(
         modules={name: spec.to_json() for name, spec in specs.items()}, folds=[each.to_json() for each in kept]
@@ -330,6 +333,8 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterabl
     typed.config.quantization_config = config
     typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
     typed.hf_quantizer.folds = kept
+    typed.hf_quantizer.carried = carried
+    count_as_dense(model)
     typed.is_quantized = True
     typed.quantization_method = config.quant_method
     typed._weight_conversions = []  # saved under the names that the modules have

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -195,6 +196,18 @@ class Contents:
     modules: Mapping[str, Mapping[str, Any]]
 
 
+def is_quantized(folder: str | os.PathLike[str]) -> bool:
+    """Whether quantrature quantized the model of a folder.
+
+    Raises:
+        InvalidArgumentError: for a config.json that is there and is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path, "checkpoint") if path.is_file() else None
+    about = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(about, dict) and about.get("quant_method") == QUANT_METHOD
+
+
 def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The ``quantization_config`` of a folder made by quantrature.
 
@@ -263,6 +276,11 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
     def check(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
         """Refuse a tensor of another shape or dtype than a description says.

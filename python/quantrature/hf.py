@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers import auto
@@ -21,6 +24,7 @@ from .checkpoint import FORMAT_VERSION, QUANT_METHOD, REMOTE_CODE, stored_tensor
 
 if TYPE_CHECKING:
     from .folding import Fold
+    from .models import Linears
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -105,6 +109,50 @@ class QuantratureConfig(QuantizationConfigMixin):
 auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[assignment]
 
 
+class _NamesInModel:
+    """Where a model has the modules of a checkpoint, by the rules that transformers has for the names of tensors.
+
+    A checkpoint of a causal language model can be opened as its base model or with another head, and the reverse;
+    models of several towers have names of their own for checkpoints.
+
+    Args:
+        model: on the meta device, still dense.
+        linears: its matrices, embeddings included.
+    """
+
+    def __init__(self, model: Any, linears: Linears) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        matrices = [name for linear in linears for name in (linear.name, *linear.aliases)]
+        self._matrices = frozenset(matrices)
+        self._here = {f"{name}.weight": True for name in [*dict(model.named_modules()), *matrices]}
+        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+        self._prefix: str = model.base_model_prefix
+        self._blocks = tuple(f"{stack}." for stack in linears.stacks)
+        self._same_class = type(model).__name__ in (model.config.architectures or ())
+
+    def of(self, name: str) -> str | None:
+        """The name in the model; ``None`` for a part that models of this class do not have, such as another head.
+
+        A name of the model's own blocks that is not there stays as it is: it is an error that the caller reports.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        found = name
+        for renamings in (self._renamings, []):
+            found = rename_source_key(f"{name}.weight", renamings, [], self._prefix, self._here)[0]
+            if found in self._here:
+                return found.removesuffix(".weight")
+        inside = any(each.startswith(self._blocks) for each in (name, f"{self._prefix}.{name}", found))
+        stripped = name.removeprefix(f"{self._prefix}.").startswith(self._blocks)
+        return name if self._same_class or inside or stripped else None
+
+    def has(self, name: str) -> bool:
+        """Whether a name in the model is that of a matrix that can be quantized."""
+        return name in self._matrices
+
+
 @auto.register_quantizer(QUANT_METHOD)
 class QuantratureHfQuantizer(HfQuantizer):
     """Loads quantized checkpoints, and quantizes dense ones as they are read."""
@@ -113,6 +161,8 @@ class QuantratureHfQuantizer(HfQuantizer):
     quantization_config: QuantratureConfig
     folds: tuple[Fold, ...] = ()
     """Scales that were folded into the model; not needed to run it, only to compare it with its source."""
+    carried: Mapping[str, Path] = MappingProxyType({})
+    """Tensors of the source that the model does not have, and their files; saved unchanged."""
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -134,19 +184,43 @@ class QuantratureHfQuantizer(HfQuantizer):
         linears = find_linears(model, embeddings=True)
         files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
         stored = stored_tensors(files)
-        self._read_folds(model, files)
+        names = _NamesInModel(model, linears)
+        self._read_folds(model, files, names)
+        here: dict[str, Any] = {}
+        missing = []
         for name, described in (self.quantization_config.modules or {}).items():
+            place = names.of(name)
+            if place is None:
+                missing.append(name)
+                continue
+            here[place] = described
+            if not names.has(place):
+                why = next(
+                    (each.reason for each in linears.skipped if each.name == place), "the model has no such matrix"
+                )
+                raise InvalidArgumentError(f"[load] {name}: no matrix that can be quantized: {why}")
             try:
-                linear, spec = linears.find(name), MatrixSpec.from_json(described)
+                linear, spec = linears.find(place), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
                 if spec.shape != shape:
                     raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
+                install(model, linear, spec)  # says whether the place takes such a form
                 for tensor, dimensions, dtype in spec.layout():
                     if f"{name}.{tensor}" in stored:
                         stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
-                install(model, linear, spec)
+                    elif stored:
+                        raise QuantratureError(f"[load] the checkpoint lacks the tensor {name}.{tensor}")
             except InvalidArgumentError as e:
-                raise InvalidArgumentError(f"[load] {name}: {e}") from None
+                raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
+        blocks = [name for name in missing if re.search(r"\.\d+\.", name)]
+        if blocks and not any(linears.find(place).in_block for place in here):
+            saved = ", ".join(model.config.architectures or ()) or "another class"
+            raise InvalidArgumentError(
+                f"[load] {type(model).__name__} has none of the quantized blocks of this checkpoint, which was saved "
+                f"from {saved}: got {blocks[0]}, the model has {linears[0].name}"
+            )
+        self.quantization_config.modules = here
+        self._carry(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from .nn import dequantize_layers, quantized_layers
@@ -163,11 +237,13 @@ class QuantratureHfQuantizer(HfQuantizer):
                     continue
                 raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
             if not layer.intact:
-                raise QuantratureError(f"[load] {name}: the stored tensors are damaged: their digest is another")
+                raise QuantratureError(
+                    f"[load] {name}: the stored tensors are damaged: they do not give the digest in config.json"
+                )
             try:
                 layer.spec.matrix(layer.stored())  # looks at the positions of outliers
             except InvalidArgumentError as e:
-                raise InvalidArgumentError(f"[load] {name}: {e}") from None
+                raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
         if not model.is_remote_code() and REMOTE_CODE in str(getattr(model.config, "auto_map", "")):
             del model.config.auto_map  # it names a file that save_pretrained would not write
         if self.quantization_config.dequantize:
@@ -175,10 +251,13 @@ class QuantratureHfQuantizer(HfQuantizer):
             model._weight_conversions = None
             self.folds = ()
         else:
+            from .counting import count_as_dense
+
+            count_as_dense(model)
             model._weight_conversions = []
         return model
 
-    def _read_folds(self, model: Any, files: Sequence[str]) -> None:
+    def _read_folds(self, model: Any, files: Sequence[str], names: _NamesInModel) -> None:
         from safetensors import safe_open
 
         from .folding import FOLDED_SCALE, Fold
@@ -192,19 +271,36 @@ class QuantratureHfQuantizer(HfQuantizer):
             producer = described.get("producer") if isinstance(described, Mapping) else None
             if f"{producer}.{FOLDED_SCALE}" not in scales:
                 raise QuantratureError(f"[load] the checkpoint lacks the tensor {producer}.{FOLDED_SCALE}")
-            found.append(Fold.from_json(described, scales[f"{producer}.{FOLDED_SCALE}"]))
+            fold = Fold.from_json(described, scales[f"{producer}.{FOLDED_SCALE}"])
+            consumers = tuple(names.of(name) or name for name in fold.consumers)
+            found.append(replace(fold, producer=names.of(fold.producer) or fold.producer, consumers=consumers))
         self.folds = tuple(found)
-        ignored = {re.escape(name) for name in scales} | set(model._keys_to_ignore_on_load_unexpected or ())
+        self.quantization_config.folds = [each.to_json() for each in found]
+        ignored = {rf"\.{FOLDED_SCALE}$"} if found else set()
+        model._keys_to_ignore_on_load_unexpected = ignored | set(model._keys_to_ignore_on_load_unexpected or ())
+
+    def _carry(self, model: Any, files: Sequence[str]) -> None:
+        from safetensors import safe_open
+
+        from .carried import carried_tensors
+
+        names: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                names |= dict.fromkeys(file.keys(), Path(path))
+        self.carried = carried_tensors(model, names)
+        ignored = {re.escape(name) for name in self.carried} | set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = ignored
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """What is saved beside the model's own tensors: the scales that were folded into it."""
+        """What is saved beside the model's own tensors: scales that were folded into it, and what is carried."""
+        from .carried import read_carried
         from .folding import FOLDED_SCALE
 
-        if not self.folds or getattr(model, "_hf_peft_config_loaded", False):
+        if not (self.folds or self.carried) or getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
         scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
-        return {**model.state_dict(), **scales}, {}
+        return {**model.state_dict(), **scales, **read_carried(self.carried)}, {}
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""

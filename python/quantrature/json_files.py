@@ -25,7 +25,9 @@ def read_json(path: str | os.PathLike[str], op: str) -> Any:
     except UnicodeDecodeError as e:
         raise InvalidArgumentError(f"[{op}] {path} is not JSON: byte {e.start} is not UTF-8") from None
     except (ValueError, RecursionError) as e:  # a number of thousands of digits; lists in lists in lists
-        raise InvalidArgumentError(f"[{op}] {path} is JSON beyond all measure: {e}") from None
+        raise InvalidArgumentError(
+            f"[{op}] {path} is nested too deeply, or has a number that is too long: {e}"
+        ) from None
 
 
 def read_format(path: str | os.PathLike[str], op: str, name: str, version: int) -> dict[str, Any]:

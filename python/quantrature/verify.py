@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ._C import QuantratureError
+from .carried import carried_tensors, read_carried, source_tensors
 from .folding import fold, folds_of
 from .models import Linears, find_linears, load_model
 from .nn import QuantLayer, quantized_layers
@@ -48,7 +49,8 @@ class Verification:
 
     Attributes:
         modules: matrix name to its comparison.
-        changed: other tensors that are not, bit for bit, those of the source.
+        changed: other tensors that are not, bit for bit, those of the source; tensors that the model does not have
+            and that are saved with it are among them.
     """
 
     modules: Mapping[str, MatrixComparison]
@@ -84,7 +86,8 @@ def verify(
         if layer.spec.shape != tuple(weight.shape):
             raise QuantratureError(f"[verify] {name} has another shape in the source: {tuple(weight.shape)}")
         modules[name] = compare(layer, weight)
-    return Verification(modules, _changed(quantized, original, linears, layers))
+    changed = _changed(quantized, original, linears, layers)
+    return Verification(modules, (*changed, *_changed_carried(quantized, original)))
 
 
 def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
@@ -104,6 +107,17 @@ def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
         inner / norms if norms else float(not error.any()),
         equal,
     )
+
+
+def _changed_carried(quantized: Any, original: Any) -> tuple[str, ...]:
+    """Tensors that the model does not have, and that are missing or not bit for bit those of the source."""
+    ours, theirs = quantized.hf_quantizer.carried, carried_tensors(original, source_tensors(original))
+    found = []
+    for name in dict.fromkeys([*ours, *theirs]):
+        (a, b) = (read_carried({name: files[name]}) if name in files else {} for files in (ours, theirs))
+        if not (a and b and a[name].dtype == b[name].dtype and torch.equal(a[name], b[name])):
+            found.append(name)
+    return tuple(found)
 
 
 def _changed(quantized: Any, original: Any, linears: Linears, layers: Mapping[str, QuantLayer]) -> tuple[str, ...]:

@@ -249,8 +249,7 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         (("requant", "OUT", *FROM, "-o", "NEW", "--target-size", "x"), "--target-size must be a size such as"),
         (("requant", "OUT", *FROM, "-o", "NEW", "--avg-bits", "1"), "the budget must have room for"),
         (("requant", "MODEL", *FROM, "-o", "NEW", "--avg-bits", "4"), "holds no matrix quantized by quantrature"),
-        (("inspect", "MODEL"), "holds no model quantized by quantrature"),
-        (("inspect", "NOWHERE/x"), "cannot read"),
+        (("inspect", "NOWHERE/x"), "there is no such folder"),
         (("verify", "MODEL", "--source", "MODEL"), "holds no quantized matrix"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,17 +194,13 @@ def _of_model(model: Any) -> Source:
 
 def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Source:
     """Weights are read from the safetensors files when they are asked for; nothing else of the model is loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ..models import find_linears, load_config, load_model
-    from ..models.loading import quiet
+    from ..models import check_dense, empty_model, find_linears, load_config, load_model
+    from ..models.loading import tensor_files
 
     config = load_config(folder, trust_remote_code)
-    files = _tensors(Path(folder))
-    with torch.device("meta"), quiet():
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    linears = find_linears(skeleton, experts=False)
+    check_dense("allocate", config)
+    files = tensor_files(Path(folder))
+    linears = find_linears(empty_model(config, trust_remote_code), experts=False)
     keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}
     if any(key not in files for key in keys.values()):
         _log.warning("%s does not hold its weights under the names of the model; it is loaded as a whole", folder)
@@ -220,27 +215,6 @@ def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Sourc
         return linear.view(tensor).contiguous()
 
     return Source(matrices, weight=weight)
-
-
-def _tensors(folder: Path) -> dict[str, Path]:
-    """Names of the tensors in a model's safetensors files, and the file of each."""
-    from ..models.loading import WEIGHTS
-
-    index = folder / WEIGHTS[1]
-    if (folder / WEIGHTS[0]).is_file():
-        files = [folder / WEIGHTS[0]]
-    elif index.is_file():
-        try:
-            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidArgumentError(f"[allocate] {index} is not a valid index of shards") from None
-    else:
-        return {}
-    found = {}
-    for path in files:
-        with _opened(path) as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    return found
 
 
 @contextmanager

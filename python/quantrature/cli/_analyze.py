@@ -92,8 +92,9 @@ def run(
         if output is not None:
             check_new_folder(output, overwrite)
         analysis.quadrature(rule, nodes)
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
+        models.check_dense("analyze", config)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
         tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None

@@ -76,8 +76,8 @@ def run(
         from ..text import token_stream, token_windows
 
         # The text first: a mistake in it shows before any weight is loaded.
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
         if stride is None:
             tokens = token_windows(text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos)
         else:

@@ -227,8 +227,9 @@ class _Model:
 
         if self.calibration is None:
             raise InvalidArgumentError(f"[plan] --calibration must name the text that {method} needs")
-        tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
         config = models.load_config(self.path, self.trust_remote_code)
+        models.check_dense("plan", config)
+        tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
         tokens = token_windows(self.calibration, tokenizer, model=config, **self.text)
         return models.load_model(self.path, self.dtype, trust_remote_code=self.trust_remote_code), tokens
 

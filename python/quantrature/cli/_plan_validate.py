@@ -50,8 +50,9 @@ def run(
         from ..text import token_windows
 
         analysis = None if sensitivity is None else Sensitivity.load(sensitivity)
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
+        models.check_dense("validate", config)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
         tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
         loaded = models.load_model(model, dtype, trust_remote_code=trust_remote_code)
         progress = False if as_json else None

@@ -176,6 +176,22 @@ def check_loaded(op: str, linears: Iterable[LinearWeight]) -> None:
             )
 
 
+def check_dense(op: str, config: Any) -> None:
+    """Refuse a configuration of a model that is quantized already.
+
+    Raises:
+        InvalidArgumentError: naming the folder and the method.
+    """
+    about = getattr(config, "quantization_config", None)
+    if about is not None:
+        method = about.get("quant_method") if isinstance(about, dict) else getattr(about, "quant_method", None)
+        name = getattr(config, "_name_or_path", "") or "the model"
+        raise InvalidArgumentError(
+            f"[{op}] {name} is quantized already, by {getattr(method, 'value', method)}: give the dense model that it "
+            "was made from"
+        )
+
+
 def find_linears(
     model: nn.Module, ignore: str | Iterable[str] = (), *, experts: bool = True, embeddings: bool = False
 ) -> Linears:
@@ -196,9 +212,16 @@ def find_linears(
         embeddings: return the token embedding and the output embedding, too, as one matrix where they are tied.
 
     Raises:
-        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, and for a
-            model without blocks that hold linear layers.
+        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, for a model
+            that is quantized already, and for a model without blocks that hold linear layers.
     """
+    from ..nn import quantized_layers  # which imports from here
+
+    quantized = next(iter(quantized_layers(model)), None)
+    if quantized is not None:
+        raise InvalidArgumentError(
+            f"[find_linears] the model is quantized already ({quantized}): give the dense model that it was made from"
+        )
     walk = _Walk(model, embeddings)
     if not walk.stacks:
         raise InvalidArgumentError(

@@ -113,7 +113,7 @@ class CodebookSpec(DenseSpec):
             if isinstance(self.scale, GridSpec):
                 if self.scale.numel != math.prod(groups):
                     raise InvalidArgumentError(
-                        f"[checkpoint] {inner} must have {groups} numbers: got {self.scale.shape}"
+                        f"[checkpoint] {inner} must have the shape {groups}: got {self.scale.shape}"
                     )
                 yield from self.scale.layout(inner)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -120,7 +121,7 @@ class Description:
 
     def __init__(self, data: Any, spec: Any, what: str) -> None:
         if not isinstance(data, Mapping):
-            raise InvalidArgumentError(f"[checkpoint] {what} must be an object: got {data!r}")
+            raise InvalidArgumentError(f"[checkpoint] {what} must be an object: got {reprlib.repr(data)}")
         self.what, self.values = what, {}
         for f in fields(spec):
             if f.name not in data:
@@ -130,7 +131,9 @@ class Description:
     def demand(self, ok: bool, name: str, rule: str) -> None:
         """Refuse a field that breaks a rule."""
         if not ok:
-            raise InvalidArgumentError(f"[checkpoint] {name} of {self.what} must be {rule}: got {self.values[name]!r}")
+            raise InvalidArgumentError(
+                f"[checkpoint] {name} of {self.what} must be {rule}: got {reprlib.repr(self.values[name])}"
+            )
 
     def check_shape_bits_and_dtype(self) -> None:
         """Check what all kinds have; the shape becomes a tuple."""

@@ -105,7 +105,7 @@ class GridSpec(DenseSpec):
             if isinstance(kind, GridSpec):
                 if math.prod(kind.shape) != math.prod(self._groups):
                     raise InvalidArgumentError(
-                        f"[checkpoint] {inner} must have {self._groups} numbers: got {kind.shape}"
+                        f"[checkpoint] {inner} must have the shape {self._groups}: got {kind.shape}"
                     )
                 yield from kind.layout(inner)
             elif kind is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -70,16 +71,22 @@ class MatrixSpec:
         """
         kind = data.get("kind", GridSpec.kind) if isinstance(data, Mapping) else GridSpec.kind
         if not isinstance(kind, str) or kind not in KINDS:
-            raise InvalidArgumentError(f"[checkpoint] kind of a matrix must be {' or '.join(KINDS)}: got {kind!r}")
+            raise InvalidArgumentError(
+                f"[checkpoint] kind of a matrix must be {' or '.join(KINDS)}: got {reprlib.repr(kind)}"
+            )
         dense = KINDS[kind].from_json(data)
         if len(dense.shape) != 2:
             raise InvalidArgumentError(f"[checkpoint] shape of a matrix must be rows and columns: got {dense.shape}")
         outliers = data.get("outliers", 0)
         if not isinstance(outliers, int) or isinstance(outliers, bool) or not 0 <= outliers <= dense.numel:
-            raise InvalidArgumentError(f"[checkpoint] outliers must be 0 to {dense.numel}: got {outliers!r}")
+            raise InvalidArgumentError(
+                f"[checkpoint] outliers must be 0 to {dense.numel}: got {reprlib.repr(outliers)}"
+            )
         scale = data.get(INPUT_SCALE)
         if scale is not None and not (isinstance(scale, str) and scale in ("float16", "float32")):
-            raise InvalidArgumentError(f"[checkpoint] input_scale must be null, float16 or float32: got {scale!r}")
+            raise InvalidArgumentError(
+                f"[checkpoint] input_scale must be null, float16 or float32: got {reprlib.repr(scale)}"
+            )
         return cls(dense, outliers, scale, str(data.get("digest", "")))
 
     @property
