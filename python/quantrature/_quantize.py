@@ -45,6 +45,7 @@ def quantize(
     nsamples: int | str | None = "auto",
     seqlen: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
     batch_size: int = 1,
     true_sequential: bool = True,
     state_folder: str | os.PathLike[str] | None = None,
@@ -70,8 +71,8 @@ def quantize(
         plan: in place of the seven arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
         calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
-        tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``. By default as many
-            and as long ones as the authors of the method take (:func:`text_settings`).
+        tokenizer, nsamples, seqlen, seed, bos: of that text; all windows of it when nsamples is ``None``. By default as
+            many and as long ones as the authors of the method take (:func:`text_settings`).
         batch_size: windows that go through a block at once.
         true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
             only from the quantized blocks before (:func:`quantrature.calibration.calibrate`).
@@ -111,7 +112,7 @@ def quantize(
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
             raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
         wanted = text_settings(plan, nsamples)
-        windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, model=model)
+        windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, model=model)
         state = None if state_folder is None else BlockState(Path(state_folder), resume)
         found = _calibrated(
             model,

@@ -18,7 +18,7 @@ from ._C import InvalidArgumentError, QuantratureError
 _log = logging.getLogger(__name__)
 
 DEFAULT_SEQLEN = 2048
-BOS = ("none", "text", "window")
+BOS = ("auto", "none", "text", "window")
 CONTEXT_LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -40,7 +40,7 @@ def token_windows(
     max_tokens: int | None = None,
     seed: int = 0,
     model: Any = None,
-    bos: str = "none",
+    bos: str = "auto",
     longest: int = DEFAULT_SEQLEN,
 ) -> torch.Tensor:
     """Cut text into windows of ``seqlen`` tokens, end to end and without overlap.
@@ -64,8 +64,10 @@ def token_windows(
         seed: for ``nsamples``; the same windows on every platform.
         model: a model or its configuration, for the default of ``seqlen`` and to check the token ids.
         longest: for the default of ``seqlen``.
-        bos: ``"none"`` adds no beginning-of-sequence token, whatever the tokenizer does by itself; ``"text"`` adds
-            one before the text, ``"window"`` as the first token of each window.
+        bos: where the beginning-of-sequence token (BOS) goes. ``"window"``: it is the first token of each window.
+            ``"text"``: it comes once, before the text. ``"none"``: none is added. ``"auto"``, the default, is
+            ``"window"`` if the tokenizer adds BOS by itself (:func:`own_bos`), otherwise ``"none"``; windows that are
+            given as token ids stay as they are. A text or window that begins with BOS already gets no second one.
 
     Returns:
         int64 tensor (windows, seqlen).
@@ -78,10 +80,7 @@ def token_windows(
     _check_numbers(seed=(seed, 0), nsamples=(nsamples, 1))
     length = window_length(seqlen, model, longest)
     ids = token_stream(source, tokenizer, max_tokens=max_tokens, bos=bos, drawn=nsamples is not None)
-    if ids.ndim == 2:
-        windows = _as_given(ids, seqlen, model)
-    else:
-        windows = _cut(ids, length, _bos(tokenizer, bos) if bos == "window" else None)
+    windows = _as_given(ids, seqlen, model) if ids.ndim == 2 else _cut(ids, length, window_prefix(tokenizer, bos))
     check_vocabulary(windows, model)
     if nsamples is None:
         return windows
@@ -91,13 +90,13 @@ def token_windows(
 
 
 def token_stream(
-    source: Any, tokenizer: Any = None, *, max_tokens: int | None = None, bos: str = "none", drawn: bool = False
+    source: Any, tokenizer: Any = None, *, max_tokens: int | None = None, bos: str = "auto", drawn: bool = False
 ) -> torch.Tensor:
-    """The token ids of a source before they are cut; arguments as of :func:`token_windows`.
+    """Return the token ids of a source before they are cut; arguments as of :func:`token_windows`.
 
     Returns:
-        int64 tensor on the CPU: one row, with ``bos="text"`` begun by that token; or the windows that the source has
-        already, as many as ``max_tokens`` allows.
+        int64 tensor on the CPU: one row, with ``bos="text"`` begun by BOS; or the windows that the source has
+        already, as many as ``max_tokens`` allows. BOS of each window is added where the row is cut.
     """
     _check_numbers(max_tokens=(max_tokens, 1))
     if bos not in BOS:
@@ -112,10 +111,54 @@ def token_stream(
         ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     if ids.ndim == 1:
         ids = ids[:max_tokens]
-        return torch.cat([torch.tensor([_bos(tokenizer, bos)]), ids]) if bos == "text" else ids
-    if bos != "none":
+        return _begun(ids, _asked_for(tokenizer, bos)) if bos == "text" else ids
+    if bos not in ("auto", "none"):
         raise InvalidArgumentError(f"[token_windows] bos goes with text or one row of token ids: got bos={bos}")
     return ids if max_tokens is None else ids[: max_tokens // max(1, ids.shape[1])]
+
+
+def own_bos(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer puts before a text by its own rules: BOS, for some several, often none.
+
+    A short text is encoded with and without special tokens, so that it does not matter where the rule is written
+    (post-processor, ``add_bos_token``, code of the tokenizer). Tokens that it puts behind a text, such as EOS, do not
+    count.
+    """
+    for text in ("a", "1", "the"):
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(text)["input_ids"]
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return [int(token) for token in whole[:start]]
+    return []
+
+
+def window_prefix(tokenizer: Any, bos: str) -> list[int]:
+    """Return the tokens that each window begins with under a setting of ``bos``; without a tokenizer there are none."""
+    if bos == "window":
+        return _asked_for(tokenizer, bos)
+    return own_bos(tokenizer) if bos == "auto" and tokenizer is not None else []
+
+
+def bos_of(tokens: torch.Tensor, tokenizer: Any = None, model: Any = None) -> str:
+    """Tell from windows of token ids where they have BOS: ``window``, ``text`` or ``none`` (:func:`token_windows`).
+
+    Args:
+        tokens: windows, or one row of token ids.
+        tokenizer: says which token is BOS.
+        model: so does the configuration of a model.
+
+    Returns:
+        ``window`` if every window begins with BOS, ``text`` if only some do or one row does, otherwise ``none``.
+    """
+    known = {getattr(text_config(model), "bos_token_id", None)}
+    if tokenizer is not None:
+        known |= {getattr(tokenizer, "bos_token_id", None), *own_bos(tokenizer)[:1]}
+    first = tokens[:1] if tokens.ndim == 1 else tokens[:, 0]
+    begins = torch.isin(first, torch.tensor([token for token in known if isinstance(token, int)], dtype=torch.int64))
+    if tokens.ndim == 2 and bool(begins.all()):
+        return "window"
+    return "text" if bool(begins.any()) else "none"
 
 
 def window_length(seqlen: int | None, model: Any, longest: int = DEFAULT_SEQLEN) -> int:
@@ -200,24 +243,41 @@ def _as_given(windows: torch.Tensor, seqlen: int | None, model: Any) -> torch.Te
     return windows
 
 
-def _cut(ids: torch.Tensor, seqlen: int, first: int | None) -> torch.Tensor:
-    """Whole windows from the start of the text, each begun by the token ``first``, if any."""
-    length = seqlen if first is None else seqlen - 1
-    if length == 0 or len(ids) < length:
+def _cut(ids: torch.Tensor, seqlen: int, prefix: list[int]) -> torch.Tensor:
+    """Whole windows from the start of the text, each begun by the tokens of prefix."""
+    windows = []
+    at = 0
+    while True:
+        begun = _begun(ids[at : at + seqlen], prefix)[:seqlen]
+        if len(begun) < seqlen or seqlen <= len(prefix):
+            break
+        windows.append(begun)
+        at += seqlen - (0 if _begins(ids[at:], prefix) else len(prefix))
+    if not windows:
         raise InvalidArgumentError(
-            f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, {length or 1} are needed"
+            f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, "
+            f"{max(1, seqlen - len(prefix))} are needed for seqlen={seqlen}; give a longer text or a smaller seqlen "
+            "(--seqlen)"
         )
-    windows = ids[: len(ids) // length * length].view(-1, length)
-    if first is not None:
-        windows = torch.cat([torch.full((len(windows), 1), first), windows], dim=1)
-    return windows.contiguous()
+    return torch.stack(windows)
 
 
-def _bos(tokenizer: Any, bos: str) -> int:
+def _begins(ids: torch.Tensor, prefix: list[int]) -> bool:
+    return ids[: len(prefix)].tolist() == prefix
+
+
+def _begun(ids: torch.Tensor, prefix: list[int]) -> torch.Tensor:
+    """The tokens, begun by those of prefix if they are not already."""
+    return ids if _begins(ids, prefix) else torch.cat([torch.tensor(prefix, dtype=torch.int64), ids])
+
+
+def _asked_for(tokenizer: Any, bos: str) -> list[int]:
+    """What the tokenizer puts before a text by itself, or else its BOS."""
+    found = [] if tokenizer is None else own_bos(tokenizer)
     token = getattr(tokenizer, "bos_token_id", None)
-    if token is None:
+    if not found and token is None:
         raise InvalidArgumentError(f"[token_windows] bos={bos} needs a tokenizer with such a token")
-    return int(token)
+    return found or [int(token)]  # type: ignore[arg-type]
 
 
 def _draw(count: int, nsamples: int, seed: int) -> torch.Tensor:

@@ -124,11 +124,11 @@ def test_the_default_length_is_at_most_2048():
     assert token_windows(torch.zeros(5000, dtype=torch.int64)).shape == (2, 2048)
 
 
-def test_no_token_is_added_unless_asked_for():
+def test_bos_is_added_where_it_is_asked_for():
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     assert tokenizer("a").input_ids[0] == 256
-    plain = token_windows([TEXT], tokenizer, seqlen=60)
+    plain = token_windows([TEXT], tokenizer, seqlen=60, bos="none")
     assert 256 not in plain
     once = token_windows([TEXT], tokenizer, seqlen=60, bos="text")
     assert (once == 256).nonzero().tolist() == [[0, 0]]
@@ -189,7 +189,9 @@ def test_a_data_set_in_a_folder(tokenizer, tmp_path, monkeypatch):
 
 
 def test_a_text_shorter_than_a_window_says_how_short(tokenizer):
-    with pytest.raises(InvalidArgumentError, match=r"shorter than one window: it has 900 tokens, 901 are needed"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"one window: it has 900 tokens, 901 are needed for seqlen=901; .* \(--seqlen\)"
+    ):
         token_windows([TEXT], tokenizer, seqlen=901)
     with pytest.raises(InvalidArgumentError, match=r"it has 63 tokens, 64 are needed"):
         token_windows([TEXT], tokenizer, model=tiny_config("llama"), max_tokens=63)
@@ -208,7 +210,7 @@ IDS = list(range(100))
         ({"source": IDS, "nsamples": 0}, "nsamples must be an integer and at least 1: got nsamples=0"),
         ({"source": IDS, "max_tokens": -1}, "max_tokens must be an integer and at least 1: got max_tokens=-1"),
         ({"source": IDS, "seed": -1}, "seed must be an integer and at least 0: got seed=-1"),
-        ({"source": IDS, "bos": True}, "bos must be one of none, text, window: got bos=True"),
+        ({"source": IDS, "bos": True}, "bos must be one of auto, none, text, window: got bos=True"),
         ({"source": IDS, "bos": "text", "seqlen": 8}, "bos=text needs a tokenizer with such a token"),
         ({"source": [IDS], "bos": "window"}, "bos goes with text or one row of token ids: got bos=window"),
         ({"source": [IDS], "seqlen": 50}, "the windows have 100 tokens each: got seqlen=50"),

@@ -11,6 +11,7 @@ from .._C import InvalidArgumentError
 from ._input import memory_limits
 from ._options import (
     BatchSize,
+    Bos,
     Checkpointing,
     DeviceMap,
     GroupSize,
@@ -48,6 +49,7 @@ def run(
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
@@ -94,7 +96,9 @@ def run(
         analysis.quadrature(rule, nodes)
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
-        tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
+        tokens = token_windows(
+            calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, model=config
+        )
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None
         if dry_run:
@@ -113,6 +117,7 @@ def run(
                 method=method,
                 sym=sym,
                 ignore=ignore or (),
+                tokenizer=tokenizer,
                 seed=seed,
                 batch_size=batch_size,
                 rule=rule,

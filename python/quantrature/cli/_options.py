@@ -12,6 +12,13 @@ TextFile = Annotated[
 ]
 Nsamples = Annotated[int, typer.Option(help="Windows of calibration text.")]
 Seqlen = Annotated[int | None, typer.Option(help="Tokens in a window.")]
+Bos = Annotated[
+    str,
+    typer.Option(
+        help="Where the BOS token goes: window (first of each window), text (once, before the text), none, or auto: "
+        "window if the tokenizer adds BOS by itself."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="For the choice of windows.")]
 BatchSize = Annotated[int, typer.Option(help="Windows in one forward pass.")]
 

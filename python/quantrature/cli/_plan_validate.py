@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import BatchSize, Json, Seqlen, TrustRemoteCode
+from ._options import BatchSize, Bos, Json, Seqlen, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 
@@ -28,6 +28,7 @@ def run(
     nsamples: Annotated[int, typer.Option(help="Windows of text.")] = 128,
     seqlen: Seqlen = None,
     seed: Annotated[int, typer.Option(help="For the choice of windows, and of random plans.")] = 0,
+    bos: Bos = "auto",
     batch_size: BatchSize = 8,
     dtype: Annotated[str, typer.Option(help="What to measure in: auto, float32, bfloat16.")] = "float32",
     trust_remote_code: TrustRemoteCode = False,
@@ -52,7 +53,9 @@ def run(
         analysis = None if sensitivity is None else Sensitivity.load(sensitivity)
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
-        tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
+        tokens = token_windows(
+            calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, model=config
+        )
         loaded = models.load_model(model, dtype, trust_remote_code=trust_remote_code)
         progress = False if as_json else None
         measured = measured_loss_changes(loaded, tokens, [given], batch_size=batch_size, progress=progress)[0]

@@ -11,6 +11,7 @@ from .._C import InvalidArgumentError
 from ._input import memory_limits, size_in_bytes
 from ._options import (
     BatchSize,
+    Bos,
     Checkpointing,
     DeviceMap,
     Json,
@@ -49,6 +50,7 @@ def run(
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
@@ -99,6 +101,7 @@ def run(
             nsamples=nsamples,
             seqlen=seqlen,
             seed=seed,
+            bos=bos,
             batch_size=batch_size,
             rule=rule,
             nodes=nodes,
