@@ -46,6 +46,7 @@ def quantize(
     seqlen: int | None = None,
     seed: int = 0,
     bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     true_sequential: bool = True,
     state_folder: str | os.PathLike[str] | None = None,
@@ -71,8 +72,8 @@ def quantize(
         plan: in place of the seven arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
         calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
-        tokenizer, nsamples, seqlen, seed, bos: of that text; all windows of it when nsamples is ``None``. By default as
-            many and as long ones as the authors of the method take (:func:`text_settings`).
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of that text; all windows of it when nsamples is
+            ``None``. By default as many and as long ones as the authors of the method take (:func:`text_settings`).
         batch_size: windows that go through a block at once.
         true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
             only from the quantized blocks before (:func:`quantrature.calibration.calibrate`).
@@ -112,7 +113,9 @@ def quantize(
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
             raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
         wanted = text_settings(plan, nsamples)
-        windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, model=model)
+        windows = token_windows(
+            calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
+        )
         state = None if state_folder is None else BlockState(Path(state_folder), resume)
         found = _calibrated(
             model,

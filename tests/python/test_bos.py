@@ -249,11 +249,13 @@ def test_whatever_takes_text_has_the_setting():
     assert {"quantrature.quantize", "quantrature.analyze", "quantrature.evaluate.perplexity"} <= set(taking)
     for name, given in taking.items():
         assert given["bos"].default == "auto", name
+        assert given["text_column"].default is None, name
     commands = {command.name: inspect.signature(command.callback).parameters for command in app.registered_commands}
     with_text = [verb for verb in VERBS if "seqlen" in commands[verb]]
     assert with_text == ["analyze", "plan", "plan validate", "quantize", "requant", "eval"]
     for verb in with_text:
         assert commands[verb]["bos"].default == "auto", verb
+        assert commands[verb]["text_column"].default is None, verb
 
 
 def test_numbers_of_tokenizers_without_bos_stay():

@@ -45,6 +45,7 @@ def analyze(
     seqlen: int | None = None,
     seed: int = 0,
     bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     rule: str = "gauss",
     nodes: int = 4,
@@ -71,7 +72,8 @@ def analyze(
         group_size, method, sym: of the images; methods are those of ``METHODS``. One that needs calibration is given
             what the text says of the model as it is.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`.
-        tokenizer, nsamples, seqlen, seed, bos: of the calibration text; all windows of it when nsamples is ``None``.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
+            is ``None``.
         batch_size: windows of one forward pass.
         rule, nodes: of :func:`quantrature.analysis.quadrature`; nodes are gradient evaluations per sample.
         tol: largest relative distance of prediction and measurement; nodes are doubled until it holds.
@@ -114,7 +116,9 @@ def analyze(
         raise InvalidArgumentError("[analyze] resume='required' needs a state_file to resume from")
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, model=model)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
     settings |= {
         "nsamples": len(windows),
         "seqlen": windows.shape[1],

@@ -27,6 +27,7 @@ from ._options import (
     Seed,
     Seqlen,
     Sym,
+    TextColumn,
     TextFile,
     TrustRemoteCode,
 )
@@ -50,6 +51,7 @@ def run(
     seqlen: Seqlen = None,
     seed: Seed = 0,
     bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
@@ -97,7 +99,14 @@ def run(
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
         tokens = token_windows(
-            calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, model=config
+            calibration,
+            tokenizer,
+            seqlen=seqlen,
+            nsamples=nsamples,
+            seed=seed,
+            bos=bos,
+            text_column=text_column,
+            model=config,
         )
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import BatchSize, Bos, DeviceMap, Json, ModelArgument, TextFile, TrustRemoteCode
+from ._options import BatchSize, Bos, DeviceMap, Json, ModelArgument, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def run(
         int | None, typer.Option(help="Let windows overlap and begin this many tokens apart; not with --reference.")
     ] = None,
     bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 8,
     tasks: Annotated[
         str | None, typer.Option(help="In place of a text, tasks of the LM Evaluation Harness, with commas between.")
@@ -84,9 +85,11 @@ def run(
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
         if stride is None:
-            tokens = token_windows(text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos)
+            tokens = token_windows(
+                text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos, text_column=text_column
+            )
         else:
-            tokens = token_stream(text, tokenizer, max_tokens=max_tokens, bos=bos)
+            tokens = token_stream(text, tokenizer, max_tokens=max_tokens, bos=bos, text_column=text_column)
 
         def load(name: str) -> Any:
             return models.load_model(name, dtype, device_map, trust_remote_code)

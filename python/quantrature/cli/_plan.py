@@ -13,7 +13,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import size_in_bytes
-from ._options import Bos, Json, Nsamples, Seed, Seqlen, TextFile, TrustRemoteCode
+from ._options import Bos, Json, Nsamples, Seed, Seqlen, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def run(
     seqlen: Seqlen = None,
     seed: Seed = 0,
     bos: Bos = "auto",
+    text_column: TextColumn = None,
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
     validate: Annotated[
         int, typer.Option(help="Measure so many random plans, and store how well they were predicted.")
@@ -107,7 +108,7 @@ def run(
             found = _of_table(table, method, avg_bits, boost_stops, top_m)
         else:
             assert model is not None
-            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed, "bos": bos}
+            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed, "bos": bos, "text_column": text_column}
             made = _Model(model, dtype, trust_remote_code, calibration, text, nodes, wishes["progress"])
             if validate and (method != "pqi" or made.analyzed):
                 raise InvalidArgumentError("[plan] --validate is for plans by pqi from a model")

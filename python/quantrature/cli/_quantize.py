@@ -27,6 +27,7 @@ from ._options import (
     Seed,
     Seqlen,
     Sym,
+    TextColumn,
     TrustRemoteCode,
 )
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
@@ -68,7 +69,7 @@ def run(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text for --requant and for methods that need it: .txt, .jsonl or a data set, "
+            help="Text for --requant and for methods that need it: .txt, .jsonl, .json or a data set, "
             "NAME[:CONFIGURATION[:SPLIT]]."
         ),
     ] = None,
@@ -78,6 +79,7 @@ def run(
     seqlen: Seqlen = None,
     seed: Seed = 0,
     bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     damp_percent: Annotated[
         float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
@@ -192,7 +194,16 @@ def run(
         windows = None
         if requant or needy:
             wanted = text_settings(made, "auto" if nsamples is None else nsamples)
-            windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, model=loaded)
+            windows = token_windows(
+                calibration,
+                tokenizer,
+                **wanted,
+                seqlen=seqlen,
+                seed=seed,
+                bos=bos,
+                text_column=text_column,
+                model=loaded,
+            )
             about = {"nsamples": len(windows), "seqlen": windows.shape[1], "bos": bos_of(windows, tokenizer, loaded)}
             made = replace(made, allocation={**made.allocation, "quantized_on": {**about, "seed": seed}})
         if requant:
@@ -250,6 +261,7 @@ def run(
                 loaded,
                 output,
                 tokenizer=tokenizer,
+                processor=models.processor_files(model),
                 plan=None if requant else made,
                 requant=record,
                 source=model,

@@ -22,6 +22,7 @@ from ._options import (
     Rule,
     Seed,
     Seqlen,
+    TextColumn,
     TrustRemoteCode,
 )
 from ._output import print_json, print_table, stdout_kept_clean
@@ -34,7 +35,7 @@ def run(
     folder: Annotated[str, typer.Argument(help="Folder that quantrature quantized.", metavar="DIR")],
     source: Annotated[str, typer.Option(help="The model it was made from: folder or id.", metavar="MODEL")],
     calibration: Annotated[
-        str, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+        str, typer.Option(help="A .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
     ],
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
@@ -51,6 +52,7 @@ def run(
     seqlen: Seqlen = None,
     seed: Seed = 0,
     bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
@@ -102,6 +104,7 @@ def run(
             seqlen=seqlen,
             seed=seed,
             bos=bos,
+            text_column=text_column,
             batch_size=batch_size,
             rule=rule,
             nodes=nodes,

@@ -61,6 +61,7 @@ def divergence(
     max_tokens: int | None = None,
     batch_size: int = 8,
     bos: str = "auto",
+    text_column: str | None = None,
     progress: bool | None = None,
 ) -> DivergenceResult:
     """Kullback-Leibler divergence of a model's predictions from a reference's, with the perplexity of both.
@@ -78,13 +79,16 @@ def divergence(
         max_tokens: use no more of the text than its first tokens.
         batch_size: windows in one forward pass.
         bos: where the beginning-of-sequence token goes, see there.
+        text_column: field of the rows that has the text, see there.
         progress: show a bar; ``None`` if stderr is a terminal.
 
     Raises:
         InvalidArgumentError: as :func:`perplexity`, and for models with vocabularies of different size.
         QuantratureError: naming the window, where a divergence is not finite.
     """
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos, text_column=text_column
+    )
     count, length = windows.shape
     if length < 2:
         raise InvalidArgumentError(f"[divergence] a window needs a token to foretell another from: got seqlen={length}")

@@ -48,6 +48,7 @@ def perplexity(
     batch_size: int = 8,
     stride: int | None = None,
     bos: str = "auto",
+    text_column: str | None = None,
     progress: bool | None = None,
 ) -> PerplexityResult:
     """Perplexity of a causal language model.
@@ -71,6 +72,7 @@ def perplexity(
         stride: tokens from the start of a window to the start of the next; ``None`` for no overlap.
         bos: where the beginning-of-sequence token goes, see there; with ``stride`` and ``"window"``, each of the
             overlapping windows begins with it, and the first token of the text is foretold from it.
+        text_column: field of the rows that has the text, see there.
         progress: show a bar; ``None`` if stderr is a terminal.
 
     Raises:
@@ -79,13 +81,15 @@ def perplexity(
         QuantratureError: naming the window, where the loss is not finite.
     """
     if stride is None:
-        windows = token_windows(tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos)
+        windows = token_windows(
+            tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos, text_column=text_column
+        )
         ids, length = windows.flatten(), windows.shape[1]
         spans = [Span(start, start + length, start + 1) for start in range(0, len(ids), length)]
         prefix, begun = torch.empty(0, dtype=torch.int64), bos_of(windows, tokenizer, model)
     else:
         length = window_length(seqlen, model)
-        ids = token_stream(tokens, tokenizer, max_tokens=max_tokens, bos=bos)
+        ids = token_stream(tokens, tokenizer, max_tokens=max_tokens, bos=bos, text_column=text_column)
         prefix = torch.tensor(window_prefix(tokenizer, bos), dtype=torch.int64)
         if len(prefix) and ids[: len(prefix)].tolist() == prefix.tolist():
             ids = ids[len(prefix) :]

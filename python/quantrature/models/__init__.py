@@ -2,6 +2,7 @@
 
 from .linears import Linears, LinearWeight, Skipped, check_loaded, find_linears, small_embedding
 from .loading import load_config, load_model, load_tokenizer
+from .processor import processor_files
 
 __all__ = [
     "LinearWeight",
@@ -12,5 +13,6 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "processor_files",
     "small_embedding",
 ]

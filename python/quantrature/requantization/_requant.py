@@ -55,6 +55,7 @@ def requant(
     seqlen: int | None = None,
     seed: int = 0,
     bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     rule: str = "gauss",
     nodes: int = 4,
@@ -91,7 +92,8 @@ def requant(
             error of each matrix at a few ratios.
         temperatures: to try.
         max_outliers: percent of a matrix that may be outliers.
-        tokenizer, nsamples, seqlen, seed, bos: of the calibration text; all windows of it when nsamples is ``None``.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
+            is ``None``.
         batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
             :func:`quantrature.analyze`.
         prove: integrate once more at the end, for a prediction of the result beside its measurement.
@@ -132,7 +134,9 @@ def requant(
     check_loaded("requant", chosen)
     for linear in chosen:
         check_weight(linear.name, linear.weight)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, model=model)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
     settings: dict[str, Any] = {
         "host": [entry.setting for entry in dict.fromkeys(entries.values())],
         "solvers": sorted({entry.solver for entry in entries.values()}),

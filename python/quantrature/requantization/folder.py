@@ -21,7 +21,7 @@ from ..analysis.ranks import rank_of
 from ..checkpoint import check_new_folder, save
 from ..evaluate._forward import not_training
 from ..folding import fold, folds_of
-from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer
+from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer, processor_files
 from ..nn import QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
 from ..progress import progress as progress_bar
@@ -51,6 +51,7 @@ def requant_folder(
     seqlen: int | None = None,
     seed: int = 0,
     bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     rule: str = "gauss",
     nodes: int = 4,
@@ -81,8 +82,8 @@ def requant_folder(
         significant: percent of the quantized weights to restore.
         avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
         target_bytes: bytes that the quantized matrices of the result may take.
-        steps, tokenizer, nsamples, seqlen, seed, bos, batch_size: as in :func:`quantrature.requant`; the tokenizer is
-            that of the source unless given.
+        steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
+            tokenizer is that of the source unless given.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as there.
         state_file, resume, progress: as there.
         output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
@@ -129,7 +130,9 @@ def requant_folder(
         if not same or not compare(layer, linear.weight.cpu()).fits:
             raise QuantratureError(f"[requant] {name} of {folder} was not made from {source}")
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, model=original)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=original
+    )
 
     stored = {linear.name: layer.matrix for linear, layer in zip(linears, layers.values(), strict=True)}
     weights = sum(linear.numel for linear in linears)
@@ -214,6 +217,7 @@ def requant_folder(
         quantized,
         target,
         tokenizer=tokenizer,
+        processor=processor_files(source),
         requant=record,
         source=str(source),
         overwrite=overwrite,
