@@ -17,7 +17,7 @@ from ._C import InvalidArgumentError
 from .calibration import BlockState, Calibrated, calibrate, units
 from .experts import can_split, part_with_memory
 from .folding import Fold, fold
-from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
+from .methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, Skipped, check_loaded, find_linears
 from .nn import install, quantized_layers
 from .plan import Plan, PlanEntry
@@ -108,6 +108,7 @@ def quantize(
     check_loaded("quantize", [linear for linear, _ in work])
     for linear, _ in work:
         check_weight(linear.name, linear.weight)
+    comparison = Comparison()
     if any(SOLVERS[entry.solver].needs for _, entry in work):
         if calibration is None:
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
@@ -130,21 +131,22 @@ def quantize(
         fold(model, linears, found.folds)
         specs = {}
         for linear, entry in work:
-            matrix = found.matrices[linear.name] if linear.in_block else _by_weights(linear, entry)
+            matrix = found.matrices[linear.name] if linear.in_block else _by_weights(linear, entry, comparison)
             specs[linear.name] = put(model, linear, matrix)
         declare(model, specs, found.folds)
         return model
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
-            specs[linear.name] = put(model, linear, _by_weights(linear, entry))
+            specs[linear.name] = put(model, linear, _by_weights(linear, entry, comparison))
             bar.advance(linear.numel, linear.name)
+    comparison.report()
     declare(model, specs)
     return model
 
 
-def _by_weights(linear: LinearWeight, entry: PlanEntry) -> QuantizedMatrix:
-    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry)
+def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) -> QuantizedMatrix:
+    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry, comparison=comparison)
 
 
 def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
