@@ -59,7 +59,10 @@ def quantize(
     Give bits for the same grid everywhere, or a plan, which says it for each matrix.
 
     Args:
-        model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
+        model: language model from transformers; float32, float16 or bfloat16, on any device. It is changed. Calibrated
+            methods run it on text alone: of a model that reads images, too, they quantize the language model, and of
+            an encoder-decoder both halves. There the encoder reads a window, and the decoder the same window, shifted
+            by one behind ``decoder_start_token_id``.
         bits: 1 to 8.
         group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
         method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...

@@ -289,7 +289,8 @@ def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor,
     """The activations among the arguments of a block, and the rest; without a cache, in which every run would add."""
     named = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
     rest = tuple(None if isinstance(value, Cache) else value for value in args[1:])
-    return (args[0] if args else named.pop("hidden_states")), rest, named
+    hidden: Any = args[0] if args else named.pop("hidden_states")
+    return hidden, rest, named
 
 
 def _activations(out: Any) -> torch.Tensor:
