@@ -17,7 +17,7 @@ from ._C import InvalidArgumentError
 from .calibration import BlockState, Calibrated, calibrate, units
 from .experts import can_split, part_with_memory
 from .folding import Fold, fold
-from .methods import METHODS, SOLVERS, quantize_matrix, solver_of
+from .methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, Skipped, check_loaded, find_linears
 from .nn import install, quantized_layers
 from .plan import Plan, PlanEntry
@@ -45,6 +45,8 @@ def quantize(
     nsamples: int | str | None = "auto",
     seqlen: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     true_sequential: bool = True,
     state_folder: str | os.PathLike[str] | None = None,
@@ -57,7 +59,10 @@ def quantize(
     Give bits for the same grid everywhere, or a plan, which says it for each matrix.
 
     Args:
-        model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
+        model: language model from transformers; float32, float16 or bfloat16, on any device. It is changed. Calibrated
+            methods run it on text alone: of a model that reads images, too, they quantize the language model, and of
+            an encoder-decoder both halves. There the encoder reads a window, and the decoder the same window, shifted
+            by one behind ``decoder_start_token_id``.
         bits: 1 to 8.
         group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
         method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
@@ -70,8 +75,8 @@ def quantize(
         plan: in place of the seven arguments before; matrices it does not name stay as they are.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
         calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
-        tokenizer, nsamples, seqlen, seed: of that text; all windows of it when nsamples is ``None``. By default as many
-            and as long ones as the authors of the method take (:func:`text_settings`).
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of that text; all windows of it when nsamples is
+            ``None``. By default as many and as long ones as the authors of the method take (:func:`text_settings`).
         batch_size: windows that go through a block at once.
         true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
             only from the quantized blocks before (:func:`quantrature.calibration.calibrate`).
@@ -106,12 +111,15 @@ def quantize(
     check_loaded("quantize", [linear for linear, _ in work])
     for linear, _ in work:
         check_weight(linear.name, linear.weight)
+    comparison = Comparison()
     if any(SOLVERS[entry.solver].needs for _, entry in work):
         if calibration is None:
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
             raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
         wanted = text_settings(plan, nsamples)
-        windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, model=model)
+        windows = token_windows(
+            calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
+        )
         state = None if state_folder is None else BlockState(Path(state_folder), resume)
         found = _calibrated(
             model,
@@ -126,21 +134,22 @@ def quantize(
         fold(model, linears, found.folds)
         specs = {}
         for linear, entry in work:
-            matrix = found.matrices[linear.name] if linear.in_block else _by_weights(linear, entry)
+            matrix = found.matrices[linear.name] if linear.in_block else _by_weights(linear, entry, comparison)
             specs[linear.name] = put(model, linear, matrix)
         declare(model, specs, found.folds)
         return model
     specs = {}
     with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
         for linear, entry in work:
-            specs[linear.name] = put(model, linear, _by_weights(linear, entry))
+            specs[linear.name] = put(model, linear, _by_weights(linear, entry, comparison))
             bar.advance(linear.numel, linear.name)
+    comparison.report()
     declare(model, specs)
     return model
 
 
-def _by_weights(linear: LinearWeight, entry: PlanEntry) -> QuantizedMatrix:
-    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry)
+def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) -> QuantizedMatrix:
+    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry, comparison=comparison)
 
 
 def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def save(
     folder: str | os.PathLike[str],
     *,
     tokenizer: Any = None,
+    processor: Iterable[Path] = (),
     plan: Plan | None = None,
     requant: Requantization | None = None,
     source: str = "",
@@ -93,6 +94,8 @@ def save(
         model: what :func:`quantrature.quantize` returned.
         folder: appears complete or not at all.
         tokenizer: written beside the model.
+        processor: files copied beside the model unless the tokenizer wrote them
+            (:func:`quantrature.models.processor_files`).
         plan: written as plan.json.
         requant: written as requant.json. A plan cannot say which weights ReQuant keeps, so one goes without the other.
         source: name of the original model, for the card.
@@ -115,6 +118,11 @@ def save(
             _write_remote_code(partial, type(model).__name__, classes)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        for file in processor:
+            part = Path("additional_chat_templates") if file.suffix == ".jinja" and file.stem != "chat_template" else ""
+            (partial / part).mkdir(exist_ok=True)
+            if not (partial / part / file.name).exists():
+                shutil.copyfile(file, partial / part / file.name)
         if plan is not None:
             plan.save(partial / "plan.json")
         if requant is not None:

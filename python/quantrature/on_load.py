@@ -11,7 +11,7 @@ from transformers.core_model_loading import ConversionOps
 from ._C import InvalidArgumentError, QuantratureError
 from ._quantize import check_weight, put
 from .experts import split
-from .methods import SOLVERS, quantize_matrix
+from .methods import SOLVERS, Comparison, quantize_matrix
 from .models import Linears, LinearWeight
 from .plan import Plan, PlanEntry
 from .storage import MatrixSpec
@@ -32,6 +32,7 @@ class QuantizeOnLoad(ConversionOps):
         self._waiting: dict[str, list[tuple[LinearWeight, PlanEntry]]] = {}
         self._first: dict[str, str] = {}
         self._specs: dict[str, MatrixSpec] = {}
+        self._comparison = Comparison()
         self._failure: QuantratureError | None = None
         for name, entry in plan:
             if entry.keeps:
@@ -83,7 +84,9 @@ class QuantizeOnLoad(ConversionOps):
             for linear, entry in work:
                 weight = linear.view(tensor)
                 check_weight(linear.name, weight)
-                matrices.append(quantize_matrix(linear.name, weight.cpu().contiguous(), entry))
+                matrices.append(
+                    quantize_matrix(linear.name, weight.cpu().contiguous(), entry, comparison=self._comparison)
+                )
         except QuantratureError as error:
             # Transformers would make a report of many lines of it; it is raised when all is read.
             self._failure = self._failure or error
@@ -109,6 +112,7 @@ class QuantizeOnLoad(ConversionOps):
             raise self._failure
         if self._waiting:
             raise QuantratureError(f"[load] the checkpoint lacks {next(iter(self._waiting))}")
+        self._comparison.report()
         return self._specs
 
 

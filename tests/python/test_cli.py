@@ -75,6 +75,7 @@ def test_eval_prints_one_json_object(capfd, folders):
         "nll": expected.nll,
         "tokens": expected.tokens,
         "nll_standard_error": expected.standard_error,
+        "bos": "none",
     }
 
 

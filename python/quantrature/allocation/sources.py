@@ -77,7 +77,7 @@ class Source:
         grid: of the analysis; what the matrices' errors and bytes belong to.
         group_size: of the analysis.
         weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
-        about: fingerprints, for plan.json.
+        about: fingerprints, and where the text had BOS, for plan.json.
         measured: outcomes found so far by matrix, grid and setting, for the next plan from the same source.
     """
 
@@ -177,8 +177,13 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
         Grid(solver_of(method), bool(found.settings["sym"])),
         int(found.settings["group_size"]),
         reader,
-        {"model": found.model, "calibration": found.calibration},
+        {"model": found.model, "calibration": found.calibration, **_bos(found)},
     )
+
+
+def _bos(found: Sensitivity) -> dict[str, str]:
+    """Where the text of an analysis had BOS; analyses of earlier releases do not say."""
+    return {"bos": str(found.settings["bos"])} if "bos" in found.settings else {}
 
 
 def _of_model(model: Any) -> Source:

@@ -71,6 +71,8 @@ def measured_loss_changes(
     seqlen: int | None = None,
     nsamples: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     progress: bool | None = None,
 ) -> list[float]:
@@ -78,7 +80,7 @@ def measured_loss_changes(
 
     Args:
         model: causal language model from transformers.
-        tokens, tokenizer, seqlen, nsamples, seed: text, as in :func:`quantrature.text.token_windows`.
+        tokens, tokenizer, seqlen, nsamples, seed, bos, text_column: text, as in :func:`quantrature.text.token_windows`.
         plans: each for this model.
         batch_size: windows of one forward pass.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -87,7 +89,9 @@ def measured_loss_changes(
         InvalidArgumentError: for a plan with a matrix that the model does not have.
     """
     linears = find_linears(model, experts=False)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
     for plan in plans:
         plan.check_modules(linear.name for linear in linears)
     changes = []

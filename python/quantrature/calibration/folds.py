@@ -88,7 +88,7 @@ class Folder:
         """
         prefix = blocks.name(number) + "."
         found = []
-        with _in_float32(blocks.modules[number]):
+        with _in_float32(blocks.module(number)):
             exact = blocks.trial(number)
             pairs = [self._proven(blocks, number, prefix, group, exact) for group in groups]
         taken: set[str] = set()
@@ -127,7 +127,7 @@ class Folder:
         if not alone:
             return None  # nothing is proven by what changes nothing, as with experts that no token reaches
         known = [self._known[roles]] if roles in self._known else []
-        for pair in (*known, *self._candidates(blocks.modules[number], prefix, group, width)):
+        for pair in (*known, *self._candidates(blocks.module(number), prefix, group, width)):
             if change(pair) <= SOUND * alone:
                 self._known[roles] = pair
                 return pair

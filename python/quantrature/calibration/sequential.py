@@ -13,7 +13,7 @@ import torch
 from ..evaluate._forward import not_training
 from ..experts import apart
 from ..folding import Fold, changed_by, fold, restored
-from ..methods import SOLVERS, Statistics, quantize_matrix
+from ..methods import SOLVERS, Comparison, Statistics, quantize_matrix
 from ..models import Linears, LinearWeight
 from ..plan import PlanEntry
 from ..storage import QuantizedMatrix
@@ -60,7 +60,8 @@ def calibrate(
     The inputs of a block come from the blocks before it in their quantized form, and with ``true_sequential`` those of
     a matrix also from the quantized matrices before it in its block, as in GPTQ (arXiv 2210.17323): matrices that read
     the same activations are quantized together (q, k and v; o; gate and up; down). Of fused
-    experts each is quantized on what is routed to it. Afterwards the model is, bit for
+    experts each is quantized on what is routed to it. A warning names the matrices for which rtn would have had the
+    smaller error, by what their method minimizes. Afterwards the model is, bit for
     bit, what it was.
 
     Args:
@@ -87,18 +88,19 @@ def calibrate(
     folds: list[Fold] = []
     folder = Folder(model, linears, entries)
     taken_up = 0
+    comparison = Comparison()
 
     def reporting(what: str, passes: int = 1) -> Callable[[float], Any]:
         return lambda count: report(count / passes, what)
 
     with not_training(model), ExitStack() as whole:
-        blocks = Blocks(model, linears, windows, batch_size)
+        blocks = Blocks(model, linears, chosen, windows, batch_size)
         sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
         fishers = fisher(model, sensitive, windows, reporting("the Fisher information"))
         whole.enter_context(apart(chosen))
         blocks.enter()
-        for number in range(len(blocks.modules)):
-            members = [linear for linear in chosen if linear.block == number]
+        for number in range(len(blocks)):
+            members = blocks.members(number, chosen)
             with ExitStack() as block:
 
                 def folded(found: Sequence[Fold], block: ExitStack = block) -> None:
@@ -121,7 +123,7 @@ def calibrate(
                     taken_up += 1
                     continue
                 if taken_up == number > 0 and state is not None:
-                    _log.warning("%d of %d blocks are taken up from %s", number, len(blocks.modules), state.folder)
+                    _log.warning("%d of %d blocks are taken up from %s", number, len(blocks), state.folder)
                 found: dict[str, QuantizedMatrix] = {}
                 stages = blocks.stages(number, members) if members else []
                 steps = [[stage] for stage in stages] if true_sequential else [stages] if stages else []
@@ -137,7 +139,12 @@ def calibrate(
                     for linear, statistics in _gathered(blocks, number, step, needs, done):
                         statistics = replace(statistics, fisher=fishers.get(linear.name))
                         matrix = quantize_matrix(
-                            linear.name, weight_of(linear), entries[linear.name], statistics=statistics
+                            linear.name,
+                            weight_of(linear),
+                            entries[linear.name],
+                            statistics=statistics,
+                            comparison=comparison,
+                            scale=next((f.scale for f in of_block if linear.name in f.consumers), None),
                         )
                         found[linear.name] = matrix
                         if keep_statistics:
@@ -149,6 +156,7 @@ def calibrate(
                 if state is not None and members:
                     state.save(number, FinishedBlock(found, tuple(of_block)))
                 blocks.advance(number, done)
+    comparison.report()
     return Calibrated({linear.name: matrices[linear.name] for linear in chosen}, kept, tuple(folds), entries)
 
 
@@ -170,12 +178,12 @@ def collect(
     chosen = [linear for linear in linears if needs.get(linear.name)]
     found: dict[str, Statistics] = {}
     with not_training(model), ExitStack() as whole:
-        blocks = Blocks(model, linears, windows, batch_size)
+        blocks = Blocks(model, linears, chosen, windows, batch_size)
         fishers = fisher(model, [x for x in chosen if "fisher" in needs[x.name]], windows, report)
         whole.enter_context(apart(chosen))
         blocks.enter()
-        for number in range(len(blocks.modules)):
-            members = [linear for linear in chosen if linear.block == number]
+        for number in range(len(blocks)):
+            members = blocks.members(number, chosen)
             if members:
                 stages = blocks.stages(number, members)
                 for linear, statistics in _gathered(blocks, number, stages, needs, lambda count: report(count / 2)):
@@ -186,9 +194,14 @@ def collect(
 
 def units(linears: Linears, entries: Mapping[str, PlanEntry], windows: int) -> int:
     """How much work :func:`calibrate` reports in all."""
-    blocks = 1 + max((linear.block for linear in linears), default=0)
+    blocks = sum(1 + max(x.block for x in linears if x.name.startswith(f"{s}.")) for s in _stacks(linears, entries))
     fishers = any("fisher" in SOLVERS[entry.solver].needs for entry in entries.values())
     return windows * (blocks + fishers)
+
+
+def _stacks(linears: Linears, entries: Mapping[str, PlanEntry]) -> list[str]:
+    """The stacks that hold matrices with an entry."""
+    return [stack for stack in linears.stacks if any(name.startswith(f"{stack}.") for name in entries)]
 
 
 def peak_bytes(
@@ -198,7 +211,8 @@ def peak_bytes(
 
     The activations between two blocks, a copy of the weights of one block (of scales that may be folded, two more in
     float32), the statistics of one stage (with ``keep_statistics`` of all), and what its method works with: for a
-    Hessian once more the same in float64. All experts of a parameter are one stage, each with statistics of its own.
+    Hessian once more the same in float64. Of several stacks, what each puts out is kept twice: as it is, and as the
+    blocks of the next are told of it. All experts of a parameter are one stage, each with statistics of its own.
     """
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:
@@ -207,13 +221,14 @@ def peak_bytes(
     first = [linear for linear in linears if linear.block == chosen[0].block]
     hidden = min(linear.in_features for linear in [x for x in first if x.expert is None] or first)
     size = chosen[0].parameter.element_size()
-    sums: dict[int, int] = {}
+    sums: dict[str, int] = {}
     experts: dict[tuple[int, str], int] = {}
     largest = total = fishers = 0
     for linear in chosen:
         needs = SOLVERS[entries[linear.name].solver].needs
         copies = size + 2 * 4 * (SOLVERS[entries[linear.name].solver].input_scale is not None)
-        sums[linear.block] = sums.get(linear.block, 0) + linear.numel * copies
+        place_of = linear.name.removesuffix(linear.role)
+        sums[place_of] = sums.get(place_of, 0) + linear.numel * copies
         hessian = 4 * linear.in_features**2 * ("hessian" in needs)
         sampled = 4 * linear.in_features * min(2 * SAMPLED, windows * seqlen) * ("activations" in needs)
         total += hessian + sampled
@@ -225,7 +240,7 @@ def peak_bytes(
         largest = max(largest, others + 3 * (hessian + sampled))
         fishers += 4 * linear.numel * ("fisher" in needs)
     return (
-        windows * seqlen * hidden * size
+        windows * seqlen * hidden * size * (2 * len(_stacks(linears, entries)) - 1)
         + seqlen * width * 8
         + max(sums.values())
         + largest

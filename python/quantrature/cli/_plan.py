@@ -13,7 +13,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import size_in_bytes
-from ._options import Json, Nsamples, Seed, Seqlen, TextFile, TrustRemoteCode
+from ._options import Bos, Json, Nsamples, Seed, Seqlen, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def run(
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
     validate: Annotated[
         int, typer.Option(help="Measure so many random plans, and store how well they were predicted.")
@@ -106,7 +108,7 @@ def run(
             found = _of_table(table, method, avg_bits, boost_stops, top_m)
         else:
             assert model is not None
-            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed}
+            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed, "bos": bos, "text_column": text_column}
             made = _Model(model, dtype, trust_remote_code, calibration, text, nodes, wishes["progress"])
             if validate and (method != "pqi" or made.analyzed):
                 raise InvalidArgumentError("[plan] --validate is for plans by pqi from a model")
@@ -164,6 +166,7 @@ class _Model:
         self.calibration, self.text, self.nodes, self.progress = calibration, text, nodes, progress
         self.loaded: Any = None
         self.tokens: Any = None
+        self.tokenizer: Any = None
         self.analyzed = (Path(path) / SUMMARY).is_file()
 
     def source(self, method: str, host: str | None) -> tuple[Any, dict[str, Any]]:
@@ -188,6 +191,7 @@ class _Model:
             bits=REFERENCE_BITS,
             method=host or "rtn",
             nodes=self.nodes,
+            tokenizer=self.tokenizer,
             seed=self.text["seed"],
             progress=self.progress,
         )
@@ -229,8 +233,8 @@ class _Model:
             raise InvalidArgumentError(f"[plan] --calibration must name the text that {method} needs")
         config = models.load_config(self.path, self.trust_remote_code)
         models.check_dense("plan", config)
-        tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
-        tokens = token_windows(self.calibration, tokenizer, model=config, **self.text)
+        self.tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
+        tokens = token_windows(self.calibration, self.tokenizer, model=config, **self.text)
         return models.load_model(self.path, self.dtype, trust_remote_code=self.trust_remote_code), tokens
 
 

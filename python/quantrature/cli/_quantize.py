@@ -12,6 +12,7 @@ from .._C import InvalidArgumentError
 from ._input import memory_limits
 from ._options import (
     BatchSize,
+    Bos,
     Checkpointing,
     DeviceMap,
     GroupSize,
@@ -26,6 +27,7 @@ from ._options import (
     Seed,
     Seqlen,
     Sym,
+    TextColumn,
     TrustRemoteCode,
 )
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
@@ -67,7 +69,7 @@ def run(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text for --requant and for methods that need it: .txt, .jsonl or a data set, "
+            help="Text for --requant and for methods that need it: .txt, .jsonl, .json or a data set, "
             "NAME[:CONFIGURATION[:SPLIT]]."
         ),
     ] = None,
@@ -76,6 +78,8 @@ def run(
     ] = None,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     damp_percent: Annotated[
         float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
@@ -148,6 +152,7 @@ def run(
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         import logging
         import sys
+        from dataclasses import replace
         from pathlib import Path
 
         from .. import checkpoint, models
@@ -156,7 +161,7 @@ def run(
         from ..analysis.ranks import joined
         from ..methods import SOLVERS
         from ..plan import Plan
-        from ..text import token_windows
+        from ..text import bos_of, token_windows
 
         rank = processes.enter_context(joined())
         if output is not None:
@@ -189,7 +194,18 @@ def run(
         windows = None
         if requant or needy:
             wanted = text_settings(made, "auto" if nsamples is None else nsamples)
-            windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, model=loaded)
+            windows = token_windows(
+                calibration,
+                tokenizer,
+                **wanted,
+                seqlen=seqlen,
+                seed=seed,
+                bos=bos,
+                text_column=text_column,
+                model=loaded,
+            )
+            about = {"nsamples": len(windows), "seqlen": windows.shape[1], "bos": bos_of(windows, tokenizer, loaded)}
+            made = replace(made, allocation={**made.allocation, "quantized_on": {**about, "seed": seed}})
         if requant:
             record, cost = _requant(
                 loaded,
@@ -204,6 +220,7 @@ def run(
                     "batch_size": batch_size,
                     "nodes": nodes,
                     "seed": seed,
+                    "tokenizer": tokenizer,
                     "checkpointing": checkpointing,
                     "map_folder": map_folder,
                     "state_file": f"{output}.state" if state_file is None else state_file,
@@ -244,6 +261,7 @@ def run(
                 loaded,
                 output,
                 tokenizer=tokenizer,
+                processor=models.processor_files(model),
                 plan=None if requant else made,
                 requant=record,
                 source=model,

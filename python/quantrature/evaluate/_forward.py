@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..models.loading import quiet
-from ..text import check_vocabulary
+from ..text import check_vocabulary, text_config
 
 CHUNK = 1 << 24
 """Logits that are widened to float32 at once."""
@@ -74,14 +75,61 @@ def evaluating(*models: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What the model predicts after each token: (windows, tokens, vocabulary), in the model's own dtype."""
+def outputs(model: Any, ids: torch.Tensor) -> Any:
+    """Run the model on windows of token ids. An encoder-decoder reads each window twice.
+
+    Its encoder is given the window, and its decoder the same, shifted by one behind the token that its outputs begin
+    with, as in training on labels.
+    """
     device = getattr(model, "device", None) or next(model.parameters()).device
     if device.type != "meta":  # with weights on disk, Accelerate moves the ids where they are needed
         ids = ids.to(device)
-    extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    predicted: torch.Tensor = model(input_ids=ids, **extra).logits
-    return predicted
+    takes = inspect.signature(model.forward).parameters
+    wanted = [n for n, p in takes.items() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    if isinstance(model, PreTrainedModel) and (set(wanted) - {"input_ids"} or "input_ids" not in takes):
+        what = next((name for name in wanted if name != "input_ids"), model.main_input_name)
+        raise InvalidArgumentError(f"[text] {type(model).__name__} does not run on text alone: it needs {what}")
+    extra: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+    if _has_decoder(model):
+        first = torch.full_like(ids[:, :1], _decoder_start(model))
+        extra["decoder_input_ids"] = torch.cat([first, ids[:, :-1]], dim=1)
+    return model(input_ids=ids, **extra)
+
+
+def _has_decoder(model: Any) -> bool:
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False)) and (
+        "decoder_input_ids" in inspect.signature(model.forward).parameters
+    )
+
+
+def _decoder_start(model: Any) -> int:
+    """The token that outputs of an encoder-decoder begin with."""
+    for config in (model.config, text_config(model)):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            token = getattr(config, name, None)
+            if token is not None:
+                return int(token)
+    raise InvalidArgumentError(
+        f"[text] the configuration of {type(model).__name__} must have a decoder_start_token_id: it has none"
+    )
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What the model predicts after each token: (windows, tokens, vocabulary), in the model's own dtype.
+
+    Of an encoder-decoder, what follows the last token of a window is not predicted; in its place is something else.
+
+    Raises:
+        InvalidArgumentError: for a model without an output embedding, or that does not run on text alone.
+    """
+    out = outputs(model, ids)
+    if not hasattr(out, "logits"):
+        raise InvalidArgumentError(
+            f"[text] a loss needs a model with an output embedding: got {type(model).__name__}, which has none"
+        )
+    predicted: torch.Tensor = out.logits
+    return predicted.roll(-1, dims=1) if _has_decoder(model) else predicted
 
 
 def chunks(windows: int, tokens: int, vocabulary: int) -> Iterator[tuple[int, slice]]:

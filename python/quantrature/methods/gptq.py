@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .. import ops
 from .._C import InvalidArgumentError
 from ..storage import QuantizedMatrix
-from .method import Method, Statistics, kept_beside
+from .method import Method, Statistics, kept_beside, of_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -79,4 +79,5 @@ GPTQ = Method(
     needs=("hessian",),
     options={"damp_percent": 0.01, "desc_act": True, "static_groups": True, "grid": "minmax"},
     check=_check,
+    objective=of_outputs,
 )

@@ -12,7 +12,7 @@ from .._C import InvalidArgumentError
 from ..ops import Trellis
 from ..storage import QuantizedMatrix
 from ..storage.trellis import TrellisMatrix, padded, rotated
-from .method import Method, Statistics, kept_beside
+from .method import Method, Statistics, kept_beside, of_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -190,4 +190,5 @@ QTIP = Method(
     group_size=-1,
     dense_bytes=trellis_bytes,
     uniform=False,
+    objective=of_outputs,
 )

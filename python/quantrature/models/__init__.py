@@ -2,6 +2,7 @@
 
 from .linears import Linears, LinearWeight, Skipped, check_dense, check_loaded, find_linears, small_embedding
 from .loading import empty_model, load_config, load_model, load_tokenizer
+from .processor import processor_files
 
 __all__ = [
     "LinearWeight",
@@ -14,5 +15,6 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "processor_files",
     "small_embedding",
 ]
