@@ -131,7 +131,7 @@ class QuantratureHfQuantizer(HfQuantizer):
         from .nn import install
         from .storage import MatrixSpec
 
-        linears = find_linears(model, embeddings=True)
+        linears = find_linears(model, embeddings=True, watch=False)
         files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
         stored = stored_tensors(files)
         self._read_folds(model, files)
@@ -149,7 +149,8 @@ class QuantratureHfQuantizer(HfQuantizer):
                 raise InvalidArgumentError(f"[load] {name}: {e}") from None
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        from .nn import dequantize_layers, quantized_layers
+        from .names import CodesAreCalledWeight
+        from .nn import dequantize_layers, quantized_layers, settle
 
         if not self.pre_quantized:
             from ._quantize import declare
@@ -175,7 +176,8 @@ class QuantratureHfQuantizer(HfQuantizer):
             model._weight_conversions = None
             self.folds = ()
         else:
-            model._weight_conversions = []
+            settle(model)
+            model._weight_conversions = [CodesAreCalledWeight(quantized_layers(model))]
         return model
 
     def _read_folds(self, model: Any, files: Sequence[str]) -> None:
@@ -205,6 +207,13 @@ class QuantratureHfQuantizer(HfQuantizer):
             return None, {}
         scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
         return {**model.state_dict(), **scales}, {}
+
+    def get_weight_conversions(self) -> list[Any]:
+        """What transformers does to the names in a checkpoint on the way into the model."""
+        from .names import CodesAreCalledWeight
+
+        modules = self.quantization_config.modules if self.pre_quantized else None
+        return [CodesAreCalledWeight(modules)] if modules else []
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""

@@ -1,0 +1,81 @@
+"""A tensor that has the shape, dtype and device of a weight at once, and its values when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from .._C import UnsupportedError
+
+_aten = torch.ops.aten
+_SAME = {_aten.detach.default, _aten.alias.default}
+_ONLY_THE_KIND = {
+    getattr(_aten, name)
+    for name in ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
+    + ("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")
+}
+"""Operators that take shape, dtype and device from a tensor, but no values."""
+
+
+class LazyWeight(torch.Tensor):
+    """The weight of a layer that does not keep it in this form.
+
+    Code that reads dtype, shape or device gets those of the float weight. Code that computes with it gets the values,
+    which are made anew for each operation. It cannot be written to.
+
+    Args:
+        shape, dtype, device: of the weight.
+        make: gives the values.
+    """
+
+    _is_hf_initialized = True  # transformers must not draw random values for it
+    _make: Callable[[], torch.Tensor]
+
+    @staticmethod
+    def __new__(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, make: Callable[[], torch.Tensor]
+    ) -> LazyWeight:
+        """Make the tensor, which has no memory."""
+        made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        made._make = make
+        return made
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator on the values.
+
+        Raises:
+            UnsupportedError: for one that writes to the weight.
+        """
+        named = kwargs or {}
+        if func in _SAME:
+            weight = args[0]
+            return cls(tuple(weight.shape), weight.dtype, weight.device, weight._make)
+        for i, argument in enumerate(func._schema.arguments):
+            given = args[i] if i < len(args) else named.get(argument.name)
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, LazyWeight):
+                raise UnsupportedError(
+                    f"[weight] {func.overloadpacket.__name__} cannot change the weight of a quantized layer: call "
+                    "model.dequantize() first"
+                )
+        values = _placeholder if func.overloadpacket in _ONLY_THE_KIND else _values
+        return func(*tree_map_only(LazyWeight, values, args), **tree_map_only(LazyWeight, values, named))
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"LazyWeight(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
+
+
+def _values(weight: LazyWeight) -> torch.Tensor:
+    return weight._make()
+
+
+def _placeholder(weight: LazyWeight) -> torch.Tensor:
+    return torch.empty((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
