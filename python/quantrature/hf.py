@@ -215,6 +215,16 @@ class QuantratureHfQuantizer(HfQuantizer):
         modules = self.quantization_config.modules if self.pre_quantized else None
         return [CodesAreCalledWeight(modules)] if modules else []
 
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        """The same after the model's own conversions, which quantized folders do without.
+
+        They hold what modules hold, under the names that modules have; patterns made for the original checkpoint would
+        hit some of these names (Laguna's ``mlp.shared_expert.``).
+        """
+        if self.pre_quantized:
+            return self.get_weight_conversions()
+        return super().update_weight_conversions(weight_conversions, *model)
+
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""
         return not self.pre_quantized and self._on_load.wants(param_name)

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -72,17 +72,17 @@ class QuantLayer(nn.Module):
         anew for each operation; code that writes to it gets an UnsupportedError.
         """
         shape = self.spec.shape[::-1] if self.transposed else self.spec.shape
-        return LazyWeight(shape, self.dtype, self.device, self._values)
+        return LazyWeight(shape, self.dtype, self.device, self._values, _refuse_to_change)
 
-    def _values(self) -> torch.Tensor:
-        weight = self.dequantize(self.dtype)
-        return weight.mT if self.transposed else weight
+    def _values(self, rows: slice | None) -> torch.Tensor:
+        if self.transposed:
+            weight = self.dequantize(self.dtype).mT
+            return weight if rows is None else weight[rows]
+        return self.matrix.dequantize(str(self.dtype).removeprefix("torch."), rows)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
-            raise UnsupportedError(
-                "[weight] the weight of a quantized layer cannot be set: call model.dequantize() first"
-            )
+            _refuse_to_change("an assignment")
         super().__setattr__(name, value)
 
     @property
@@ -131,6 +131,12 @@ class QuantLayer(nn.Module):
     def extra_repr(self) -> str:
         """Shape and stored form, for printing."""
         return f"{self.spec.shape}, {self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
+
+
+def _refuse_to_change(operation: str) -> NoReturn:
+    raise UnsupportedError(
+        f"[weight] {operation} cannot change the weight of a quantized layer: call model.dequantize() first"
+    )
 
 
 class QuantLinear(QuantLayer):

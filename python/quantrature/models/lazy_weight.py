@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from .._C import UnsupportedError
-
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default}
 _ONLY_THE_KIND = {
@@ -24,23 +22,30 @@ class LazyWeight(torch.Tensor):
     """The weight of a layer that does not keep it in this form.
 
     Code that reads dtype, shape or device gets those of the float weight. Code that computes with it gets the values,
-    which are made anew for each operation. It cannot be written to.
+    which are made anew for each operation; code that takes a single row (``weight[i]``) gets that one alone.
 
     Args:
         shape, dtype, device: of the weight.
-        make: gives the values.
+        make: gives the values of some rows, or of all for ``None``.
+        write: is told the name of an operation that would write to the weight, which is then left out. It may raise.
     """
 
     _is_hf_initialized = True  # transformers must not draw random values for it
-    _make: Callable[[], torch.Tensor]
+    _make: Callable[[slice | None], torch.Tensor]
+    _write: Callable[[str], None]
 
     @staticmethod
     def __new__(
-        cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, make: Callable[[], torch.Tensor]
+        cls,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        make: Callable[[slice | None], torch.Tensor],
+        write: Callable[[str], None],
     ) -> LazyWeight:
         """Make the tensor, which has no memory."""
         made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
-        made._make = make
+        made._make, made._write = make, write
         return made
 
     def __init__(self, *_: Any) -> None:
@@ -50,22 +55,19 @@ class LazyWeight(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator on the values.
-
-        Raises:
-            UnsupportedError: for one that writes to the weight.
-        """
+        """Run an operator on the values."""
         named = kwargs or {}
         if func in _SAME:
             weight = args[0]
-            return cls(tuple(weight.shape), weight.dtype, weight.device, weight._make)
+            return cls(tuple(weight.shape), weight.dtype, weight.device, weight._make, weight._write)
+        if func is _aten.select.int and args[1] == 0:
+            row = args[2] % len(args[0])
+            return args[0]._make(slice(row, row + 1))[0]
         for i, argument in enumerate(func._schema.arguments):
             given = args[i] if i < len(args) else named.get(argument.name)
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, LazyWeight):
-                raise UnsupportedError(
-                    f"[weight] {func.overloadpacket.__name__} cannot change the weight of a quantized layer: call "
-                    "model.dequantize() first"
-                )
+                given._write(func.overloadpacket.__name__)
+                return given
         values = _placeholder if func.overloadpacket in _ONLY_THE_KIND else _values
         return func(*tree_map_only(LazyWeight, values, args), **tree_map_only(LazyWeight, values, named))
 
@@ -74,7 +76,7 @@ class LazyWeight(torch.Tensor):
 
 
 def _values(weight: LazyWeight) -> torch.Tensor:
-    return weight._make()
+    return weight._make(None)
 
 
 def _placeholder(weight: LazyWeight) -> torch.Tensor:

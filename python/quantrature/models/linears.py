@@ -213,7 +213,8 @@ def find_linears(
         raise InvalidArgumentError(
             f"[find_linears] a model needs blocks with linear layers in an nn.ModuleList: got {type(model).__name__}"
         )
-    for name, module in walk.modules.items():
+    table = walk.table  # before what is tied to it, which may stand before it in the model
+    for name, module in [*([(table, walk.modules[table])] if table else []), *walk.modules.items()]:
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if parameter.ndim > 1:
                 walk.visit(name, module, attribute, parameter, experts)
@@ -222,7 +223,7 @@ def find_linears(
     return _without(walk, [ignore] if isinstance(ignore, str) else list(ignore))
 
 
-IN_USE = "its model computes with the weight itself, not with the layer"
+IN_USE = "its model computes with the weight itself, not with the layer, or changes it"
 
 
 class _Walk:
@@ -244,8 +245,8 @@ class _Walk:
         self._output = _embedding_of(model, "get_output_embeddings")
         self._input = _embedding_of(model, "get_input_embeddings") if embeddings else None
         # Marian has a module for each place that looks up in the same table.
-        looks_up = isinstance(self._input, nn.Embedding)
-        self._table = self._identity_of(self._input) if looks_up else None
+        self._table = self._identity_of(self._input) if isinstance(self._input, nn.Embedding) else None
+        self.table = "" if self._table is None else self._embeddings[self._table]
         self._with_embeddings = embeddings
         # T5 casts what it gives to such a layer to the dtype of its weight.
         self._wide: list[str] = [
@@ -265,10 +266,14 @@ class _Walk:
             for first in known:
                 linear = self.matrices[first]
                 alias = label if linear.expert is None else f"{label}.{linear.expert}"
+                if alias == first:
+                    continue
                 self.matrices[first] = replace(linear, aliases=(*linear.aliases, alias))
             return
         found = self._classify(name, module, attribute, parameter, identity, experts)
         if isinstance(found, str):
+            if name == self.table and any(skipped.name == label for skipped in self.skipped):
+                return
             self.skipped.append(Skipped(label, tuple(parameter.shape), found))
             return
         self._first[identity] = [linear.name for linear in found]

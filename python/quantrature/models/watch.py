@@ -1,10 +1,11 @@
 """Find the layers whose weight a model's own code computes with, beside or in place of calling the layer.
 
 Mamba multiplies with ``dt_proj.weight`` itself, other code gives ``layer.weight`` to ``F.linear``. A quantized layer can
-serve such code only by dequantizing its whole weight each time, so that these layers are better left dense.
+serve such code only by dequantizing its whole weight each time, so that these layers are better left dense. Rwkv divides
+weights by constants, in place, which a quantized layer cannot do at all.
 
 A copy of the model runs on a few tokens: its parameters are a single zero seen in the right shape, its linear layers
-and embeddings give zeros, and their weights note when something reads their values. So it takes no memory to speak of,
+and embeddings give zeros, and their weights note what is done to them. So it takes no memory to speak of,
 models on the meta device will do, and the result depends on nothing but the model's code and configuration.
 """
 
@@ -30,7 +31,7 @@ _REAL = 1 << 16
 
 
 def weights_in_use(model: nn.Module, layers: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Names of the layers whose weight's values the forward pass of a model reads.
+    """Names of the layers whose weight the forward pass of a model computes with, or changes.
 
     Args:
         model: any model; of one that cannot be run on token ids alone, nothing is found out.
@@ -47,7 +48,7 @@ def weights_in_use(model: nn.Module, layers: Mapping[str, nn.Module]) -> frozens
 
 
 class _Watched(nn.Module):
-    """Stands for a linear layer or an embedding: gives zeros, and notes when the values of its weight are read."""
+    """Stands for a linear layer or an embedding: gives zeros, and notes when its weight is computed with or written to."""
 
     def __init__(self, name: str, layer: Any, used: set[str]) -> None:
         super().__init__()
@@ -64,11 +65,17 @@ class _Watched(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        return LazyWeight(tuple(self.kind.shape), self.kind.dtype, self.kind.device, self._note)
+        return LazyWeight(tuple(self.kind.shape), self.kind.dtype, self.kind.device, self._read, self._note)
 
-    def _note(self) -> torch.Tensor:
+    def _read(self, rows: slice | None) -> torch.Tensor:
+        values: torch.Tensor = self.kind.detach()
+        if rows is not None:  # a quantized layer dequantizes a row as fast as a dense one copies it
+            return values[rows]
+        self._note("")
+        return values
+
+    def _note(self, _: str) -> None:
         self.used.add(self.name)
-        return self.kind.detach()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.looks_up:
@@ -125,9 +132,14 @@ def _run(model: Any) -> None:
 
 @contextmanager
 def _without_a_trace() -> Iterator[None]:
-    """Keep warnings, reports and random numbers of a model's code from showing."""
+    """Keep warnings, reports and random numbers of a model's code from showing; run it on one thread."""
     from .loading import quiet
 
-    with warnings.catch_warnings(), quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        warnings.simplefilter("ignore")
-        yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are so small that more only wait for each other
+    try:
+        with warnings.catch_warnings(), quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
