@@ -238,6 +238,10 @@ def plan_for(
     embeddings = experts and (plan is not None or embedding_bits is not None)
     linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
     if plan is not None:
+        reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
+        for name, entry in plan:
+            if name in reasons and not entry.keeps:
+                raise InvalidArgumentError(f"[plan] entry {name!r} cannot be quantized: {reasons[name]}")
         plan.check_modules(linear.name for linear in linears)
         for name, entry in plan:
             if not entry.keeps and not linears.find(name).in_block and (entry.outliers or SOLVERS[entry.solver].needs):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -371,7 +370,7 @@ def settle(model: nn.Module) -> None:
             inner: Any = module
             inner.config._is_quantized = True
             if _quantized_ends(inner):
-                inner.resize_token_embeddings = MethodType(_refuse_to_resize, inner)
+                inner.resize_token_embeddings = RefuseToResize(inner)
 
 
 def _quantized_ends(model: Any) -> list[str]:
@@ -385,25 +384,36 @@ def _quantized_ends(model: Any) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, QuantLayer | Tied) and module in ends]
 
 
-def _refuse_to_resize(
-    self: Any, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-) -> Any:
-    """Give back the token embedding if its size is to stay.
+class RefuseToResize:
+    """Stands for ``resize_token_embeddings`` of a model whose token embedding or output embedding is quantized.
 
-    Raises:
-        UnsupportedError: naming the quantized embedding, for another size.
+    Args:
+        model: the model.
     """
-    embedding = self.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    wanted = rows if new_num_tokens is None else new_num_tokens
-    if pad_to_multiple_of is not None:
-        wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
-    if wanted == rows:
-        return embedding
-    raise UnsupportedError(
-        f"[embedding] {' and '.join(_quantized_ends(self))} cannot be resized, being quantized: got "
-        f"new_num_tokens={wanted}, the table has {rows}; resize before you quantize, or call model.dequantize() first"
-    )
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Give back the token embedding if its size is to stay.
+
+        Raises:
+            UnsupportedError: naming the quantized embedding, for another size.
+        """
+        embedding = self.model.get_input_embeddings()
+        rows = embedding.weight.shape[0]
+        wanted = rows if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
+        if wanted == rows:
+            return embedding
+        names = " and ".join(_quantized_ends(self.model))
+        raise UnsupportedError(
+            f"[embedding] {names} cannot be resized, being quantized: got new_num_tokens={wanted}, the table has "
+            f"{rows}; resize before you quantize, or call model.dequantize() first"
+        )
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
