@@ -202,7 +202,12 @@ class QuantratureHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """What is saved beside the model's own tensors: the scales that were folded into it."""
         from .folding import FOLDED_SCALE
+        from .nn import quantized_layers
 
+        modules = model.config.quantization_config.modules or {}
+        for name, layer in quantized_layers(model).items():
+            if name in modules:  # adapters may have been merged since
+                modules[name] = layer.spec.to_json()
         if not self.folds or getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
         scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
@@ -244,14 +249,27 @@ class QuantratureHfQuantizer(HfQuantizer):
         """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
         return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
 
-    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+    def dequantize(self, model: Any, dtype: Any = None) -> Any:
+        """Make a model dense again.
+
+        Args:
+            model: the quantized model.
+            dtype: of all its parameters but those of adapters; by default that of the parameters that it has now.
+        """
         import torch
 
         from .nn import dequantize_layers
 
-        wanted = dtype or model.dtype  # config.json has it as a string
-        dequantize_layers(model, getattr(torch, wanted) if isinstance(wanted, str) else wanted)
+        def own() -> Any:
+            return (p for name, p in model.named_parameters() if p.is_floating_point() and ".lora_" not in name)
+
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        dequantize_layers(model, wanted or next((p.dtype for p in own()), model.dtype))
+        if wanted is not None:
+            for parameter in own():
+                parameter.data = parameter.data.to(wanted)
         model._weight_conversions = None
+        self.remove_quantization_config(model)
         return model
 
     def is_serializable(self) -> bool:

@@ -41,7 +41,7 @@ class QuantLayer(nn.Module):
         super().__init__()
         self.spec = spec
         self.dtype: torch.dtype = getattr(torch, spec.dense.dtype) if dtype is None else dtype
-        self._names = {name: IN_MODULES if name == IN_FILES else name for name, _, _ in spec.layout()}
+        self._names = _buffer_names(spec)
         for name, shape, dtype_of_part in spec.layout():
             empty = torch.empty(shape, dtype=getattr(torch, dtype_of_part), device=device)
             self.register_buffer(self._names[name], empty)
@@ -53,6 +53,16 @@ class QuantLayer(nn.Module):
             kept: Any = tensor.to(device) if device is not None else tensor
             kept._is_hf_initialized = True  # or transformers, while it loads, takes it for a weight to be drawn
             self._buffers[self._names[name]] = kept
+
+    def become(self, matrix: QuantizedMatrix) -> None:
+        """Hold another matrix of the same shape, on the device of this one."""
+        device = self.device
+        self.spec = MatrixSpec.of(matrix)
+        for buffer in self._names.values():
+            del self._buffers[buffer]
+        self._names = _buffer_names(self.spec)
+        self._description = describe(self.spec)
+        self.store(matrix, device)
 
     def stored(self) -> dict[str, torch.Tensor]:
         """The stored tensors by the names that they have in files."""
@@ -81,6 +91,8 @@ class QuantLayer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
+            if isinstance(value, LazyWeight) and value.of(self._values):
+                return  # PEFT gives a layer its own weight when it takes adapters away
             _refuse_to_change("an assignment")
         super().__setattr__(name, value)
 
@@ -130,6 +142,11 @@ class QuantLayer(nn.Module):
     def extra_repr(self) -> str:
         """Shape and stored form, for printing."""
         return f"{self.spec.shape}, {self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
+
+
+def _buffer_names(spec: MatrixSpec) -> dict[str, str]:
+    """The buffers of a matrix by the names of their tensors in files."""
+    return {name: IN_MODULES if name == IN_FILES else name for name, _, _ in spec.layout()}
 
 
 def _refuse_to_change(operation: str) -> NoReturn:

@@ -51,6 +51,19 @@ class LazyWeight(torch.Tensor):
     def __init__(self, *_: Any) -> None:
         pass
 
+    def of(self, make: Callable[[slice | None], torch.Tensor]) -> bool:
+        """Whether this is the weight that a function makes."""
+        return self._make == make
+
+    @property
+    def data(self) -> LazyWeight:
+        """The same weight, outside of autograd; setting it is a change."""
+        return LazyWeight(tuple(self.shape), self.dtype, self.device, self._make, self._write)
+
+    @data.setter
+    def data(self, _: torch.Tensor) -> None:
+        self._write("an assignment to data")
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
