@@ -9,9 +9,11 @@ complete by then are imported.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from peft.tuners import tuners_utils
@@ -19,8 +21,10 @@ from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.config import LoraConfig
 from peft.tuners.lora.layer import Linear
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ._C import InvalidArgumentError, UnsupportedError
+from .experts import SplitExperts, fuse
 from .methods import METHODS, Statistics, quantize_matrix
 from .nn import QuantEmbedding, QuantLayer, QuantLinear, Tied, TiedEmbedding, TiedLinear
 from .plan import PlanEntry
@@ -63,13 +67,16 @@ class LoraQuantLinear(Linear):
     layer they are merged on request, see :meth:`merge`.
     """
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, *more: Any, **settings: Any) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, *more: Any, **settings: Any
+    ) -> None:
         prepare(config)
         with warnings.catch_warnings():  # PEFT does not know the class, but all that it reads from it is there
             warnings.filterwarnings("ignore", "Unsupported layer type")
             super().__init__(base_layer, adapter_name, config, *more, **settings)
         self.fan_in_fan_out = bool(getattr(self.get_base_layer(), "transposed", False))
 
+    @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the weight of the layer.
 
@@ -91,17 +98,8 @@ class LoraQuantLinear(Linear):
         if not isinstance(base, QuantLayer | Tied):
             super().merge(safe_merge, adapter_names)
             return
-        if isinstance(base, Tied):
-            raise UnsupportedError(
-                "[adapters] adapters of a layer whose weight is that of another one, too (tied embeddings), cannot be "
-                "merged: call model.dequantize() first, or leave the layer out of target_modules"
-            )
-        if not safe_merge:
-            raise UnsupportedError(
-                "[adapters] adapters cannot be merged into quantized weights as they are: call model.dequantize() "
-                "first, which loses nothing; or merge with safe_merge=True, which quantizes the sum again and loses "
-                "accuracy by that"
-            )
+        self.check_merge(safe_merge)
+        assert isinstance(base, QuantLayer)
         names = [
             name
             for name in tuners_utils.check_adapters_to_merge(self, adapter_names) or ()
@@ -126,6 +124,21 @@ class LoraQuantLinear(Linear):
         )
         base.become(matrix)
         self.merged_adapters.extend(names)
+
+    def check_merge(self, safe_merge: bool) -> None:
+        """Refuse what :meth:`merge` refuses for the layer as it is."""
+        base = self.get_base_layer()
+        if isinstance(base, Tied):
+            raise UnsupportedError(
+                "[adapters] adapters of a layer whose weight is that of another one, too (tied embeddings), cannot be "
+                "merged: call model.dequantize() first, or leave the layer out of target_modules"
+            )
+        if isinstance(base, QuantLayer) and not safe_merge:
+            raise UnsupportedError(
+                "[adapters] adapters cannot be merged into quantized weights as they are: call model.dequantize() "
+                "first, which loses nothing; or merge with safe_merge=True, which quantizes the sum again and loses "
+                "accuracy by that"
+            )
 
     def unmerge(self) -> None:
         """Take merged adapters out of the weight again.
@@ -182,6 +195,33 @@ def _meta_bits(scale: Any) -> int | None:
 def _register() -> None:
     """Make PEFT find quantized layers and wrap them."""
     default, all_linear = lora_model.dispatch_default, tuners_utils._maybe_include_all_linear_layers
+    inject, unload = tuners_utils.BaseTuner.inject_adapter, tuners_utils.BaseTuner._unload_and_optionally_merge
+    named: dict[int, tuple[set[str], dict[str, Any]]] = {}  # what a configuration said before PEFT changed it
+
+    def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *more: Any, **settings: Any) -> Any:
+        config = self.peft_config[adapter_name]
+        _check_trained_copies(config, model)
+        if _expert_lists(model):
+            # PEFT takes names of experts for those of fused parameters, which quantized experts have not.
+            patterns = {name: dict(getattr(config, name, None) or {}) for name in ("rank_pattern", "alpha_pattern")}
+            named[id(config)] = _layers_named(config, model), patterns
+        try:
+            return inject(self, model, adapter_name, *more, **settings)
+        finally:
+            named.pop(id(config), None)
+
+    def include(peft_config: Any, model: nn.Module) -> Any:
+        asked = getattr(peft_config, "target_modules", None)
+        found = all_linear(peft_config, model)
+        if isinstance(asked, str) and asked.lower() == "all-linear":
+            found.target_modules |= _quantized_linears(model)
+        if id(peft_config) in named:
+            fused = [name for name in _parameters(found) if _lists_named(name, model)]
+            found.target_parameters = [name for name in _parameters(found) if name not in fused] or None
+            layers, patterns = named[id(peft_config)]
+            found.target_modules = layers | _experts_of(fused, model)
+            vars(found).update(patterns)
+        return found
 
     def dispatch(target: nn.Module, adapter_name: str, config: LoraConfig, *more: Any, **settings: Any) -> Any:
         base = target.get_base_layer() if isinstance(target, tuners_utils.BaseTunerLayer) else target
@@ -192,31 +232,74 @@ def _register() -> None:
                 "[adapters] a quantized token embedding takes no adapter: leave it out of target_modules, or quantize "
                 "without embedding_bits"
             )
-        if isinstance(base, nn.ModuleList) and any(isinstance(layer, QuantLinear) for layer in base):
-            raise UnsupportedError(
-                "[adapters] experts are layers of their own once they are quantized: name them in target_modules by a "
-                r"pattern such as r'.*experts\.down_proj\.\d+'"
-            )
         return default(target, adapter_name, config, *more, **settings)
 
-    def include(peft_config: Any, model: nn.Module) -> Any:
-        _check_trained_copies(peft_config, model)
-        asked = getattr(peft_config, "target_modules", None)
-        found = all_linear(peft_config, model)
-        if isinstance(asked, str) and asked.lower() == "all-linear":
-            found.target_modules |= _quantized_linears(model)
+    def unload_and_fuse(self: Any, merge: bool = True, *more: Any, safe_merge: bool = False, **settings: Any) -> Any:
+        for module in self.model.modules():
+            if merge and isinstance(module, LoraQuantLinear):
+                module.check_merge(safe_merge)  # before anything is merged
+        found = unload(self, merge, *more, safe_merge=safe_merge, **settings)
+        fuse(self.model)  # experts that became dense while there were adapters on them
         return found
 
+    typed: Any = tuners_utils.BaseTuner
+    typed._unload_and_optionally_merge = unload_and_fuse
+    typed.inject_adapter = inject_adapter
     lora_model.dispatch_default = dispatch
     tuners_utils._maybe_include_all_linear_layers = include
 
 
+def _expert_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Lists of experts that are layers of their own, since they are quantized, by the name of what they stand for."""
+    return {
+        f"{name}.{attribute}": layers
+        for name, module in model.named_modules()
+        if isinstance(module, SplitExperts)
+        for attribute, layers in module.lists.items()
+    }
+
+
+def _lists_named(parameter: str, model: nn.Module) -> list[str]:
+    return [name for name in _expert_lists(model) if name == parameter or name.endswith(f".{parameter}")]
+
+
+def _layers_named(config: Any, model: nn.Module) -> set[str]:
+    """Full names of the modules that a configuration means, each expert of a list of experts by itself."""
+    asked: Any = getattr(config, "target_modules", None) or ()
+    every = isinstance(asked, str) and asked.lower() == "all-linear"
+
+    def means(name: str) -> bool:
+        if isinstance(asked, str):
+            return re.fullmatch(asked, name) is not None
+        return any(name == ending or name.endswith(f".{ending}") for ending in asked)
+
+    lists = _expert_lists(model)
+    found = _quantized_linears(model) if every else set()
+    output = _output_of(model)
+    for name, module in model.named_modules():
+        linear = isinstance(module, nn.Linear | Conv1D | QuantLinear | TiedLinear)
+        if (not (every or name in lists) and means(name)) or (every and linear and module is not output):
+            found.add(name)
+    return found | _experts_of([name for name in lists if not every and means(name)], model)
+
+
+def _experts_of(parameters: Iterable[str], model: nn.Module) -> set[str]:
+    """Names of the layers of all experts whose lists are called so, or end so."""
+    lists = _expert_lists(model)
+    wanted = {name for parameter in parameters for name in _lists_named(parameter, model)}
+    return {f"{name}.{i}" for name in wanted for i in range(len(lists[name]))}
+
+
+def _output_of(model: Any) -> Any:
+    try:
+        return model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def _quantized_linears(model: Any) -> set[str]:
     """Names of the quantized linear layers, the output embedding and what adapters wrap already left out."""
-    try:
-        output = model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):
-        output = None
+    output = _output_of(model)
     inside = [name for name, module in model.named_modules() if isinstance(module, tuners_utils.BaseTunerLayer)]
     return {
         name
@@ -237,10 +320,10 @@ def _check_trained_copies(config: Any, model: nn.Module) -> None:
     settings = {
         "modules_to_save": getattr(config, "modules_to_save", None) or (),
         "trainable_token_indices": () if not tokens else tokens if isinstance(tokens, dict) else ("embed_tokens",),
-        "target_parameters": [name.rpartition(".weight")[0] or name for name in _parameters(config)],
+        "target_parameters": [name.removesuffix(".weight") for name in _parameters(config)],
     }
     for name, module in model.named_modules():
-        if not _is_quantized(module):
+        if not isinstance(module, QuantLayer | Tied):
             continue
         for setting, ends in settings.items():
             if any(name == end or name.endswith(f".{end}") for end in ends):
@@ -252,12 +335,6 @@ def _check_trained_copies(config: Any, model: nn.Module) -> None:
 
 def _parameters(config: Any) -> list[str]:
     return list(getattr(config, "target_parameters", None) or ())
-
-
-def _is_quantized(module: nn.Module) -> TypeGuard[QuantLayer | Tied | nn.ModuleList]:
-    if isinstance(module, nn.ModuleList):
-        return any(isinstance(layer, QuantLayer) for layer in module)
-    return isinstance(module, QuantLayer | Tied)
 
 
 _register()

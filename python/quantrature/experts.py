@@ -79,10 +79,11 @@ def part_with_memory(model: nn.Module) -> None:
 
 
 def fuse(model: nn.Module) -> None:
-    """The reverse of :func:`split`, once all experts are dense."""
-    for module in model.modules():
+    """The reverse of :func:`split` where all experts are dense, and have no adapters on them."""
+    for module in list(model.modules()):
         if isinstance(module, SplitExperts):
-            module.fuse()
+            if all(type(layer) is nn.Linear for layers in module.lists.values() for layer in layers):
+                module.fuse()
 
 
 class SplitExperts(nn.Module):

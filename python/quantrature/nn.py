@@ -319,9 +319,7 @@ def install(model: nn.Module, linear: LinearWeight, spec: MatrixSpec) -> QuantLa
         layer = QuantEmbedding(spec, linear.module, "meta")
     else:
         transposed = linear.transposed and linear.expert is None
-        layer = QuantLinear(
-            spec, getattr(linear.module, "bias", None), transposed, "meta", linear.weight.dtype
-        )
+        layer = QuantLinear(spec, getattr(linear.module, "bias", None), transposed, "meta", linear.weight.dtype)
     if linear.expert is not None:
         split(linear)
     put_everywhere(model, linear, layer)

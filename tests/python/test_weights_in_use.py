@@ -176,7 +176,9 @@ def test_the_weight_of_a_quantized_layer_is_like_that_of_a_dense_one(name):
         x = torch.randn(3, original.shape[-1], dtype=torch.bfloat16)
         assert torch.equal(linear(x, weight), linear(x, image))
         for change in (lambda w=weight: w.zero_(), lambda w=weight: w.data.copy_(w), lambda w=weight: w.mul_(2)):
-            with pytest.raises(UnsupportedError, match=r"cannot change the weight of a quantized layer: call model.deq"):
+            with pytest.raises(
+                UnsupportedError, match=r"cannot change the weight of a quantized layer: call model.deq"
+            ):
                 change()
         for given in (original, nn.Parameter(torch.ones(2))):
             with pytest.raises(UnsupportedError, match="an assignment cannot change the weight"):
@@ -274,7 +276,12 @@ def test_quantized_embeddings_move_and_cast_in_memory(name):
     model = qtr.quantize(tiny_model(name), **SETTING, embedding_bits=8)
     before = logits(model)
     assert not any(tensor.is_meta for tensor in (*model.buffers(), *model.parameters()))
-    for moved in (model.to("cpu"), model.to("cpu", torch.bfloat16), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    for moved in (
+        model.to("cpu"),
+        model.to("cpu", torch.bfloat16),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ):
         assert logits(moved).dtype == moved.dtype
     torch.testing.assert_close(logits(model.to(torch.float32)), before, rtol=0.02, atol=0.02)
 
@@ -297,7 +304,9 @@ def test_a_quantized_table_is_not_resized(name, quantized, way, tmp_path):
         model = copy.deepcopy(model)
     before = logits(model)
     for settings in ({"new_num_tokens": 260}, {"new_num_tokens": 10}, {"pad_to_multiple_of": 64}):
-        with pytest.raises(UnsupportedError, match=rf"\[embedding\] .*{quantized.split(' and ')[0]}.* cannot be resized"):
+        with pytest.raises(
+            UnsupportedError, match=rf"\[embedding\] .*{quantized.split(' and ')[0]}.* cannot be resized"
+        ):
             model.resize_token_embeddings(**settings)
     assert torch.equal(logits(model), before)
     assert model.config.vocab_size == 258

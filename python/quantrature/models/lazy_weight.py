@@ -55,6 +55,10 @@ class LazyWeight(torch.Tensor):
         """Whether this is the weight that a function makes."""
         return self._make == make
 
+    def data_ptr(self) -> int:
+        """A number that weights of the same layer have in common, and others have not; there is no memory."""
+        return id(getattr(self._make, "__self__", self._make))
+
     @property
     def data(self) -> LazyWeight:
         """The same weight, outside of autograd; setting it is a change."""

@@ -48,7 +48,7 @@ def weights_in_use(model: nn.Module, layers: Mapping[str, nn.Module]) -> frozens
 
 
 class _Watched(nn.Module):
-    """Stands for a linear layer or an embedding: gives zeros, and notes when its weight is computed with or written to."""
+    """Stands for a linear layer or an embedding: gives zeros, and notes when something uses its weight or changes it."""
 
     def __init__(self, name: str, layer: Any, used: set[str]) -> None:
         super().__init__()
@@ -65,6 +65,7 @@ class _Watched(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
+        """The weight; see :class:`LazyWeight`."""
         return LazyWeight(tuple(self.kind.shape), self.kind.dtype, self.kind.device, self._read, self._note)
 
     def _read(self, rows: slice | None) -> torch.Tensor:
@@ -78,6 +79,7 @@ class _Watched(nn.Module):
         self.used.add(self.name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zeros of the shape and dtype that the layer would give."""
         if self.looks_up:
             return torch.zeros(*x.shape, self.width, dtype=self.kind.dtype)
         return x.new_zeros(*x.shape[:-1], self.width)
