@@ -1,4 +1,4 @@
-"""Make transformers and PEFT know quantrature as soon as both are imported, in whatever order, without importing them."""
+"""Make transformers and PEFT know quantrature as soon as they are imported, before it or after it."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ class LoraQuantLinear(Linear):
         setting = base.spec.dense.setting
         _log.info("merged %s into a layer (%s): quantizing again moved it by %.2e", ", ".join(names), setting, error)
         warnings.warn(
-            "adapters are merged into quantized weights, which are quantized again without calibration; what that moves "
-            "is logged for each layer by quantrature.adapters, at level INFO",
+            "adapters are merged into quantized weights, which are quantized again without calibration; what that "
+            "moves is logged for each layer by quantrature.adapters, at level INFO",
             stacklevel=2,
         )
         base.become(matrix)
@@ -194,8 +194,10 @@ def _meta_bits(scale: Any) -> int | None:
 
 def _register() -> None:
     """Make PEFT find quantized layers and wrap them."""
-    default, all_linear = lora_model.dispatch_default, tuners_utils._maybe_include_all_linear_layers
-    inject, unload = tuners_utils.BaseTuner.inject_adapter, tuners_utils.BaseTuner._unload_and_optionally_merge
+    of_lora: Any = lora_model
+    of_all: Any = tuners_utils
+    default, all_linear = of_lora.dispatch_default, of_all._maybe_include_all_linear_layers
+    inject, unload = of_all.BaseTuner.inject_adapter, of_all.BaseTuner._unload_and_optionally_merge
     named: dict[int, tuple[set[str], dict[str, Any]]] = {}  # what a configuration said before PEFT changed it
 
     def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *more: Any, **settings: Any) -> Any:
@@ -234,19 +236,20 @@ def _register() -> None:
             )
         return default(target, adapter_name, config, *more, **settings)
 
-    def unload_and_fuse(self: Any, merge: bool = True, *more: Any, safe_merge: bool = False, **settings: Any) -> Any:
+    def unload_and_fuse(
+        self: Any, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names: Any = None
+    ) -> Any:
         for module in self.model.modules():
             if merge and isinstance(module, LoraQuantLinear):
                 module.check_merge(safe_merge)  # before anything is merged
-        found = unload(self, merge, *more, safe_merge=safe_merge, **settings)
+        found = unload(self, merge, progressbar, safe_merge, adapter_names)
         fuse(self.model)  # experts that became dense while there were adapters on them
         return found
 
-    typed: Any = tuners_utils.BaseTuner
-    typed._unload_and_optionally_merge = unload_and_fuse
-    typed.inject_adapter = inject_adapter
-    lora_model.dispatch_default = dispatch
-    tuners_utils._maybe_include_all_linear_layers = include
+    of_all.BaseTuner._unload_and_optionally_merge = unload_and_fuse
+    of_all.BaseTuner.inject_adapter = inject_adapter
+    of_lora.dispatch_default = dispatch
+    of_all._maybe_include_all_linear_layers = include
 
 
 def _expert_lists(model: nn.Module) -> dict[str, nn.ModuleList]:

@@ -81,9 +81,8 @@ def part_with_memory(model: nn.Module) -> None:
 def fuse(model: nn.Module) -> None:
     """The reverse of :func:`split` where all experts are dense, and have no adapters on them."""
     for module in list(model.modules()):
-        if isinstance(module, SplitExperts):
-            if all(type(layer) is nn.Linear for layers in module.lists.values() for layer in layers):
-                module.fuse()
+        if isinstance(module, SplitExperts) and module.dense:
+            module.fuse()
 
 
 class SplitExperts(nn.Module):
@@ -99,6 +98,11 @@ class SplitExperts(nn.Module):
     def lists(self) -> dict[str, nn.ModuleList]:
         """The layers by the name of the parameter they stand for."""
         return {name: module for name, module in self._modules.items() if isinstance(module, nn.ModuleList)}
+
+    @property
+    def dense(self) -> bool:
+        """Whether all experts are plain linear layers."""
+        return all(type(layer) is nn.Linear for layers in self.lists.values() for layer in layers)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

@@ -228,7 +228,9 @@ class QuantratureHfQuantizer(HfQuantizer):
         """
         if self.pre_quantized:
             return self.get_weight_conversions()
-        return super().update_weight_conversions(weight_conversions, *model)
+        base: Any = super()
+        updated: list[Any] = base.update_weight_conversions(weight_conversions, *model)
+        return updated
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""
@@ -269,7 +271,8 @@ class QuantratureHfQuantizer(HfQuantizer):
             for parameter in own():
                 parameter.data = parameter.data.to(wanted)
         model._weight_conversions = None
-        self.remove_quantization_config(model)
+        typed: Any = self
+        typed.remove_quantization_config(model)
         return model
 
     def is_serializable(self) -> bool:

@@ -11,9 +11,11 @@ from torch.utils._pytree import tree_map_only
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default}
 _ONLY_THE_KIND = {
-    getattr(_aten, name)
-    for name in ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
-    + ("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")
+    getattr(_aten, f"{values}{ending}")
+    for values, ending in [
+        *((values, "_like") for values in ("empty", "zeros", "ones", "full", "rand", "randn")),
+        *((values, "") for values in ("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")),
+    ]
 }
 """Operators that take shape, dtype and device from a tensor, but no values."""
 
@@ -44,7 +46,7 @@ class LazyWeight(torch.Tensor):
         write: Callable[[str], None],
     ) -> LazyWeight:
         """Make the tensor, which has no memory."""
-        made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         made._make, made._write = make, write
         return made
 
@@ -71,7 +73,7 @@ class LazyWeight(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Run an operator on the values."""
         named = kwargs or {}
         if func in _SAME:

@@ -1,7 +1,7 @@
 """Find the layers whose weight a model's own code computes with, beside or in place of calling the layer.
 
-Mamba multiplies with ``dt_proj.weight`` itself, other code gives ``layer.weight`` to ``F.linear``. A quantized layer can
-serve such code only by dequantizing its whole weight each time, so that these layers are better left dense. Rwkv divides
+Mamba multiplies with ``dt_proj.weight`` itself, other code gives ``layer.weight`` to ``F.linear``. A quantized layer
+can serve such code only by dequantizing its whole weight each time, so these layers are better left dense. Rwkv divides
 weights by constants, in place, which a quantized layer cannot do at all.
 
 A copy of the model runs on a few tokens: its parameters are a single zero seen in the right shape, its linear layers
@@ -48,7 +48,7 @@ def weights_in_use(model: nn.Module, layers: Mapping[str, nn.Module]) -> frozens
 
 
 class _Watched(nn.Module):
-    """Stands for a linear layer or an embedding: gives zeros, and notes when something uses its weight or changes it."""
+    """Stands for a linear layer or an embedding: gives zeros, and notes any use or change of its weight."""
 
     def __init__(self, name: str, layer: Any, used: set[str]) -> None:
         super().__init__()
