@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .experts import can_split, part_with_memory
 from .folding import Fold, fold
 from .methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
 from .models import Linears, LinearWeight, Skipped, check_loaded, find_linears
-from .nn import install, quantized_layers
+from .nn import install, quantized_layers, settle
 from .plan import Plan, PlanEntry
 from .progress import progress as progress_bar
 from .storage import MatrixSpec, QuantizedMatrix
@@ -246,6 +247,10 @@ def plan_for(
     embeddings = experts and (plan is not None or embedding_bits is not None)
     linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
     if plan is not None:
+        reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
+        for name, entry in plan:
+            if name in reasons and not entry.keeps:
+                raise InvalidArgumentError(f"[plan] entry {name!r} cannot be quantized: {reasons[name]}")
         plan.check_modules(linear.name for linear in linears)
         for name, entry in plan:
             if not entry.keeps and not linears.find(name).in_block and (entry.outliers or SOLVERS[entry.solver].needs):
@@ -294,10 +299,16 @@ def _that_can_run(linears: Linears) -> Linears:
     kept = tuple(linear for linear in linears if linear not in alone) if alone else linears.matrices
     skipped = (*linears.skipped, *left)
     expected = ("embedding", "output embedding", "outside the blocks", "router")
-    strange = [s for s in skipped if s.reason not in expected and not s.reason.startswith(("tied to", "ignored by"))]
+    strange: dict[tuple[str, str], int] = {}
+    for s in skipped:
+        if s.reason not in expected and not s.reason.startswith(("tied to", "ignored by")):
+            kind = re.sub(r"\b\d+\b", "*", s.name), s.reason
+            strange[kind] = strange.get(kind, 0) + 1
     if strange:
-        some = "; ".join(f"{s.name} ({s.reason})" for s in strange[:3]) + ("; ..." if len(strange) > 3 else "")
-        _log.warning("%d matrices can be quantized; %d weights stay as they are: %s", len(kept), len(strange), some)
+        some = "; ".join(f"{count} {name} ({reason})" for (name, reason), count in list(strange.items())[:8])
+        more = "; ..." if len(strange) > 8 else ""
+        left_out = sum(strange.values())
+        _log.warning("%d matrices can be quantized; %d weights stay as they are: %s%s", len(kept), left_out, some, more)
     return Linears(kept, skipped, linears.stacks)
 
 
@@ -332,6 +343,7 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterabl
     from .carried import carried_from_source
     from .counting import count_as_dense
     from .hf import QuantratureConfig, QuantratureHfQuantizer
+    from .names import CodesAreCalledWeight
 
     typed: Any = model
     carried = carried_from_source(typed)
@@ -346,4 +358,5 @@ def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterabl
     count_as_dense(model)
     typed.is_quantized = True
     typed.quantization_method = config.quant_method
-    typed._weight_conversions = []  # saved under the names that the modules have
+    typed._weight_conversions = [CodesAreCalledWeight(specs)]  # all else is saved under the names that modules have
+    settle(model)

@@ -1,4 +1,4 @@
-"""Make transformers know the format as soon as both are imported, in whatever order, without importing it for that."""
+"""Make transformers and PEFT know quantrature as soon as they are imported, before it or after it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-TRIGGER = "transformers.quantizers.auto"
-"""The module of transformers that holds the registers; importing it registers the format."""
+TRIGGERS = {"transformers.quantizers.auto": ".hf", "peft.tuners.lora.model": ".adapters"}
+"""Modules that hold the registers, and the module of quantrature that registers when it is imported."""
 
 
 class _Watcher(MetaPathFinder):
-    """Waits for TRIGGER to be imported."""
+    """Waits for a trigger to be imported."""
+
+    def __init__(self, trigger: str) -> None:
+        self.trigger = trigger
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Leave every import to others, but see to what follows that of TRIGGER."""
-        if fullname != TRIGGER:
+        """Leave every import to others, but see to what follows that of the trigger."""
+        if fullname != self.trigger:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
@@ -32,19 +35,21 @@ class _Watcher(MetaPathFinder):
 
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
-                _register()
+                _register(fullname)
 
             loader.exec_module = execute_and_register
         return spec
 
 
-def _register() -> None:
-    importlib.import_module(".hf", __package__)
+def _register(trigger: str) -> None:
+    importlib.import_module(TRIGGERS[trigger], __package__)
 
 
 def install() -> None:
-    """Register now if transformers is there, otherwise when it comes."""
-    if TRIGGER in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watcher())
+    """Register with what is there now, with the rest when it comes."""
+    waiting = {finder.trigger for finder in sys.meta_path if isinstance(finder, _Watcher)}
+    for trigger in TRIGGERS:
+        if trigger in sys.modules:
+            _register(trigger)
+        elif trigger not in waiting:
+            sys.meta_path.insert(0, _Watcher(trigger))

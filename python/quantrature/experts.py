@@ -79,9 +79,9 @@ def part_with_memory(model: nn.Module) -> None:
 
 
 def fuse(model: nn.Module) -> None:
-    """The reverse of :func:`split`, once all experts are dense."""
-    for module in model.modules():
-        if isinstance(module, SplitExperts):
+    """The reverse of :func:`split` where all experts are dense, and have no adapters on them."""
+    for module in list(model.modules()):
+        if isinstance(module, SplitExperts) and module.dense:
             module.fuse()
 
 
@@ -98,6 +98,11 @@ class SplitExperts(nn.Module):
     def lists(self) -> dict[str, nn.ModuleList]:
         """The layers by the name of the parameter they stand for."""
         return {name: module for name, module in self._modules.items() if isinstance(module, nn.ModuleList)}
+
+    @property
+    def dense(self) -> bool:
+        """Whether all experts are plain linear layers."""
+        return all(type(layer) is nn.Linear for layers in self.lists.values() for layer in layers)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

@@ -181,7 +181,7 @@ class QuantratureHfQuantizer(HfQuantizer):
         from .nn import install
         from .storage import MatrixSpec
 
-        linears = find_linears(model, embeddings=True)
+        linears = find_linears(model, embeddings=True, watch=False)
         files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
         stored = stored_tensors(files)
         names = _NamesInModel(model, linears)
@@ -223,7 +223,8 @@ class QuantratureHfQuantizer(HfQuantizer):
         self._carry(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        from .nn import dequantize_layers, quantized_layers
+        from .names import CodesAreCalledWeight
+        from .nn import dequantize_layers, quantized_layers, settle
 
         if not self.pre_quantized:
             from ._quantize import declare
@@ -254,7 +255,8 @@ class QuantratureHfQuantizer(HfQuantizer):
             from .counting import count_as_dense
 
             count_as_dense(model)
-            model._weight_conversions = []
+            settle(model)
+            model._weight_conversions = [CodesAreCalledWeight(quantized_layers(model))]
         return model
 
     def _read_folds(self, model: Any, files: Sequence[str], names: _NamesInModel) -> None:
@@ -296,11 +298,35 @@ class QuantratureHfQuantizer(HfQuantizer):
         """What is saved beside the model's own tensors: scales that were folded into it, and what is carried."""
         from .carried import read_carried
         from .folding import FOLDED_SCALE
+        from .nn import quantized_layers
 
+        modules = model.config.quantization_config.modules or {}
+        for name, layer in quantized_layers(model).items():
+            if name in modules:  # adapters may have been merged since
+                modules[name] = layer.spec.to_json()
         if not (self.folds or self.carried) or getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
         scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
         return {**model.state_dict(), **scales, **read_carried(self.carried)}, {}
+
+    def get_weight_conversions(self) -> list[Any]:
+        """What transformers does to the names in a checkpoint on the way into the model."""
+        from .names import CodesAreCalledWeight
+
+        modules = self.quantization_config.modules if self.pre_quantized else None
+        return [CodesAreCalledWeight(modules)] if modules else []
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        """The same after the model's own conversions, which quantized folders do without.
+
+        They hold what modules hold, under the names that modules have; patterns made for the original checkpoint would
+        hit some of these names (Laguna's ``mlp.shared_expert.``).
+        """
+        if self.pre_quantized:
+            return self.get_weight_conversions()
+        base: Any = super()
+        updated: list[Any] = base.update_weight_conversions(weight_conversions, *model)
+        return updated
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether a parameter of a dense checkpoint is to be quantized."""
@@ -321,14 +347,28 @@ class QuantratureHfQuantizer(HfQuantizer):
         """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
         return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
 
-    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+    def dequantize(self, model: Any, dtype: Any = None) -> Any:
+        """Make a model dense again.
+
+        Args:
+            model: the quantized model.
+            dtype: of all its parameters but those of adapters; by default that of the parameters that it has now.
+        """
         import torch
 
         from .nn import dequantize_layers
 
-        wanted = dtype or model.dtype  # config.json has it as a string
-        dequantize_layers(model, getattr(torch, wanted) if isinstance(wanted, str) else wanted)
+        def own() -> Any:
+            return (p for name, p in model.named_parameters() if p.is_floating_point() and ".lora_" not in name)
+
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        dequantize_layers(model, wanted or next((p.dtype for p in own()), model.dtype))
+        if wanted is not None:
+            for parameter in own():
+                parameter.data = parameter.data.to(wanted)
         model._weight_conversions = None
+        typed: Any = self
+        typed.remove_quantization_config(model)
         return model
 
     def is_serializable(self) -> bool:

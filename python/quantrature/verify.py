@@ -78,7 +78,7 @@ def verify(
     if not layers:
         raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
     original = load_model(source, trust_remote_code=trust_remote_code)
-    linears = find_linears(original, embeddings=True)
+    linears = find_linears(original, embeddings=True, watch=False)
     fold(original, linears, folds_of(quantized))
     modules = {}
     for name, layer in layers.items():
@@ -121,7 +121,7 @@ def _changed_carried(quantized: Any, original: Any) -> tuple[str, ...]:
 
 
 def _changed(quantized: Any, original: Any, linears: Linears, layers: Mapping[str, QuantLayer]) -> tuple[str, ...]:
-    stored = {f"{name}.{part}" for name, layer in layers.items() for part in layer.stored()}
+    stored = {f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_buffers()}
     ours = {name: tensor for name, tensor in quantized.state_dict().items() if name not in stored}
     # Of an expert that stayed dense while others were quantized, the source has no parameter of its own.
     theirs = original.state_dict() | {f"{m.name}.weight": m.weight for m in linears if m.expert is not None}

@@ -227,8 +227,8 @@ def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
 def test_what_is_prepared_is_small():
     layer = layer_of(rows=256, cols=512, outliers=0.005)
     layer(torch.randn(1, 512))
-    ready = packed_linear._prepared[layer.weight]
-    assert ready.packed.dense.codes.data_ptr() == layer.weight.data_ptr()
+    ready = packed_linear._prepared[layer.codes]
+    assert ready.packed.dense.codes.data_ptr() == layer.codes.data_ptr()
     assert ready.packed.residuals.values.nbytes == 4 * layer.spec.outliers
 
 

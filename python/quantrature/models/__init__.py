@@ -1,10 +1,12 @@
 """Models from transformers: loading them, and finding the weight matrices in them."""
 
+from .lazy_weight import LazyWeight
 from .linears import Linears, LinearWeight, Skipped, check_dense, check_loaded, find_linears, small_embedding
 from .loading import empty_model, load_config, load_model, load_tokenizer
 from .processor import processor_files
 
 __all__ = [
+    "LazyWeight",
     "LinearWeight",
     "Linears",
     "Skipped",

@@ -119,7 +119,7 @@ def requant_folder(
     if not present:
         raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
-    found = find_linears(original, experts=False, embeddings=True)
+    found = find_linears(original, experts=False, embeddings=True, watch=False)
     layers = {name: layer for name, layer in present.items() if found.find(name).in_block}
     linears = [found.find(name) for name in layers]
     check_loaded("requant", linears)
@@ -186,7 +186,7 @@ def requant_folder(
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         assert isinstance(layer, QuantLinear)
         specs[name] = MatrixSpec.of(result[linear.name])
-        improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta")
+        improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta", layer.dtype)
         improved.store(result[linear.name])
         put_everywhere(quantized, linear, improved)
     declare(quantized, specs, folds)
