@@ -8,7 +8,7 @@ needed to register is imported at the head.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -148,6 +148,11 @@ class _NamesInModel:
         stripped = name.removeprefix(f"{self._prefix}.").startswith(self._blocks)
         return name if self._same_class or inside or stripped else None
 
+    def all_of(self, names: Iterable[str]) -> Iterator[str]:
+        """What the modules are called while transformers renames them: with and without the prefix of the base model."""
+        for name in names:
+            yield from (name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}."))
+
     def has(self, name: str) -> bool:
         """Whether a name in the model is that of a matrix that can be quantized."""
         return name in self._matrices
@@ -161,6 +166,8 @@ class QuantratureHfQuantizer(HfQuantizer):
     quantization_config: QuantratureConfig
     folds: tuple[Fold, ...] = ()
     """Scales that were folded into the model; not needed to run it, only to compare it with its source."""
+    _matrices: frozenset[str] = frozenset()
+    """Names of the quantized matrices, in the checkpoint and in the model."""
     carried: Mapping[str, Path] = MappingProxyType({})
     """Tensors of the source that the model does not have, and their files; saved unchanged."""
 
@@ -219,6 +226,7 @@ class QuantratureHfQuantizer(HfQuantizer):
                 f"[load] {type(model).__name__} has none of the quantized blocks of this checkpoint, which was saved "
                 f"from {saved}: got {blocks[0]}, the model has {linears[0].name}"
             )
+        self._matrices = frozenset((*names.all_of(self.quantization_config.modules or ()), *here))
         self.quantization_config.modules = here
         self._carry(model, files)
 
@@ -313,19 +321,20 @@ class QuantratureHfQuantizer(HfQuantizer):
         """What transformers does to the names in a checkpoint on the way into the model."""
         from .names import CodesAreCalledWeight
 
-        modules = self.quantization_config.modules if self.pre_quantized else None
-        return [CodesAreCalledWeight(modules)] if modules else []
+        return [CodesAreCalledWeight(self._matrices)] if self._matrices else []
 
-    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
-        """The same after the model's own conversions, which quantized folders do without.
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """The same after the model's own conversions, which a folder saved from the same class does without.
 
-        They hold what modules hold, under the names that modules have; patterns made for the original checkpoint would
-        hit some of these names (Laguna's ``mlp.shared_expert.``).
+        Such a folder has the names of modules, and patterns made for the original checkpoint would hit some of them
+        (Laguna's ``mlp.shared_expert.``).
         """
         if self.pre_quantized:
-            return self.get_weight_conversions()
+            architectures = (model.config.architectures or ()) if model is not None else ()
+            own = [] if type(model).__name__ in architectures else weight_conversions
+            return [*own, *self.get_weight_conversions()]
         base: Any = super()
-        updated: list[Any] = base.update_weight_conversions(weight_conversions, *model)
+        updated: list[Any] = base.update_weight_conversions(weight_conversions, model)
         return updated
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
