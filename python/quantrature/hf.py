@@ -149,7 +149,7 @@ class _NamesInModel:
         return name if self._same_class or inside or stripped else None
 
     def all_of(self, names: Iterable[str]) -> Iterator[str]:
-        """What the modules are called while transformers renames them: with and without the prefix of the base model."""
+        """Names of modules on their way into the model: as they are, and with and without the base model's prefix."""
         for name in names:
             yield from (name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}."))
 
