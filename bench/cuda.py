@@ -173,7 +173,7 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from quantrature import ops
-    from quantrature.analysis.finiteness import GradientCheck
+    from quantrature.models.finiteness import GradientCheck
     from quantrature.analysis.path import Moved, gradients_to, next_token_nll
     from quantrature.models import find_linears
 

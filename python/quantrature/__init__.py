@@ -5,19 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import _transformers_hook
-from ._C import (
-    DeviceError,
-    InvalidArgumentError,
-    QuantratureError,
-    UnsupportedError,
-    available_targets,
-    cuda_device_count,
-    num_threads,
-    set_num_threads,
-    set_target,
-    target,
-)
+from .integrations import _import_hook as _transformers_hook
+from ._C import DeviceError, InvalidArgumentError, QuantratureError, UnsupportedError, available_targets, cuda_device_count, num_threads, set_num_threads, set_target, target
 from ._C import version as _version
 
 __version__ = _version()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._arrays import dtype_name, is_torch
+from .ops._arrays import dtype_name, is_torch
 from ._C import InvalidArgumentError, QuantratureError
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ with atheris.instrument_imports(
     import quantrature.checkpoint
     import quantrature.plan
     import quantrature.requantization.record
-    import quantrature.storage  # noqa: F401
+    import quantrature.packed  # noqa: F401
 import test_fuzz
 
 TESTS = [

@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 
 peft = pytest.importorskip("peft")
 
-from quantrature.adapters import LoraQuantLinear, prepare  # noqa: E402
+from quantrature.integrations.peft import LoraQuantLinear, prepare
 
 # What PEFT asks of transformers is on its way out there.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -179,7 +179,7 @@ def test_adapters_are_merged_into_what_has_become_dense(layout, settings):
 @pytest.mark.parametrize("settings", [*KINDS, *CALIBRATED], ids=str)
 @pytest.mark.parametrize("layout", ["llama", "gpt2"])
 def test_adapters_are_merged_into_quantized_weights_on_request(layout, settings, tmp_path, caplog):
-    caplog.set_level("INFO", "quantrature.adapters")
+    caplog.set_level("INFO", "quantrature.integrations.peft")
     model = adapted(of_kind(layout, settings))
     unmerged = logits(model)
     before = {name: layer.spec for name, layer in quantized_layers(of_kind(layout, settings)).items()}
@@ -297,4 +297,4 @@ def test_importing_both_in_any_order_is_enough(order):
         "import peft, peft.tuners.lora.model as model\nprint(model.dispatch_default.__module__)"
     )
     both = "peft" in order
-    assert done.stdout == f"{both} {both}\nquantrature.adapters\n", done.stderr
+    assert done.stdout == f"{both} {both}\nquantrature.integrations.peft\n", done.stderr

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import quantrature as qtr
 from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
-from quantrature.calibration import calibrate, collect, sequential
+from quantrature.quantization import calibrate, collect, sequential
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method
 from quantrature.nn import quantized_layers
@@ -179,7 +179,7 @@ def test_statistics_are_collected_on_the_model_as_it_is():
 
 
 def test_sampled_activations_are_spread_evenly():
-    from quantrature.calibration.statistics import SAMPLED, Gatherer
+    from quantrature.quantization.statistics import SAMPLED, Gatherer
 
     rows = torch.arange(5 * SAMPLED + 7.0)[:, None].expand(-1, 3)
     gatherer = Gatherer(["activations"], len(rows))

@@ -13,7 +13,7 @@ import quantrature as qtr
 from quantrature import QuantratureError, checkpoint
 from quantrature.cli import main
 from quantrature.models import load_model
-from quantrature.verify import verify
+from quantrature.checkpoint.verify import verify
 from tiny_models import VOCABULARY, byte_tokenizer, tiny_model
 
 _COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

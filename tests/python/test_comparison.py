@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import methods
-from quantrature.calibration import calibrate
+from quantrature.quantization import calibrate
 from quantrature.methods import METHODS, SOLVERS, Comparison, Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.plan import PlanEntry

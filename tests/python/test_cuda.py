@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import quantrature
-from quantrature import QuantratureError, _arrays, ops
+from quantrature import QuantratureError, ops
+from quantrature.ops import _arrays
 
 torch = pytest.importorskip("torch")
 
@@ -232,7 +233,7 @@ def test_layers(on_device, dtype, solver):
     from quantrature.methods import quantize_matrix
     from quantrature.nn import QuantLinear
     from quantrature.plan import PlanEntry
-    from quantrature.storage import MatrixSpec
+    from quantrature.packed import MatrixSpec
 
     entry = PlanEntry(bits=4, group_size=32, outliers=0.02, solver=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
@@ -386,7 +387,7 @@ def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model
 def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, monkeypatch, tmp_path):
     from helpers import limited_to
     from quantrature.analysis import integral
-    from quantrature.analysis.snapshot import Snapshot
+    from quantrature.files.snapshot import Snapshot
     from test_analysis import TOKENS, sharp_model
 
     settings = ANALYSIS | {"metrics": ["pqi"]}
@@ -471,7 +472,7 @@ def test_an_analysis_on_a_device_names_the_gradient_that_is_not_finite(model_on_
 
 @needs_a_device
 def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(model_on_device):
-    from quantrature.analysis.finiteness import GradientCheck
+    from quantrature.models.finiteness import GradientCheck
 
     there = torch.nn.Module()
     for name, value in (("good", 3e38), ("bad", np.nan), ("infinite", -np.inf)):

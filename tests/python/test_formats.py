@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from helpers import run_python
-from quantrature import InvalidArgumentError, Plan, PlanEntry, formats, models
+from quantrature import InvalidArgumentError, Plan, PlanEntry, models
+from quantrature.export import plans as formats
 from quantrature.allocation import measured_loss_changes
 from quantrature.analysis import analyze
 from quantrature.cli import main

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, checkpoint
-from quantrature.folding import folds_of
+from quantrature.models.folding import folds_of
 from quantrature.nn import quantized_layers
 from tiny_models import CONFIGS, VOCABULARY, tiny_config, tiny_model
 

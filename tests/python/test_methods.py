@@ -11,8 +11,8 @@ from quantrature import InvalidArgumentError, Plan, PlanEntry, checkpoint, metho
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
-from quantrature.storage import QuantizedMatrix
-from quantrature.verify import verify
+from quantrature.packed import QuantizedMatrix
+from quantrature.checkpoint.verify import verify
 from tiny_models import byte_tokenizer, tiny_model
 
 WEIGHT = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))

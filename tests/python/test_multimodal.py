@@ -7,9 +7,9 @@ import transformers
 import quantrature as qtr
 from helpers import limited_to
 from quantrature import InvalidArgumentError, Plan, checkpoint, models
-from quantrature.calibration import calibrate, collect, sequential
+from quantrature.quantization import calibrate, collect, sequential
 from quantrature.cli import main
-from quantrature.evaluate._forward import outputs
+from quantrature.models.running import outputs
 from quantrature.models import find_linears
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry

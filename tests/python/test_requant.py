@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models, ops
-from quantrature.folding import narrowest
+from quantrature.models.folding import narrowest
 from quantrature.methods import quantize_matrix
 from quantrature.nn import quantized_layers
 from quantrature.requantization import Requantization

@@ -8,7 +8,7 @@ import torch
 import quantrature as qtr
 from quantrature import InvalidArgumentError, checkpoint
 from quantrature.analysis import integral, path
-from quantrature.analysis.snapshot import Snapshot
+from quantrature.files.snapshot import Snapshot
 from quantrature.cli import main
 from quantrature.nn import quantized_layers
 from test_analysis import TOKENS, sharp_model
@@ -91,7 +91,7 @@ def test_the_state_of_another_analysis_is_not_taken_up(tmp_path, interrupt):
 
 def test_saving_takes_little_of_the_time(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("quantrature.analysis.snapshot.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("quantrature.files.snapshot.time.monotonic", lambda: clock[0])
     state = Snapshot(tmp_path / "state", {})
     saved = []
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from ._allocate import ALLOCATORS, allocate
 from .constraints import Constraints
 from .estimate import estimate
-from .groups import fusion_groups
+from ..plan.fusion import fusion_groups
 from .knapsack import Selection, choose
 from .loss import LossModel
-from .options import Option, stored_bytes
+from ..plan.option import Option, stored_bytes
 from .published import TableChoice, boost, conspicuous, mxq
 from .sources import Source
 from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .._C import InvalidArgumentError
 from ..plan import KEEP_BITS, Plan, PlanEntry
 from .constraints import Constraints
-from .groups import fusion_groups
+from ..plan.fusion import fusion_groups
 from .knapsack import choose, smallest
 from .loss import LossModel
-from .options import Option
+from ..plan.option import Option
 from .published import conspicuous
 from .sources import Grid, Matrix, Source, size_of
 from .table import Configuration

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .._C import InvalidArgumentError
 from ..plan import PlanEntry
 from ..progress import progress as progress_bar
-from .options import Option, stored_bytes
+from ..plan.option import Option, stored_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +187,7 @@ def _bos(found: Sensitivity) -> dict[str, str]:
 
 
 def _of_model(model: Any) -> Source:
-    from .._arrays import dtype_name
+    from ..ops._arrays import dtype_name
     from ..models import find_linears
 
     linears = find_linears(model, experts=False)

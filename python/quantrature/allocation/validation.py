@@ -13,14 +13,14 @@ import torch
 from .._C import InvalidArgumentError
 from ..analysis.path import Moved, WeightPath, mean_nll
 from ..analysis.sensitivity import Sensitivity
-from ..evaluate._forward import not_training
+from ..models.running import not_training
 from ..methods import image_of
 from ..models import find_linears
 from ..plan import Plan
 from ..progress import progress as progress_bar
 from ..text import token_windows
 from ._allocate import allocate
-from .groups import fusion_groups
+from ..plan.fusion import fusion_groups
 
 
 @dataclass(frozen=True)

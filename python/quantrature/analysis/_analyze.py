@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from .. import fingerprint
-from .._arrays import dtype_name
+from ..models import fingerprint
+from ..ops._arrays import dtype_name
 from .._C import InvalidArgumentError
-from ..allocation.options import Option
-from ..evaluate._forward import not_training
+from ..plan.option import Option
+from ..models.running import not_training
 from ..methods import SOLVERS, Statistics, image_of, solver_of
 from ..models import Linears, check_loaded, find_linears
 from ..plan import PlanEntry
@@ -25,9 +25,9 @@ from .metrics import METRICS, activation_error, gradient_scores, weight_scores
 from .path import Moved, Share, WeightPath, gradient_checkpointing
 from .proving import Effort, Prover
 from .quadrature import quadrature
-from .ranks import rank_of
+from ..models.ranks import rank_of
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
-from .snapshot import Snapshot
+from ..files.snapshot import Snapshot
 
 
 def analyze(
@@ -107,7 +107,7 @@ def analyze(
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
-    from ..calibration import collect  # which imports from this package
+    from ..quantization import collect  # which imports from this package
 
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..allocation.options import Option
+from ..plan.option import Option
 from ..methods import Statistics, quantize_matrix
 from ..plan import PlanEntry
 

@@ -15,10 +15,10 @@ import torch
 
 from .. import ops
 from .._C import InvalidArgumentError
-from .finiteness import GradientCheck, check_loss
+from ..models.finiteness import GradientCheck, check_loss
 from .path import Moved, Share, WeightPath, gradients_to, new_on_cpu, next_token_nll
-from .ranks import add_over_ranks
-from .snapshot import Snapshot
+from ..models.ranks import add_over_ranks
+from ..files.snapshot import Snapshot
 
 ABS_MODES = ("after_mean", "per_sample", "per_node")
 

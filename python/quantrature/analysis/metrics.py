@@ -9,10 +9,10 @@ import torch
 
 from .. import ops
 from .._C import UnsupportedError
-from .finiteness import GradientCheck, check_loss
+from ..models.finiteness import GradientCheck, check_loss
 from .integral import zeros_for
 from .path import Moved, Share, WeightPath, gradients_to, next_token_nll
-from .ranks import add_over_ranks
+from ..models.ranks import add_over_ranks
 
 METRICS = {
     "pqi": "Post-quantization Integral: mean over the weights of abs((w~ - w) * mean gradient on the way); path",

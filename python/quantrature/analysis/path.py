@@ -12,10 +12,10 @@ import torch
 
 from .. import ops
 from .._C import cuda_device_count
-from ..evaluate._forward import logits
+from ..models.running import logits
 from ..models import LinearWeight
-from .finiteness import check_loss
-from .ranks import add_over_ranks, rank_of
+from ..models.finiteness import check_loss
+from ..models.ranks import add_over_ranks, rank_of
 
 Image = Callable[[], torch.Tensor]
 """Makes the quantized image of a weight, (out_features, in_features); called at every node and dropped after use."""

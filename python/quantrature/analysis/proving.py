@@ -12,7 +12,7 @@ from .integral import Integral, integrate
 from .path import Share, WeightPath, mean_nll
 from .quadrature import quadrature
 from .sensitivity import Proof
-from .snapshot import Snapshot
+from ..files.snapshot import Snapshot
 
 
 class Effort(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..json_files import read_format
+from ..files.json_files import read_format
 
 FORMAT = "quantrature-sensitivity"
 FORMAT_VERSION = 1

@@ -9,28 +9,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits
-from ._options import (
-    BatchSize,
-    Bos,
-    Checkpointing,
-    DeviceMap,
-    GroupSize,
-    Ignore,
-    Json,
-    MapFolder,
-    MaxMemory,
-    Method,
-    ModelArgument,
-    Nsamples,
-    OverwriteOutput,
-    Rule,
-    Seed,
-    Seqlen,
-    Sym,
-    TextColumn,
-    TextFile,
-    TrustRemoteCode,
-)
+from ._options import BatchSize, Bos, Checkpointing, DeviceMap, GroupSize, Ignore, Json, MapFolder, MaxMemory, Method, ModelArgument, Nsamples, OverwriteOutput, Rule, Seed, Seqlen, Sym, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -88,7 +67,7 @@ def run(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
-        from ..analysis.ranks import joined
+        from ..models.ranks import joined
         from ..checkpoint import check_new_folder
         from ..text import token_windows
 
@@ -112,7 +91,7 @@ def run(
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None
         if dry_run:
-            from .._estimate import analyzing
+            from ._estimate import analyzing
 
             linears = models.find_linears(loaded, ignore or (), experts=False)
             passes = ("pqi" in names) * len(settings) * nodes + bool({"fisher", "first_order"} & set(names))

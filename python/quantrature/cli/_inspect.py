@@ -12,7 +12,7 @@ from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..checkpoint import Contents
-    from ..dense import DenseContents
+    from ..quantization.dense_folder import DenseContents
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
             }
             rows = _quantized_rows(found)
         else:
-            from ..dense import describe_dense
+            from ..quantization.dense_folder import describe_dense
 
             found = describe_dense(folder, trust_remote_code)
             said = {"quantized": False, "parameters": found.parameters, **asdict(found)}

@@ -215,7 +215,7 @@ class _Model:
         }
         cost = estimate(self.path, method=method, trust_remote_code=self.trust_remote_code, **passed)
         if method in ("pqi", "sensiboost") and not self.analyzed:
-            from .._estimate import analyzing
+            from ._estimate import analyzing
             from ..models import find_linears
 
             model, tokens = self._loaded(method)

@@ -10,31 +10,12 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits
-from ._options import (
-    BatchSize,
-    Bos,
-    Checkpointing,
-    DeviceMap,
-    GroupSize,
-    Ignore,
-    Json,
-    MapFolder,
-    MaxMemory,
-    MaxShardSize,
-    Method,
-    ModelArgument,
-    OverwriteOutput,
-    Seed,
-    Seqlen,
-    Sym,
-    TextColumn,
-    TrustRemoteCode,
-)
+from ._options import BatchSize, Bos, Checkpointing, DeviceMap, GroupSize, Ignore, Json, MapFolder, MaxMemory, MaxShardSize, Method, ModelArgument, OverwriteOutput, Seed, Seqlen, Sym, TextColumn, TrustRemoteCode
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
 
 if TYPE_CHECKING:
-    from .._estimate import Cost
+    from ._estimate import Cost
     from ..models import Linears
     from ..plan import Plan
     from ..requantization import Requantization
@@ -156,9 +137,9 @@ def run(
         from pathlib import Path
 
         from .. import checkpoint, models
-        from .._estimate import quantizing
-        from .._quantize import plan_for, quantize, text_settings
-        from ..analysis.ranks import joined
+        from ._estimate import quantizing
+        from ..quantization.model import plan_for, quantize, text_settings
+        from ..models.ranks import joined
         from ..methods import SOLVERS
         from ..plan import Plan
         from ..text import bos_of, token_windows
@@ -331,7 +312,7 @@ def _requant(
     """The record of what was done to the model, or what it would take."""
     import torch
 
-    from .._estimate import requantizing
+    from ._estimate import requantizing
     from ..analysis.path import computing_in
     from ..requantization import requant
 

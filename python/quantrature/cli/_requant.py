@@ -9,22 +9,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits, size_in_bytes
-from ._options import (
-    BatchSize,
-    Bos,
-    Checkpointing,
-    DeviceMap,
-    Json,
-    MapFolder,
-    MaxMemory,
-    MaxShardSize,
-    Nsamples,
-    Rule,
-    Seed,
-    Seqlen,
-    TextColumn,
-    TrustRemoteCode,
-)
+from ._options import BatchSize, Bos, Checkpointing, DeviceMap, Json, MapFolder, MaxMemory, MaxShardSize, Nsamples, Rule, Seed, Seqlen, TextColumn, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -86,7 +71,7 @@ def run(
     target = None if target_size is None else size_in_bytes("requant", target_size)
     limits = memory_limits("requant", max_memory, device_map)
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
-        from ..analysis.ranks import joined
+        from ..models.ranks import joined
         from ..requantization import requant_folder
 
         rank = processes.enter_context(joined())

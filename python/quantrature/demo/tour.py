@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import checkpoint, evaluate
 from .._C import QuantratureError
-from .._quantize import quantize
+from ..quantization.model import quantize
 from ..allocation import allocate
 from ..analysis import analyze
 from ..methods import solver_of

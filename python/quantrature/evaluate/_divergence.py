@@ -11,8 +11,8 @@ import torch
 from .. import progress as _progress
 from .._C import InvalidArgumentError
 from ..text import bos_of, text_config, token_windows
-from . import _forward
-from ._forward import Span
+from ..models import running as _forward
+from ..models.running import Span
 from ._perplexity import PerplexityResult, result
 
 COMPARED = ("the divergence", "the loss", "the reference's loss")

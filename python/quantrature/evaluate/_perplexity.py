@@ -13,8 +13,8 @@ from torch.nn import functional
 from .. import progress as _progress
 from .._C import InvalidArgumentError
 from ..text import bos_of, token_stream, token_windows, window_length, window_prefix
-from . import _forward
-from ._forward import Span
+from ..models import running as _forward
+from ..models.running import Span
 
 
 @dataclass(frozen=True)

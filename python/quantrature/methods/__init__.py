@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..ops import QuantizedTensor
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .awq import AWQ
 from .codebook import FP4, NF4
 from .comparison import Compared, Comparison

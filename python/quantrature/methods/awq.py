@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
-from .._arrays import dtype_name
-from ..storage import QuantizedMatrix
+from ..ops._arrays import dtype_name
+from ..packed import QuantizedMatrix
 from .method import Method, Statistics, kept_beside
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .grid import RTN
 from .method import Method, Statistics
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .method import Method, Statistics, kept_beside, squared
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import ops
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR, row_bytes
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ Quantizer = Callable[["torch.Tensor", "PlanEntry", "torch.Tensor | None", Statis
 
 InputScale = Callable[[Sequence[tuple["torch.Tensor", "PlanEntry"]], "torch.Tensor", tuple[int, int]], "torch.Tensor"]
 """Takes some matrices with their plan entries, the inputs that all of them read, float32 (tokens, in_features), and
-how the scale repeats (:class:`quantrature.folding.Fold`); returns the scale, float32 (in_features,)."""
+how the scale repeats (:class:`quantrature.models.folding.Fold`); returns the scale, float32 (in_features,)."""
 
 Objective = Callable[["torch.Tensor", Statistics], float]
 """Takes the error of the matrix, float32 (out_features, in_features), which it may overwrite, and statistics; returns

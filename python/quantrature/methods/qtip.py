@@ -7,11 +7,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from .. import ops
-from .._arrays import dtype_name
+from ..ops._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import Trellis
-from ..storage import QuantizedMatrix
-from ..storage.trellis import TrellisMatrix, padded, rotated
+from ..packed import QuantizedMatrix
+from ..packed.trellis import TrellisMatrix, padded, rotated
 from .method import Method, Statistics, kept_beside, of_outputs
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from .. import ops
 from .._C import InvalidArgumentError
 from ..ops import row_bytes
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .method import Method, Statistics
 
 if TYPE_CHECKING:

@@ -10,18 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from .. import _C
-from .._arrays import (
-    FLOATS,
-    Array,
-    as_input,
-    as_output,
-    consecutive_rows,
-    core_view,
-    device_of,
-    dtype_name,
-    empty_like_kind,
-    place,
-)
+from ._arrays import FLOATS, Array, as_input, as_output, consecutive_rows, core_view, device_of, dtype_name, empty_like_kind, place
 from ._codebook import CodebookTensor, decode, encode
 from ._meta import with_quantized_scales
 from ._packing import unpack

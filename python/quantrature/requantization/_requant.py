@@ -12,20 +12,21 @@ from typing import Any
 
 import torch
 
-from .. import fingerprint, ops
+from ..models import fingerprint
+from .. import ops
 from .._C import InvalidArgumentError
-from .._quantize import check_weight, declare, plan_for, put
+from ..quantization.model import check_weight, declare, plan_for, put
 from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
-from ..calibration import calibrate
-from ..evaluate._forward import not_training
-from ..folding import Fold, folded, narrowest
+from ..quantization import calibrate
+from ..models.running import not_training
+from ..models.folding import Fold, folded, narrowest
 from ..methods import SOLVERS, Statistics, quantize_matrix
 from ..models import LinearWeight, check_loaded
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from ..text import bos_of, token_windows
 from .journal import Found, Journal
 from .matrices import Matrices

@@ -11,23 +11,23 @@ from typing import Any
 
 import torch
 
-from .. import fingerprint
+from ..models import fingerprint
 from .._C import InvalidArgumentError, QuantratureError
-from .._quantize import declare
+from ..quantization.model import declare
 from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
-from ..analysis.ranks import rank_of
+from ..models.ranks import rank_of
 from ..checkpoint import check_new_folder, save
-from ..evaluate._forward import not_training
-from ..folding import fold, folds_of
+from ..models.running import not_training
+from ..models.folding import fold, folds_of
 from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer, processor_files
 from ..nn import QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
 from ..progress import progress as progress_bar
-from ..storage import MatrixSpec, QuantizedMatrix
+from ..packed import MatrixSpec, QuantizedMatrix
 from ..text import bos_of, token_windows
-from ..verify import compare
+from ..checkpoint.verify import compare
 from .journal import Journal
 from .matrices import Matrices
 from .record import KeptWeights, Requantization

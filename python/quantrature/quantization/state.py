@@ -1,0 +1,113 @@
+"""What an interrupted calibration leaves behind: the quantized matrices of each finished block."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._C import InvalidArgumentError
+from ..files.snapshot import RESUME
+from ..models.folding import Fold
+from ..packed import MatrixSpec, QuantizedMatrix, digest
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """What is known of a block whose matrices are quantized.
+
+    Attributes:
+        matrices: matrix name to its quantized form.
+        folds: scales that the matrices have and that are folded into what makes their inputs.
+    """
+
+    matrices: Mapping[str, QuantizedMatrix]
+    folds: tuple[Fold, ...] = ()
+
+
+@dataclass
+class BlockState:
+    """A folder with a file for each finished block.
+
+    Attributes:
+        folder: made when the first block is finished.
+        resume: ``auto`` takes up blocks that fit if there are some, ``required`` fails without, ``never`` starts over.
+        fingerprint: what must be equal for a block to be of use: model, text, plan, settings.
+    """
+
+    folder: Path
+    resume: str = "auto"
+    fingerprint: Mapping[str, Any] | None = None
+
+    def begin(self, fingerprint: Mapping[str, Any]) -> None:
+        """Say what the blocks must belong to.
+
+        Raises:
+            InvalidArgumentError: for another ``resume``, or when it is required and there is no first block.
+        """
+        if self.resume not in RESUME:
+            raise InvalidArgumentError(f"[quantize] resume must be one of {', '.join(RESUME)}: got {self.resume!r}")
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        if self.resume == "required" and self.load(0) is None:
+            raise InvalidArgumentError(f"[quantize] resume is required, but {self.folder} holds no block of this work")
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"block-{number:05}.safetensors"
+
+    def load(self, number: int) -> FinishedBlock | None:
+        """A finished block; ``None`` where there is none, or of other work, or it is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._file(number)
+        if self.resume == "never" or not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["state"])
+                if about["fingerprint"] != self.fingerprint:
+                    return None
+                found = {}
+                for name, described in about["matrices"].items():
+                    spec = MatrixSpec.from_json(described)
+                    tensors = {part: file.get_tensor(f"{name}:{part}") for part, _, _ in spec.layout()}
+                    if digest(tensors) != spec.digest:
+                        return None
+                    found[name] = spec.matrix(tensors)
+                folds = [
+                    Fold.from_json(described, file.get_tensor(f"fold:{i}"))
+                    for i, described in enumerate(about["folds"])
+                ]
+                return FinishedBlock(found, tuple(folds))
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def save(self, number: int, block: FinishedBlock) -> None:
+        """Write a finished block; the file appears complete or not at all."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        matrices = block.matrices
+        specs = {name: MatrixSpec.of(matrix) for name, matrix in matrices.items()}
+        tensors = {
+            f"{name}:{part}": tensor.contiguous()
+            for name, matrix in matrices.items()
+            for part, tensor in specs[name].tensors(matrix).items()
+        }
+        tensors |= {f"fold:{i}": each.scale for i, each in enumerate(block.folds)}
+        about = {
+            "fingerprint": self.fingerprint,
+            "folds": [each.to_json() for each in block.folds],
+            "matrices": {name: spec.to_json() for name, spec in specs.items()},
+        }
+        path = self._file(number)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata={"state": json.dumps(about)})
+        os.replace(partial, path)
+
+    def discard(self) -> None:
+        """Remove the folder: the work is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
