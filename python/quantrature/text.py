@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ops._arrays import dtype_name, is_torch
 from ._C import InvalidArgumentError, QuantratureError
+from .ops._arrays import dtype_name, is_torch
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 import quantrature
 from quantrature import InvalidArgumentError, QuantratureError, models
-from quantrature.allocation import Option, Validation, activation_sensitivity, allocate, conspicuous, estimate, measured_loss_changes, random_plans, stored_bytes, validate
+from quantrature.allocation import (
+    Option,
+    Validation,
+    activation_sensitivity,
+    allocate,
+    conspicuous,
+    estimate,
+    measured_loss_changes,
+    random_plans,
+    stored_bytes,
+    validate,
+)
 from quantrature.allocation.sources import Source
 from quantrature.analysis import Sensitivity, analyze
 from quantrature.cli import main

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 import quantrature as qtr
 from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
-from quantrature.quantization import calibrate, collect, sequential
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method
 from quantrature.nn import quantized_layers
+from quantrature.quantization import calibrate, collect, sequential
 from tiny_models import byte_tokenizer, tiny_model
 
 WINDOWS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import QuantratureError, checkpoint
+from quantrature.checkpoint.verify import verify
 from quantrature.cli import main
 from quantrature.models import load_model
-from quantrature.checkpoint.verify import verify
 from tiny_models import VOCABULARY, byte_tokenizer, tiny_model
 
 _COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import methods
-from quantrature.quantization import calibrate
 from quantrature.methods import METHODS, SOLVERS, Comparison, Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.plan import PlanEntry
+from quantrature.quantization import calibrate
 from tiny_models import tiny_model
 
 WINDOWS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(1))

@@ -232,8 +232,8 @@ def test_layers(on_device, dtype, solver):
     pytest.importorskip("transformers")
     from quantrature.methods import quantize_matrix
     from quantrature.nn import QuantLinear
-    from quantrature.plan import PlanEntry
     from quantrature.packed import MatrixSpec
+    from quantrature.plan import PlanEntry
 
     entry = PlanEntry(bits=4, group_size=32, outliers=0.02, solver=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)

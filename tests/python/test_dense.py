@@ -13,8 +13,8 @@ from quantrature import InvalidArgumentError, QuantratureError, analysis, checkp
 from quantrature.allocation import activation_sensitivity, allocate
 from quantrature.allocation.validation import measured_loss_changes
 from quantrature.cli import main
-from quantrature.quantization.dense_folder import describe_dense
 from quantrature.models import find_linears, load_model
+from quantrature.quantization.dense_folder import describe_dense
 from tiny_models import byte_tokenizer, tiny_model
 
 TOKENS = torch.arange(32).view(2, 16)

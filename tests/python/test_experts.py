@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, models
-from quantrature.nn.experts import SplitExperts, fuse, part_with_memory, split
-from quantrature.nn import QuantLinear, quantized_layers
 from quantrature.checkpoint.verify import verify
+from quantrature.nn import QuantLinear, quantized_layers
+from quantrature.nn.experts import SplitExperts, fuse, part_with_memory, split
 from tiny_models import tiny_model
 
 MIXTURES = ["mixtral", "qwen2-moe", "gpt-oss"]

@@ -11,10 +11,10 @@ import transformers
 
 from helpers import run_python
 from quantrature import InvalidArgumentError, Plan, PlanEntry, models
-from quantrature.export import plans as formats
 from quantrature.allocation import measured_loss_changes
 from quantrature.analysis import analyze
 from quantrature.cli import main
+from quantrature.export import plans as formats
 from tiny_models import byte_tokenizer, tiny_config, tiny_model
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.10.mlp"

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import quantrature as qtr
 from quantrature import PlanEntry, checkpoint
-from quantrature.quantization.model import declare
-from quantrature.quantization.model import put as put_layer
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.packed import MatrixSpec, digest
+from quantrature.quantization.model import declare
+from quantrature.quantization.model import put as put_layer
 from tiny_models import tiny_model
 
 MODULE = "model.layers.0.mlp.up_proj"

@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, checkpoint, methods, models
+from quantrature.checkpoint.verify import verify
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
 from quantrature.packed import QuantizedMatrix
-from quantrature.checkpoint.verify import verify
 from tiny_models import byte_tokenizer, tiny_model
 
 WEIGHT = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))

@@ -7,12 +7,12 @@ import transformers
 import quantrature as qtr
 from helpers import limited_to
 from quantrature import InvalidArgumentError, Plan, checkpoint, models
-from quantrature.quantization import calibrate, collect, sequential
 from quantrature.cli import main
-from quantrature.models.running import outputs
 from quantrature.models import find_linears
+from quantrature.models.running import outputs
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
+from quantrature.quantization import calibrate, collect, sequential
 from tiny_models import byte_tokenizer
 from tiny_multimodal import CLASSES, LANGUAGE, tiny_multimodal
 
@@ -210,7 +210,7 @@ def test_an_analysis_predicts_the_loss_change(name):
 
 
 def test_the_loss_of_an_encoder_decoder_is_that_of_its_labels():
-    from quantrature.analysis.path import next_token_nll
+    from quantrature.models.gradients import next_token_nll
 
     model = tiny_multimodal("bart")
     labels = WINDOWS.clone()

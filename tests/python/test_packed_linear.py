@@ -9,12 +9,12 @@ from torch.nn.functional import linear as dense_linear
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, ops
-from quantrature.nn import product as packed_linear
 from quantrature.methods import quantize_matrix
 from quantrature.methods.method import Statistics
 from quantrature.nn import QuantLinear, quantized_layers
-from quantrature.plan import PlanEntry
+from quantrature.nn import product as packed_linear
 from quantrature.packed import MatrixSpec, QuantizedMatrix
+from quantrature.plan import PlanEntry
 from tiny_models import tiny_model
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -7,15 +7,15 @@ import torch
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, checkpoint, models, ops
-from quantrature.plan.option import stored_bytes
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.qtip import block_ldlq, feedback
 from quantrature.nn import QuantLinear, quantized_layers
-from quantrature.ops import Trellis
 from quantrature.nn.product import RotatedMatrix
-from quantrature.plan import PlanEntry
+from quantrature.ops import Trellis
 from quantrature.packed import MatrixSpec
 from quantrature.packed.trellis import padded, rotated, unrotated
+from quantrature.plan import PlanEntry
+from quantrature.plan.option import stored_bytes
 from tiny_models import tiny_model
 
 OPTIONS = {"state_bits": 8}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models, ops
-from quantrature.models.folding import narrowest
 from quantrature.methods import quantize_matrix
+from quantrature.models.folding import narrowest
 from quantrature.nn import quantized_layers
 from quantrature.requantization import Requantization
 from quantrature.requantization.outliers import greedy_split, split

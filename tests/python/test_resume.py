@@ -8,8 +8,8 @@ import torch
 import quantrature as qtr
 from quantrature import InvalidArgumentError, checkpoint
 from quantrature.analysis import integral, path
-from quantrature.files.snapshot import Snapshot
 from quantrature.cli import main
+from quantrature.files.snapshot import Snapshot
 from quantrature.nn import quantized_layers
 from test_analysis import TOKENS, sharp_model
 from tiny_models import byte_tokenizer

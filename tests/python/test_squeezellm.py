@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, PlanEntry, checkpoint, models, ops
-from quantrature.quantization.model import plan_for, text_settings
-from quantrature.plan.option import stored_bytes
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.squeezellm import outlier_shares
 from quantrature.nn import quantized_layers
+from quantrature.plan.option import stored_bytes
+from quantrature.quantization.model import plan_for, text_settings
 from test_analysis import TOKENS, sharp_model
 from test_analysis import loss as loss_of
 from tiny_models import tiny_model

@@ -3,13 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..plan.fusion import fusion_groups
+from ..plan.option import Option, stored_bytes
 from ._allocate import ALLOCATORS, allocate
 from .constraints import Constraints
 from .estimate import estimate
-from ..plan.fusion import fusion_groups
 from .knapsack import Selection, choose
 from .loss import LossModel
-from ..plan.option import Option, stored_bytes
 from .published import TableChoice, boost, conspicuous, mxq
 from .sources import Source
 from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table

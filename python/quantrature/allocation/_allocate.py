@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .. import ops
 from .._C import InvalidArgumentError
+from ..methods import solver_of
 from ..plan import KEEP_BITS, Plan, PlanEntry
-from .constraints import Constraints
 from ..plan.fusion import fusion_groups
+from ..plan.option import Option
+from .constraints import Constraints
 from .knapsack import choose, smallest
 from .loss import LossModel
-from ..plan.option import Option
 from .published import conspicuous
 from .sources import Grid, Matrix, Source, size_of
 from .table import Configuration
@@ -351,8 +353,6 @@ def grid_of(
     origin: Source, method: str, host: str | None, sym: bool | None, meta_bits: int | str | None
 ) -> tuple[str, Grid]:
     """The host method and the form of its grids."""
-    from ..methods import solver_of
-
     name = host or origin.host or ("hqq" if method in PAPERS else "rtn")
     symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
     if meta_bits == "default":
@@ -511,8 +511,6 @@ def _boost_scores(
         return [float(m.kurtosis or 0) for m in matrices]
     if origin.weight is None:
         raise InvalidArgumentError("[allocate] kurtboost needs the weights, or an analysis with the metric kurtosis")
-    from .. import ops
-
     return [float(ops.kurtosis(origin.weight(m.name), fisher=False)) for m in matrices]
 
 

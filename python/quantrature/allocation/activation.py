@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..models.running import logits, not_training
 from ..methods import quantize_matrix, solver_of
 from ..models import LinearWeight, find_linears
+from ..models.running import logits, not_training
 from ..plan import PlanEntry
+from ..plan.fusion import fusion_groups
 from ..progress import progress as progress_bar
 from ..text import token_windows
-from ..plan.fusion import fusion_groups
 
 
 @dataclass

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._C import InvalidArgumentError
+from ..methods import solver_of
+from ..ops._arrays import dtype_name
 from ..plan import PlanEntry
-from ..progress import progress as progress_bar
 from ..plan.option import Option, stored_bytes
+from ..progress import progress as progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -142,8 +144,6 @@ def size_of(matrix: Matrix, option: Option, grid: Grid, known: Mapping[str, int]
 
 
 def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> Source:
-    from ..methods import solver_of
-
     matrices = tuple(
         Matrix(
             m.name,
@@ -187,7 +187,6 @@ def _bos(found: Sensitivity) -> dict[str, str]:
 
 
 def _of_model(model: Any) -> Source:
-    from ..ops._arrays import dtype_name
     from ..models import find_linears
 
     linears = find_linears(model, experts=False)

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 
 from .._C import InvalidArgumentError
-from ..analysis.path import Moved, WeightPath, mean_nll
+from ..analysis.path import Moved, WeightPath
 from ..analysis.sensitivity import Sensitivity
-from ..models.running import not_training
 from ..methods import image_of
 from ..models import find_linears
+from ..models.gradients import mean_nll
+from ..models.running import not_training
 from ..plan import Plan
+from ..plan.fusion import fusion_groups
 from ..progress import progress as progress_bar
 from ..text import token_windows
 from ._allocate import allocate
-from ..plan.fusion import fusion_groups
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,25 @@ from typing import Any
 
 import torch
 
-from ..models import fingerprint
-from ..ops._arrays import dtype_name
 from .._C import InvalidArgumentError
-from ..plan.option import Option
-from ..models.running import not_training
+from ..files.snapshot import Snapshot
 from ..methods import SOLVERS, Statistics, image_of, solver_of
-from ..models import Linears, check_loaded, find_linears
+from ..models import Linears, check_loaded, find_linears, fingerprint
+from ..models.gradients import Share, gradient_checkpointing
+from ..models.ranks import rank_of
+from ..models.running import not_training
+from ..ops._arrays import dtype_name
 from ..plan import PlanEntry
+from ..plan.option import Option
 from ..progress import progress as progress_bar
+from ..quantization import collect
 from ..text import bos_of, token_windows
 from .errors import Outcome, candidates, outcomes
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, Share, WeightPath, gradient_checkpointing
+from .path import Moved, WeightPath
 from .proving import Effort, Prover
 from .quadrature import quadrature
-from ..models.ranks import rank_of
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
-from ..files.snapshot import Snapshot
 
 
 def analyze(
@@ -107,7 +108,6 @@ def analyze(
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
-    from ..quantization import collect  # which imports from this package
 
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]

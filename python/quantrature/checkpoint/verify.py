@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .._C import QuantratureError
-from .carried import carried_tensors, read_carried, source_tensors
-from ..models.folding import fold, folds_of
 from ..models import Linears, find_linears, load_model
+from ..models.folding import fold, folds_of
 from ..nn import QuantLayer, quantized_layers
+from .carried import carried_tensors, read_carried, source_tensors
 
 LEAST_CORRELATION = 0.5
 """A quantized matrix correlates with its source at least so well, even at one bit; unrelated ones hardly at all."""

@@ -9,7 +9,28 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits
-from ._options import BatchSize, Bos, Checkpointing, DeviceMap, GroupSize, Ignore, Json, MapFolder, MaxMemory, Method, ModelArgument, Nsamples, OverwriteOutput, Rule, Seed, Seqlen, Sym, TextColumn, TextFile, TrustRemoteCode
+from ._options import (
+    BatchSize,
+    Bos,
+    Checkpointing,
+    DeviceMap,
+    GroupSize,
+    Ignore,
+    Json,
+    MapFolder,
+    MaxMemory,
+    Method,
+    ModelArgument,
+    Nsamples,
+    OverwriteOutput,
+    Rule,
+    Seed,
+    Seqlen,
+    Sym,
+    TextColumn,
+    TextFile,
+    TrustRemoteCode,
+)
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -67,8 +88,8 @@ def run(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
+        from ..files.new_folder import check_new_folder
         from ..models.ranks import joined
-        from ..checkpoint import check_new_folder
         from ..text import token_windows
 
         rank = processes.enter_context(joined())

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ops._arrays import dtype_name
 from ..methods import SOLVERS, Statistics, quantize_matrix
-from ..models import Linears, LinearWeight
+from ..models import Linears
+from ..ops._arrays import dtype_name
 from ..plan import Plan, PlanEntry
 
 if TYPE_CHECKING:
@@ -143,14 +142,10 @@ def _seconds_per_weight(entry: PlanEntry) -> float:
 
 def analyzing(model: torch.nn.Module, windows: torch.Tensor, linears: Linears, passes: int, batch_size: int) -> Cost:
     """Of an analysis that takes so many gradients of each window."""
-    from ..analysis.path import Moved, gradients_to, next_token_nll
+    from ..models.gradients import gradients_to, next_token_nll
     from ..models.running import not_training
 
-    def image(linear: LinearWeight) -> torch.Tensor:
-        return linear.weight
-
-    moved = [Moved(linear, functools.partial(image, linear)) for linear in linears]
-    with not_training(model), gradients_to(model, moved, lambda m, gradient: None):
+    with not_training(model), gradients_to(model, linears, lambda linear, gradient: None):
         start = time.perf_counter()
         next_token_nll(model, windows[:batch_size]).backward()
         seconds = time.perf_counter() - start

@@ -215,8 +215,8 @@ class _Model:
         }
         cost = estimate(self.path, method=method, trust_remote_code=self.trust_remote_code, **passed)
         if method in ("pqi", "sensiboost") and not self.analyzed:
-            from ._estimate import analyzing
             from ..models import find_linears
+            from ._estimate import analyzing
 
             model, tokens = self._loaded(method)
             passes = self.nodes * len(REFERENCE_BITS) if method == "pqi" else 1

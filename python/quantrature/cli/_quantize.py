@@ -10,15 +10,34 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits
-from ._options import BatchSize, Bos, Checkpointing, DeviceMap, GroupSize, Ignore, Json, MapFolder, MaxMemory, MaxShardSize, Method, ModelArgument, OverwriteOutput, Seed, Seqlen, Sym, TextColumn, TrustRemoteCode
+from ._options import (
+    BatchSize,
+    Bos,
+    Checkpointing,
+    DeviceMap,
+    GroupSize,
+    Ignore,
+    Json,
+    MapFolder,
+    MaxMemory,
+    MaxShardSize,
+    Method,
+    ModelArgument,
+    OverwriteOutput,
+    Seed,
+    Seqlen,
+    Sym,
+    TextColumn,
+    TrustRemoteCode,
+)
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
 
 if TYPE_CHECKING:
-    from ._estimate import Cost
     from ..models import Linears
     from ..plan import Plan
     from ..requantization import Requantization
+    from ._estimate import Cost
 
 
 def run(
@@ -137,16 +156,17 @@ def run(
         from pathlib import Path
 
         from .. import checkpoint, models
-        from ._estimate import quantizing
-        from ..quantization.model import plan_for, quantize, text_settings
-        from ..models.ranks import joined
+        from ..files.new_folder import check_new_folder
         from ..methods import SOLVERS
+        from ..models.ranks import joined
         from ..plan import Plan
+        from ..quantization.model import plan_for, quantize, text_settings
         from ..text import bos_of, token_windows
+        from ._estimate import quantizing
 
         rank = processes.enter_context(joined())
         if output is not None:
-            checkpoint.check_new_folder(output, overwrite)
+            check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         host: dict[str, Any] = {
@@ -312,9 +332,9 @@ def _requant(
     """The record of what was done to the model, or what it would take."""
     import torch
 
-    from ._estimate import requantizing
-    from ..analysis.path import computing_in
+    from ..models.gradients import computing_in
     from ..requantization import requant
+    from ._estimate import requantizing
 
     if dry_run:
         return None, requantizing(model, windows, linears, plan, settings)

@@ -9,7 +9,22 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import memory_limits, size_in_bytes
-from ._options import BatchSize, Bos, Checkpointing, DeviceMap, Json, MapFolder, MaxMemory, MaxShardSize, Nsamples, Rule, Seed, Seqlen, TextColumn, TrustRemoteCode
+from ._options import (
+    BatchSize,
+    Bos,
+    Checkpointing,
+    DeviceMap,
+    Json,
+    MapFolder,
+    MaxMemory,
+    MaxShardSize,
+    Nsamples,
+    Rule,
+    Seed,
+    Seqlen,
+    TextColumn,
+    TrustRemoteCode,
+)
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import torch
 
 from .. import progress as _progress
 from .._C import InvalidArgumentError
-from ..text import bos_of, text_config, token_windows
 from ..models import running as _forward
 from ..models.running import Span
+from ..text import bos_of, text_config, token_windows
 from ._perplexity import PerplexityResult, result
 
 COMPARED = ("the divergence", "the loss", "the reference's loss")

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from .. import progress as _progress
 from .._C import InvalidArgumentError
-from ..text import bos_of, token_stream, token_windows, window_length, window_prefix
 from ..models import running as _forward
 from ..models.running import Span
+from ..text import bos_of, token_stream, token_windows, window_length, window_prefix
 
 
 @dataclass(frozen=True)

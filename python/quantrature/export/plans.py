@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from .._C import InvalidArgumentError
-from ..plan import Plan, PlanEntry
+from ..methods import SOLVERS
+from ..plan import Plan, PlanEntry, fusion_groups
 
 _log = logging.getLogger(__name__)
 
@@ -265,8 +266,6 @@ def _llama_type(name: str, entry: PlanEntry) -> str:
 
 def _warn_of_what_is_fused(plan: Plan) -> None:
     """Say once which matrices stored in different ways a serving engine would fuse."""
-    from ..plan.fusion import fusion_groups
-
     names = list(plan.entries)
     for members in fusion_groups(names):
         fused = [names[i] for i in members]
@@ -299,8 +298,6 @@ def _settings(
 
 
 def _demand_a_grid_alone(form: str, name: str, entry: PlanEntry) -> None:
-    from ..methods import SOLVERS
-
     method = SOLVERS[entry.solver]
     if not method.uniform:
         _refuse(form, name, "solver must be one with a uniform grid", entry.solver)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-TRIGGERS = {"transformers.quantizers.auto": ".hf", "peft.tuners.lora.model": ".adapters"}
+TRIGGERS = {"transformers.quantizers.auto": ".transformers", "peft.tuners.lora.model": ".peft"}
 """Modules that hold the registers, and the module of quantrature that registers when it is imported."""
 
 

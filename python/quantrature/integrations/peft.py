@@ -2,8 +2,8 @@
 
 Importing this module makes PEFT put :class:`LoraQuantLinear` on quantized linear layers, for any ``LoraConfig``,
 ``target_modules="all-linear"`` included. ``import quantrature`` does so once PEFT is there
-(:mod:`quantrature.integrations._import_hook`); since this may be in the middle of PEFT's own import, only its modules that are
-complete by then are imported.
+(:mod:`quantrature.integrations._import_hook`). This may be in the middle of PEFT's own import, so only those of its
+modules that are complete by then are imported.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .._C import InvalidArgumentError, UnsupportedError
-from ..nn.experts import SplitExperts, fuse
 from ..methods import METHODS, Statistics, quantize_matrix
 from ..nn import QuantEmbedding, QuantLayer, QuantLinear, Tied, TiedEmbedding, TiedLinear
-from ..plan import PlanEntry
+from ..nn.experts import SplitExperts, fuse
 from ..packed import CodebookSpec, GridSpec, MatrixSpec, QuantizedMatrix, TrellisSpec
+from ..plan import PlanEntry
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """What transformers needs to know to load, save and quantize models in this format.
 
 Importing this module registers the format. ``import quantrature`` does so once transformers is there
-(:mod:`quantrature.integrations._import_hook`); since this may be in the middle of transformers' own import, only what is
-needed to register is imported at the head.
+(:mod:`quantrature.integrations._import_hook`). This may be in the middle of transformers' own import, so that only what
+registering needs is imported at the head.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import __version__
 from .._C import InvalidArgumentError, QuantratureError
-from ..checkpoint import FORMAT_VERSION, QUANT_METHOD, REMOTE_CODE, stored_tensors
+from ..checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
+from ..checkpoint.declaration import on_quantized
+from ..files.remote_code import REMOTE_CODE
 
 if TYPE_CHECKING:
-    from ..models.folding import Fold
     from ..models import Linears
+    from ..models.folding import Fold
+    from ..packed import MatrixSpec
 
 
 @auto.register_quantization_config(QUANT_METHOD)
@@ -175,9 +178,9 @@ class QuantratureHfQuantizer(HfQuantizer):
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> None:
         if not self.pre_quantized:
+            from ..plan import Plan
             from ..quantization.model import plan_for
             from ..quantization.on_load import QuantizeOnLoad
-            from ..plan import Plan
 
             wish = dict(self.quantization_config.wish)
             if isinstance(wish["plan"], Mapping):
@@ -231,8 +234,8 @@ class QuantratureHfQuantizer(HfQuantizer):
         self._carry(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        from .names import CodesAreCalledWeight
         from ..nn import dequantize_layers, quantized_layers, settle
+        from ..nn.names import CodesAreCalledWeight
 
         if not self.pre_quantized:
             from ..quantization.model import declare
@@ -319,7 +322,7 @@ class QuantratureHfQuantizer(HfQuantizer):
 
     def get_weight_conversions(self) -> list[Any]:
         """What transformers does to the names in a checkpoint on the way into the model."""
-        from .names import CodesAreCalledWeight
+        from ..nn.names import CodesAreCalledWeight
 
         return [CodesAreCalledWeight(self._matrices)] if self._matrices else []
 
@@ -393,3 +396,31 @@ class QuantratureHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Quantized layers are one operator each to torch.compile."""
         return True
+
+
+@on_quantized
+def declare(model: Any, specs: Mapping[str, MatrixSpec], folds: tuple[Fold, ...]) -> None:
+    """Make a model from transformers what it would be, had it been loaded from a quantized folder."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return
+    from ..checkpoint.carried import carried_from_source
+    from ..nn import settle
+    from ..nn.counting import count_as_dense
+    from ..nn.names import CodesAreCalledWeight
+
+    typed: Any = model
+    carried = carried_from_source(typed)
+    config = QuantratureConfig(
+        modules={name: spec.to_json() for name, spec in specs.items()}, folds=[each.to_json() for each in folds]
+    )
+    typed.config.quantization_config = config
+    typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
+    typed.hf_quantizer.folds = folds
+    typed.hf_quantizer.carried = carried
+    count_as_dense(model)
+    typed.is_quantized = True
+    typed.quantization_method = config.quant_method
+    typed._weight_conversions = [CodesAreCalledWeight(specs)]  # all else is saved under the names that modules have
+    settle(model)

@@ -7,9 +7,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from .. import ops
-from ..ops._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import Trellis
+from ..ops._arrays import dtype_name
 from ..packed import QuantizedMatrix
 from ..packed.trellis import TrellisMatrix, padded, rotated
 from .method import Method, Statistics, kept_beside, of_outputs

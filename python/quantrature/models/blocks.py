@@ -11,8 +11,8 @@ import torch
 from transformers import Cache
 
 from .._C import InvalidArgumentError, QuantratureError
+from .linears import Linears, LinearWeight
 from .running import outputs
-from . import Linears, LinearWeight
 
 Watcher = Callable[[LinearWeight, torch.Tensor, int], None]
 """Receives a matrix, its inputs (windows, tokens, in_features), and the number of the first window."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from . import LinearWeight
+from .linears import LinearWeight
 
 SAMPLES = 1024
 """Weights of each matrix that enter its model's fingerprint: a 70B model is hashed in a second."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from . import Linears
+from .linears import Linears
 
 NORM, SHIFTED_NORM, ROWS = "norm", "shifted norm", "rows"
 KINDS = (NORM, SHIFTED_NORM, ROWS)

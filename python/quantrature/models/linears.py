@@ -92,13 +92,17 @@ class LinearWeight:
         """How many weights the matrix has."""
         return self.out_features * self.in_features
 
+    def stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a tensor shaped like :attr:`parameter` that belongs to this matrix, in the parameter's order."""
+        return tensor if self.expert is None else tensor[self.expert]
+
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor shaped like :attr:`parameter` (a gradient, say) belongs to this matrix.
 
         Returns:
             A view of shape (out_features, in_features); not contiguous where :attr:`transposed`.
         """
-        matrix = tensor if self.expert is None else tensor[self.expert]
+        matrix = self.stored(tensor)
         return matrix.mT if self.transposed else matrix
 
 
@@ -224,9 +228,7 @@ def find_linears(
         InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, for a model
             that is quantized already, and for a model without blocks that hold linear layers.
     """
-    from ..nn import quantized_layers  # which imports from here
-
-    quantized = next(iter(quantized_layers(model)), None)
+    quantized = next((name for name, module in model.named_modules() if getattr(module, "holds_codes", False)), None)
     if quantized is not None:
         raise InvalidArgumentError(
             f"[find_linears] the model is quantized already ({quantized}): give the dense model that it was made from"

@@ -25,7 +25,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from .._C import InvalidArgumentError, QuantratureError
-from ..checkpoint import REMOTE_CODE
+from ..files.remote_code import REMOTE_CODE
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .._C import InvalidArgumentError, QuantratureError
-from .loading import quiet
 from ..text import check_vocabulary, text_config
+from .loading import quiet
 
 CHUNK = 1 << 24
 """Logits that are widened to float32 at once."""

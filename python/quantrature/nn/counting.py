@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import quantized_layers
+from .layers import quantized_layers
 
 
 def count_as_dense(model: nn.Module) -> None:

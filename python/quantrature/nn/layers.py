@@ -10,16 +10,14 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .._C import InvalidArgumentError, UnsupportedError
-from .experts import fuse, split
-from ..models import LazyWeight, LinearWeight, small_embedding
-from ..integrations.names import IN_FILES, IN_MODULES
-from .lookup import lookup
-from .product import describe, linear
+from ..models import LazyWeight, small_embedding
 from ..packed import GridSpec, MatrixSpec, QuantizedMatrix, digest
+from .lookup import lookup
+from .names import IN_FILES, IN_MODULES
+from .product import describe, linear
 
 
 class QuantLayer(nn.Module):
@@ -35,6 +33,8 @@ class QuantLayer(nn.Module):
     """
 
     transposed = False
+    holds_codes = True
+    """Tells :func:`quantrature.models.find_linears`, which does not know this class, that a model is quantized."""
     _is_hf_initialized = True  # transformers must not draw random values for the weight
 
     def __init__(self, spec: MatrixSpec, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -180,7 +180,7 @@ class QuantLinear(QuantLayer):
     def to_dense(self, dtype: torch.dtype) -> nn.Module:
         """The dense layer that computes the same: an ``nn.Linear``, or the ``Conv1D`` that this one stands in for."""
         weight = self.dequantize(dtype)
-        return _dense_linear(
+        return dense_linear(
             nn.Parameter(weight.mT.contiguous() if self.transposed else weight), self.bias, self.transposed
         )
 
@@ -233,69 +233,7 @@ class QuantEmbedding(QuantLayer):
         return found
 
 
-class Tied(nn.Module):
-    """Stands where a model uses the weight of a quantized layer under a further name; the weight is held only once.
-
-    Args:
-        layer: holds the weight.
-    """
-
-    def __init__(self, layer: QuantLayer) -> None:
-        super().__init__()
-        self._layer = (layer,)  # in a tuple, or its buffers would be saved under this name, too
-
-    @property
-    def layer(self) -> QuantLayer:
-        """What holds the weight.
-
-        Raises:
-            InvalidArgumentError: when a device map leaves it on disk.
-        """
-        layer = self._layer[0]
-        if layer.get_buffer(IN_MODULES).is_meta:
-            raise InvalidArgumentError(
-                "[linear] a quantized weight that is used under several names must be on a device: the device_map has "
-                "it on disk"
-            )
-        return layer
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """As :attr:`QuantLayer.weight`."""
-        return self.layer.weight
-
-
-class TiedEmbedding(Tied):
-    """A further place at which a model looks up tokens in the same table."""
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """As :meth:`QuantEmbedding.forward`."""
-        found: torch.Tensor = self.layer(ids)
-        return found
-
-
-class TiedLinear(Tied):
-    """A linear layer that multiplies with the weight of another one, or with the table of a token embedding.
-
-    Args:
-        layer: holds the weight.
-        bias: the bias, a parameter of shape (out_features,), or ``None``.
-    """
-
-    def __init__(self, layer: QuantLayer, bias: nn.Parameter | None = None) -> None:
-        super().__init__(layer)
-        self.out_features, self.in_features = layer.spec.shape
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the weight, plus bias; see :func:`quantrature.nn.product.linear`."""
-        layer = self.layer
-        device = layer.get_buffer(IN_MODULES).device
-        y = linear(x.to(device), layer._in_order(), layer._description, None).to(x.device)
-        return y if self.bias is None else y + self.bias
-
-
-def _dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool) -> nn.Module:
+def dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool) -> nn.Module:
     """The dense layer around a weight, (out_features, in_features), or the other way round where ``transposed``."""
     with torch.device("meta"):
         if transposed:
@@ -306,160 +244,6 @@ def _dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: b
     if bias is not None:
         dense.bias = nn.Parameter(bias.detach().to(weight.dtype))
     return dense  # type: ignore[no-any-return]
-
-
-def install(model: nn.Module, linear: LinearWeight, spec: MatrixSpec) -> QuantLayer:
-    """Put an empty quantized layer, on the meta device, wherever a model has a matrix; it takes over the bias.
-
-    Raises:
-        InvalidArgumentError: for a stored form that an embedding cannot have.
-    """
-    layer: QuantLayer
-    if isinstance(linear.module, nn.Embedding):
-        layer = QuantEmbedding(spec, linear.module, "meta")
-    else:
-        transposed = linear.transposed and linear.expert is None
-        layer = QuantLinear(spec, getattr(linear.module, "bias", None), transposed, "meta", linear.weight.dtype)
-    if linear.expert is not None:
-        split(linear)
-    put_everywhere(model, linear, layer)
-    return layer
-
-
-def put_everywhere(model: nn.Module, linear: LinearWeight, layer: QuantLayer) -> None:
-    """Give a quantized layer, with the weight of a matrix, all places at which a model uses it."""
-    replace_module(model, linear.name, layer)
-    for name in linear.aliases:
-        there: Any = model.get_submodule(name)
-        if there is layer:
-            continue  # the module itself has several names
-        looks_up = isinstance(there, nn.Embedding | TiedEmbedding)
-        replace_module(model, name, TiedEmbedding(layer) if looks_up else TiedLinear(layer, there.bias))
-    # Transformers would give the codes to what is tied to them.
-    keys = {f"{name}.weight" for name in linear.aliases}
-    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
-        tied = getattr(model, attribute, None)
-        if isinstance(tied, dict) and not keys.isdisjoint(tied):
-            setattr(model, attribute, {target: source for target, source in tied.items() if target not in keys})
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module where another one is, under the hooks that Accelerate gave to that one."""
-    hook = getattr(model.get_submodule(name), "_hf_hook", None)
-    if hook is not None:
-        from accelerate.hooks import add_hook_to_module
-
-        add_hook_to_module(module, hook)
-    model.set_submodule(name, module)
-
-
-class DtypeAndDevice(nn.Module):
-    """Holds an empty parameter, from which transformers tells dtype and device of a model without any other.
-
-    The parameter is in no state dict.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.empty = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
-
-    def _save_to_state_dict(self, *_: Any) -> None:
-        pass
-
-    def _load_from_state_dict(self, *_: Any) -> None:
-        pass
-
-
-def settle(model: nn.Module) -> None:
-    """Make a model whose layers have been quantized behave as transformers expects of a quantized model.
-
-    Its configurations say that it is quantized, ``dtype`` and ``device`` have an answer though no floating-point
-    parameter may be left, and a quantized embedding is not resized.
-    """
-    layers = quantized_layers(model)
-    if layers and not any(parameter.is_floating_point() for parameter in model.parameters()):
-        first = next(iter(layers.values()))
-        model.add_module("dtype_and_device", DtypeAndDevice(first.dtype, first.device))
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            inner: Any = module
-            inner.config._is_quantized = True
-            if _quantized_ends(inner):
-                inner.resize_token_embeddings = RefuseToResize(inner)
-
-
-def _quantized_ends(model: Any) -> list[str]:
-    """The token embedding and the output embedding of a model, those that are quantized."""
-    ends = []
-    for getter in ("get_input_embeddings", "get_output_embeddings"):
-        try:
-            ends.append(getattr(model, getter)())
-        except (AttributeError, NotImplementedError):
-            continue
-    return [name for name, module in model.named_modules() if isinstance(module, QuantLayer | Tied) and module in ends]
-
-
-class RefuseToResize:
-    """Stands for ``resize_token_embeddings`` of a model whose token embedding or output embedding is quantized.
-
-    Args:
-        model: the model.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __call__(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> Any:
-        """Give back the token embedding if its size is to stay.
-
-        Raises:
-            UnsupportedError: naming the quantized embedding, for another size.
-        """
-        embedding = self.model.get_input_embeddings()
-        rows = embedding.weight.shape[0]
-        wanted = rows if new_num_tokens is None else new_num_tokens
-        if pad_to_multiple_of is not None:
-            wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
-        if wanted == rows:
-            return embedding
-        names = " and ".join(_quantized_ends(self.model))
-        raise UnsupportedError(
-            f"[embedding] {names} cannot be resized, being quantized: got new_num_tokens={wanted}, the table has "
-            f"{rows}; resize before you quantize, or call model.dequantize() first"
-        )
-
-
-def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give the place of every quantized layer of a model to a dense one that computes the same."""
-    weights: dict[nn.Module, nn.Module] = {}
-    for name, layer in quantized_layers(model).items():
-        weights[layer] = layer.to_dense(dtype)
-        replace_module(model, name, weights[layer])
-    tied = {name: module for name, module in model.named_modules() if isinstance(module, Tied)}
-    for name, module in tied.items():
-        dense: Any = weights[module._layer[0]]
-        if isinstance(module, TiedLinear):
-            dense = _dense_linear(dense.weight, module.bias, isinstance(dense, Conv1D))
-        replace_module(model, name, dense)
-    if tied and isinstance(model, PreTrainedModel):
-        typed: Any = model
-        typed.__dict__.pop("_tied_weights_keys", None)  # its class has them still
-        typed.all_tied_weights_keys = typed.get_expanded_tied_weights_keys(all_submodels=True)
-    fuse(model)
-    _unsettle(model)
-
-
-def _unsettle(model: nn.Module) -> None:
-    """The reverse of :func:`settle`."""
-    if isinstance(getattr(model, "dtype_and_device", None), DtypeAndDevice):
-        del model.dtype_and_device
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            inner: Any = module
-            vars(inner.config).pop("_is_quantized", None)
-            vars(inner).pop("resize_token_embeddings", None)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:

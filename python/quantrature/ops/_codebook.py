@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from ._arrays import FLOATS, Array, as_input, as_output, consecutive_rows, core_view, dtype_name, empty_like_kind, is_torch, place
+from ._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    dtype_name,
+    empty_like_kind,
+    is_torch,
+    place,
+)
 from ._packing import unpack
 
 CODEBOOKS = {

@@ -10,7 +10,18 @@ from typing import Any, overload
 import numpy as np
 
 from .. import _C
-from ._arrays import FLOATS, Array, as_input, as_output, consecutive_rows, core_view, device_of, dtype_name, empty_like_kind, place
+from ._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    core_view,
+    device_of,
+    dtype_name,
+    empty_like_kind,
+    place,
+)
 from ._codebook import CodebookTensor, decode, encode
 from ._meta import with_quantized_scales
 from ._packing import unpack
@@ -217,7 +228,7 @@ def quantize(
         return quantize(part, meta_bits, meta_group, scale_dtype=scale_dtype)  # type: ignore[arg-type]
 
     if codebook is not None:
-        q = encode(w, int(bits), None if group_size is None else int(group), codebook, excluded)
+        q: Any = encode(w, int(bits), None if group_size is None else int(group), codebook, excluded)
         if q.scale is None:
             return q
         if meta_bits is not None:

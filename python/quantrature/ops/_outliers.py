@@ -9,7 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from ._arrays import FLOATS, Array, as_input, as_output, consecutive_rows, converted, core_view, device_of, dtype_name, empty_like_kind, is_torch, place
+from ._arrays import (
+    FLOATS,
+    Array,
+    as_input,
+    as_output,
+    consecutive_rows,
+    converted,
+    core_view,
+    device_of,
+    dtype_name,
+    empty_like_kind,
+    is_torch,
+    place,
+)
 
 PER = ("tensor", "row")
 

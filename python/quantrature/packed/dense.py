@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from ..ops._arrays import FLOATS
 from .._C import InvalidArgumentError
+from ..ops._arrays import FLOATS
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..ops._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import QuantizedTensor, row_bytes
+from ..ops._arrays import dtype_name
 from .dense import DenseSpec, Description, Layout, is_natural, part_name
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..ops._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR
+from ..ops._arrays import dtype_name
 from ..ops._outliers import offset_dtype
 from .codebook import CodebookSpec
 from .dense import DenseSpec, Layout

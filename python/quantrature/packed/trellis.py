@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import ops
-from ..ops._arrays import consecutive_rows
 from .._C import InvalidArgumentError
 from ..ops import Trellis
+from ..ops._arrays import consecutive_rows
 from .dense import DenseSpec, Description, Layout, is_natural, part_name
 
 if TYPE_CHECKING:

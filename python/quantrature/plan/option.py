@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .._C import InvalidArgumentError
 from ..methods import SOLVERS
-from . import PlanEntry
+from .plan import PlanEntry
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Of a weight that is kept exactly, by the dtype of its matrix."""

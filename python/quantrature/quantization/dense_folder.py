@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .._C import InvalidArgumentError
-from ..plan.option import stored_bytes
 from ..checkpoint import QUANT_METHOD, StoredTensor, stored_tensors
 from ..models import empty_model, load_config
 from ..models.loading import weight_files
+from ..plan.option import stored_bytes
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 

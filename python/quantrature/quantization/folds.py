@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from ..models.folding import NORM, ROWS, SHIFTED_NORM, Fold, as_rounded, changed_by, fold, restored, spread
 from ..methods import SOLVERS, Statistics
 from ..models import Linears, LinearWeight
-from ..plan import PlanEntry
 from ..models.blocks import Blocks
+from ..models.folding import NORM, ROWS, SHIFTED_NORM, Fold, as_rounded, changed_by, fold, restored, spread
+from ..plan import PlanEntry
 
 SOUND = 1e-3
 """A fold leaves at most so much of the change that the consumers alone make to the output."""

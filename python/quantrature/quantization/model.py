@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
-from ..models import fingerprint
-from .. import ops
+from .. import __version__, ops
 from .._C import InvalidArgumentError
-from . import BlockState, Calibrated, calibrate, units
-from ..nn.experts import can_split, part_with_memory
-from ..models.folding import Fold, fold
+from ..checkpoint.declaration import tell
 from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
-from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears
-from ..nn import install, quantized_layers, settle
+from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears, fingerprint
+from ..models.folding import Fold, fold
+from ..nn import install, quantized_layers
+from ..nn.experts import can_split, part_with_memory
+from ..packed import MatrixSpec, QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
-from ..packed import MatrixSpec, QuantizedMatrix
 from ..text import DEFAULT_SEQLEN, token_windows
+from .sequential import Calibrated, calibrate, units
+from .state import BlockState
 
 _log = logging.getLogger(__name__)
 
@@ -184,8 +185,6 @@ def _calibrated(
 ) -> Calibrated:
     """The quantized forms of the matrices, and on the way a state for the next to take up."""
     if state is not None:
-        from .. import __version__
-
         state.begin(
             {
                 "version": __version__,
@@ -335,29 +334,6 @@ def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, d
 
 
 def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterable[Fold] = ()) -> None:
-    """Tell transformers what the model has become, as if it had been loaded so."""
-    from transformers import PreTrainedModel
-
+    """Free the memory of what was quantized, and tell whom it concerns (transformers) what the model has become."""
     part_with_memory(model)
-    if not isinstance(model, PreTrainedModel):
-        return
-    from ..checkpoint.carried import carried_from_source
-    from ..nn.counting import count_as_dense
-    from ..integrations.transformers import QuantratureConfig, QuantratureHfQuantizer
-    from ..integrations.names import CodesAreCalledWeight
-
-    typed: Any = model
-    carried = carried_from_source(typed)
-    kept = tuple(folds)
-    config = QuantratureConfig(
-        modules={name: spec.to_json() for name, spec in specs.items()}, folds=[each.to_json() for each in kept]
-    )
-    typed.config.quantization_config = config
-    typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
-    typed.hf_quantizer.folds = kept
-    typed.hf_quantizer.carried = carried
-    count_as_dense(model)
-    typed.is_quantized = True
-    typed.quantization_method = config.quant_method
-    typed._weight_conversions = [CodesAreCalledWeight(specs)]  # all else is saved under the names that modules have
-    settle(model)
+    tell(model, specs, tuple(folds))

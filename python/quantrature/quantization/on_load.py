@@ -9,12 +9,12 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 
 from .._C import InvalidArgumentError, QuantratureError
-from .model import check_weight, put
-from ..nn.experts import split
 from ..methods import SOLVERS, Comparison, quantize_matrix
 from ..models import Linears, LinearWeight
-from ..plan import Plan, PlanEntry
+from ..nn.experts import split
 from ..packed import MatrixSpec
+from ..plan import Plan, PlanEntry
+from .model import check_weight, put
 
 
 class QuantizeOnLoad(ConversionOps):

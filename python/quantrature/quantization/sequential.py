@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ..models.running import not_training
-from ..nn.experts import apart
-from ..models.folding import Fold, changed_by, fold, restored
 from ..methods import SOLVERS, Comparison, Statistics, quantize_matrix
 from ..models import Linears, LinearWeight
-from ..plan import PlanEntry
-from ..packed import QuantizedMatrix
 from ..models.blocks import Blocks
+from ..models.folding import Fold, changed_by, fold, restored
+from ..models.running import not_training
+from ..nn.experts import apart
+from ..packed import QuantizedMatrix
+from ..plan import PlanEntry
 from .folds import Folder
 from .state import BlockState, FinishedBlock
 from .statistics import SAMPLED, Gatherer, filled_up, fisher

@@ -11,10 +11,10 @@ import torch
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..analysis.path import Moved, gradients_to, next_token_nll
 from ..methods import Statistics
 from ..models import LinearWeight
 from ..models.blocks import demand_finite
+from ..models.gradients import gradients_to, next_token_nll
 
 _log = logging.getLogger(__name__)
 
@@ -133,13 +133,12 @@ def fisher(
     sums = {linear.name: torch.zeros(linear.out_features, linear.in_features) for linear in linears}
     sample = 0
 
-    def take(m: Moved, gradient: torch.Tensor) -> None:
-        gradient = gradient.mT if m.linear.transposed else gradient
-        demand_finite(f"the gradient of {m.name} is", gradient, sample)
-        sums[m.name].add_(gradient.detach().float().cpu().square_())
+    def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
+        gradient = gradient.mT if linear.transposed else gradient
+        demand_finite(f"the gradient of {linear.name} is", gradient, sample)
+        sums[linear.name].add_(gradient.detach().float().cpu().square_())
 
-    moved = [Moved(linear, lambda linear=linear: linear.weight) for linear in linears]  # type: ignore[misc]
-    with torch.enable_grad(), gradients_to(model, moved, take):
+    with torch.enable_grad(), gradients_to(model, linears, take):
         for sample in range(len(windows)):
             (next_token_nll(model, windows[sample : sample + 1]) / (windows.shape[1] - 1)).backward()
             report(1)

@@ -12,21 +12,20 @@ from typing import Any
 
 import torch
 
-from ..models import fingerprint
 from .. import ops
 from .._C import InvalidArgumentError
-from ..quantization.model import check_weight, declare, plan_for, put
-from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
-from ..quantization import calibrate
-from ..models.running import not_training
-from ..models.folding import Fold, folded, narrowest
 from ..methods import SOLVERS, Statistics, quantize_matrix
-from ..models import LinearWeight, check_loaded
+from ..models import LinearWeight, check_loaded, fingerprint
+from ..models.folding import Fold, folded, narrowest
+from ..models.gradients import Share, gradient_checkpointing
+from ..models.running import not_training
+from ..packed import QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
-from ..packed import QuantizedMatrix
+from ..quantization import calibrate
+from ..quantization.model import check_weight, declare, plan_for, put
 from ..text import bos_of, token_windows
 from .journal import Found, Journal
 from .matrices import Matrices

@@ -11,23 +11,23 @@ from typing import Any
 
 import torch
 
-from ..models import fingerprint
 from .._C import InvalidArgumentError, QuantratureError
-from ..quantization.model import declare
-from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
-from ..models.ranks import rank_of
-from ..checkpoint import check_new_folder, save
-from ..models.running import not_training
+from ..checkpoint import save
+from ..checkpoint.verify import compare
+from ..files.new_folder import check_new_folder
+from ..models import LinearWeight, check_loaded, find_linears, fingerprint, load_model, load_tokenizer, processor_files
 from ..models.folding import fold, folds_of
-from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer, processor_files
+from ..models.gradients import Share, gradient_checkpointing
+from ..models.ranks import rank_of
+from ..models.running import not_training
 from ..nn import QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
-from ..progress import progress as progress_bar
 from ..packed import MatrixSpec, QuantizedMatrix
+from ..progress import progress as progress_bar
+from ..quantization.model import declare
 from ..text import bos_of, token_windows
-from ..checkpoint.verify import compare
 from .journal import Journal
 from .matrices import Matrices
 from .record import KeptWeights, Requantization

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..models.ranks import of_first_rank, rank_of
 from ..files.snapshot import RESUME, Snapshot
+from ..models.ranks import of_first_rank, rank_of
 
 Found = tuple[Any, dict[str, torch.Tensor]]
 """What a step found out: something that JSON can hold, and tensors by matrix name."""
