@@ -13,7 +13,7 @@ from tiny_models import tiny_model
 
 peft = pytest.importorskip("peft")
 
-from quantrature.integrations.peft import LoraQuantLinear, prepare
+from quantrature.integrations.peft import LoraQuantLinear, prepare  # noqa: E402
 
 # What PEFT asks of transformers is on its way out there.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -364,7 +364,7 @@ WIDE = np.array([[3e38, -3e38]], np.float32)
         ),
         (
             lambda: ops.quantize(W, 4, solver="best"),
-            r"\[quantize\] solver must be one of minmax, mse, hqq: got solver='best'",
+            r"\[quantize\] solver must be one of minmax, mse, hqq, hqq-scale-free: got solver='best'",
         ),
         (
             lambda: ops.quantize(W, 4, solver="hqq", sym=True),
