@@ -8,7 +8,6 @@ from ..plan.option import Option, stored_bytes
 from ._allocate import ALLOCATORS, allocate
 from .constraints import Constraints
 from .estimate import estimate
-from .knapsack import Selection, choose
 from .loss import LossModel
 from .published import TableChoice, boost, conspicuous, mxq
 from .sources import Source
@@ -42,14 +41,12 @@ __all__ = [
     "CostTable",
     "LossModel",
     "Option",
-    "Selection",
     "Source",
     "TableChoice",
     "Validation",
     "activation_sensitivity",
     "allocate",
     "boost",
-    "choose",
     "conspicuous",
     "estimate",
     "fusion_groups",

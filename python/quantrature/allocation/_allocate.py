@@ -14,7 +14,6 @@ from ..plan import KEEP_BITS, Plan, PlanEntry
 from ..plan.fusion import fusion_groups
 from ..plan.option import Option
 from .constraints import Constraints
-from .knapsack import choose, smallest
 from .loss import LossModel
 from .published import conspicuous
 from .sources import Grid, Matrix, Source, size_of
@@ -448,8 +447,8 @@ def _least(
         settings.append(common)
         costs.append([sum(cost(i, option) for i in members) for option in common])
         sizes.append([sum(facts.size(i, option) for i in members) for option in common])
-    budget.demand(int(smallest(sizes)))
-    best = choose(costs, sizes, budget.limit, relative_gap=1e-6)
+    budget.demand(sum(min(options) for options in sizes))
+    best = ops.multiple_choice_knapsack(costs, sizes, budget.limit, relative_gap=1e-6)
     rate = worth(best.cost)
 
     chosen: list[Option] = [settings[0][0]] * len(matrices)

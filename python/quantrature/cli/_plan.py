@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +77,7 @@ def run(
     """Choose how each matrix is stored, within a budget."""
     if (model is None) == (table is None):
         raise InvalidArgumentError("[plan] takes either a model, an analysis of one, or --table")
-    with stdout_kept_clean(as_json), _native_output_kept_off_stdout():
+    with stdout_kept_clean(as_json):
         from ..allocation import ALLOCATORS, allocate
 
         if method not in ALLOCATORS:
@@ -306,23 +303,3 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
             raise InvalidArgumentError(f"[plan] {option} must be MATRIX=VALUE: got {text!r}")
         pairs[name] = value
     return pairs
-
-
-@contextlib.contextmanager
-def _native_output_kept_off_stdout() -> Iterator[None]:
-    """Drop what HiGHS, the solver of integer programs, prints past Python."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is no such descriptor
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

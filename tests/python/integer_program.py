@@ -1,4 +1,4 @@
-"""One option for every item at the least cost under a budget: a multiple-choice knapsack as an integer program."""
+"""The knapsack of plans as an integer program for SciPy's HiGHS: the oracle of tests, and a peer in benches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .._C import QuantratureError
+from quantrature import QuantratureError
 
 Floats = NDArray[np.float64]
 
@@ -30,17 +30,6 @@ class Selection:
     size: float
     bound: float
 
-    @property
-    def gap(self) -> float:
-        """How far from the optimum the choice can be, relative to its cost."""
-        apart = max(0.0, self.cost - self.bound)
-        return apart / abs(self.cost) if self.cost else apart
-
-
-def smallest(sizes: Sequence[Sequence[float]]) -> float:
-    """Size of the smallest choice."""
-    return sum(min(options) for options in sizes)
-
 
 def choose(
     costs: Sequence[Sequence[float]],
@@ -57,7 +46,7 @@ def choose(
 
     Args:
         costs, sizes: for each item those of its options, finite; whole sizes are added up exactly.
-        budget: at least :func:`smallest` of the sizes.
+        budget: at least the size of the smallest choice.
         relative_gap: where to stop, relative to the cost.
         time_limit: seconds, after which the best choice so far is returned with its gap.
 
@@ -67,7 +56,7 @@ def choose(
     from scipy import sparse
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    least = smallest(sizes)
+    least = sum(map(min, sizes))
     if least > budget:
         raise QuantratureError(f"[allocate] the smallest choice must be within the budget: got {least} of {budget}")
     keep = [_undominated(c, s) for c, s in zip(costs, sizes, strict=True)]
