@@ -387,7 +387,7 @@ def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model
 def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, monkeypatch, tmp_path):
     from helpers import limited_to
     from quantrature.analysis import integral
-    from quantrature.files.snapshot import Snapshot
+    from quantrature.analysis.snapshot import Snapshot
     from test_analysis import TOKENS, sharp_model
 
     settings = ANALYSIS | {"metrics": ["pqi"]}

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..files.snapshot import Snapshot
 from ..methods import SOLVERS, Statistics, image_of, solver_of
 from ..models import Linears, check_loaded, find_linears, fingerprint
 from ..models.gradients import Share, gradient_checkpointing
@@ -29,6 +28,7 @@ from .path import Moved, WeightPath
 from .proving import Effort, Prover
 from .quadrature import quadrature
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
+from .snapshot import Snapshot
 
 
 def analyze(

@@ -15,12 +15,12 @@ import torch
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..files.snapshot import Snapshot
 from ..models import LinearWeight
 from ..models.finiteness import GradientCheck, check_loss
 from ..models.gradients import Share, gradients_to, next_token_nll
 from ..models.ranks import add_over_ranks
 from .path import WeightPath, new_on_cpu
+from .snapshot import Snapshot
 
 ABS_MODES = ("after_mean", "per_sample", "per_node")
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..files.snapshot import Snapshot
 from ..models.gradients import Share, mean_nll
 from .integral import Integral, integrate
 from .path import WeightPath
 from .quadrature import quadrature
 from .sensitivity import Proof
+from .snapshot import Snapshot
 
 
 class Effort(NamedTuple):

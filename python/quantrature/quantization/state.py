@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._C import InvalidArgumentError
-from ..files.snapshot import RESUME
+from ..files.resume import StateFile, check_resume
 from ..models.folding import Fold
 from ..packed import MatrixSpec, QuantizedMatrix, digest
 
@@ -49,64 +47,47 @@ class BlockState:
         Raises:
             InvalidArgumentError: for another ``resume``, or when it is required and there is no first block.
         """
-        if self.resume not in RESUME:
-            raise InvalidArgumentError(f"[quantize] resume must be one of {', '.join(RESUME)}: got {self.resume!r}")
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        check_resume("quantize", self.resume)
+        self.fingerprint = fingerprint
         if self.resume == "required" and self.load(0) is None:
             raise InvalidArgumentError(f"[quantize] resume is required, but {self.folder} holds no block of this work")
 
-    def _file(self, number: int) -> Path:
-        return self.folder / f"block-{number:05}.safetensors"
+    def _file(self, number: int) -> StateFile:
+        return StateFile(self.folder / f"block-{number:05}.safetensors", self.fingerprint or {})
 
     def load(self, number: int) -> FinishedBlock | None:
-        """A finished block; ``None`` where there is none, or of other work, or it is damaged."""
-        from safetensors import SafetensorError, safe_open
-
-        path = self._file(number)
-        if self.resume == "never" or not path.is_file():
+        """A finished block; ``None`` if there is none, or of other work, or it is damaged."""
+        found = None if self.resume == "never" else self._file(number).read()
+        if found is None:
             return None
+        about, stored = found
         try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["state"])
-                if about["fingerprint"] != self.fingerprint:
+            matrices = {}
+            for name, described in about["matrices"].items():
+                spec = MatrixSpec.from_json(described)
+                tensors = {part: stored[f"{name}:{part}"] for part, _, _ in spec.layout()}
+                if digest(tensors) != spec.digest:
                     return None
-                found = {}
-                for name, described in about["matrices"].items():
-                    spec = MatrixSpec.from_json(described)
-                    tensors = {part: file.get_tensor(f"{name}:{part}") for part, _, _ in spec.layout()}
-                    if digest(tensors) != spec.digest:
-                        return None
-                    found[name] = spec.matrix(tensors)
-                folds = [
-                    Fold.from_json(described, file.get_tensor(f"fold:{i}"))
-                    for i, described in enumerate(about["folds"])
-                ]
-                return FinishedBlock(found, tuple(folds))
-        except (SafetensorError, KeyError, TypeError, ValueError):
+                matrices[name] = spec.matrix(tensors)
+            folds = [Fold.from_json(described, stored[f"fold:{i}"]) for i, described in enumerate(about["folds"])]
+        except (InvalidArgumentError, KeyError, TypeError, ValueError):
             return None
+        return FinishedBlock(matrices, tuple(folds))
 
     def save(self, number: int, block: FinishedBlock) -> None:
-        """Write a finished block; the file appears complete or not at all."""
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        matrices = block.matrices
-        specs = {name: MatrixSpec.of(matrix) for name, matrix in matrices.items()}
+        """Write a finished block."""
+        specs = {name: MatrixSpec.of(matrix) for name, matrix in block.matrices.items()}
         tensors = {
             f"{name}:{part}": tensor.contiguous()
-            for name, matrix in matrices.items()
+            for name, matrix in block.matrices.items()
             for part, tensor in specs[name].tensors(matrix).items()
         }
         tensors |= {f"fold:{i}": each.scale for i, each in enumerate(block.folds)}
         about = {
-            "fingerprint": self.fingerprint,
             "folds": [each.to_json() for each in block.folds],
             "matrices": {name: spec.to_json() for name, spec in specs.items()},
         }
-        path = self._file(number)
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"state": json.dumps(about)})
-        os.replace(partial, path)
+        self._file(number).write(about, tensors)
 
     def discard(self) -> None:
         """Remove the folder: the work is complete."""
