@@ -1,5 +1,6 @@
 """The registry of host methods, and the one call that quantizes a matrix by any of them."""
 
+import logging
 import math
 
 import pytest
@@ -159,3 +160,15 @@ def test_codes_do_not_depend_on_the_scale_of_the_weights(method, factor, meta_bi
     assert apart == 0 if math.log2(factor).is_integer() else apart < 20
     error = (got.dequantize() - weight * factor).norm() / (weight * factor).norm()
     assert error < 0.15
+
+
+def test_a_model_says_which_matrix_keeps_its_scales(caplog):
+    model = tiny_model("llama")
+    weight = model.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        weight.mul_(1e-4).add_(0.5)
+    with caplog.at_level(logging.WARNING, "quantrature"):
+        qtr.quantize(model, bits=4, group_size=8, meta_bits=8)
+    (said,) = [record.getMessage() for record in caplog.records if "meta_bits" in record.getMessage()]
+    assert "model.layers.1.mlp.down_proj" in said
+    assert "layers.0" not in said

@@ -75,7 +75,7 @@ def test_wheels_are_tested_with_the_tests_of_every_op():
 
     root = Path(__file__).resolve().parents[2]
     command = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["cibuildwheel"]["test-command"]
-    sources = sorted(Path(ops.__file__).parent.glob("_[a-z]*.py"))
+    sources = [path for path in sorted(Path(ops.__file__).parent.glob("_[a-z]*.py")) if path.stem != "_arrays"]
     assert len(sources) >= 10
     assert set(ELSEWHERE) <= {path.stem for path in sources}
     for source in sources:
