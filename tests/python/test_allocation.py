@@ -353,8 +353,8 @@ def test_constraints_hold():
         ({"avg_bits": 4, "group_sizes": [0]}, "group_size must be -1 or at least 1: got 0"),
         ({"avg_bits": 4, "outliers": [2]}, "outliers must be a share between 0 and 1: got 2"),
         ({"avg_bits": 4, "skip": ["re:.*"]}, "a plan needs a matrix that is not skipped: got none"),
-        ({"avg_bits": 4, "skip": ["lm_head"]}, "every constraint must match a matrix: got lm_head"),
-        ({"avg_bits": 4, "pin": {"re:(": 4}}, r"or be a regular expression: got re:\("),
+        ({"avg_bits": 4, "skip": ["lm_head"]}, "a constraint must match at least one matrix or module: got lm_head"),
+        ({"avg_bits": 4, "pin": {"re:(": 4}}, r"or re: and a regular expression: got re:\("),
         ({"avg_bits": 4, "pin": {"model": "four"}}, "a setting reads like b3g64 or b3g64o0.005: got 'four'"),
         ({"avg_bits": 4, "pin": {"model": 9}}, "bits must be 1 to 8, or 16 to keep: got 9"),
         (

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .._C import InvalidArgumentError
+from ..plan.matching import matching
 from ..plan.option import Option
-
-
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Names that a pattern covers: the name itself and everything below it, or ``re:`` from the beginning of the name.
-
-    Raises:
-        InvalidArgumentError: when there is none, or the pattern is no regular expression.
-    """
-    if pattern.startswith("re:"):
-        try:
-            compiled = re.compile(pattern.removeprefix("re:"))
-        except re.error as error:
-            raise InvalidArgumentError(
-                f"[allocate] a constraint must name matrices or be a regular expression: got {pattern} ({error})"
-            ) from None
-        found = [name for name in names if compiled.match(name)]
-    else:
-        found = [name for name in names if name == pattern or name.startswith(pattern + ".")]
-    if not found:
-        raise InvalidArgumentError(f"[allocate] every constraint must match a matrix: got {pattern}")
-    return found
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """Wishes by pattern; see :func:`matching`. Where several cover a matrix, all of them hold.
+    """Wishes by pattern (:func:`quantrature.plan.matching.matching`). If several cover a matrix, all of them hold.
 
     Attributes:
         pin: to bits (``4`` or ``"b4"``) or to bits and group size (``"b4g64"``).
@@ -48,7 +27,7 @@ class Constraints:
 
     def skipped(self, names: Sequence[str]) -> set[str]:
         """Names to leave as they are."""
-        return {name for pattern in self.skip for name in matching(pattern, names)}
+        return {name for pattern in self.skip for name in matching(pattern, names, "[allocate] a constraint")}
 
     def allowed(self, names: Sequence[str], options: Sequence[Option]) -> dict[str, list[Option]]:
         """For each name the options that its constraints leave, a pinned group size among them where it is not.
@@ -60,7 +39,7 @@ class Constraints:
         why: dict[str, list[str]] = {name: [] for name in names}
 
         def restrict(pattern: str, what: str, keep: Iterable[Option] | None, bits: range) -> None:
-            for name in matching(pattern, names):
+            for name in matching(pattern, names, "[allocate] a constraint"):
                 if keep is not None:
                     left[name] = [o for o in left[name] if o in keep] if why[name] else list(keep)
                 left[name] = [o for o in left[name] if o.bits in bits]

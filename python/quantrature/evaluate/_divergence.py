@@ -11,6 +11,7 @@ import torch
 from .. import progress as _progress
 from .._C import InvalidArgumentError
 from ..models import running as _forward
+from ..models.finiteness import demand_finite_windows
 from ..models.running import Span
 from ..text import bos_of, text_config, token_windows
 from ._perplexity import PerplexityResult, result
@@ -105,7 +106,7 @@ def divergence(
             x = windows[done : done + len(batch)]
             compared, agree = _compare(_forward.logits(model, x), _forward.logits(reference, x), x)
             for total, values, what in zip(sums, compared, COMPARED, strict=True):
-                _forward.demand_finite("divergence", what, values, batch, done)
+                demand_finite_windows("divergence", what, values, batch, done)
                 total += values.double().sum(dim=1).tolist()
             divergences.append(compared[0].flatten())
             same += agree

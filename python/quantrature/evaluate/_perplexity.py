@@ -13,6 +13,7 @@ from torch.nn import functional
 from .. import progress as _progress
 from .._C import InvalidArgumentError
 from ..models import running as _forward
+from ..models.finiteness import demand_finite_windows
 from ..models.running import Span
 from ..text import bos_of, token_stream, token_windows, window_length, window_prefix
 
@@ -106,7 +107,7 @@ def perplexity(
         for batch in _forward.batches(spans, batch_size):
             x = torch.stack([torch.cat([prefix, ids[span.start : span.stop]]) for span in batch])
             losses = token_losses(_forward.logits(model, x), x)[:, len(prefix) + batch[0].shape[1] - 1 :]
-            _forward.demand_finite("perplexity", "the loss", losses, batch, len(sums))
+            demand_finite_windows("perplexity", "the loss", losses, batch, len(sums))
             sums += losses.double().sum(dim=1).tolist()
             counts += [losses.shape[1]] * len(batch)
             bar.advance(len(batch))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..ops import SparseCSR, row_bytes
+from ..ops import SparseCSR, groups_in_row, row_bytes
 from ..packed import QuantizedMatrix
 
 if TYPE_CHECKING:
@@ -57,11 +57,6 @@ META_GROUP = 128
 """Scales that share a second-level scale and zero where ``meta_bits`` is set."""
 
 
-def groups_in(columns: int, group_size: int) -> int:
-    """Groups in one row, a last partial one included."""
-    return 1 if group_size == -1 else -(-columns // group_size)
-
-
 def scale_bytes(rows: int, columns: int, entry: PlanEntry, *, zeros: bool) -> int:
     """Bytes of the scales, and perhaps zeros, of all groups.
 
@@ -69,10 +64,10 @@ def scale_bytes(rows: int, columns: int, entry: PlanEntry, *, zeros: bool) -> in
     Quantized once more they have float16 scales and zeros in turn, but for the scales of scales, which are mostly too
     small for it and counted as float32.
     """
-    parameters = rows * groups_in(columns, entry.group_size)
+    parameters = rows * groups_in_row(columns, entry.group_size)
     if entry.meta_bits is None:
         return 2 * parameters * (2 if zeros else 1)
-    inner, pairs = row_bytes(parameters, entry.meta_bits), groups_in(parameters, META_GROUP)
+    inner, pairs = row_bytes(parameters, entry.meta_bits), groups_in_row(parameters, META_GROUP)
     return inner + 8 * pairs + (inner + 4 * pairs if zeros else 0)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from .._C import InvalidArgumentError, QuantratureError
+from .._C import InvalidArgumentError
+from .finiteness import demand_finite_samples
 from .linears import Linears, LinearWeight
 from .running import outputs
 
@@ -199,7 +200,7 @@ class Blocks:
 
     def _check(self, what: str) -> None:
         for first, hidden in zip(self._firsts, self._hidden, strict=True):
-            demand_finite(what, hidden, first)
+            demand_finite_samples(what, hidden, first)
 
     def trial(self, number: int) -> torch.Tensor:
         """What comes out of a block, whose weights are float32, for the first batch; all that goes in as float32."""
@@ -271,7 +272,7 @@ class Blocks:
         waiting: set[str] = set()
 
         def see(linear: LinearWeight, x: torch.Tensor, at: int) -> None:
-            demand_finite(f"the input of {linear.name} is", x, at)
+            demand_finite_samples(f"the input of {linear.name} is", x, at)
             watcher(linear, x, at)
             waiting.discard(linear.name)
             if not waiting:
@@ -386,15 +387,3 @@ def _watching(matrices: Sequence[LinearWeight], watcher: Watcher, first: Callabl
     finally:
         for handle in handles:
             handle.remove()
-
-
-def demand_finite(what: str, values: torch.Tensor, first: int) -> None:
-    """Stop where the values of a sample are not finite; values has samples along its first dimension.
-
-    Raises:
-        QuantratureError: naming what it is and the sample.
-    """
-    finite = values.flatten(1).isfinite().all(dim=1) if values.ndim > 2 else values.isfinite().all()[None]
-    if not finite.all():
-        sample = first + int(finite.logical_not().nonzero()[0])
-        raise QuantratureError(f"[quantize] {what} not finite in calibration sample {sample}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .._C import QuantratureError
-from .running import logits
+from .running import Span, logits
 
 
 class GradientCheck:
@@ -86,3 +86,34 @@ def _first_not_finite(model: torch.nn.Module, tokens: torch.Tensor) -> str | Non
         for hook in hooks:
             hook.remove()
     return found[0] if found else None
+
+
+def demand_finite_windows(op: str, what: str, values: torch.Tensor, batch: Sequence[Span], first: int) -> None:
+    """Stop where the values of a window, (windows, tokens), are not finite.
+
+    Raises:
+        QuantratureError: naming the window and its tokens.
+    """
+    wrong = _first_wrong(values)
+    if wrong is not None:
+        span = batch[wrong]
+        raise QuantratureError(
+            f"[{op}] {what} is not finite in window {first + wrong} (tokens {span.start} to {span.stop - 1})"
+        )
+
+
+def demand_finite_samples(what: str, values: torch.Tensor, first: int) -> None:
+    """Stop where the values of a calibration sample, (samples, tokens, features), or of one alone, are not finite.
+
+    Raises:
+        QuantratureError: naming the sample.
+    """
+    wrong = _first_wrong(values if values.ndim > 2 else values[None])
+    if wrong is not None:
+        raise QuantratureError(f"[quantize] {what} not finite in calibration sample {first + wrong}")
+
+
+def _first_wrong(values: torch.Tensor) -> int | None:
+    """Index along the first dimension of the first part that is not finite."""
+    finite = values.flatten(1).isfinite().all(dim=1)
+    return None if bool(finite.all()) else int(finite.logical_not().nonzero()[0])

@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .._C import InvalidArgumentError
+from ..plan.matching import matching
 from .watch import weights_in_use
 
 
@@ -525,19 +526,8 @@ def _without(walk: _Walk, ignore: list[str]) -> Linears:
     everything += [alias for linear in walk.matrices.values() for alias in linear.aliases]
     ignored: dict[str, str] = {}
     for entry in ignore:
-        if entry.startswith("re:"):
-            try:
-                pattern = re.compile(entry.removeprefix("re:"))
-            except re.error as error:
-                raise InvalidArgumentError(
-                    f"[find_linears] ignore must hold names and regular expressions: got {entry} ({error})"
-                ) from None
-            matched = [name for name in everything if pattern.match(name)]
-        else:
-            matched = [name for name in everything if name == entry or name.startswith(entry + ".")]
-            matched += [entry] if entry in walk.modules else []
-        if not matched:
-            raise InvalidArgumentError(f"[find_linears] every entry of ignore must match something: got {entry}")
+        module = [entry] if entry in walk.modules else []
+        matched = matching(entry, [*everything, *module], "[find_linears] an entry of ignore")
         ignored.update((name, entry) for name in matched)
     matrices = []
     skipped = list(walk.skipped)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from .._C import InvalidArgumentError, QuantratureError
+from .._C import InvalidArgumentError
 from ..text import check_vocabulary, text_config
 from .loading import quiet
 
@@ -151,14 +151,3 @@ def mean_and_error(sums: Sequence[float], counts: Sequence[int]) -> tuple[float,
         return mean, math.nan
     spread = math.fsum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
     return mean, math.sqrt(spread * n / (n - 1)) / total
-
-
-def demand_finite(op: str, what: str, values: torch.Tensor, batch: Sequence[Span], first: int) -> None:
-    """Stop where a window's values are not finite, and name it."""
-    finite = values.isfinite().all(dim=1)
-    if not finite.all():
-        wrong = int(finite.logical_not().nonzero()[0])
-        span = batch[wrong]
-        raise QuantratureError(
-            f"[{op}] {what} is not finite in window {first + wrong} (tokens {span.start} to {span.stop - 1})"
-        )

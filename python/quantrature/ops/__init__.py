@@ -11,7 +11,7 @@ from ._kmeans import kmeans_1d
 from ._matvec import PackedMatrix, matvec
 from ._moments import Moments, kurtosis, moments
 from ._outliers import SparseCSR, extract_outliers
-from ._packing import pack, row_bytes, unpack
+from ._packing import groups_in_row, pack, row_bytes, unpack
 from ._topk import topk
 from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quantize
 
@@ -28,6 +28,7 @@ __all__ = [
     "dequantize",
     "extract_outliers",
     "gptq",
+    "groups_in_row",
     "hadamard",
     "hadamard_order",
     "hessian_accumulate",

@@ -22,7 +22,7 @@ from ._arrays import (
     is_torch,
     place,
 )
-from ._packing import unpack
+from ._packing import groups_in_row, unpack
 
 CODEBOOKS = {
     # Means of equally likely parts of a normal distribution, of the negative and the positive half apart
@@ -178,7 +178,7 @@ def encode(
             f"expected={rows}"
         )
     codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
-    groups = None if group_size is None else 1 if group_size == -1 else -(-cols // group_size)
+    groups = None if group_size is None else groups_in_row(cols, group_size)
     scale = None if groups is None else empty_like_kind(w, (rows, groups), "float32")
     offsets, columns = (None if part is None else core_view(part) for part in positions)
     made = core_view(codes), None if scale is None else core_view(scale), place("codebook", w=source, codebook=table)

@@ -24,7 +24,7 @@ from ._arrays import (
 )
 from ._codebook import CodebookTensor, decode, encode
 from ._meta import with_quantized_scales
-from ._packing import unpack
+from ._packing import groups_in_row, unpack
 
 SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2, "hqq-scale-free": 3}
 """Names of the solvers that :func:`quantize` knows."""
@@ -375,7 +375,7 @@ def layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tuple
     """Rows and columns of the packed matrix, and the shape of scales and zeros."""
     rows, cols = shape if len(shape) == 2 else (1, shape[0])
     if axis == 1:
-        return rows, cols, (rows, 1 if group_size == -1 else -(-cols // group_size))
+        return rows, cols, (rows, groups_in_row(cols, group_size))
     group = rows if group_size == -1 else group_size
     if rows * cols % group:
         raise _C.InvalidArgumentError(

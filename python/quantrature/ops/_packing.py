@@ -6,6 +6,11 @@ from .. import _C
 from ._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
 
 
+def groups_in_row(cols: int, group_size: int) -> int:
+    """Number of groups in a row of ``cols`` weights, a shorter last one included; 1 for a group_size of -1."""
+    return 1 if group_size == -1 else -(-cols // group_size)
+
+
 def row_bytes(cols: int, bits: int) -> int:
     """Bytes of a packed row: ``bits * ceil(cols / 8)``.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._C import InvalidArgumentError
-from ..ops import CODEBOOKS, CodebookTensor, QuantizedTensor, row_bytes
+from ..ops import CODEBOOKS, CodebookTensor, QuantizedTensor, groups_in_row, row_bytes
 from ..ops._arrays import dtype_name
 from .dense import DenseSpec, Description, Layout, is_natural, part_name
 from .grid import GridSpec
@@ -108,7 +108,7 @@ class CodebookSpec(DenseSpec):
             entries = 1 << self.bits
             yield part_name(name, "table"), (rows, entries) if self.codebook == "rows" else (entries,), self.table
         if self.group_size is not None:
-            groups = (rows, 1 if self.group_size == -1 else -(-cols // self.group_size))
+            groups = (rows, groups_in_row(cols, self.group_size))
             inner = part_name(name, "scale")
             if isinstance(self.scale, GridSpec):
                 if self.scale.numel != math.prod(groups):

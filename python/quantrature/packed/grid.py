@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._C import InvalidArgumentError
-from ..ops import QuantizedTensor, row_bytes
+from ..ops import QuantizedTensor, groups_in_row, row_bytes
 from ..ops._arrays import dtype_name
 from .dense import DenseSpec, Description, Layout, is_natural, part_name
 
@@ -93,7 +93,7 @@ class GridSpec(DenseSpec):
     def _groups(self) -> tuple[int, int]:
         """Shape of the scales and zeros."""
         rows, cols = self._rows_and_cols
-        return rows, 1 if self.group_size == -1 else -(-cols // self.group_size)
+        return rows, groups_in_row(cols, self.group_size)
 
     def layout(self, name: str) -> Layout:
         """The tensors of this grid; the codes are called name."""

@@ -13,7 +13,7 @@ from .. import ops
 from .._C import InvalidArgumentError
 from ..methods import Statistics
 from ..models import LinearWeight
-from ..models.blocks import demand_finite
+from ..models.finiteness import demand_finite_samples
 from ..models.gradients import gradients_to, next_token_nll
 
 _log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def fisher(
 
     def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
         gradient = gradient.mT if linear.transposed else gradient
-        demand_finite(f"the gradient of {linear.name} is", gradient, sample)
+        demand_finite_samples(f"the gradient of {linear.name} is", gradient, sample)
         sums[linear.name].add_(gradient.detach().float().cpu().square_())
 
     with torch.enable_grad(), gradients_to(model, linears, take):
