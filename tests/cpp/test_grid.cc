@@ -75,21 +75,22 @@ void expect_agreement(const Matrix& w, const Settings& s) {
 }
 
 TEST(Grid, EveryTargetAgreesWithTheReferenceInEveryBit) {
+  size_t n = 0;  // dtypes in turn: each meets each kind and each length
   for (const std::string& kind : cases::kKinds)
-    for (DType dtype : cases::kDTypes)
-      for (int64_t cols : cases::kLengths) {
-        SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
-        cases::Sample s = cases::sample(kind, 3, cols, dtype, cols % 3);
-        for (size_t i = 0; i < s.bits.size(); ++i)  // heavy tails leave the range of float16
-          if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
-        const int bits = 1 + static_cast<int>(cols % 8);
-        expect_agreement(s.view(), {bits, 64, 1, false, QTR_MINMAX});
-        expect_agreement(s.view(), {bits, 17, 1, true, QTR_MINMAX});
-        if (cols > 1000) continue;
-        expect_agreement(s.view(), {bits, -1, 1, cols % 2 == 0, QTR_MSE});
-        expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ});
-        expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ_SCALE_FREE});
-      }
+    for (int64_t cols : cases::kLengths) {
+      const DType dtype = cases::kDTypes[n++ % 3];
+      SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
+      cases::Sample s = cases::sample(kind, 3, cols, dtype, cols % 3);
+      for (size_t i = 0; i < s.bits.size(); ++i)  // heavy tails leave the range of float16
+        if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
+      const int bits = 1 + static_cast<int>(cols % 8);
+      expect_agreement(s.view(), {bits, 64, 1, false, QTR_MINMAX});
+      expect_agreement(s.view(), {bits, 17, 1, true, QTR_MINMAX});
+      if (cols > 1000) continue;
+      expect_agreement(s.view(), {bits, -1, 1, cols % 2 == 0, QTR_MSE});
+      expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ});
+      expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ_SCALE_FREE});
+    }
 }
 
 TEST(Grid, GroupsOfEverySize) {
