@@ -19,13 +19,13 @@ import torch
 from hosts import Bench, arguments
 
 from quantrature import ops
-from quantrature.calibration import sequential
-from quantrature.calibration.blocks import Blocks
-from quantrature.calibration.folds import Folder
-from quantrature.folding import restored
 from quantrature.methods import SOLVERS
 from quantrature.methods.awq import AWQ, candidates, shared_scale
 from quantrature.models import LinearWeight
+from quantrature.models.blocks import Blocks
+from quantrature.models.folding import restored
+from quantrature.quantization import sequential
+from quantrature.quantization.folds import Folder
 
 GROUP_SIZE = 128
 

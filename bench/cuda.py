@@ -173,9 +173,9 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from quantrature import ops
-    from quantrature.analysis.finiteness import GradientCheck
-    from quantrature.analysis.path import Moved, gradients_to, next_token_nll
     from quantrature.models import find_linears
+    from quantrature.models.finiteness import GradientCheck
+    from quantrature.models.gradients import gradients_to, next_token_nll
 
     config = LlamaConfig(
         hidden_size=hidden,
@@ -189,21 +189,21 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).bfloat16().to(torch.device("cuda"))
     window = torch.randint(0, config.vocab_size, (1, tokens))
-    moved = [Moved(linear, lambda linear=linear: linear.weight) for linear in find_linears(model)]  # type: ignore[misc]
-    sums = {m.name: torch.zeros(m.linear.parameter.shape, device=m.linear.parameter.device) for m in moved}
+    linears = find_linears(model)
+    sums = {linear.name: torch.zeros(linear.parameter.shape, device=linear.parameter.device) for linear in linears}
     check = GradientCheck()
 
-    def take(m: Any, gradient: Any) -> None:
-        check(m.name, gradient, 0.0, range(1))
-        ops.pqi_accumulate(sums[m.name], gradient, 0.25)
+    def take(linear: Any, gradient: Any) -> None:
+        check(linear.name, gradient, 0.0, range(1))
+        ops.pqi_accumulate(sums[linear.name], gradient, 0.25)
 
     def step() -> None:
         (next_token_nll(model, window) / (tokens - 1)).backward()
         check.settle(0.0, range(1))
 
-    with gradients_to(model, moved, lambda m, gradient: None):
+    with gradients_to(model, linears, lambda linear, gradient: None):
         without = timer.waiting(step)
-    with gradients_to(model, moved, take):
+    with gradients_to(model, linears, take):
         seconds = timer.waiting(step)
     share = (seconds - without) / seconds
     print(f"  PQI in a step of {tokens} tokens: {share:.2%} of {seconds * 1e3:.1f} ms", flush=True)

@@ -19,11 +19,11 @@ from hosts import Bench, arguments, stored_bits
 
 import quantrature as qtr
 from quantrature import ops
-from quantrature.calibration import calibrate
 from quantrature.methods import SOLVERS, Method, Statistics
 from quantrature.models import find_linears
+from quantrature.packed import QuantizedMatrix
 from quantrature.plan import PlanEntry
-from quantrature.storage import QuantizedMatrix
+from quantrature.quantization import calibrate
 
 GROUP_SIZE = 128
 QUARTERS = 4

@@ -22,8 +22,8 @@ from quantrature import analysis, models
 from quantrature.analysis.integral import integrate
 from quantrature.analysis.path import Moved, WeightPath
 from quantrature.analysis.proving import Prover
-from quantrature.evaluate._forward import not_training
 from quantrature.methods import image_of, solver_of
+from quantrature.models.running import not_training
 from quantrature.plan import PlanEntry
 from quantrature.text import token_windows
 

@@ -33,14 +33,14 @@ from peers import machine
 
 import quantrature as qtr
 from quantrature import Sensitivity, models, ops
-from quantrature.allocation.options import stored_bytes
 from quantrature.analysis.path import Moved, WeightPath
 from quantrature.analysis.proving import Effort, Prover
-from quantrature.evaluate._forward import not_training
-from quantrature.folding import narrowest
 from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
+from quantrature.models.folding import narrowest
+from quantrature.models.running import not_training
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
+from quantrature.plan.option import stored_bytes
 from quantrature.requantization._requant import greedy_counts
 from quantrature.requantization.outliers import split
 from quantrature.text import token_windows

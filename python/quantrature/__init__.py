@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from . import _transformers_hook
 from ._C import (
     DeviceError,
     InvalidArgumentError,
@@ -19,25 +18,32 @@ from ._C import (
     target,
 )
 from ._C import version as _version
+from .integrations import _import_hook
 
 __version__ = _version()
 
 for _error in (QuantratureError, InvalidArgumentError, UnsupportedError, DeviceError):
     _error.__module__ = __name__
 
+_MODULES = {"adapters", "checkpoint", "evaluate", "methods", "models", "nn", "ops", "text"}
+
 # Loaded on first use: "import quantrature" itself needs NumPy alone.
 _LAZY: dict[str, str] = {
     "Plan": ".plan",
     "PlanEntry": ".plan",
-    "QuantratureConfig": ".hf",
+    "QuantratureConfig": ".integrations.transformers",
     "Requantization": ".requantization",
     "Sensitivity": ".analysis",
+    "adapters": ".integrations.peft",
     "allocate": ".allocation",
     "analyze": ".analysis",
+    "checkpoint": ".checkpoint",
     "evaluate": ".evaluate",
+    "methods": ".methods",
     "models": ".models",
+    "nn": ".nn",
     "ops": ".ops",
-    "quantize": "._quantize",
+    "quantize": ".quantization",
     "requant": ".requantization",
     "requant_folder": ".requantization",
     "text": ".text",
@@ -53,12 +59,16 @@ __all__ = [
     "Requantization",
     "Sensitivity",
     "UnsupportedError",
+    "adapters",
     "allocate",
     "analyze",
     "available_targets",
+    "checkpoint",
     "cuda_device_count",
     "evaluate",
+    "methods",
     "models",
+    "nn",
     "num_threads",
     "ops",
     "quantize",
@@ -75,11 +85,11 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'quantrature' has no attribute '{name}'")
     module = importlib.import_module(_LAZY[name], __name__)
-    return module if _LAZY[name] == f".{name}" else getattr(module, name)
+    return module if name in _MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_transformers_hook.install()
+_import_hook.install()

@@ -12,13 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._arrays import dtype_name, is_torch
 from ._C import InvalidArgumentError, QuantratureError
+from .ops._arrays import dtype_name, is_torch
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_SEQLEN = 2048
-BOS = ("none", "text", "window")
+BOS = ("auto", "none", "text", "window")
+TEXT_FIELDS = ("text", "content")
+"""Fields of a row that have a text, the first that is there."""
+CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
+"""Fields of a row that have a conversation: messages with ``role`` and ``content``, or with ``from`` and ``value``."""
+INSTRUCTION_FIELDS = ("instruction", "input", "context", "output", "response")
+"""Fields of a row that are joined by blank lines where there is an ``instruction``."""
+SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+"""Roles by what ``from`` calls them; other names stay as they are."""
 CONTEXT_LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -40,7 +48,8 @@ def token_windows(
     max_tokens: int | None = None,
     seed: int = 0,
     model: Any = None,
-    bos: str = "none",
+    bos: str = "auto",
+    text_column: str | None = None,
     longest: int = DEFAULT_SEQLEN,
 ) -> torch.Tensor:
     """Cut text into windows of ``seqlen`` tokens, end to end and without overlap.
@@ -49,13 +58,19 @@ def token_windows(
     the last whole window is dropped.
 
     Args:
-        source: a file: ``.jsonl`` with an object on each line, whose field is ``text``, or ``messages`` for the
-            tokenizer's chat template; any other file is read as one text. Or a list of texts, or of rows like those
-            of a ``.jsonl`` file. Or token ids: a list, array or tensor of integers, one-dimensional, or
-            two-dimensional where they are windows already. Or a data set with the same fields:
-            ``NAME[:CONFIGURATION[:SPLIT]]`` on the Hugging Face Hub or in a folder; the split is ``train`` where
-            samples are drawn, otherwise ``test``. Texts are joined by a blank line, conversations by nothing, and
-            then tokenized in one go.
+        source: text, in one of these forms:
+
+            - a file: ``.jsonl`` with a row on each line, ``.json`` with a list of rows; any other file is one text;
+            - a list of rows. A row is a text, or an object with a text in :data:`TEXT_FIELDS`, with a conversation in
+              :data:`CONVERSATION_FIELDS` for the tokenizer's chat template, with an ``instruction``, or with
+              ``input_ids``;
+            - a data set of such rows: ``NAME[:CONFIGURATION[:SPLIT]]`` on the Hugging Face Hub or in a folder; the
+              split is ``train`` where samples are drawn, otherwise ``test``;
+            - token ids: a list, array or tensor of integers. Two-dimensional ones are windows already;
+            - what a tokenizer returns: its ``input_ids`` are taken, without padding.
+
+            Texts are joined by a blank line, conversations by nothing, and then tokenized in one go. Rows of token ids
+            of equal lengths are windows; of different lengths, they are joined by nothing.
         tokenizer: needed for everything but token ids.
         seqlen: tokens in a window; the smaller of ``longest`` and what ``model`` was built for unless given.
         nsamples: draw this many windows, without replacement; all of them where there are fewer, with a note in the
@@ -64,8 +79,11 @@ def token_windows(
         seed: for ``nsamples``; the same windows on every platform.
         model: a model or its configuration, for the default of ``seqlen`` and to check the token ids.
         longest: for the default of ``seqlen``.
-        bos: ``"none"`` adds no beginning-of-sequence token, whatever the tokenizer does by itself; ``"text"`` adds
-            one before the text, ``"window"`` as the first token of each window.
+        text_column: name of the field that has the text, or the conversation; by default the fields above are tried.
+        bos: where the beginning-of-sequence token (BOS) goes. ``"window"``: it is the first token of each window.
+            ``"text"``: it comes once, before the text. ``"none"``: none is added. ``"auto"``, the default, is
+            ``"window"`` if the tokenizer adds BOS by itself (:func:`own_bos`), otherwise ``"none"``; windows that are
+            given as token ids stay as they are. A text or window that begins with BOS already gets no second one.
 
     Returns:
         int64 tensor (windows, seqlen).
@@ -77,11 +95,10 @@ def token_windows(
     """
     _check_numbers(seed=(seed, 0), nsamples=(nsamples, 1))
     length = window_length(seqlen, model, longest)
-    ids = token_stream(source, tokenizer, max_tokens=max_tokens, bos=bos, drawn=nsamples is not None)
-    if ids.ndim == 2:
-        windows = _as_given(ids, seqlen, model)
-    else:
-        windows = _cut(ids, length, _bos(tokenizer, bos) if bos == "window" else None)
+    ids = token_stream(
+        source, tokenizer, max_tokens=max_tokens, bos=bos, text_column=text_column, drawn=nsamples is not None
+    )
+    windows = _as_given(ids, seqlen, model) if ids.ndim == 2 else _cut(ids, length, window_prefix(tokenizer, bos))
     check_vocabulary(windows, model)
     if nsamples is None:
         return windows
@@ -91,31 +108,85 @@ def token_windows(
 
 
 def token_stream(
-    source: Any, tokenizer: Any = None, *, max_tokens: int | None = None, bos: str = "none", drawn: bool = False
+    source: Any,
+    tokenizer: Any = None,
+    *,
+    max_tokens: int | None = None,
+    bos: str = "auto",
+    text_column: str | None = None,
+    drawn: bool = False,
 ) -> torch.Tensor:
-    """The token ids of a source before they are cut; arguments as of :func:`token_windows`.
+    """Return the token ids of a source before they are cut; arguments as of :func:`token_windows`.
 
     Returns:
-        int64 tensor on the CPU: one row, with ``bos="text"`` begun by that token; or the windows that the source has
-        already, as many as ``max_tokens`` allows.
+        int64 tensor on the CPU: one row, with ``bos="text"`` begun by BOS; or the windows that the source has
+        already, as many as ``max_tokens`` allows. BOS of each window is added where the row is cut.
     """
     _check_numbers(max_tokens=(max_tokens, 1))
     if bos not in BOS:
         raise InvalidArgumentError(f"[token_windows] bos must be one of {', '.join(BOS)}: got bos={bos}")
+    if isinstance(source, Iterable) and not isinstance(source, str | os.PathLike | Sequence | Mapping | np.ndarray):
+        source = source if is_torch(source) else list(source)
     ids = _ids_given(source)
+    text = None if ids is not None else _text(source, tokenizer, drawn, text_column)
+    if isinstance(text, torch.Tensor):
+        ids = text
     if ids is None:
         if tokenizer is None:
             raise InvalidArgumentError("[token_windows] text needs a tokenizer: got tokenizer=None")
-        text = _text(source, tokenizer, drawn)
         # verbose=False: that the text is longer than the model's context is no surprise here.
         encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     if ids.ndim == 1:
         ids = ids[:max_tokens]
-        return torch.cat([torch.tensor([_bos(tokenizer, bos)]), ids]) if bos == "text" else ids
-    if bos != "none":
+        return _begun(ids, _asked_for(tokenizer, bos)) if bos == "text" else ids
+    if bos not in ("auto", "none"):
         raise InvalidArgumentError(f"[token_windows] bos goes with text or one row of token ids: got bos={bos}")
     return ids if max_tokens is None else ids[: max_tokens // max(1, ids.shape[1])]
+
+
+def own_bos(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer puts before a text by its own rules: BOS, for some several, often none.
+
+    A short text is encoded with and without special tokens, so that it does not matter where the rule is written
+    (post-processor, ``add_bos_token``, code of the tokenizer). Tokens that it puts behind a text, such as EOS, do not
+    count.
+    """
+    for text in ("a", "1", "the"):
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(text)["input_ids"]
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return [int(token) for token in whole[:start]]
+    return []
+
+
+def window_prefix(tokenizer: Any, bos: str) -> list[int]:
+    """Return the tokens that each window begins with under a setting of ``bos``; without a tokenizer there are none."""
+    if bos == "window":
+        return _asked_for(tokenizer, bos)
+    return own_bos(tokenizer) if bos == "auto" and tokenizer is not None else []
+
+
+def bos_of(tokens: torch.Tensor, tokenizer: Any = None, model: Any = None) -> str:
+    """Tell from windows of token ids where they have BOS: ``window``, ``text`` or ``none`` (:func:`token_windows`).
+
+    Args:
+        tokens: windows, or one row of token ids.
+        tokenizer: says which token is BOS.
+        model: so does the configuration of a model.
+
+    Returns:
+        ``window`` if every window begins with BOS, ``text`` if only some do or one row does, otherwise ``none``.
+    """
+    known = {getattr(text_config(model), "bos_token_id", None)}
+    if tokenizer is not None:
+        known |= {getattr(tokenizer, "bos_token_id", None), *own_bos(tokenizer)[:1]}
+    first = tokens[:1] if tokens.ndim == 1 else tokens[:, 0]
+    begins = torch.isin(first, torch.tensor([token for token in known if isinstance(token, int)], dtype=torch.int64))
+    if tokens.ndim == 2 and bool(begins.all()):
+        return "window"
+    return "text" if bool(begins.any()) else "none"
 
 
 def window_length(seqlen: int | None, model: Any, longest: int = DEFAULT_SEQLEN) -> int:
@@ -169,24 +240,59 @@ def _ids_given(source: Any) -> torch.Tensor | None:
     """Token ids in whatever form; None if the source is text."""
     if isinstance(source, str | os.PathLike):
         return None
-    if isinstance(source, Sequence) and (len(source) == 0 or isinstance(source[0], str | Mapping)):
+    if isinstance(source, Mapping) and "input_ids" in source:
+        return _unpadded(source)
+    rows = list(source) if isinstance(source, Sequence) and not is_torch(source) else []
+    if isinstance(source, Sequence) and (not rows or isinstance(rows[0], str | Mapping)):
         return None
+    if rows and all(_is_row_of_ids(row) for row in rows):
+        return _joined([torch.as_tensor(row) for row in rows])
     if not is_torch(source):
         try:
             array = np.asarray(source)
         except ValueError:
-            raise InvalidArgumentError("[token_windows] windows of token ids must have equal lengths") from None
+            array = np.asarray([None])
         if array.dtype.kind not in "iu":
             raise InvalidArgumentError(
                 f"[token_windows] source must be a file, a data set, texts or token ids: got {type(source).__name__}"
             )
         source = torch.from_numpy(array.astype(np.int64))
-    ids: torch.Tensor = source
+    return _as_ids(source)
+
+
+def _as_ids(ids: torch.Tensor) -> torch.Tensor:
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise InvalidArgumentError(f"[token_windows] token ids must be integers: got dtype={dtype_name(ids)}")
     if ids.ndim not in (1, 2):
         raise InvalidArgumentError(f"[token_windows] token ids must have 1 or 2 dimensions: got {ids.ndim}")
     return ids.to("cpu", torch.int64)
+
+
+def _is_row_of_ids(row: Any) -> bool:
+    """Whether something is token ids of one text: a list, array or tensor of integers; of two dimensions if one row."""
+    if is_torch(row) or isinstance(row, np.ndarray):
+        return row.ndim == 1 or (row.ndim == 2 and len(row) == 1)
+    return isinstance(row, Sequence) and not isinstance(row, str) and all(isinstance(token, int) for token in row)
+
+
+def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Token ids of several texts: windows where all are of one length, else one row."""
+    flat = [_as_ids(row.flatten() if row.numel() else row.flatten().long()) for row in rows]
+    return torch.stack(flat) if len({len(row) for row in flat}) == 1 else torch.cat(flat)
+
+
+def _unpadded(encoded: Mapping[str, Any]) -> torch.Tensor:
+    """The token ids of what a tokenizer returned, less those that its mask leaves out."""
+    ids, mask = encoded["input_ids"], encoded.get("attention_mask")
+    found = _ids_given(ids)
+    if found is None:
+        raise InvalidArgumentError(f"[token_windows] input_ids must be token ids: got {type(ids).__name__}")
+    if mask is None:
+        return found
+    kept = _ids_given(mask)
+    if kept is None or kept.shape != found.shape:
+        raise InvalidArgumentError("[token_windows] attention_mask must have the shape of input_ids")
+    return found if bool(kept.all()) else found[kept.bool()]
 
 
 def _as_given(windows: torch.Tensor, seqlen: int | None, model: Any) -> torch.Tensor:
@@ -200,24 +306,41 @@ def _as_given(windows: torch.Tensor, seqlen: int | None, model: Any) -> torch.Te
     return windows
 
 
-def _cut(ids: torch.Tensor, seqlen: int, first: int | None) -> torch.Tensor:
-    """Whole windows from the start of the text, each begun by the token ``first``, if any."""
-    length = seqlen if first is None else seqlen - 1
-    if length == 0 or len(ids) < length:
+def _cut(ids: torch.Tensor, seqlen: int, prefix: list[int]) -> torch.Tensor:
+    """Whole windows from the start of the text, each begun by the tokens of prefix."""
+    windows = []
+    at = 0
+    while True:
+        begun = _begun(ids[at : at + seqlen], prefix)[:seqlen]
+        if len(begun) < seqlen or seqlen <= len(prefix):
+            break
+        windows.append(begun)
+        at += seqlen - (0 if _begins(ids[at:], prefix) else len(prefix))
+    if not windows:
         raise InvalidArgumentError(
-            f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, {length or 1} are needed"
+            f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, "
+            f"{max(1, seqlen - len(prefix))} are needed for seqlen={seqlen}; give a longer text or a smaller seqlen "
+            "(--seqlen)"
         )
-    windows = ids[: len(ids) // length * length].view(-1, length)
-    if first is not None:
-        windows = torch.cat([torch.full((len(windows), 1), first), windows], dim=1)
-    return windows.contiguous()
+    return torch.stack(windows)
 
 
-def _bos(tokenizer: Any, bos: str) -> int:
+def _begins(ids: torch.Tensor, prefix: list[int]) -> bool:
+    return ids[: len(prefix)].tolist() == prefix
+
+
+def _begun(ids: torch.Tensor, prefix: list[int]) -> torch.Tensor:
+    """The tokens, begun by those of prefix if they are not already."""
+    return ids if _begins(ids, prefix) else torch.cat([torch.tensor(prefix, dtype=torch.int64), ids])
+
+
+def _asked_for(tokenizer: Any, bos: str) -> list[int]:
+    """What the tokenizer puts before a text by itself, or else its BOS."""
+    found = [] if tokenizer is None else own_bos(tokenizer)
     token = getattr(tokenizer, "bos_token_id", None)
-    if token is None:
+    if not found and token is None:
         raise InvalidArgumentError(f"[token_windows] bos={bos} needs a tokenizer with such a token")
-    return int(token)
+    return found or [int(token)]  # type: ignore[arg-type]
 
 
 def _draw(count: int, nsamples: int, seed: int) -> torch.Tensor:
@@ -226,23 +349,35 @@ def _draw(count: int, nsamples: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.argsort(keys, kind="stable")[:nsamples])
 
 
-def _text(source: Any, tokenizer: Any, drawn: bool) -> str:
-    """The whole text of a source that is not token ids."""
+def _text(source: Any, tokenizer: Any, drawn: bool, column: str | None) -> str | torch.Tensor:
+    """The whole text of a source that is not token ids, or the token ids that its rows have."""
     if not isinstance(source, str | os.PathLike):
-        return _join(((f"item {i}", row) for i, row in enumerate(source)), "the list", tokenizer)
+        return _join(((f"item {i}", row) for i, row in enumerate(source)), "the list", tokenizer, column)
     path = Path(source).expanduser()
     if path.is_file():
-        return _read(path, tokenizer)
-    if not path.is_dir() and (isinstance(source, Path) or path.suffix in (".txt", ".jsonl")):
+        return _read(path, tokenizer, column)
+    if not path.is_dir() and (isinstance(source, Path) or path.suffix in (".txt", ".jsonl", ".json")):
         raise InvalidArgumentError(f"[token_windows] there is no such file: {source}")
-    return _join(_rows_of_dataset(str(source), drawn), str(source), tokenizer)
+    return _join(_rows_of_dataset(str(source), drawn), str(source), tokenizer, column)
 
 
-def _read(path: Path, tokenizer: Any) -> str:
+def _read(path: Path, tokenizer: Any, column: str | None) -> str | torch.Tensor:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # of which a byte order mark is no part
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"[token_windows] {path} is not UTF-8 text: byte {error.start}") from None
+    if path.suffix == ".json":
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                f"[token_windows] {path} is not JSON: {error}; name it .jsonl if each line is an object of its own"
+            ) from None
+        if not isinstance(content, list):
+            raise InvalidArgumentError(
+                f"[token_windows] {path} must have a list of texts or of rows: got {type(content).__name__}"
+            )
+        return _join(((f"item {i}", row) for i, row in enumerate(content)), str(path), tokenizer, column)
     if path.suffix != ".jsonl":
         return text
     rows = []
@@ -252,31 +387,54 @@ def _read(path: Path, tokenizer: Any) -> str:
                 rows.append((f"line {number}", json.loads(line)))
             except ValueError as error:
                 raise InvalidArgumentError(f"[token_windows] {path}, line {number} is not JSON: {error}") from None
-    return _join(rows, str(path), tokenizer)
+    return _join(rows, str(path), tokenizer, column)
 
 
-def _join(rows: Iterable[tuple[str, Any]], where: str, tokenizer: Any) -> str:
-    """Texts joined by blank lines, or conversations in the tokenizer's format, one after the other."""
-    texts: list[str] = []
-    conversations = 0
+def _join(rows: Iterable[tuple[str, Any]], where: str, tokenizer: Any, column: str | None) -> str | torch.Tensor:
+    """Texts joined by blank lines, conversations in the tokenizer's format one after the other, or token ids."""
+    found: dict[str, list[Any]] = {"texts": [], "conversations": [], "token ids": []}
     for place, row in rows:
-        row = {"text": row} if isinstance(row, str) else row
-        if isinstance(row, Mapping) and isinstance(row.get("text"), str):
-            texts.append(row["text"])
-        elif isinstance(row, Mapping) and "messages" in row:
-            texts.append(_conversation(row["messages"], f"{where}, {place}", tokenizer))
-            conversations += 1
-        else:
-            had = f"the fields {', '.join(row)}" if isinstance(row, Mapping) else type(row).__name__
-            raise InvalidArgumentError(f"[token_windows] {where}, {place} needs a string text or messages: got {had}")
-        if conversations not in (0, len(texts)):
-            raise InvalidArgumentError(f"[token_windows] {where}, {place}: texts and conversations must not be mixed")
-    return ("" if conversations else "\n\n").join(texts)
+        kind, value = _of_row(row, f"{where}, {place}", column)
+        found[kind].append(_conversation(value, f"{where}, {place}", tokenizer) if kind == "conversations" else value)
+        kinds = [kind for kind, values in found.items() if values]
+        if len(kinds) > 1:
+            raise InvalidArgumentError(f"[token_windows] {where}, {place}: {' and '.join(kinds)} must not be mixed")
+    if found["token ids"]:
+        return _joined(found["token ids"])
+    return "".join(found["conversations"]) or "\n\n".join(found["texts"])
+
+
+def _of_row(row: Any, where: str, column: str | None) -> tuple[str, Any]:
+    """What a row has: ``texts``, ``conversations`` or ``token ids``, and it."""
+    row = {column or "text": row} if isinstance(row, str) else row
+    if isinstance(row, Mapping) and column is None:
+        for name in TEXT_FIELDS:
+            if isinstance(row.get(name), str):
+                return "texts", row[name]
+        for name in CONVERSATION_FIELDS:
+            if name in row:
+                return "conversations", row[name]
+        if isinstance(row.get("instruction"), str):
+            parts = [row.get(name) for name in INSTRUCTION_FIELDS]
+            return "texts", "\n\n".join(part for part in parts if isinstance(part, str) and part)
+        if "input_ids" in row:
+            return "token ids", _unpadded(row).flatten()
+    elif isinstance(row, Mapping) and isinstance(row.get(column), str):
+        return "texts", row[column]
+    elif isinstance(row, Mapping) and isinstance(row.get(column), Sequence):
+        value = row[column]
+        return ("token ids", _unpadded({"input_ids": value})) if _is_row_of_ids(value) else ("conversations", value)
+    had = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
+    wanted = f"a text in {column}" if column else "a string text or messages"
+    hint = "; name the field that has it: text_column (--text-column)" if isinstance(row, Mapping) else ""
+    raise InvalidArgumentError(f"[token_windows] {where} needs {wanted}: got {had}{hint}")
 
 
 def _conversation(messages: Any, where: str, tokenizer: Any) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
         raise InvalidArgumentError(f"[token_windows] {where} has messages, but the tokenizer has no chat template")
+    if isinstance(messages, Sequence) and messages and all(isinstance(m, Mapping) and "from" in m for m in messages):
+        messages = [{"role": SPEAKERS.get(m["from"], m["from"]), "content": m.get("value", "")} for m in messages]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # a template is a program of its own

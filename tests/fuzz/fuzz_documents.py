@@ -15,9 +15,7 @@ with atheris.instrument_imports(
     include=[f"quantrature.{name}" for name in ("checkpoint", "json_files", "plan", "requantization.record", "storage")]
 ):
     import quantrature.checkpoint
-    import quantrature.plan
-    import quantrature.requantization.record
-    import quantrature.storage  # noqa: F401
+    import quantrature.packed  # noqa: F401
 import test_fuzz
 
 TESTS = [

@@ -1,8 +1,11 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
+_MODULES = tempfile.TemporaryDirectory(prefix="transformers-modules-")
+os.environ["HF_MODULES_CACHE"] = _MODULES.name  # transformers copies the code of models there before it runs it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

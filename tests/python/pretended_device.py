@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from quantrature import _arrays
+from quantrature.ops import _arrays
 
 CUDA = torch.device("cuda", 0)
 

@@ -9,11 +9,12 @@ import torch
 import quantrature as qtr
 from quantrature import analysis, models, ops
 from quantrature.analysis.integral import integrate
-from quantrature.analysis.path import Moved, WeightPath, mean_nll
+from quantrature.analysis.path import Moved, WeightPath
 from quantrature.demo.text import calibration_text
 from quantrature.demo.tour import MODEL
-from quantrature.evaluate._forward import not_training
 from quantrature.methods import image_of, quantize_matrix
+from quantrature.models.gradients import mean_nll
+from quantrature.models.running import not_training
 from quantrature.plan import PlanEntry
 from quantrature.requantization import KeptWeights, Requantization, Stage
 

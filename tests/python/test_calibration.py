@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 import quantrature as qtr
 from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
-from quantrature.calibration import calibrate, collect, sequential
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method
 from quantrature.nn import quantized_layers
+from quantrature.quantization import calibrate, collect, sequential
 from tiny_models import byte_tokenizer, tiny_model
 
 WINDOWS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def test_methods_that_need_nothing_may_stand_in_the_same_plan():
     alone = qtr.quantize(tiny_model("llama"), bits=3, group_size=16)
     qtr.quantize(model, plan=plan, calibration=WINDOWS)
     for name, layer in quantized_layers(model).items():
-        same_codes = torch.equal(layer.weight, quantized_layers(alone)[name].weight)
+        same_codes = torch.equal(layer.codes, quantized_layers(alone)[name].codes)
         assert same_codes == ("self_attn" in name)
 
 
@@ -179,7 +179,7 @@ def test_statistics_are_collected_on_the_model_as_it_is():
 
 
 def test_sampled_activations_are_spread_evenly():
-    from quantrature.calibration.statistics import SAMPLED, Gatherer
+    from quantrature.quantization.statistics import SAMPLED, Gatherer
 
     rows = torch.arange(5 * SAMPLED + 7.0)[:, None].expand(-1, 3)
     gatherer = Gatherer(["activations"], len(rows))

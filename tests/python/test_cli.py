@@ -75,6 +75,7 @@ def test_eval_prints_one_json_object(capfd, folders):
         "nll": expected.nll,
         "tokens": expected.tokens,
         "nll_standard_error": expected.standard_error,
+        "bos": "none",
     }
 
 
@@ -127,7 +128,7 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "/nowhere", "--text", "TEXT"], "[load_tokenizer] there is no such folder: /nowhere"),
+        (["eval", "/nowhere", "--text", "TEXT"], "[load_config] there is no such folder: /nowhere"),
         (["eval", "MODEL", "--text", "no.txt"], "[token_windows] there is no such file: no.txt"),
         (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "got seqlen=65, model=64"),
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
@@ -188,11 +189,11 @@ def test_notes_and_prints_of_libraries_stay_off_stdout(capfd, folders, monkeypat
 
     def chatty(*arguments, **settings):
         print("loading!")
+        loading._log.warning("a note")
         return original(*arguments, **settings)
 
     original = models.load_model
     monkeypatch.setattr(models, "load_model", chatty)
-    monkeypatch.setattr(loading, "_check_weights", lambda folder: loading._log.warning("a note"))
     status, out, err = run(capfd, "eval", folders / "model", "--text", folders / "text.txt", "--json")
     assert status == 0
     assert json.loads(out)["tokens"] == len(TEXT) // config["max_position_embeddings"] * 63

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import quantrature
-from quantrature import QuantratureError, _arrays, ops
+from quantrature import QuantratureError, ops
+from quantrature.ops import _arrays
 
 torch = pytest.importorskip("torch")
 
@@ -231,8 +232,8 @@ def test_layers(on_device, dtype, solver):
     pytest.importorskip("transformers")
     from quantrature.methods import quantize_matrix
     from quantrature.nn import QuantLinear
+    from quantrature.packed import MatrixSpec
     from quantrature.plan import PlanEntry
-    from quantrature.storage import MatrixSpec
 
     entry = PlanEntry(bits=4, group_size=32, outliers=0.02, solver=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
@@ -471,7 +472,7 @@ def test_an_analysis_on_a_device_names_the_gradient_that_is_not_finite(model_on_
 
 @needs_a_device
 def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(model_on_device):
-    from quantrature.analysis.finiteness import GradientCheck
+    from quantrature.models.finiteness import GradientCheck
 
     there = torch.nn.Module()
     for name, value in (("good", 3e38), ("bad", np.nan), ("infinite", -np.inf)):

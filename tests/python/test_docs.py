@@ -15,7 +15,10 @@ from quantrature.methods import METHODS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 HEADERS = ROOT / "cpp" / "include" / "quantrature"
-PUBLIC = ("ops", "analysis", "allocation", "calibration", "requantization", "evaluate", "models", "methods", "storage")
+PUBLIC = (
+    *("ops", "packed", "methods", "plan", "models", "nn", "checkpoint", "quantization", "analysis", "allocation"),
+    *("requantization", "export", "evaluate"),
+)
 
 
 @pytest.mark.parametrize("kind", ["host", "metric", "allocator"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from quantrature import InvalidArgumentError, QuantratureError, evaluate, models, text
-from quantrature.evaluate import _forward
+from quantrature.models import running as _forward
 from tiny_models import VOCABULARY, byte_tokenizer, tiny_model
 
 TEXT = "It was the best of times, it was the worst of times. " * 12

@@ -9,10 +9,10 @@ import torch
 import quantrature as qtr
 from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, models
-from quantrature.calibration import calibrate, collect, sequential
-from quantrature.calibration.statistics import SAMPLED, Gatherer, filled_up
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.nn import quantized_layers
+from quantrature.quantization import calibrate, collect, sequential
+from quantrature.quantization.statistics import SAMPLED, Gatherer, filled_up
 from tiny_models import tiny_model
 
 MIXTURES = ["mixtral", "qwen2-moe", "gpt-oss"]

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 import quantrature as qtr
 from helpers import limited_to, same, state_of
 from quantrature import InvalidArgumentError, PlanEntry, QuantratureError, checkpoint, models
-from quantrature.calibration import calibrate, sequential
-from quantrature.folding import NORM, ROWS, SHIFTED_NORM, Fold, fold, folded, folds_of
+from quantrature.checkpoint.verify import verify
+from quantrature.models.folding import NORM, ROWS, SHIFTED_NORM, Fold, fold, folded, folds_of
 from quantrature.nn import quantized_layers
+from quantrature.quantization import calibrate, sequential
 from quantrature.requantization import requant_folder
-from quantrature.verify import verify
 from tiny_models import byte_tokenizer, tiny_model
 
 WINDOWS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))

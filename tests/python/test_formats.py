@@ -1,16 +1,21 @@
 """Plans in the words of other tools, and the verbs for plans that are there."""
 
+import copy
 import json
 import os
 import re
 
 import pytest
+import torch
+import transformers
 
-from quantrature import InvalidArgumentError, Plan, PlanEntry, formats, models
+from helpers import run_python
+from quantrature import InvalidArgumentError, Plan, PlanEntry, models
 from quantrature.allocation import measured_loss_changes
 from quantrature.analysis import analyze
 from quantrature.cli import main
-from tiny_models import byte_tokenizer, tiny_model
+from quantrature.export import plans as formats
+from tiny_models import byte_tokenizer, tiny_config, tiny_model
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.10.mlp"
 PLAN = Plan(
@@ -30,47 +35,189 @@ def test_every_format_has_a_writer():
     assert set(formats.FORMATS) == set(formats._WRITERS)
 
 
+def setting_of(entry):
+    return None if entry.keeps else (entry.bits, entry.group_size, entry.sym)
+
+
+def gptq_setting(found, module):
+    """What GPTQModel and vLLM take for a module: the first pattern that matches from its beginning."""
+    for pattern, override in found["dynamic"].items():
+        if re.match(pattern[2:], module):
+            mine = {**found, **override}
+            return None if pattern.startswith("-:") else (mine["bits"], mine["group_size"], mine["sym"])
+    return found["bits"], found["group_size"], found["sym"]
+
+
 def test_gptq_dynamic_overrides_what_differs_from_most():
     found = formats.export(PLAN, "gptq-dynamic")
     assert (found["bits"], found["group_size"], found["sym"]) == (4, 32, False)
-
-    def of(module):
-        """What GPTQModel takes for a module: the first pattern that matches from its beginning."""
-        for pattern, override in found["dynamic"].items():
-            if re.match(pattern[2:], module):
-                return None if pattern.startswith("-:") else {**found, **override}
-        return found
-
     for name, entry in PLAN:
-        setting = of(name)
-        if entry.keeps:
-            assert setting is None
-        else:
-            assert (setting["bits"], setting["group_size"], setting["sym"]) == (entry.bits, entry.group_size, entry.sym)
-    assert len(found["dynamic"]) == 4
-    assert of("model.layers.10.mlpXdown_proj") is found
+        assert gptq_setting(found, name) == setting_of(entry)
+    assert len(found["dynamic"]) == 3  # gate and up are one
+    assert gptq_setting(found, "model.layers.10.mlpXdown_proj") == (4, 32, False)
+    assert gptq_setting(found, f"{MLP}.gate_up_proj") == (2, 64, False)
+    assert gptq_setting(found, f"{ATTENTION}.qkv_proj") == (4, 32, False)
+    assert gptq_setting(found, f"{MLP}.gate_up_proj_norm") == (4, 32, False)
 
 
-def test_compressed_tensors_has_a_group_for_each_setting():
-    plan = PLAN.replace(f"{MLP}.down_proj", group_size=-1, bits=5)
+SERVED = Plan(
+    {
+        **{f"{ATTENTION}.{part}_proj": PlanEntry(8, 128, sym=True) for part in "qkv"},
+        f"{ATTENTION}.o_proj": PlanEntry(4, 64, sym=True),
+        **{f"{MLP}.{part}_proj": PlanEntry(16) for part in ("gate", "up")},
+        f"{MLP}.down_proj": PlanEntry(4, 64, sym=True),
+    }
+)
+
+
+def test_vllm_finds_the_settings_of_fused_matrices():
+    found = formats.export(SERVED, "gptq-vllm")
+    names = {f"{ATTENTION}.qkv_proj": (8, 128, True), f"{MLP}.gate_up_proj": None, f"{MLP}.down_proj": (4, 64, True)}
+    assert {name: gptq_setting(found, name) for name in names} == names
+    for name, entry in SERVED:
+        assert gptq_setting(found, name) == setting_of(entry)
+
+
+EXPERTS = "model.layers.3.mlp.experts"
+
+
+def experts_plan(entry, other=None):
+    return Plan(
+        {
+            **{f"{ATTENTION}.{part}_proj": PlanEntry(4, 64, sym=True) for part in "qkvo"},
+            **{f"{EXPERTS}.gate_up_proj.{i}": entry for i in range(12)},
+            **{f"{EXPERTS}.down_proj.{i}": other or entry for i in range(12)},
+        }
+    )
+
+
+def dense_layers(count):
+    return {f"model.layers.{100 + i}.mlp.down_proj": PlanEntry(4, 64, sym=True) for i in range(count)}
+
+
+def test_fused_experts_have_the_names_of_the_other_tools():
+    entry, other = PlanEntry(8, 32, sym=True), PlanEntry(4, 32, sym=True)
+    found = formats.export(experts_plan(entry), "gptq-vllm")
+    for name in (EXPERTS, f"{EXPERTS}.3.gate_proj", f"{EXPERTS}.3.up_proj", f"{EXPERTS}.11.down_proj"):
+        assert gptq_setting(found, name) == (8, 32, True), name
+    assert gptq_setting(found, f"{ATTENTION}.qkv_proj") == gptq_setting(found, f"{ATTENTION}.o_proj") == (4, 64, True)
+    found = formats.export(Plan({**experts_plan(entry).entries, **dense_layers(30)}), "gptq-vllm")
+    assert (found["bits"], found["group_size"]) == (4, 64)
+    assert gptq_setting(found, EXPERTS) == gptq_setting(found, f"{EXPERTS}.3.gate_proj") == (8, 32, True)
+    for name in (
+        f"{EXPERTS}_shared",
+        EXPERTS.replace("3", "13"),
+        f"{EXPERTS.replace('experts', 'shared_expert')}.up_proj",
+    ):
+        assert gptq_setting(found, name) == (4, 64, True), name
+    with pytest.raises(
+        InvalidArgumentError, match=r"gptq-vllm .*'model.layers.3.mlp.experts.down_proj.0': it is joined"
+    ):
+        formats.export(experts_plan(entry, other), "gptq-vllm")
+    for form in ("gptq-dynamic", "auto-round", "compressed-tensors"):
+        found = formats.export(experts_plan(entry, other), form)
+        for i in (0, 1, 11):
+            for part, expected in (("gate_proj", entry), ("up_proj", entry), ("down_proj", other)):
+                name = f"{EXPERTS}.{i}.{part}"
+                if form == "gptq-dynamic":
+                    assert gptq_setting(found, name) == setting_of(expected)
+                elif form == "auto-round":
+                    assert (found[name]["bits"], found[name]["group_size"]) == (expected.bits, 32)
+                else:
+                    groups = [
+                        g for g in found["config_groups"].values() if any(re.match(t[3:], name) for t in g["targets"])
+                    ]
+                    assert [g["weights"]["num_bits"] for g in groups] == [expected.bits]
+    kept = formats.export(experts_plan(PlanEntry(16)), "compressed-tensors")
+    assert f"{EXPERTS}.3.up_proj" in kept["ignore"]
+
+
+@pytest.fixture(scope="module")
+def served_model():
+    """A model that has the matrices of PLAN and SERVED in sizes that the other tools take."""
+    config = tiny_config("llama")
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.head_dim = 11, 128, 128, 32
+    with torch.device("meta"):
+        return transformers.LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PLAN.replace(f"{MLP}.down_proj", group_size=-1, bits=5),
+        SERVED,
+        Plan({"lm_head": PlanEntry(8, -1, sym=True), f"{MLP}.up_proj": PlanEntry(2, 64)}),
+    ],
+    ids=["mixed", "served", "with the output embedding"],
+)
+def test_compressed_tensors_applies_every_entry(plan, served_model):
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    model = copy.deepcopy(served_model)
     found = formats.export(plan, "compressed-tensors")
-    assert found["ignore"] == [f"{ATTENTION}.o_proj", "lm_head"]
-    seen = {}
-    for group in found["config_groups"].values():
-        for target in group["targets"]:
-            assert target.startswith("re:")
-            for name, _ in plan:
-                if re.match(target.removeprefix("re:"), name):
-                    assert name not in seen
-                    seen[name] = group["weights"]
-    assert set(seen) == {name for name, entry in plan if not entry.keeps}
-    for name, weights in seen.items():
-        entry = plan.entries[name]
-        assert (weights["num_bits"], weights["symmetric"], weights["type"]) == (entry.bits, entry.sym, "int")
-        assert (weights["strategy"], weights["group_size"]) == (
+    quantization.apply_quantization_config(model, quantization.QuantizationConfig(**found), show_progress=False)
+    for name, module in model.named_modules():
+        entry = plan.entries.get(name, PlanEntry(16))
+        scheme = getattr(module, "quantization_scheme", None)
+        if entry.keeps:
+            assert scheme is None, name
+            continue
+        weights = scheme.weights
+        assert (weights.num_bits, weights.symmetric, weights.type) == (entry.bits, entry.sym, "int")
+        assert (weights.strategy, weights.group_size) == (
             ("channel", None) if entry.group_size == -1 else ("group", entry.group_size)
         )
-    assert len(found["config_groups"]) == 3
+        assert scheme.input_activations is None
+    assert len(found["config_groups"]) == len({setting_of(entry) for _, entry in plan} - {None})
+
+
+@pytest.mark.slow  # importing it takes seconds
+def test_auto_round_applies_every_entry(tmp_path):
+    pytest.importorskip("auto_round")
+    plans = {"mixed": PLAN, "served": SERVED}
+    wanted = {name: formats.export(plan, "auto-round") for name, plan in plans.items()}
+    (tmp_path / "wanted.json").write_text(json.dumps(wanted))
+    done = run_python(
+        "import json, torch\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "from auto_round.compressors.utils import set_layer_config\n"
+        "torch.set_default_device('meta')\n"
+        "model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=11, hidden_size=128, intermediate_size=128, "
+        "num_attention_heads=4, num_key_value_heads=4, vocab_size=64))\n"
+        "found = {}\n"
+        f"for name, wanted in json.load(open({str(tmp_path / 'wanted.json')!r})).items():\n"
+        "    layers, _, regex = set_layer_config(model, dict(wanted), 'W3A16', 'float16', (torch.nn.Linear,), ())\n"
+        "    assert not regex, regex\n"
+        "    found[name] = {layer: [layers[layer][key] for key in ('bits', 'group_size', 'sym')] for layer in wanted}\n"
+        "print(json.dumps(found))"
+    )
+    assert done.returncode == 0, done.stderr
+    for name, found in json.loads(done.stdout.splitlines()[-1]).items():
+        for module, entry in plans[name]:
+            assert found[module][0] == entry.bits
+            assert entry.keeps or tuple(found[module]) == setting_of(entry)
+
+
+def test_gptqmodel_applies_every_entry():
+    gptqmodel = pytest.importorskip("gptqmodel.quantization.config")
+    for plan, form in ((PLAN, "gptq-dynamic"), (SERVED, "gptq-vllm")):
+        found = formats.export(plan, form)
+        config = gptqmodel.QuantizeConfig(**found)
+        for name, entry in plan:
+            override = config.dynamic_get(name)
+            mine = {**found, **(override or {})}
+            assert (None if override is False else (mine["bits"], mine["group_size"], mine["sym"])) == setting_of(entry)
+
+
+def test_gguf_has_the_tensors_and_the_types():
+    gguf = pytest.importorskip("gguf")
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 12)
+    plan = Plan({name: PlanEntry(4, 64) for name, _ in PLAN})
+    lines = formats.export(plan, "llama.cpp").splitlines()
+    for (name, _), line in zip(plan, lines, strict=True):
+        assert line == f"--tensor-type {known.get_name(name)}.weight=q4_k"
+    for bits, types in formats.LLAMA_TYPES.items():
+        for kind, stored in types.items():
+            block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.upper()]]
+            assert 8 * nbytes / block == stored and int(kind[1]) == bits
 
 
 def test_auto_round_names_every_matrix():
@@ -116,7 +263,7 @@ def test_types_of_ggml(entry, kind):
         (
             "gptq",
             PlanEntry(4),
-            "format must be one of gptq-dynamic, compressed-tensors, auto-round, llama.cpp: got 'gp",
+            "format must be one of gptq-dynamic, gptq-vllm, compressed-tensors, auto-round, llama.cpp: got 'gp",
         ),
         ("gptq-dynamic", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
         ("compressed-tensors", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
@@ -130,6 +277,11 @@ def test_types_of_ggml(entry, kind):
         ("gptq-dynamic", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("compressed-tensors", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("auto-round", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
+        ("gptq-vllm", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
+        ("gptq-vllm", PlanEntry(4, 64), "sym must be true: got False"),
+        ("gptq-vllm", PlanEntry(3, 64, sym=True), "bits must be one of 4, 8: got 3"),
+        ("gptq-vllm", PlanEntry(4, 16, sym=True), "group_size must be one of -1, 32, 64, 128: got 16"),
+        ("compressed-tensors", PlanEntry(1, 64, sym=True), "bits must be one of 2, 3, 4, 5, 6, 7, 8: got 1"),
         ("gptq-dynamic", PlanEntry(5), "bits must be one of 2, 3, 4, 8: got 5"),
         ("auto-round", PlanEntry(7), "bits must be one of 2, 3, 4, 8: got 7"),
         ("gptq-dynamic", PlanEntry(4, 48), "group_size must be one of -1, 16, 32, 64, 128, 256, 512, 1024: got 48"),
@@ -145,7 +297,7 @@ def test_types_of_ggml(entry, kind):
 )
 def test_what_a_format_cannot_express_is_refused_by_entry(form, entry, message):
     with pytest.raises(InvalidArgumentError) as refused:
-        formats.export(Plan({f"{MLP}.up_proj": PlanEntry(4, 64), f"{MLP}.down_proj": entry}), form)
+        formats.export(Plan({f"{MLP}.up_proj": PlanEntry(4, 32, sym=True), f"{MLP}.down_proj": entry}), form)
     assert message in str(refused.value)
     if form in formats.FORMATS:
         assert f"[export] {form} cannot express entry '{MLP}.down_proj': " in str(refused.value)
@@ -154,12 +306,20 @@ def test_what_a_format_cannot_express_is_refused_by_entry(form, entry, message):
 def test_other_refusals():
     with pytest.raises(InvalidArgumentError, match="gptq-dynamic needs an entry that is quantized: got none"):
         formats.export(Plan({"a": PlanEntry(16)}), "gptq-dynamic")
+    for form in ("gptq-dynamic", "gptq-vllm", "auto-round"):
+        with pytest.raises(InvalidArgumentError, match=f"{form} .*'lm_head': only matrices inside the blocks can be"):
+            formats.export(Plan({"lm_head": PlanEntry(8, -1, sym=True)}), form)
+    parts = {f"{MLP}.gate_proj": PlanEntry(4, 64, sym=True), f"{MLP}.up_proj": PlanEntry(16)}
+    with pytest.raises(
+        InvalidArgumentError, match=r"'model.layers.10.mlp.up_proj': it is joined with .*gate_proj when"
+    ):
+        formats.export(Plan(parts), "gptq-vllm")
     for name in ("transformer.h.0.attn.c_attn", "model.layers.0.block_sparse_moe.experts.3.w1"):
         with pytest.raises(InvalidArgumentError, match=r"which tensor of a GGUF file it is is known for models like"):
             formats.export(Plan({name: PlanEntry(4)}), "llama.cpp")
 
 
-@pytest.mark.parametrize("form", sorted(formats.FORMATS))
+@pytest.mark.parametrize("form", sorted(set(formats.FORMATS) - {"gptq-vllm"}))
 def test_what_engines_fuse_and_the_plan_does_not_is_said(form, caplog):
     formats.export(PLAN, form)
     assert not caplog.records

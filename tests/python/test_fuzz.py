@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from quantrature import Plan, QuantratureError
 from quantrature.checkpoint import inspect
+from quantrature.packed import MatrixSpec
 from quantrature.requantization import Requantization
-from quantrature.storage import MatrixSpec
 
 settings.register_profile("long", settings.get_profile("default"), max_examples=20_000, deadline=None)
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from integer_program import choose
 from quantrature import InvalidArgumentError
-from quantrature.allocation import choose
 from quantrature.ops import multiple_choice_knapsack
 
 
@@ -74,3 +74,12 @@ def test_refusals():
     ]:
         with pytest.raises(InvalidArgumentError, match=message):
             multiple_choice_knapsack(*args)
+
+
+def test_the_budget_holds_to_the_byte_in_large_programs():
+    sizes = [[10**11 + 1, 10**11 + 2, 3 * 10**11] for _ in range(5)]
+    costs = [[2.0, 1.0, 0.0] for _ in range(5)]
+    found = multiple_choice_knapsack(costs, sizes, 5 * 10**11 + 7)
+    assert found.size == 5 * 10**11 + 7
+    assert found.cost == 8
+    assert found.gap == 0

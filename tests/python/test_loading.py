@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -6,7 +7,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from quantrature import InvalidArgumentError, QuantratureError
-from quantrature.models import load_model, load_tokenizer
+from quantrature.allocation.sources import Source
+from quantrature.cli import main
+from quantrature.models import find_linears, load_model, load_tokenizer
 from quantrature.models.loading import quiet
 from tiny_models import CONFIGS, byte_tokenizer, tiny_model
 
@@ -89,6 +92,62 @@ def test_a_hub_id_without_a_network_is_named(load):
         load("nobody/nothing")
 
 
+OTHERS = {
+    "gguf": ({"model-q4.gguf": "GGUF"}, r"a model in GGUF, the format of llama.cpp \(model-q4.gguf\)\. Give the model"),
+    "gguf with a configuration": (
+        {"x.gguf": "GGUF", "config.json": '{"model_type": "llama"}'},
+        "it is a model in GGUF",
+    ),
+    "adapter": (
+        {"adapter_config.json": '{"base_model_name_or_path": "org/base"}', "adapter_model.safetensors": ""},
+        r"an adapter \(PEFT, such as LoRA\) of org/base, not a model\. Merge it first",
+    ),
+    "adapter of nothing": ({"adapter_config.json": "[]"}, r"an adapter \(PEFT, such as LoRA\), not a model"),
+    "diffusers": ({"model_index.json": "{}"}, "a pipeline of diffusers, not a language model"),
+    "of its authors": ({"consolidated.00.pth": "", "params.json": "{}"}, "a model in the format of its authors"),
+    "onnx": ({"model.onnx": ""}, "a model in ONNX, not in that of transformers"),
+    "checkpoints": (
+        {"checkpoint-10/config.json": "{}", "checkpoint-20/config.json": "{}"},
+        r"a folder of models, not a model: give one of the folders in it \(checkpoint-10, checkpoint-20\)",
+    ),
+    "analysis": ({"sensitivity.json": "{}"}, "an analysis that quantrature made, not a model"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_folder_of_something_else_says_what_it_is(case, tmp_path, capfd):
+    files, message = OTHERS[case]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(QuantratureError, match=message):
+        load_model(tmp_path)
+    if "config.json" not in files:
+        with pytest.raises(QuantratureError, match=message):
+            load_tokenizer(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times.")
+    windows = ["--calibration", str(text), "--json"]
+    verbs = [
+        ["inspect"],
+        ["analyze", *windows],
+        ["quantize", "--bits", "4", "--dry-run"],
+        ["eval", "--text", str(text)],
+    ]
+    if case == "gguf with a configuration":
+        del verbs[1], verbs[-1]  # they look for the tokenizer first, which it lacks as well
+    for verb, *options in verbs:
+        assert main([verb, str(tmp_path), *options]) == 1
+        assert re.search(message, capfd.readouterr().err), verb
+
+
+def test_a_file_of_llama_cpp_says_what_it_is(tmp_path):
+    (tmp_path / "model.gguf").write_text("GGUF")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(InvalidArgumentError, match=r"model.gguf is a model in GGUF.* gguf_file=\"model.gguf\""):
+            load(tmp_path / "model.gguf")
+
+
 def test_a_file_is_no_model(tiny_llama):
     with pytest.raises(InvalidArgumentError, match=r"got the file .*config.json"):
         load_model(tiny_llama / "config.json")
@@ -121,6 +180,148 @@ def test_an_unknown_model_type_is_named(folder):
         load_model(folder)
     with pytest.raises(QuantratureError, match=r"cannot load .*x\.py"):
         load_model(folder, trust_remote_code=True)
+
+
+# Code that comes with a model
+
+OWN_CODE = """
+import transformers
+
+
+class OwnConfig(transformers.LlamaConfig):
+    model_type = "own-llama"
+
+
+class LlamaForCausalLM(transformers.LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[0].mlp.extra_proj = transformers.pytorch_utils.nn.Linear(32, 32, bias=False)
+
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = 2 * found.logits
+        return found
+
+
+class OwnOfOwnConfig(LlamaForCausalLM):
+    config_class = OwnConfig
+
+
+class OwnModel(transformers.LlamaForCausalLM):
+    pass
+"""
+
+
+def own_code(folder, auto_map, **changes):
+    """A Llama that comes with code; its first block has one matrix more than that of transformers, where LM is."""
+    model = tiny_model("llama")
+    if "AutoModelForCausalLM" in auto_map:
+        model.model.layers[0].mlp.extra_proj = torch.nn.Linear(32, 32, bias=False)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    edit(folder, auto_map={auto: f"modeling_own.{name}" for auto, name in auto_map.items()}, **changes)
+    return folder
+
+
+OWN_CASES = {
+    "of a known name": ({"AutoModelForCausalLM": "LlamaForCausalLM"}, {}),
+    "of its own name": ({"AutoModelForCausalLM": "LlamaForCausalLM"}, {"architectures": ["OwnForCausalLM"]}),
+    "under AutoModel alone": ({"AutoModel": "OwnModel"}, {}),
+    "with a configuration of a known type": (
+        {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnOfOwnConfig"},
+        {},
+    ),
+    "with a configuration of an unknown type": (
+        {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnOfOwnConfig"},
+        {"model_type": "own-llama", "architectures": ["OwnOfOwnConfig"]},
+    ),
+    "with a configuration without a type": (
+        {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnOfOwnConfig"},
+        {"model_type": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_CASES)
+def test_trusted_code_is_what_loads(case, tmp_path, caplog):
+    auto_map, changes = OWN_CASES[case]
+    folder = own_code(tmp_path / "own", auto_map, **changes)
+    loaded = load_model(folder, trust_remote_code=True)
+    assert type(loaded).__name__ in auto_map.values()
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    assert not caplog.records
+    names = {matrix.name for matrix in Source.of(folder, trust_remote_code=True).matrices}
+    assert ("model.layers.0.mlp.extra_proj" in names) == ("AutoModel" not in auto_map)
+    assert len(names) == len(find_linears(loaded))
+
+
+@pytest.mark.parametrize("case", list(OWN_CASES)[:4])
+def test_code_that_is_not_trusted_is_named_and_the_class_of_transformers_loads(case, tmp_path, caplog):
+    auto_map, changes = OWN_CASES[case]
+    folder = own_code(tmp_path / "own", auto_map, **changes)
+    assert type(load_model(folder)) is type(tiny_model("llama"))
+    said = [record.getMessage() for record in caplog.records]
+    assert f"{folder} comes with Python code of its own (modeling_own.py)" in said[0]
+    assert "LlamaForCausalLM of transformers is loaded" in said[0] and "trust_remote_code=True" in said[0]
+    caplog.clear()
+    assert len(Source.of(folder).matrices) == 14
+    assert [record.getMessage() for record in caplog.records] == said[:1]
+
+
+def test_code_of_an_unknown_type_is_refused_without_trust(tmp_path):
+    auto_map, changes = OWN_CASES["with a configuration of an unknown type"]
+    folder = own_code(tmp_path / "own", auto_map, **changes)
+    with pytest.raises(InvalidArgumentError, match="it comes with code of its own, which trust_remote_code=True would"):
+        load_model(folder)
+
+
+def test_code_for_another_task_does_not_stand_in_for_the_named_class(tmp_path):
+    folder = own_code(tmp_path / "own", {"AutoModelForSequenceClassification": "OwnModel"})
+    assert type(load_model(folder, trust_remote_code=True)) is type(tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("auto_map", "message"),
+    [
+        ("modeling_own.LlamaForCausalLM", r"auto_map must name Python classes by auto class: got 'modeling_own"),
+        ({"AutoModelForCausalLM": 3}, r"auto_map must name Python classes by auto class: got .*3"),
+        ({"AutoModelForMagic": "modeling_own.OwnModel"}, r"auto_map must name an auto class .* got AutoModelForMagic"),
+    ],
+)
+def test_an_impossible_auto_map_is_named(tmp_path, auto_map, message):
+    folder = own_code(tmp_path / "own", {})
+    edit(folder, auto_map=auto_map, architectures=["Own"])
+    with pytest.raises(InvalidArgumentError, match=message):
+        load_model(folder, trust_remote_code=True)
+
+
+def test_verbs_run_the_code_that_is_trusted(tmp_path, capfd):
+    folder = own_code(tmp_path / "own", *OWN_CASES["of a known name"][:1])
+    (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times. " * 9)
+    text, windows = str(tmp_path / "text.txt"), ("--nsamples", "2", "--seqlen", "16")
+
+    def run(verb, *arguments):
+        status = main([*verb.split(), *map(str, arguments), "--trust-remote-code", "--json"])
+        out, err = capfd.readouterr()
+        assert status == 0, err
+        return json.loads(out)
+
+    ours = (folder, "--bits", 4, "--group-size", 16)
+    assert run("quantize", *ours, "-o", tmp_path / "out")["modules"] == 15
+    assert "modeling_own.LlamaForCausalLM" in (tmp_path / "out" / "config.json").read_text()
+    assert (tmp_path / "out" / "modeling_own.py").is_file()
+    assert len(run("verify", tmp_path / "out", "--source", folder)["modules"]) == 15
+    assert "model.layers.0.mlp.extra_proj" in run("plan", folder, "--method", "uniform", "--avg-bits", 5)["entries"]
+    analysis = run("analyze", folder, "--calibration", text, "--metrics", "kurtosis", *windows)
+    assert len(analysis["modules"]) == 15
+    again = ("--source", folder, "--calibration", text, "--significant", 1, "-o", tmp_path / "re", *windows)
+    run("requant", tmp_path / "out", *again, "--dtype", "float32")
+    assert type(load_model(tmp_path / "re", trust_remote_code=True)).__module__.startswith("transformers_modules.")
+    perplexity = [
+        run("eval", place, "--text", text, "--seqlen", 16)["perplexity"] for place in (folder, tmp_path / "re")
+    ]
+    assert perplexity[0] == pytest.approx(perplexity[1], rel=0.2)
 
 
 def test_an_impossible_configuration_is_named(folder):

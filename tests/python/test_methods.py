@@ -1,5 +1,6 @@
 """The registry of host methods, and the one call that quantizes a matrix by any of them."""
 
+import logging
 import math
 
 import pytest
@@ -8,11 +9,11 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, checkpoint, methods, models
+from quantrature.checkpoint.verify import verify
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
 from quantrature.nn import quantized_layers
-from quantrature.storage import QuantizedMatrix
-from quantrature.verify import verify
+from quantrature.packed import QuantizedMatrix
 from tiny_models import byte_tokenizer, tiny_model
 
 WEIGHT = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
@@ -159,3 +160,15 @@ def test_codes_do_not_depend_on_the_scale_of_the_weights(method, factor, meta_bi
     assert apart == 0 if math.log2(factor).is_integer() else apart < 20
     error = (got.dequantize() - weight * factor).norm() / (weight * factor).norm()
     assert error < 0.15
+
+
+def test_a_model_says_which_matrix_keeps_its_scales(caplog):
+    model = tiny_model("llama")
+    weight = model.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        weight.mul_(1e-4).add_(0.5)
+    with caplog.at_level(logging.WARNING, "quantrature"):
+        qtr.quantize(model, bits=4, group_size=8, meta_bits=8)
+    (said,) = [record.getMessage() for record in caplog.records if "meta_bits" in record.getMessage()]
+    assert "model.layers.1.mlp.down_proj" in said
+    assert "layers.0" not in said

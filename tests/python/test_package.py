@@ -66,14 +66,24 @@ def test_the_page_on_an_index_has_no_links_into_the_repository():
     assert [target for target in targets if not target.startswith("https://")] == []
 
 
+ELSEWHERE = {"_allocation": "test_knapsack.py", "_hessian": "test_gptq.py"}
+"""Ops whose tests are in a file of another name: test_allocation.py is about models."""
+
+
 def test_wheels_are_tested_with_the_tests_of_every_op():
     from quantrature import ops
 
     root = Path(__file__).resolve().parents[2]
     command = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["cibuildwheel"]["test-command"]
-    tests = {path.name for path in (root / "tests/python").glob("test_*.py")}
-    files = {f"test{path.stem}.py" for path in Path(ops.__file__).parent.glob("_*.py")} & tests
-    assert len(files) >= 10
-    # The allocation of an op's name is that of models; that of the op is test_knapsack.py.
-    missing = [name for name in files - {"test_allocation.py"} if f" tests/python/{name}" not in command]
-    assert not missing
+    sources = [path for path in sorted(Path(ops.__file__).parent.glob("_[a-z]*.py")) if path.stem != "_arrays"]
+    assert len(sources) >= 10
+    assert set(ELSEWHERE) <= {path.stem for path in sources}
+    for source in sources:
+        tests = root / "tests/python" / ELSEWHERE.get(source.stem, f"test{source.stem}.py")
+        assert tests.is_file(), f"{source.name} has no tests: {tests.name} is not there"
+        assert f" tests/python/{tests.name} " in f"{command} ", f"{tests.name} is not among the tests of wheels"
+        public = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", source.read_text(), re.MULTILINE)
+        used = [name for name in public if re.search(rf"\b{name}\b", tests.read_text())]
+        assert used or source.stem not in ELSEWHERE, f"{tests.name} calls nothing of {source.name}"
+    named = re.findall(r"tests/python/(\S+)", command)
+    assert [name for name in named if not (root / "tests/python" / name).is_file()] == []

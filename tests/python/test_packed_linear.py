@@ -8,12 +8,13 @@ import torch
 from torch.nn.functional import linear as dense_linear
 
 import quantrature as qtr
-from quantrature import InvalidArgumentError, ops, packed_linear
+from quantrature import InvalidArgumentError, ops
 from quantrature.methods import quantize_matrix
 from quantrature.methods.method import Statistics
 from quantrature.nn import QuantLinear, quantized_layers
+from quantrature.nn import product as packed_linear
+from quantrature.packed import MatrixSpec, QuantizedMatrix
 from quantrature.plan import PlanEntry
-from quantrature.storage import MatrixSpec, QuantizedMatrix
 from tiny_models import tiny_model
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -227,8 +228,8 @@ def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
 def test_what_is_prepared_is_small():
     layer = layer_of(rows=256, cols=512, outliers=0.005)
     layer(torch.randn(1, 512))
-    ready = packed_linear._prepared[layer.weight]
-    assert ready.packed.dense.codes.data_ptr() == layer.weight.data_ptr()
+    ready = packed_linear._prepared[layer.codes]
+    assert ready.packed.dense.codes.data_ptr() == layer.codes.data_ptr()
     assert ready.packed.residuals.values.nbytes == 4 * layer.spec.outliers
 
 

@@ -7,15 +7,15 @@ import torch
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, checkpoint, models, ops
-from quantrature.allocation.options import stored_bytes
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.qtip import block_ldlq, feedback
 from quantrature.nn import QuantLinear, quantized_layers
+from quantrature.nn.product import RotatedMatrix
 from quantrature.ops import Trellis
-from quantrature.packed_linear import RotatedMatrix
+from quantrature.packed import MatrixSpec
+from quantrature.packed.trellis import padded, rotated, unrotated
 from quantrature.plan import PlanEntry
-from quantrature.storage import MatrixSpec
-from quantrature.storage.trellis import padded, rotated, unrotated
+from quantrature.plan.option import stored_bytes
 from tiny_models import tiny_model
 
 OPTIONS = {"state_bits": 8}

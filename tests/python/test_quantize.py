@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 import quantrature as qtr
 from helpers import run_python
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
+from quantrature.checkpoint.verify import verify
 from quantrature.nn import QuantLinear, quantized_layers
-from quantrature.verify import verify
 from tiny_models import byte_tokenizer, tiny_model
 
 TOKENS = torch.arange(2 * 24).view(2, 24)

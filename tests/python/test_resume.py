@@ -7,9 +7,10 @@ import torch
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, checkpoint
-from quantrature.analysis import integral, path
+from quantrature.analysis import integral
 from quantrature.analysis.snapshot import Snapshot
 from quantrature.cli import main
+from quantrature.models import gradients
 from quantrature.nn import quantized_layers
 from test_analysis import TOKENS, sharp_model
 from tiny_models import byte_tokenizer
@@ -27,7 +28,7 @@ def interrupt(monkeypatch):
     """Makes the n-th forward pass from now on fail, and every unit of work save its state."""
     save = Snapshot.save
     monkeypatch.setattr(Snapshot, "save", lambda self, *a, **k: save(self, *a, **{**k, "last": True}))
-    nll = path.next_token_nll
+    nll = gradients.next_token_nll
     passes, limit = [], [0]
 
     def counting(model, tokens):
@@ -36,7 +37,7 @@ def interrupt(monkeypatch):
             raise Stop
         return nll(model, tokens)
 
-    monkeypatch.setattr(path, "next_token_nll", counting)
+    monkeypatch.setattr(gradients, "next_token_nll", counting)
     monkeypatch.setattr(integral, "next_token_nll", counting)
 
     def after(count):

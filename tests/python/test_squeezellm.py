@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, PlanEntry, checkpoint, models, ops
-from quantrature._quantize import plan_for, text_settings
-from quantrature.allocation.options import stored_bytes
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.squeezellm import outlier_shares
 from quantrature.nn import quantized_layers
+from quantrature.plan.option import stored_bytes
+from quantrature.quantization.model import plan_for, text_settings
 from test_analysis import TOKENS, sharp_model
 from test_analysis import loss as loss_of
 from tiny_models import tiny_model
@@ -326,7 +326,7 @@ def test_the_calibration_text_is_as_long_as_that_of_the_authors():
 
 
 def test_so_many_windows_are_drawn(monkeypatch):
-    from quantrature import _quantize
+    from quantrature.quantization import model as _quantize
 
     seen = {}
 

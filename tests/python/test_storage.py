@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quantrature import InvalidArgumentError, checkpoint, ops
-from quantrature._quantize import declare, put
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.nn import quantized_layers
+from quantrature.packed import KINDS, MatrixSpec, QuantizedMatrix
 from quantrature.plan import PlanEntry
-from quantrature.storage import KINDS, MatrixSpec, QuantizedMatrix
+from quantrature.quantization.model import declare, put
 from tiny_models import VOCABULARY, tiny_model
 
 ENTRIES = {

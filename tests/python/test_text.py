@@ -124,11 +124,11 @@ def test_the_default_length_is_at_most_2048():
     assert token_windows(torch.zeros(5000, dtype=torch.int64)).shape == (2, 2048)
 
 
-def test_no_token_is_added_unless_asked_for():
+def test_bos_is_added_where_it_is_asked_for():
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     assert tokenizer("a").input_ids[0] == 256
-    plain = token_windows([TEXT], tokenizer, seqlen=60)
+    plain = token_windows([TEXT], tokenizer, seqlen=60, bos="none")
     assert 256 not in plain
     once = token_windows([TEXT], tokenizer, seqlen=60, bos="text")
     assert (once == 256).nonzero().tolist() == [[0, 0]]
@@ -189,7 +189,9 @@ def test_a_data_set_in_a_folder(tokenizer, tmp_path, monkeypatch):
 
 
 def test_a_text_shorter_than_a_window_says_how_short(tokenizer):
-    with pytest.raises(InvalidArgumentError, match=r"shorter than one window: it has 900 tokens, 901 are needed"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"one window: it has 900 tokens, 901 are needed for seqlen=901; .* \(--seqlen\)"
+    ):
         token_windows([TEXT], tokenizer, seqlen=901)
     with pytest.raises(InvalidArgumentError, match=r"it has 63 tokens, 64 are needed"):
         token_windows([TEXT], tokenizer, model=tiny_config("llama"), max_tokens=63)
@@ -208,7 +210,7 @@ IDS = list(range(100))
         ({"source": IDS, "nsamples": 0}, "nsamples must be an integer and at least 1: got nsamples=0"),
         ({"source": IDS, "max_tokens": -1}, "max_tokens must be an integer and at least 1: got max_tokens=-1"),
         ({"source": IDS, "seed": -1}, "seed must be an integer and at least 0: got seed=-1"),
-        ({"source": IDS, "bos": True}, "bos must be one of none, text, window: got bos=True"),
+        ({"source": IDS, "bos": True}, "bos must be one of auto, none, text, window: got bos=True"),
         ({"source": IDS, "bos": "text", "seqlen": 8}, "bos=text needs a tokenizer with such a token"),
         ({"source": [IDS], "bos": "window"}, "bos goes with text or one row of token ids: got bos=window"),
         ({"source": [IDS], "seqlen": 50}, "the windows have 100 tokens each: got seqlen=50"),
@@ -217,7 +219,7 @@ IDS = list(range(100))
         ({"source": IDS, "seqlen": 65, "model": "llama"}, "built for: got seqlen=65, model=64"),
         ({"source": [*IDS, 258], "seqlen": 1, "model": "llama"}, "vocabulary: got 258, vocab_size=258"),
         ({"source": [*IDS, -1], "seqlen": 1}, "token ids must be in the model's vocabulary: got -1"),
-        ({"source": [IDS, [1]]}, "windows of token ids must have equal lengths"),
+        ({"source": [IDS, [0.5]]}, "source must be a file, a data set, texts or token ids: got list"),
         ({"source": [0.5]}, "source must be a file, a data set, texts or token ids: got list"),
         ({"source": None}, "source must be a file, a data set, texts or token ids: got NoneType"),
         ({"source": torch.ones(9)}, "token ids must be integers: got dtype=float32"),
@@ -260,3 +262,116 @@ def test_a_bad_line_is_named(content, message, tmp_path):
     path.write_bytes(content)
     with pytest.raises(InvalidArgumentError, match=message):
         token_windows(path, tokenizer, seqlen=1)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tokenizer, tmp_path):
+    for name, content in (("a.jsonl", '{"text": "one"}\n{"text": "two"}'), ("a.txt", "one\n\ntwo"), ("a.json", "[]")):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    for name in ("a.jsonl", "a.txt"):
+        assert decoded(tokenizer, token_windows(tmp_path / name, tokenizer, seqlen=8)) == "one\n\ntwo"
+    with pytest.raises(InvalidArgumentError, match="it has 0 tokens"):
+        token_windows(tmp_path / "a.json", tokenizer, seqlen=8)
+
+
+HUMAN = {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}
+MESSAGES = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+CHAT = "user: Hi</s>assistant: Ho</s>"
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "expected"),
+    [
+        ("one", None, "one"),
+        ({"text": "one", "content": "two"}, None, "one"),
+        ({"content": "one", "id": 3}, None, "one"),
+        ({"instruction": "do", "input": "this", "output": "done"}, None, "do\n\nthis\n\ndone"),
+        ({"instruction": "do", "input": "", "output": "done"}, None, "do\n\ndone"),
+        ({"instruction": "do", "context": "this", "response": "done"}, None, "do\n\nthis\n\ndone"),
+        ({"instruction": "do", "output": "done", "text": "do: done"}, None, "do: done"),
+        ({"messages": MESSAGES}, None, CHAT),
+        ({"conversations": HUMAN}, None, CHAT),
+        ({"conversations": MESSAGES}, None, CHAT),
+        ({"text": "one", "body": "two"}, "body", "two"),
+        ({"text": "one", "dialog": HUMAN}, "dialog", CHAT),
+        ({"text": "one", "ids": [64, 65]}, "ids", None),
+        ({"input_ids": [64, 65, 66], "attention_mask": [1, 1, 0]}, None, None),
+    ],
+)
+def test_rows_in_the_forms_that_data_sets_have(row, column, expected, tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    lines, listed = tmp_path / "a.jsonl", tmp_path / "a.json"
+    lines.write_text(json.dumps(row) + "\n")
+    listed.write_text(json.dumps([row]))
+    fake_datasets(monkeypatch, lambda name, configuration, split: [row])
+    ids = [64, 65] if expected is None else tokenizer(expected)["input_ids"]
+    for source in ([row], (row,), iter([row]), lines, listed, "some/set"):
+        windows = token_windows(source, tokenizer, seqlen=len(ids), text_column=column)
+        assert windows.tolist() == [ids]
+
+
+def test_what_a_tokenizer_returns_is_taken(tokenizer):
+    texts = ["one two three", "four"]
+    apart = tokenizer(texts)
+    joined = [token for row in apart["input_ids"] for token in row]
+    single = tokenizer("".join(texts))
+    tensors = tokenizer(texts[:1] * 3, return_tensors="pt")
+    tokenizer.pad_token = "</s>"
+    padded = tokenizer(texts, padding=True, return_tensors="pt")
+    rows = [dict(tokenizer(text)) for text in texts]
+    for source in (
+        apart,
+        apart["input_ids"],
+        single,
+        tokenizer(["".join(texts)], return_tensors="pt"),
+        padded,
+        rows,
+        [torch.tensor(row) for row in apart["input_ids"]],
+        [tokenizer(text, return_tensors="pt") for text in texts],
+        [tokenizer(text, return_tensors="np")["input_ids"] for text in texts],
+    ):
+        assert token_windows(source, seqlen=len(joined)).tolist() == [joined]
+    assert token_windows(tensors).shape == (3, 13)
+    assert token_windows([tokenizer(texts[0])] * 3).shape == (3, 13)
+    with pytest.raises(InvalidArgumentError, match="attention_mask must have the shape of input_ids"):
+        token_windows({"input_ids": [1, 2], "attention_mask": [1]}, seqlen=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "message"),
+    [
+        ('{"text": "one"}', None, r"a.json must have a list of texts or of rows: got dict"),
+        ('{"text": "one"}\n{"text": "two"}', None, r"a.json is not JSON: .*; name it .jsonl if each line"),
+        ('["one", 2]', None, r"a.json, item 1 needs a string text or messages: got int"),
+        ('[{"body": "a"}]', None, r"item 0 needs .* got the fields body; name the field .* \(--text-column\)"),
+        ('[{"text": "a"}]', "body", r"item 0 needs a text in body: got the fields text"),
+        ('[{"input_ids": [1]}, "a"]', None, r"item 1: texts and token ids must not be mixed"),
+        ('[{"conversations": [{"from": "human", "value": "a"}]}]', None, r"item 0 has messages, but the tokenizer has"),
+    ],
+)
+def test_a_json_file_that_is_no_list_of_texts_is_refused(content, column, message, tokenizer, tmp_path):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InvalidArgumentError, match=message):
+        token_windows(tmp_path / "a.json", tokenizer, seqlen=1, text_column=column)
+    with pytest.raises(InvalidArgumentError, match="there is no such file"):
+        token_windows("nowhere.json", tokenizer)
+
+
+def test_verbs_take_the_name_of_the_field(tmp_path, capfd):
+    from quantrature.cli import main
+
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "a.json").write_text(json.dumps([{"body": TEXT}]))
+    given = ["--text", str(tmp_path / "a.json"), "--seqlen", "32", "--json"]
+    assert main(["eval", str(tmp_path / "model"), *given]) == 1
+    assert "(--text-column)" in capfd.readouterr().err
+    assert main(["eval", str(tmp_path / "model"), *given, "--text-column", "body"]) == 0
+    assert json.loads(capfd.readouterr().out)["tokens"] == 28 * 31
+    assert (
+        main(["eval", str(tmp_path / "model"), *given, "--text-column", "body", "--seqlen", "64", "--stride", "32"])
+        == 0
+    )
+    calibrated = ["quantize", str(tmp_path / "model"), "--bits", "4", "--method", "gptq", "--seqlen", "32"]
+    calibrated += ["--calibration", str(tmp_path / "a.json"), "--text-column", "body", "-o", str(tmp_path / "out")]
+    assert main(calibrated) == 0

@@ -3,13 +3,12 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..plan.fusion import fusion_groups
+from ..plan.option import Option, stored_bytes
 from ._allocate import ALLOCATORS, allocate
 from .constraints import Constraints
 from .estimate import estimate
-from .groups import fusion_groups
-from .knapsack import Selection, choose
 from .loss import LossModel
-from .options import Option, stored_bytes
 from .published import TableChoice, boost, conspicuous, mxq
 from .sources import Source
 from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table
@@ -42,14 +41,12 @@ __all__ = [
     "CostTable",
     "LossModel",
     "Option",
-    "Selection",
     "Source",
     "TableChoice",
     "Validation",
     "activation_sensitivity",
     "allocate",
     "boost",
-    "choose",
     "conspicuous",
     "estimate",
     "fusion_groups",

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .. import ops
 from .._C import InvalidArgumentError
+from ..methods import solver_of
 from ..plan import KEEP_BITS, Plan, PlanEntry
+from ..plan.fusion import fusion_groups
+from ..plan.option import Option
 from .constraints import Constraints
-from .groups import fusion_groups
-from .knapsack import choose, smallest
 from .loss import LossModel
-from .options import Option
 from .published import conspicuous
 from .sources import Grid, Matrix, Source, size_of
 from .table import Configuration
@@ -351,8 +352,6 @@ def grid_of(
     origin: Source, method: str, host: str | None, sym: bool | None, meta_bits: int | str | None
 ) -> tuple[str, Grid]:
     """The host method and the form of its grids."""
-    from ..methods import solver_of
-
     name = host or origin.host or ("hqq" if method in PAPERS else "rtn")
     symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
     if meta_bits == "default":
@@ -448,8 +447,8 @@ def _least(
         settings.append(common)
         costs.append([sum(cost(i, option) for i in members) for option in common])
         sizes.append([sum(facts.size(i, option) for i in members) for option in common])
-    budget.demand(int(smallest(sizes)))
-    best = choose(costs, sizes, budget.limit, relative_gap=1e-6)
+    budget.demand(sum(min(options) for options in sizes))
+    best = ops.multiple_choice_knapsack(costs, sizes, budget.limit, relative_gap=1e-6)
     rate = worth(best.cost)
 
     chosen: list[Option] = [settings[0][0]] * len(matrices)
@@ -511,8 +510,6 @@ def _boost_scores(
         return [float(m.kurtosis or 0) for m in matrices]
     if origin.weight is None:
         raise InvalidArgumentError("[allocate] kurtboost needs the weights, or an analysis with the metric kurtosis")
-    from .. import ops
-
     return [float(ops.kurtosis(origin.weight(m.name), fisher=False)) for m in matrices]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..evaluate._forward import logits, not_training
 from ..methods import quantize_matrix, solver_of
 from ..models import LinearWeight, find_linears
+from ..models.running import logits, not_training
 from ..plan import PlanEntry
+from ..plan.fusion import fusion_groups
 from ..progress import progress as progress_bar
 from ..text import token_windows
-from .groups import fusion_groups
 
 
 @dataclass
@@ -41,6 +41,8 @@ def activation_sensitivity(
     nsamples: int | None = None,
     seqlen: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     progress: bool | None = None,
 ) -> dict[str, float]:
@@ -54,7 +56,8 @@ def activation_sensitivity(
     Args:
         model: causal language model from transformers; afterwards it is, bit for bit, what it was. The quantized images
             are held beside it, in its own dtype.
-        tokens, tokenizer, nsamples, seqlen, seed: calibration text, as in :func:`quantrature.text.token_windows`.
+        tokens, tokenizer, nsamples, seqlen, seed, bos, text_column: calibration text, as in
+            :func:`quantrature.text.token_windows`.
         bits, group_size, method: of the quantized images; the authors' whatever the budget, unless given.
         batch_size: windows of one forward pass.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -66,7 +69,9 @@ def activation_sensitivity(
         InvalidArgumentError: naming the argument, or a matrix that no text reached.
     """
     linears = find_linears(model, experts=False)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
     if batch_size < 1:
         raise InvalidArgumentError(f"[allocate] batch_size must be at least 1: got batch_size={batch_size}")
     entry = PlanEntry(bits, group_size, solver=solver_of(method))

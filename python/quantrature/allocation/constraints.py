@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .._C import InvalidArgumentError
-from .options import Option
+from ..plan.option import Option
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

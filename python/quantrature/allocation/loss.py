@@ -36,7 +36,7 @@ from statistics import NormalDist
 import numpy as np
 
 from .._C import InvalidArgumentError
-from .options import Option
+from ..plan.option import Option
 
 FLOOR = 0.1
 """Share of the average cost of its error energy that a matrix costs at least."""

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
 from .._C import InvalidArgumentError
-from .knapsack import choose, smallest
 from .table import Configuration, CostTable, Floats, ladder
+
+UNITS = 2**30
+"""Whole numbers in a MiB, for the knapsack: 1024 in a byte."""
 
 TRIM = 0.05
 THRESHOLD = 3.0
@@ -90,14 +93,15 @@ def mxq(table: CostTable, avg_bits: float) -> TableChoice:
     _demand(table, table.fnorm, "fnorm", "mxq")
     weights = float(table.params.sum())
     budget = avg_bits * weights / 8 / 2**20
-    sizes = [[float(m) for m in row] for row in table.memory]
-    least = smallest(sizes)
+    least = float(table.memory.min(1).sum())
     if not least <= budget:
         raise InvalidArgumentError(
             f"[allocate] avg_bits must be at least {np.ceil(least * 8 * 2**20 / weights * 1e4) / 1e4:.4f} for these "
             f"matrices and settings: got avg_bits={avg_bits}"
         )
-    found = choose([[float(f) for f in row] for row in table.fnorm], sizes, budget, relative_gap=1e-6, time_limit=30)
+    sizes = np.rint(table.memory * UNITS).astype(np.int64)
+    room = max(round(budget * UNITS), int(sizes.min(1).sum()))
+    found = ops.multiple_choice_knapsack(table.fnorm.tolist(), sizes.tolist(), room, relative_gap=1e-6)
     return TableChoice.of(table, [table.configurations[k] for k in found.chosen], avg_bits, found.gap)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._C import InvalidArgumentError
+from ..methods import solver_of
+from ..ops._arrays import dtype_name
 from ..plan import PlanEntry
+from ..plan.option import Option, stored_bytes
 from ..progress import progress as progress_bar
-from .options import Option, stored_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ class Source:
         grid: of the analysis; what the matrices' errors and bytes belong to.
         group_size: of the analysis.
         weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
-        about: fingerprints, for plan.json.
+        about: fingerprints, and where the text had BOS, for plan.json.
         measured: outcomes found so far by matrix, grid and setting, for the next plan from the same source.
     """
 
@@ -143,8 +144,6 @@ def size_of(matrix: Matrix, option: Option, grid: Grid, known: Mapping[str, int]
 
 
 def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> Source:
-    from ..methods import solver_of
-
     matrices = tuple(
         Matrix(
             m.name,
@@ -178,12 +177,16 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
         Grid(solver_of(method), bool(found.settings["sym"])),
         int(found.settings["group_size"]),
         reader,
-        {"model": found.model, "calibration": found.calibration},
+        {"model": found.model, "calibration": found.calibration, **_bos(found)},
     )
 
 
+def _bos(found: Sensitivity) -> dict[str, str]:
+    """Where the text of an analysis had BOS; analyses of earlier releases do not say."""
+    return {"bos": str(found.settings["bos"])} if "bos" in found.settings else {}
+
+
 def _of_model(model: Any) -> Source:
-    from .._arrays import dtype_name
     from ..models import find_linears
 
     linears = find_linears(model, experts=False)
@@ -195,17 +198,13 @@ def _of_model(model: Any) -> Source:
 
 def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Source:
     """Weights are read from the safetensors files when they are asked for; nothing else of the model is loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ..models import find_linears, load_config, load_model
-    from ..models.loading import quiet
+    from ..models import check_dense, empty_model, find_linears, load_config, load_model
+    from ..models.loading import tensor_files
 
     config = load_config(folder, trust_remote_code)
-    files = _tensors(Path(folder))
-    with torch.device("meta"), quiet():
-        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    linears = find_linears(skeleton, experts=False)
+    check_dense("allocate", config)
+    files = tensor_files(Path(folder))
+    linears = find_linears(empty_model(config, trust_remote_code), experts=False)
     keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}
     if any(key not in files for key in keys.values()):
         _log.warning("%s does not hold its weights under the names of the model; it is loaded as a whole", folder)
@@ -220,27 +219,6 @@ def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Sourc
         return linear.view(tensor).contiguous()
 
     return Source(matrices, weight=weight)
-
-
-def _tensors(folder: Path) -> dict[str, Path]:
-    """Names of the tensors in a model's safetensors files, and the file of each."""
-    from ..models.loading import WEIGHTS
-
-    index = folder / WEIGHTS[1]
-    if (folder / WEIGHTS[0]).is_file():
-        files = [folder / WEIGHTS[0]]
-    elif index.is_file():
-        try:
-            files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidArgumentError(f"[allocate] {index} is not a valid index of shards") from None
-    else:
-        return {}
-    found = {}
-    for path in files:
-        with _opened(path) as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    return found
 
 
 @contextmanager

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 
 from .._C import InvalidArgumentError
-from ..analysis.path import Moved, WeightPath, mean_nll
+from ..analysis.path import Moved, WeightPath
 from ..analysis.sensitivity import Sensitivity
-from ..evaluate._forward import not_training
 from ..methods import image_of
 from ..models import find_linears
+from ..models.gradients import mean_nll
+from ..models.running import not_training
 from ..plan import Plan
+from ..plan.fusion import fusion_groups
 from ..progress import progress as progress_bar
 from ..text import token_windows
 from ._allocate import allocate
-from .groups import fusion_groups
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def measured_loss_changes(
     seqlen: int | None = None,
     nsamples: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     progress: bool | None = None,
 ) -> list[float]:
@@ -78,7 +81,7 @@ def measured_loss_changes(
 
     Args:
         model: causal language model from transformers.
-        tokens, tokenizer, seqlen, nsamples, seed: text, as in :func:`quantrature.text.token_windows`.
+        tokens, tokenizer, seqlen, nsamples, seed, bos, text_column: text, as in :func:`quantrature.text.token_windows`.
         plans: each for this model.
         batch_size: windows of one forward pass.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -87,7 +90,9 @@ def measured_loss_changes(
         InvalidArgumentError: for a plan with a matrix that the model does not have.
     """
     linears = find_linears(model, experts=False)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
     for plan in plans:
         plan.check_modules(linear.name for linear in linears)
     changes = []

@@ -10,22 +10,23 @@ from typing import Any
 
 import torch
 
-from .. import fingerprint
-from .._arrays import dtype_name
 from .._C import InvalidArgumentError
-from ..allocation.options import Option
-from ..evaluate._forward import not_training
 from ..methods import SOLVERS, Statistics, image_of, solver_of
-from ..models import Linears, check_loaded, find_linears
+from ..models import Linears, check_loaded, find_linears, fingerprint
+from ..models.gradients import Share, gradient_checkpointing
+from ..models.ranks import rank_of
+from ..models.running import not_training
+from ..ops._arrays import dtype_name
 from ..plan import PlanEntry
+from ..plan.option import Option
 from ..progress import progress as progress_bar
-from ..text import token_windows
+from ..quantization import collect
+from ..text import bos_of, token_windows
 from .errors import Outcome, candidates, outcomes
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, Share, WeightPath, gradient_checkpointing
+from .path import Moved, WeightPath
 from .proving import Effort, Prover
 from .quadrature import quadrature
-from .ranks import rank_of
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
 from .snapshot import Snapshot
 
@@ -44,6 +45,8 @@ def analyze(
     nsamples: int | None = None,
     seqlen: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     rule: str = "gauss",
     nodes: int = 4,
@@ -70,7 +73,8 @@ def analyze(
         group_size, method, sym: of the images; methods are those of ``METHODS``. One that needs calibration is given
             what the text says of the model as it is.
         ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`.
-        tokenizer, nsamples, seqlen, seed: of the calibration text; all windows of it when nsamples is ``None``.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
+            is ``None``.
         batch_size: windows of one forward pass.
         rule, nodes: of :func:`quantrature.analysis.quadrature`; nodes are gradient evaluations per sample.
         tol: largest relative distance of prediction and measurement; nodes are doubled until it holds.
@@ -104,7 +108,6 @@ def analyze(
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
-    from ..calibration import collect  # which imports from this package
 
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
@@ -113,8 +116,15 @@ def analyze(
         raise InvalidArgumentError("[analyze] resume='required' needs a state_file to resume from")
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
-    settings |= {"nsamples": len(windows), "seqlen": windows.shape[1], "seed": seed}
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
+    settings |= {
+        "nsamples": len(windows),
+        "seqlen": windows.shape[1],
+        "seed": seed,
+        "bos": bos_of(windows, tokenizer, model),
+    }
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
 
     prover = Prover(model, windows, batch_size)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..allocation.options import Option
 from ..methods import Statistics, quantize_matrix
 from ..plan import PlanEntry
+from ..plan.option import Option
 
 BITS = range(1, 9)
 

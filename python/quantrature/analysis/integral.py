@@ -15,9 +15,11 @@ import torch
 
 from .. import ops
 from .._C import InvalidArgumentError
-from .finiteness import GradientCheck, check_loss
-from .path import Moved, Share, WeightPath, gradients_to, new_on_cpu, next_token_nll
-from .ranks import add_over_ranks
+from ..models import LinearWeight
+from ..models.finiteness import GradientCheck, check_loss
+from ..models.gradients import Share, gradients_to, next_token_nll
+from ..models.ranks import add_over_ranks
+from .path import WeightPath, new_on_cpu
 from .snapshot import Snapshot
 
 ABS_MODES = ("after_mean", "per_sample", "per_node")
@@ -112,7 +114,8 @@ def integrate(
     step, samples = _Step(0, 0.0, 0.0), range(0)
     check = GradientCheck()
 
-    def take(m: Moved, gradient: torch.Tensor) -> None:
+    def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
+        m = path.of(linear)
         check(m.name, gradient, step.t, samples)
         gradient = gradient.to(sums[m.name].device)
         if abs_mode == "per_sample":
@@ -127,7 +130,7 @@ def integrate(
     done = snapshot.restore(sums, signed) if snapshot is not None else 0
     advance(sum(len(share.batch(step.first, batch_size)[1]) for unit in units[:done] for step in unit))
     at: float | None = None
-    with gradients_to(path.model, path.moved, take):
+    with gradients_to(path.model, [m.linear for m in path.moved], take):
         for index, unit in enumerate(units[done:], done + 1):
             for step in unit:
                 if at != step.t:

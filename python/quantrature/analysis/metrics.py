@@ -9,10 +9,12 @@ import torch
 
 from .. import ops
 from .._C import UnsupportedError
-from .finiteness import GradientCheck, check_loss
+from ..models import LinearWeight
+from ..models.finiteness import GradientCheck, check_loss
+from ..models.gradients import Share, gradients_to, next_token_nll
+from ..models.ranks import add_over_ranks
 from .integral import zeros_for
-from .path import Moved, Share, WeightPath, gradients_to, next_token_nll
-from .ranks import add_over_ranks
+from .path import Moved, WeightPath
 
 METRICS = {
     "pqi": "Post-quantization Integral: mean over the weights of abs((w~ - w) * mean gradient on the way); path",
@@ -98,7 +100,8 @@ def gradient_scores(
     samples = range(0)
     check = GradientCheck()
 
-    def take(m: Moved, gradient: torch.Tensor) -> None:
+    def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
+        m = path.of(linear)
         check(m.name, gradient, 0.0, samples)
         gradient = gradient.to(m.device)
         if first:
@@ -106,7 +109,7 @@ def gradient_scores(
         if second:
             ops.pqi_accumulate(second[m.name], gradient.float().square_(), 1 / len(windows))
 
-    with gradients_to(path.model, path.moved, take):
+    with gradients_to(path.model, [m.linear for m in path.moved], take):
         for tokens, samples in Share(windows).batches(1):
             loss = next_token_nll(path.model, tokens)
             check_loss(float(loss.detach()), path.model, tokens, 0.0, samples)

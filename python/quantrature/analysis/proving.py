@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..models.gradients import Share, mean_nll
 from .integral import Integral, integrate
-from .path import Share, WeightPath, mean_nll
+from .path import WeightPath
 from .quadrature import quadrature
 from .sensitivity import Proof
 from .snapshot import Snapshot

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..json_files import read_format
+from ..files.json_files import read_format
+from ..files.new_folder import new_folder
 
 FORMAT = "quantrature-sensitivity"
 FORMAT_VERSION = 1
@@ -157,8 +158,6 @@ class Sensitivity:
             InvalidArgumentError: when the folder is there and not empty, unless overwrite.
         """
         from safetensors.torch import save_file
-
-        from ..checkpoint import new_folder
 
         with new_folder(folder, overwrite) as partial:
             (partial / SUMMARY).write_text(json.dumps(self.to_json(), indent=1) + "\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +11,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-
-RESUME = ("auto", "required", "never")
+from ..files.resume import StateFile, check_resume
 
 
 @dataclass
@@ -43,51 +40,35 @@ class Snapshot:
         Raises:
             InvalidArgumentError: when resuming is required and no fitting snapshot exists.
         """
-        if self.resume not in RESUME:
-            raise InvalidArgumentError(f"[analyze] resume must be one of {', '.join(RESUME)}: got {self.resume!r}")
-        state = self._read()
-        if state is None:
+        check_resume("analyze", self.resume)
+        found = None if self.resume == "never" else self._file.read()
+        if found is None or not ({"done", "signed"} <= found[0].keys() and sums.keys() <= found[1].keys()):
             if self.resume == "required":
                 raise InvalidArgumentError(
                     f"[analyze] resume is required, but {self.path} holds no state of this analysis"
                 )
             return 0
-        tensors, done, shares = state
+        state, tensors = found
         for name, total in sums.items():
             total.copy_(tensors[name])
-        signed.update(shares)
-        return done
-
-    def _read(self) -> tuple[dict[str, torch.Tensor], int, dict[str, float]] | None:
-        from safetensors import SafetensorError, safe_open
-
-        if self.resume == "never" or not self.path.is_file():
-            return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                about = json.loads(file.metadata()["state"])
-                if about["fingerprint"] != json.loads(json.dumps(self.fingerprint)):
-                    return None
-                return {name: file.get_tensor(name) for name in file.keys()}, about["done"], about["signed"]  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError):
-            return None
+        signed.update(state["signed"])
+        return int(state["done"])
 
     def save(
         self, done: int, sums: Mapping[str, torch.Tensor], signed: Mapping[str, float], last: bool = False
     ) -> None:
         """Save the state after `done` units, unless the previous saving is too recent."""
-        from safetensors.torch import save_file
-
         started = time.monotonic()
         if not last and started < self._due:
             return
-        state = {"fingerprint": self.fingerprint, "done": done, "signed": dict(signed)}
-        partial = self.path.with_name(self.path.name + ".partial")
-        save_file(dict(sums), partial, metadata={"state": json.dumps(state)})
-        os.replace(partial, self.path)
+        self._file.write({"done": done, "signed": dict(signed)}, sums)
         now = time.monotonic()
         self._due = now + max(self.every, 20 * (now - started))
 
     def discard(self) -> None:
         """Remove the file: the analysis is complete."""
-        self.path.unlink(missing_ok=True)
+        self._file.discard()
+
+    @property
+    def _file(self) -> StateFile:
+        return StateFile(self.path, self.fingerprint)

@@ -11,6 +11,7 @@ from .._C import InvalidArgumentError
 from ._input import memory_limits
 from ._options import (
     BatchSize,
+    Bos,
     Checkpointing,
     DeviceMap,
     GroupSize,
@@ -26,6 +27,7 @@ from ._options import (
     Seed,
     Seqlen,
     Sym,
+    TextColumn,
     TextFile,
     TrustRemoteCode,
 )
@@ -48,6 +50,8 @@ def run(
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
@@ -84,21 +88,31 @@ def run(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
-        from ..analysis.ranks import joined
-        from ..checkpoint import check_new_folder
+        from ..files.new_folder import check_new_folder
+        from ..models.ranks import joined
         from ..text import token_windows
 
         rank = processes.enter_context(joined())
         if output is not None:
             check_new_folder(output, overwrite)
         analysis.quadrature(rule, nodes)
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
-        tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
+        models.check_dense("analyze", config)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
+        tokens = token_windows(
+            calibration,
+            tokenizer,
+            seqlen=seqlen,
+            nsamples=nsamples,
+            seed=seed,
+            bos=bos,
+            text_column=text_column,
+            model=config,
+        )
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         cost = None
         if dry_run:
-            from .._estimate import analyzing
+            from ._estimate import analyzing
 
             linears = models.find_linears(loaded, ignore or (), experts=False)
             passes = ("pqi" in names) * len(settings) * nodes + bool({"fisher", "first_order"} & set(names))
@@ -113,6 +127,7 @@ def run(
                 method=method,
                 sym=sym,
                 ignore=ignore or (),
+                tokenizer=tokenizer,
                 seed=seed,
                 batch_size=batch_size,
                 rule=rule,

@@ -24,8 +24,8 @@ def run(
     with stdout_kept_clean(as_json):
         from pathlib import Path
 
-        from ..checkpoint import check_new_folder
         from ..demo.tour import tour
+        from ..files.new_folder import check_new_folder
 
         if output is not None:
             check_new_folder(output)

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import BatchSize, DeviceMap, Json, ModelArgument, TextFile, TrustRemoteCode
+from ._options import BatchSize, Bos, DeviceMap, Json, ModelArgument, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..evaluate import DivergenceResult, PerplexityResult, TaskResult
+
+
+BEGUN = {"window": ", each begun by BOS", "text": ", BOS before the text", "none": ", without BOS"}
+"""What is said of windows by where they have BOS."""
 
 
 def run(
@@ -26,7 +30,8 @@ def run(
     stride: Annotated[
         int | None, typer.Option(help="Let windows overlap and begin this many tokens apart; not with --reference.")
     ] = None,
-    bos: Annotated[str, typer.Option(help="Add a BOS token: none, text (one before it) or window.")] = "none",
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 8,
     tasks: Annotated[
         str | None, typer.Option(help="In place of a text, tasks of the LM Evaluation Harness, with commas between.")
@@ -58,12 +63,13 @@ def run(
                 num_fewshot=num_fewshot,
                 limit=limit,
                 batch_size=batch_size,
+                bos=bos,
                 dtype=dtype,
                 device=device_map or "cpu",
                 trust_remote_code=trust_remote_code,
             )
         if as_json:
-            print_json({r.name: {"metrics": r.metrics, "standard_errors": r.errors} for r in results})
+            print_json({r.name: {"metrics": r.metrics, "standard_errors": r.errors, "bos": r.bos} for r in results})
         else:
             print_table(f"{model} on {tasks}", [row for r in results for row in _task_rows(r)])
         return
@@ -76,28 +82,32 @@ def run(
         from ..text import token_stream, token_windows
 
         # The text first: a mistake in it shows before any weight is loaded.
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
         if stride is None:
-            tokens = token_windows(text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos)
+            tokens = token_windows(
+                text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos, text_column=text_column
+            )
         else:
-            tokens = token_stream(text, tokenizer, max_tokens=max_tokens, bos=bos)
+            tokens = token_stream(text, tokenizer, max_tokens=max_tokens, bos=bos, text_column=text_column)
 
         def load(name: str) -> Any:
             return models.load_model(name, dtype, device_map, trust_remote_code)
 
-        progress = False if as_json else None
+        more: dict[str, Any] = {
+            "seqlen": seqlen,
+            "tokenizer": tokenizer,
+            "batch_size": batch_size,
+            "bos": "auto" if stride is None else bos,  # windows have what they are to begin with
+            "progress": False if as_json else None,
+        }
         ours, theirs = load(model), None
         divergence = None
         if reference is None:
-            found = evaluate.perplexity(
-                ours, tokens, seqlen=seqlen, batch_size=batch_size, stride=stride, progress=progress
-            )
+            found = evaluate.perplexity(ours, tokens, stride=stride, **more)
         else:
             theirs = load(reference)
-            divergence = evaluate.divergence(
-                ours, theirs, tokens, seqlen=seqlen, batch_size=batch_size, progress=progress
-            )
+            divergence = evaluate.divergence(ours, theirs, tokens, **more)
             found = divergence.model
     if as_json:
         print_json(_values(found, divergence))
@@ -105,12 +115,13 @@ def run(
         print_table(f"{model} on {text}", _rows(found, divergence))
 
 
-def _values(found: PerplexityResult, divergence: DivergenceResult | None) -> dict[str, float]:
-    values = {
+def _values(found: PerplexityResult, divergence: DivergenceResult | None) -> dict[str, float | str]:
+    values: dict[str, float | str] = {
         "perplexity": found.perplexity,
         "nll": found.nll,
         "tokens": found.tokens,
         "nll_standard_error": found.standard_error,
+        "bos": found.bos,
     }
     if divergence is not None:
         values |= {
@@ -131,7 +142,7 @@ def _rows(found: PerplexityResult, divergence: DivergenceResult | None) -> list[
     rows = [
         ("perplexity", f"{found.perplexity:.4f}"),
         ("loss", _within(found.nll, found.standard_error)),
-        ("tokens", f"{found.tokens} in {found.windows} windows"),
+        ("tokens", f"{found.tokens} in {found.windows} windows" + BEGUN[found.bos]),
     ]
     if divergence is not None:
         rows += [

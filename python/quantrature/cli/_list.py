@@ -16,7 +16,7 @@ KINDS = {
     "methods": ("quantrature.methods", "METHODS"),
     "metrics": ("quantrature.analysis", "METRICS"),
     "solvers": ("quantrature.methods", "SOLVERS"),
-    "formats": ("quantrature.formats", "FORMATS"),
+    "formats": ("quantrature.export.plans", "FORMATS"),
 }
 """Where each kind is kept, as a mapping from names to a line about each."""
 

@@ -8,10 +8,25 @@ import typer
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")]
 TextFile = Annotated[
-    str | None, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+    str | None, typer.Option(help="A .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
 ]
 Nsamples = Annotated[int, typer.Option(help="Windows of calibration text.")]
 Seqlen = Annotated[int | None, typer.Option(help="Tokens in a window.")]
+Bos = Annotated[
+    str,
+    typer.Option(
+        help="Where the BOS token goes: window (first of each window), text (once, before the text), none, or auto: "
+        "window if the tokenizer adds BOS by itself."
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Field that has the text in rows of .jsonl, .json and data sets; by default text, content, messages, "
+        "conversations, instruction with output, or input_ids.",
+        metavar="NAME",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="For the choice of windows.")]
 BatchSize = Annotated[int, typer.Option(help="Windows in one forward pass.")]
 

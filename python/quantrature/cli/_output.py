@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .._estimate import Cost
+    from ._estimate import Cost
 
 
 @contextlib.contextmanager

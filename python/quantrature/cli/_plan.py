@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +10,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import size_in_bytes
-from ._options import Json, Nsamples, Seed, Seqlen, TextFile, TrustRemoteCode
+from ._options import Bos, Json, Nsamples, Seed, Seqlen, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -66,6 +63,8 @@ def run(
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
     validate: Annotated[
         int, typer.Option(help="Measure so many random plans, and store how well they were predicted.")
@@ -78,7 +77,7 @@ def run(
     """Choose how each matrix is stored, within a budget."""
     if (model is None) == (table is None):
         raise InvalidArgumentError("[plan] takes either a model, an analysis of one, or --table")
-    with stdout_kept_clean(as_json), _native_output_kept_off_stdout():
+    with stdout_kept_clean(as_json):
         from ..allocation import ALLOCATORS, allocate
 
         if method not in ALLOCATORS:
@@ -106,7 +105,7 @@ def run(
             found = _of_table(table, method, avg_bits, boost_stops, top_m)
         else:
             assert model is not None
-            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed}
+            text = {"nsamples": nsamples, "seqlen": seqlen, "seed": seed, "bos": bos, "text_column": text_column}
             made = _Model(model, dtype, trust_remote_code, calibration, text, nodes, wishes["progress"])
             if validate and (method != "pqi" or made.analyzed):
                 raise InvalidArgumentError("[plan] --validate is for plans by pqi from a model")
@@ -164,6 +163,7 @@ class _Model:
         self.calibration, self.text, self.nodes, self.progress = calibration, text, nodes, progress
         self.loaded: Any = None
         self.tokens: Any = None
+        self.tokenizer: Any = None
         self.analyzed = (Path(path) / SUMMARY).is_file()
 
     def source(self, method: str, host: str | None) -> tuple[Any, dict[str, Any]]:
@@ -188,6 +188,7 @@ class _Model:
             bits=REFERENCE_BITS,
             method=host or "rtn",
             nodes=self.nodes,
+            tokenizer=self.tokenizer,
             seed=self.text["seed"],
             progress=self.progress,
         )
@@ -211,8 +212,8 @@ class _Model:
         }
         cost = estimate(self.path, method=method, trust_remote_code=self.trust_remote_code, **passed)
         if method in ("pqi", "sensiboost") and not self.analyzed:
-            from .._estimate import analyzing
             from ..models import find_linears
+            from ._estimate import analyzing
 
             model, tokens = self._loaded(method)
             passes = self.nodes * len(REFERENCE_BITS) if method == "pqi" else 1
@@ -227,9 +228,10 @@ class _Model:
 
         if self.calibration is None:
             raise InvalidArgumentError(f"[plan] --calibration must name the text that {method} needs")
-        tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
         config = models.load_config(self.path, self.trust_remote_code)
-        tokens = token_windows(self.calibration, tokenizer, model=config, **self.text)
+        models.check_dense("plan", config)
+        self.tokenizer = models.load_tokenizer(self.path, self.trust_remote_code)
+        tokens = token_windows(self.calibration, self.tokenizer, model=config, **self.text)
         return models.load_model(self.path, self.dtype, trust_remote_code=self.trust_remote_code), tokens
 
 
@@ -301,23 +303,3 @@ def _pairs(option: str, given: Sequence[str] | None) -> dict[str, str]:
             raise InvalidArgumentError(f"[plan] {option} must be MATRIX=VALUE: got {text!r}")
         pairs[name] = value
     return pairs
-
-
-@contextlib.contextmanager
-def _native_output_kept_off_stdout() -> Iterator[None]:
-    """Drop what HiGHS, the solver of integer programs, prints past Python."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is no such descriptor
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

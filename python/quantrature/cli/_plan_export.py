@@ -18,7 +18,7 @@ def run(
     ] = None,
 ) -> None:
     """Express a plan as the options of GPTQModel, compressed-tensors, AutoRound or llama.cpp."""
-    from ..formats import export, to_text
+    from ..export.plans import export, to_text
     from ..plan import Plan
 
     text = to_text(export(Plan.load(plan), to))

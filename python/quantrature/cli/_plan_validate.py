@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import BatchSize, Json, Seqlen, TrustRemoteCode
+from ._options import BatchSize, Bos, Json, Seqlen, TextColumn, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 
@@ -16,7 +16,9 @@ def run(
     model: Annotated[str, typer.Argument(help="The model it is for: folder or id.", metavar="MODEL")],
     calibration: Annotated[
         str,
-        typer.Option(help="Text to measure on: a .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]]."),
+        typer.Option(
+            help="Text to measure on: a .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]]."
+        ),
     ],
     sensitivity: Annotated[
         str | None, typer.Option(help="The analysis, to measure random plans from it as well.", metavar="SENS")
@@ -28,6 +30,8 @@ def run(
     nsamples: Annotated[int, typer.Option(help="Windows of text.")] = 128,
     seqlen: Seqlen = None,
     seed: Annotated[int, typer.Option(help="For the choice of windows, and of random plans.")] = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 8,
     dtype: Annotated[str, typer.Option(help="What to measure in: auto, float32, bfloat16.")] = "float32",
     trust_remote_code: TrustRemoteCode = False,
@@ -50,9 +54,19 @@ def run(
         from ..text import token_windows
 
         analysis = None if sensitivity is None else Sensitivity.load(sensitivity)
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
         config = models.load_config(model, trust_remote_code)
-        tokens = token_windows(calibration, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=config)
+        models.check_dense("validate", config)
+        tokenizer = models.load_tokenizer(model, trust_remote_code)
+        tokens = token_windows(
+            calibration,
+            tokenizer,
+            seqlen=seqlen,
+            nsamples=nsamples,
+            seed=seed,
+            bos=bos,
+            text_column=text_column,
+            model=config,
+        )
         loaded = models.load_model(model, dtype, trust_remote_code=trust_remote_code)
         progress = False if as_json else None
         measured = measured_loss_changes(loaded, tokens, [given], batch_size=batch_size, progress=progress)[0]

@@ -12,6 +12,7 @@ from .._C import InvalidArgumentError
 from ._input import memory_limits
 from ._options import (
     BatchSize,
+    Bos,
     Checkpointing,
     DeviceMap,
     GroupSize,
@@ -26,16 +27,17 @@ from ._options import (
     Seed,
     Seqlen,
     Sym,
+    TextColumn,
     TrustRemoteCode,
 )
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
 
 if TYPE_CHECKING:
-    from .._estimate import Cost
     from ..models import Linears
     from ..plan import Plan
     from ..requantization import Requantization
+    from ._estimate import Cost
 
 
 def run(
@@ -67,7 +69,7 @@ def run(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text for --requant and for methods that need it: .txt, .jsonl or a data set, "
+            help="Text for --requant and for methods that need it: .txt, .jsonl, .json or a data set, "
             "NAME[:CONFIGURATION[:SPLIT]]."
         ),
     ] = None,
@@ -76,6 +78,8 @@ def run(
     ] = None,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     damp_percent: Annotated[
         float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
@@ -148,19 +152,21 @@ def run(
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         import logging
         import sys
+        from dataclasses import replace
         from pathlib import Path
 
         from .. import checkpoint, models
-        from .._estimate import quantizing
-        from .._quantize import plan_for, quantize, text_settings
-        from ..analysis.ranks import joined
+        from ..files.new_folder import check_new_folder
         from ..methods import SOLVERS
+        from ..models.ranks import joined
         from ..plan import Plan
-        from ..text import token_windows
+        from ..quantization.model import plan_for, quantize, text_settings
+        from ..text import bos_of, token_windows
+        from ._estimate import quantizing
 
         rank = processes.enter_context(joined())
         if output is not None:
-            checkpoint.check_new_folder(output, overwrite)
+            check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         host: dict[str, Any] = {
@@ -189,7 +195,18 @@ def run(
         windows = None
         if requant or needy:
             wanted = text_settings(made, "auto" if nsamples is None else nsamples)
-            windows = token_windows(calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, model=loaded)
+            windows = token_windows(
+                calibration,
+                tokenizer,
+                **wanted,
+                seqlen=seqlen,
+                seed=seed,
+                bos=bos,
+                text_column=text_column,
+                model=loaded,
+            )
+            about = {"nsamples": len(windows), "seqlen": windows.shape[1], "bos": bos_of(windows, tokenizer, loaded)}
+            made = replace(made, allocation={**made.allocation, "quantized_on": {**about, "seed": seed}})
         if requant:
             record, cost = _requant(
                 loaded,
@@ -204,6 +221,7 @@ def run(
                     "batch_size": batch_size,
                     "nodes": nodes,
                     "seed": seed,
+                    "tokenizer": tokenizer,
                     "checkpointing": checkpointing,
                     "map_folder": map_folder,
                     "state_file": f"{output}.state" if state_file is None else state_file,
@@ -244,6 +262,7 @@ def run(
                 loaded,
                 output,
                 tokenizer=tokenizer,
+                processor=models.processor_files(model),
                 plan=None if requant else made,
                 requant=record,
                 source=model,
@@ -313,9 +332,9 @@ def _requant(
     """The record of what was done to the model, or what it would take."""
     import torch
 
-    from .._estimate import requantizing
-    from ..analysis.path import computing_in
+    from ..models.gradients import computing_in
     from ..requantization import requant
+    from ._estimate import requantizing
 
     if dry_run:
         return None, requantizing(model, windows, linears, plan, settings)

@@ -11,6 +11,7 @@ from .._C import InvalidArgumentError
 from ._input import memory_limits, size_in_bytes
 from ._options import (
     BatchSize,
+    Bos,
     Checkpointing,
     DeviceMap,
     Json,
@@ -21,6 +22,7 @@ from ._options import (
     Rule,
     Seed,
     Seqlen,
+    TextColumn,
     TrustRemoteCode,
 )
 from ._output import print_json, print_table, stdout_kept_clean
@@ -33,7 +35,7 @@ def run(
     folder: Annotated[str, typer.Argument(help="Folder that quantrature quantized.", metavar="DIR")],
     source: Annotated[str, typer.Option(help="The model it was made from: folder or id.", metavar="MODEL")],
     calibration: Annotated[
-        str, typer.Option(help="A .txt or .jsonl file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
+        str, typer.Option(help="A .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
     ],
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
@@ -49,6 +51,8 @@ def run(
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
+    bos: Bos = "auto",
+    text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
@@ -82,7 +86,7 @@ def run(
     target = None if target_size is None else size_in_bytes("requant", target_size)
     limits = memory_limits("requant", max_memory, device_map)
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
-        from ..analysis.ranks import joined
+        from ..models.ranks import joined
         from ..requantization import requant_folder
 
         rank = processes.enter_context(joined())
@@ -99,6 +103,8 @@ def run(
             nsamples=nsamples,
             seqlen=seqlen,
             seed=seed,
+            bos=bos,
+            text_column=text_column,
             batch_size=batch_size,
             rule=rule,
             nodes=nodes,

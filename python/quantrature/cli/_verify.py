@@ -20,7 +20,7 @@ def run(
 ) -> None:
     """Dequantize every matrix of a quantized folder and compare it with its source."""
     with stdout_kept_clean(as_json):
-        from ..verify import verify
+        from ..checkpoint.verify import verify
 
         found = verify(folder, source, trust_remote_code)
     if as_json:

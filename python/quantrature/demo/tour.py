@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .. import checkpoint, evaluate
 from .._C import QuantratureError
-from .._quantize import quantize
 from ..allocation import allocate
 from ..analysis import analyze
 from ..methods import solver_of
 from ..models import find_linears, load_model, load_tokenizer
 from ..models.loading import quiet
 from ..plan import Plan, PlanEntry
+from ..quantization.model import quantize
 from ..text import token_windows
 from . import text
 

@@ -10,9 +10,9 @@ import torch
 
 from .. import progress as _progress
 from .._C import InvalidArgumentError
-from ..text import text_config, token_windows
-from . import _forward
-from ._forward import Span
+from ..models import running as _forward
+from ..models.running import Span
+from ..text import bos_of, text_config, token_windows
 from ._perplexity import PerplexityResult, result
 
 COMPARED = ("the divergence", "the loss", "the reference's loss")
@@ -60,7 +60,8 @@ def divergence(
     tokenizer: Any = None,
     max_tokens: int | None = None,
     batch_size: int = 8,
-    bos: str = "none",
+    bos: str = "auto",
+    text_column: str | None = None,
     progress: bool | None = None,
 ) -> DivergenceResult:
     """Kullback-Leibler divergence of a model's predictions from a reference's, with the perplexity of both.
@@ -77,14 +78,17 @@ def divergence(
         tokenizer: for text.
         max_tokens: use no more of the text than its first tokens.
         batch_size: windows in one forward pass.
-        bos: whether a beginning-of-sequence token is added, see there.
+        bos: where the beginning-of-sequence token goes, see there.
+        text_column: field of the rows that has the text, see there.
         progress: show a bar; ``None`` if stderr is a terminal.
 
     Raises:
         InvalidArgumentError: as :func:`perplexity`, and for models with vocabularies of different size.
         QuantratureError: naming the window, where a divergence is not finite.
     """
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos, text_column=text_column
+    )
     count, length = windows.shape
     if length < 2:
         raise InvalidArgumentError(f"[divergence] a window needs a token to foretell another from: got seqlen={length}")
@@ -107,6 +111,7 @@ def divergence(
             same += agree
             bar.advance(len(batch))
     counts = [length - 1] * count
+    begun = bos_of(windows, tokenizer, model)
     mean, error = _forward.mean_and_error(sums[0], counts)
     change, change_error = _forward.mean_and_error([m - r for m, r in zip(sums[1], sums[2], strict=True)], counts)
     every = torch.cat(divergences).double().numpy()
@@ -122,8 +127,8 @@ def divergence(
         loss_change_standard_error=change_error,
         tokens=len(every),
         windows=count,
-        model=result(sums[1], counts),
-        reference=result(sums[2], counts),
+        model=result(sums[1], counts, begun),
+        reference=result(sums[2], counts, begun),
     )
 
 

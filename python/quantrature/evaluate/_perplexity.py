@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from .. import progress as _progress
 from .._C import InvalidArgumentError
-from ..text import token_stream, token_windows, window_length
-from . import _forward
-from ._forward import Span
+from ..models import running as _forward
+from ..models.running import Span
+from ..text import bos_of, token_stream, token_windows, window_length, window_prefix
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PerplexityResult:
         tokens: tokens that were foretold.
         windows: windows that they stood in.
         standard_error: of ``nll``, from the spread between windows; NaN for a single one.
+        bos: where the tokens have BOS: ``window``, ``text`` or ``none`` (:func:`quantrature.text.bos_of`).
     """
 
     perplexity: float
@@ -34,6 +35,7 @@ class PerplexityResult:
     tokens: int
     windows: int
     standard_error: float
+    bos: str = "none"
 
 
 def perplexity(
@@ -45,7 +47,8 @@ def perplexity(
     max_tokens: int | None = None,
     batch_size: int = 8,
     stride: int | None = None,
-    bos: str = "none",
+    bos: str = "auto",
+    text_column: str | None = None,
     progress: bool | None = None,
 ) -> PerplexityResult:
     """Perplexity of a causal language model.
@@ -67,7 +70,9 @@ def perplexity(
         max_tokens: use no more of the text than its first tokens.
         batch_size: windows in one forward pass.
         stride: tokens from the start of a window to the start of the next; ``None`` for no overlap.
-        bos: whether a beginning-of-sequence token is added, see there.
+        bos: where the beginning-of-sequence token goes, see there; with ``stride`` and ``"window"``, each of the
+            overlapping windows begins with it, and the first token of the text is foretold from it.
+        text_column: field of the rows that has the text, see there.
         progress: show a bar; ``None`` if stderr is a terminal.
 
     Raises:
@@ -76,13 +81,22 @@ def perplexity(
         QuantratureError: naming the window, where the loss is not finite.
     """
     if stride is None:
-        windows = token_windows(tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos)
+        windows = token_windows(
+            tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos, text_column=text_column
+        )
         ids, length = windows.flatten(), windows.shape[1]
         spans = [Span(start, start + length, start + 1) for start in range(0, len(ids), length)]
+        prefix, begun = torch.empty(0, dtype=torch.int64), bos_of(windows, tokenizer, model)
     else:
         length = window_length(seqlen, model)
-        ids = token_stream(tokens, tokenizer, max_tokens=max_tokens, bos=bos)
-        spans = _overlapping(ids, length, stride)
+        ids = token_stream(tokens, tokenizer, max_tokens=max_tokens, bos=bos, text_column=text_column)
+        prefix = torch.tensor(window_prefix(tokenizer, bos), dtype=torch.int64)
+        if len(prefix) and ids[: len(prefix)].tolist() == prefix.tolist():
+            ids = ids[len(prefix) :]
+        spans = _overlapping(ids, length - len(prefix), stride)
+        if len(prefix):
+            spans[0] = spans[0]._replace(scored=0)
+        begun = "window" if len(prefix) else bos_of(ids, tokenizer, model)
     if length < 2:
         raise InvalidArgumentError(f"[perplexity] a window needs a token to foretell another from: got seqlen={length}")
     _forward.check("perplexity", model, ids, batch_size)
@@ -90,13 +104,13 @@ def perplexity(
     counts: list[int] = []
     with _forward.evaluating(model), _progress.progress("perplexity", len(spans), progress) as bar:
         for batch in _forward.batches(spans, batch_size):
-            x = torch.stack([ids[span.start : span.stop] for span in batch])
-            losses = token_losses(_forward.logits(model, x), x)[:, batch[0].shape[1] - 1 :]
+            x = torch.stack([torch.cat([prefix, ids[span.start : span.stop]]) for span in batch])
+            losses = token_losses(_forward.logits(model, x), x)[:, len(prefix) + batch[0].shape[1] - 1 :]
             _forward.demand_finite("perplexity", "the loss", losses, batch, len(sums))
             sums += losses.double().sum(dim=1).tolist()
             counts += [losses.shape[1]] * len(batch)
             bar.advance(len(batch))
-    return result(sums, counts)
+    return result(sums, counts, begun)
 
 
 def _overlapping(ids: torch.Tensor, length: int, stride: int) -> list[Span]:
@@ -129,8 +143,8 @@ def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return losses
 
 
-def result(sums: Sequence[float], counts: Sequence[int]) -> PerplexityResult:
-    """From the loss that each window sums to, and the tokens that it counts."""
+def result(sums: Sequence[float], counts: Sequence[int], bos: str) -> PerplexityResult:
+    """From the loss that each window sums to, the tokens that it counts, and where the tokens have BOS."""
     nll, error = _forward.mean_and_error(sums, counts)
     return PerplexityResult(
         perplexity=math.exp(nll) if nll < 700 else math.inf,
@@ -138,4 +152,5 @@ def result(sums: Sequence[float], counts: Sequence[int]) -> PerplexityResult:
         tokens=sum(counts),
         windows=len(counts),
         standard_error=error,
+        bos=bos,
     )

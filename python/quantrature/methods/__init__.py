@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..ops import QuantizedTensor
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .awq import AWQ
 from .codebook import FP4, NF4
+from .comparison import Compared, Comparison
 from .gptq import GPTQ
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
@@ -29,6 +30,8 @@ __all__ = [
     "METHODS",
     "SOLVERS",
     "STATISTICS",
+    "Compared",
+    "Comparison",
     "Method",
     "Statistics",
     "image_of",
@@ -71,6 +74,8 @@ def quantize_matrix(
     entry: PlanEntry,
     kept: torch.Tensor | None = None,
     statistics: Statistics | None = None,
+    comparison: Comparison | None = None,
+    scale: torch.Tensor | None = None,
 ) -> QuantizedMatrix:
     """Quantize one matrix, (out_features, in_features) and contiguous, as its plan entry says.
 
@@ -80,6 +85,8 @@ def quantize_matrix(
         entry: the method, its grid, and how many outliers are left out of its fit and kept exactly.
         kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
         statistics: what calibration text says about the matrix, for methods that need it.
+        comparison: is given the errors of this method and of rtn.
+        scale: of columns, which the weight has already and rtn would not have.
 
     Raises:
         InvalidArgumentError: naming the matrix and the statistics that its method needs and was not given.
@@ -103,6 +110,8 @@ def quantize_matrix(
             entry.meta_bits,
             found.nbytes,
         )
+    if comparison is not None:
+        comparison.add(method, weight, entry, replace(given, name=name), found, scale)
     return found
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
-from .._arrays import dtype_name
-from ..storage import QuantizedMatrix
+from ..ops._arrays import dtype_name
+from ..packed import QuantizedMatrix
 from .method import Method, Statistics, kept_beside
 
 if TYPE_CHECKING:
@@ -157,6 +157,13 @@ def _error(weight: torch.Tensor, entry: PlanEntry, outliers: Any, scale: torch.T
     return float((x @ apart.T).square().sum() / len(x))
 
 
+def _of_sample(apart: torch.Tensor, statistics: Statistics) -> float:
+    """Squared error of the outputs, mean over the sampled tokens."""
+    x = statistics.activations
+    assert x is not None
+    return float((x @ apart.T).square_().sum() / max(1, len(x)))
+
+
 AWQ = Method(
     "input channels scaled by their activations, groups clipped, both to the least error of the output",
     "awq",
@@ -165,4 +172,5 @@ AWQ = Method(
     options={"scale": True, "clip": True, "fold": True},
     input_scale=shared_scale,
     seqlen=512,
+    objective=_of_sample,
 )

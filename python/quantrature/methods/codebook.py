@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import ops
 from .._C import InvalidArgumentError
 from ..ops import row_bytes
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .method import Method, Statistics, kept_beside, scale_bytes
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..storage import QuantizedMatrix
-from .method import Method, Statistics, kept_beside
+from ..packed import QuantizedMatrix
+from .method import Method, Statistics, kept_beside, of_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,12 @@ def with_feedback(
     outliers = kept_beside(weight, entry, kept)
     assert statistics.hessian is not None
     solver = "hqq-scale-free" if settings["grid"] == "hqq" else settings["grid"]
-    grid = {"bits": entry.bits, "group_size": entry.group_size, "sym": entry.sym, "solver": solver}
-    how = {"damp_percent": settings["damp_percent"], "desc_act": settings["desc_act"], "exclude": outliers}
+    grid: dict[str, Any] = {"bits": entry.bits, "group_size": entry.group_size, "sym": entry.sym, "solver": solver}
+    how: dict[str, Any] = {
+        "damp_percent": settings["damp_percent"],
+        "desc_act": settings["desc_act"],
+        "exclude": outliers,
+    }
     if settings["static_groups"]:
         fixed = ops.quantize(
             weight,
@@ -79,4 +83,5 @@ GPTQ = Method(
     needs=("hessian",),
     options={"damp_percent": 0.01, "desc_act": True, "static_groups": True, "grid": "minmax"},
     check=_check,
+    objective=of_outputs,
 )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from .. import ops
 from .._C import InvalidArgumentError
-from ..storage import QuantizedMatrix
-from .method import Method, Statistics, kept_beside
+from ..packed import QuantizedMatrix
+from .method import Method, Statistics, kept_beside, squared
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +37,17 @@ def _not_symmetric(entry: PlanEntry) -> None:
         raise InvalidArgumentError(f"solver must be minmax or mse when sym is true: got {entry.solver!r}")
 
 
+def _sparse(apart: torch.Tensor, statistics: Statistics) -> float:
+    """Sum of the errors of the weights to the power of 0.7, which the half-quadratic solver minimizes."""
+    return float(apart.abs_().pow_(0.7).sum())
+
+
 RTN = Method("round to the nearest point of the min-max grid of each group", "minmax", on_grid)
-MSE = Method("the same, on the grid with the least squared error", "mse", on_grid)
+MSE = Method("the same, on the grid with the least squared error", "mse", on_grid, objective=squared)
 HQQ = Method(
     "half-quadratic quantization: zero points solved for sparse errors, without calibration; not with sym",
     "hqq",
     on_grid,
     check=_not_symmetric,
+    objective=_sparse,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import ops
 from .._C import InvalidArgumentError
 from ..ops import SparseCSR, row_bytes
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,11 @@ Quantizer = Callable[["torch.Tensor", "PlanEntry", "torch.Tensor | None", Statis
 
 InputScale = Callable[[Sequence[tuple["torch.Tensor", "PlanEntry"]], "torch.Tensor", tuple[int, int]], "torch.Tensor"]
 """Takes some matrices with their plan entries, the inputs that all of them read, float32 (tokens, in_features), and
-how the scale repeats (:class:`quantrature.folding.Fold`); returns the scale, float32 (in_features,)."""
+how the scale repeats (:class:`quantrature.models.folding.Fold`); returns the scale, float32 (in_features,)."""
+
+Objective = Callable[["torch.Tensor", Statistics], float]
+"""Takes the error of the matrix, float32 (out_features, in_features), which it may overwrite, and statistics; returns
+what a method minimizes."""
 
 META_GROUP = 128
 """Scales that share a second-level scale and zero where ``meta_bits`` is set."""
@@ -107,6 +111,7 @@ class Method:
         input_scale: finds a scale of inputs for all matrices that read them, to be folded into what makes them. Such
             a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
             under ``scale`` false.
+        objective: the error that it minimizes; ``None`` for a method that minimizes nothing.
     """
 
     about: str
@@ -123,6 +128,7 @@ class Method:
     uniform: bool = True
     nsamples: int = 128
     seqlen: int = 2048
+    objective: Objective | None = None
 
     def __str__(self) -> str:
         """The line about it, with its options."""
@@ -151,6 +157,17 @@ class Method:
     def settings(self, entry: PlanEntry) -> dict[str, Any]:
         """The options of an entry, defaults included."""
         return {**self.options, **entry.options}
+
+
+def squared(apart: torch.Tensor, statistics: Statistics) -> float:
+    """Sum of the squared errors of the weights."""
+    return float(apart.square_().sum())
+
+
+def of_outputs(apart: torch.Tensor, statistics: Statistics) -> float:
+    """Squared error of the outputs, mean over the tokens: the trace of E H E^T."""
+    assert statistics.hessian is not None
+    return float((apart @ statistics.hessian).mul_(apart).sum())
 
 
 def kept_beside(weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None) -> SparseCSR | None:

@@ -7,12 +7,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from .. import ops
-from .._arrays import dtype_name
 from .._C import InvalidArgumentError
 from ..ops import Trellis
-from ..storage import QuantizedMatrix
-from ..storage.trellis import TrellisMatrix, padded, rotated
-from .method import Method, Statistics, kept_beside
+from ..ops._arrays import dtype_name
+from ..packed import QuantizedMatrix
+from ..packed.trellis import TrellisMatrix, padded, rotated
+from .method import Method, Statistics, kept_beside, of_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -190,4 +190,5 @@ QTIP = Method(
     group_size=-1,
     dense_bytes=trellis_bytes,
     uniform=False,
+    objective=of_outputs,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from .. import ops
 from .._C import InvalidArgumentError
 from ..ops import row_bytes
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .method import Method, Statistics
 
 if TYPE_CHECKING:
@@ -135,6 +135,13 @@ def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
     return rows * (row_bytes(columns, entry.bits) + 2 * (1 << entry.bits))
 
 
+def _by_fisher(apart: torch.Tensor, statistics: Statistics) -> float:
+    """Squared errors of the weights, each times its Fisher information; alike in rows of which nothing is known."""
+    assert statistics.fisher is not None
+    flat = ~statistics.fisher.any(dim=1, keepdim=True)
+    return float(apart.square_().mul_(statistics.fisher.masked_fill(flat, 1.0)).sum())
+
+
 SQUEEZELLM = Method(
     "a table for each output channel, by k-means of its weights, each counted by its Fisher information",
     "squeezellm",
@@ -149,4 +156,5 @@ SQUEEZELLM = Method(
     uniform=False,
     nsamples=100,
     seqlen=512,
+    objective=_by_fisher,
 )

@@ -1,16 +1,22 @@
 """Models from transformers: loading them, and finding the weight matrices in them."""
 
-from .linears import Linears, LinearWeight, Skipped, check_loaded, find_linears, small_embedding
-from .loading import load_config, load_model, load_tokenizer
+from .lazy_weight import LazyWeight
+from .linears import Linears, LinearWeight, Skipped, check_dense, check_loaded, find_linears, small_embedding
+from .loading import empty_model, load_config, load_model, load_tokenizer
+from .processor import processor_files
 
 __all__ = [
+    "LazyWeight",
     "LinearWeight",
     "Linears",
     "Skipped",
+    "check_dense",
     "check_loaded",
+    "empty_model",
     "find_linears",
     "load_config",
     "load_model",
     "load_tokenizer",
+    "processor_files",
     "small_embedding",
 ]

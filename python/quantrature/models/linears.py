@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .._C import InvalidArgumentError
+from .watch import weights_in_use
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,17 @@ class LinearWeight:
         """How many weights the matrix has."""
         return self.out_features * self.in_features
 
+    def stored(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a tensor shaped like :attr:`parameter` that belongs to this matrix, in the parameter's order."""
+        return tensor if self.expert is None else tensor[self.expert]
+
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """What of a tensor shaped like :attr:`parameter` (a gradient, say) belongs to this matrix.
 
         Returns:
             A view of shape (out_features, in_features); not contiguous where :attr:`transposed`.
         """
-        matrix = tensor if self.expert is None else tensor[self.expert]
+        matrix = self.stored(tensor)
         return matrix.mT if self.transposed else matrix
 
 
@@ -176,17 +181,39 @@ def check_loaded(op: str, linears: Iterable[LinearWeight]) -> None:
             )
 
 
+def check_dense(op: str, config: Any) -> None:
+    """Refuse a configuration of a model that is quantized already.
+
+    Raises:
+        InvalidArgumentError: naming the folder and the method.
+    """
+    about = getattr(config, "quantization_config", None)
+    if about is not None:
+        method = about.get("quant_method") if isinstance(about, dict) else getattr(about, "quant_method", None)
+        name = getattr(config, "_name_or_path", "") or "the model"
+        raise InvalidArgumentError(
+            f"[{op}] {name} is quantized already, by {getattr(method, 'value', method)}: give the dense model that it "
+            "was made from"
+        )
+
+
 def find_linears(
-    model: nn.Module, ignore: str | Iterable[str] = (), *, experts: bool = True, embeddings: bool = False
+    model: nn.Module,
+    ignore: str | Iterable[str] = (),
+    *,
+    experts: bool = True,
+    embeddings: bool = False,
+    watch: bool = True,
 ) -> Linears:
     """Find the weight matrices of a model that can be quantized.
 
     These are the ``nn.Linear`` and GPT-2 ``Conv1D`` layers and the fused experts inside the blocks of a language
-    model or encoder. Only shapes are looked at, so models on the meta device will do, and the result depends on
-    nothing but the model's structure. Left out, and listed in ``skipped`` with the reason: embeddings, the output
-    embedding and what is tied to either, routers of mixtures, what a model's class keeps in float32 (T5's ``wo``), all
-    that lies outside the blocks (heads, projections), towers that read no text, linear layers with a forward of their
-    own, parameters of unknown layout.
+    model or encoder. The values of weights are not looked at, so models on the meta device will do, and the result
+    depends on nothing but the model's structure and code. Left out, and listed in ``skipped`` with the reason:
+    embeddings, the output embedding and what is tied to either, routers of mixtures, what a model's class keeps in
+    float32 (T5's ``wo``), all that lies outside the blocks (heads, projections), towers that read no text, linear
+    layers with a forward of their own, layers whose weight the model's code computes with itself (Mamba's
+    ``dt_proj``), parameters of unknown layout.
 
     Args:
         model: a transformers model, or any module whose blocks stand in an ``nn.ModuleList``.
@@ -194,21 +221,34 @@ def find_linears(
             matched from the beginning of the full name, as compressed-tensors does.
         experts: return fused experts, one matrix each; otherwise they are skipped.
         embeddings: return the token embedding and the output embedding, too, as one matrix where they are tied.
+        watch: run the model's code on a few tokens, without its weights, to find the layers whose weight it computes
+            with; otherwise these are returned like others. A model that does not run on token ids alone has none found.
 
     Raises:
-        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, and for a
-            model without blocks that hold linear layers.
+        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, for a model
+            that is quantized already, and for a model without blocks that hold linear layers.
     """
+    quantized = next((name for name, module in model.named_modules() if getattr(module, "holds_codes", False)), None)
+    if quantized is not None:
+        raise InvalidArgumentError(
+            f"[find_linears] the model is quantized already ({quantized}): give the dense model that it was made from"
+        )
     walk = _Walk(model, embeddings)
     if not walk.stacks:
         raise InvalidArgumentError(
             f"[find_linears] a model needs blocks with linear layers in an nn.ModuleList: got {type(model).__name__}"
         )
-    for name, module in walk.modules.items():
+    table = walk.table  # before what is tied to it, which may stand before it in the model
+    for name, module in [*([(table, walk.modules[table])] if table else []), *walk.modules.items()]:
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if parameter.ndim > 1:
                 walk.visit(name, module, attribute, parameter, experts)
+    if watch:
+        walk.leave_out_weights_in_use(model)
     return _without(walk, [ignore] if isinstance(ignore, str) else list(ignore))
+
+
+IN_USE = "its model computes with the weight itself, not with the layer, or changes it"
 
 
 class _Walk:
@@ -229,6 +269,9 @@ class _Walk:
                 self._embeddings.setdefault(self._identity(f"{name}.weight", module.weight), name)
         self._output = _embedding_of(model, "get_output_embeddings")
         self._input = _embedding_of(model, "get_input_embeddings") if embeddings else None
+        # Marian has a module for each place that looks up in the same table.
+        self._table = self._identity_of(self._input) if isinstance(self._input, nn.Embedding) else None
+        self.table = "" if self._table is None else self._embeddings[self._table]
         self._with_embeddings = embeddings
         # T5 casts what it gives to such a layer to the dtype of its weight.
         self._wide: list[str] = [
@@ -248,10 +291,14 @@ class _Walk:
             for first in known:
                 linear = self.matrices[first]
                 alias = label if linear.expert is None else f"{label}.{linear.expert}"
+                if alias == first:
+                    continue
                 self.matrices[first] = replace(linear, aliases=(*linear.aliases, alias))
             return
         found = self._classify(name, module, attribute, parameter, identity, experts)
         if isinstance(found, str):
+            if name == self.table and any(skipped.name == label for skipped in self.skipped):
+                return
             self.skipped.append(Skipped(label, tuple(parameter.shape), found))
             return
         self._first[identity] = [linear.name for linear in found]
@@ -262,7 +309,7 @@ class _Walk:
     ) -> list[LinearWeight] | str:
         """The matrices of a parameter, or why it stays as it is."""
         if isinstance(module, nn.Embedding):
-            if module is not self._input:
+            if identity != self._table:
                 return "embedding"
             return self._hinders(module, identity) or [_outside(name, module)]
         if identity in self._embeddings:
@@ -313,6 +360,20 @@ class _Walk:
         )
         return [replace(of_all, name=f"{of_all.name}.{i}", expert=i) for i in range(parameter.shape[0])]
 
+    def leave_out_weights_in_use(self, model: nn.Module) -> None:
+        """Move the matrices that a model's code computes with itself from matrices to skipped."""
+        mine = {name for linear in self.matrices.values() for name in (linear.name, *linear.aliases)}
+        layers = {
+            name: module
+            for name, module in self.modules.items()
+            if _is_plain(module) or isinstance(module, Conv1D) or (isinstance(module, nn.Embedding) and name in mine)
+        }
+        used = weights_in_use(model, layers)
+        for linear in list(self.matrices.values()):
+            if not used.isdisjoint((linear.name, *linear.aliases)):
+                del self.matrices[linear.name]
+                self.skipped.append(Skipped(linear.name, tuple(linear.parameter.shape), IN_USE))
+
     def _hinders(self, embedding: nn.Embedding, identity: int) -> str:
         """Why a token embedding has to stay as it is; '' if it has not."""
         if small_embedding(embedding) is None:
@@ -323,6 +384,10 @@ class _Walk:
             if tied and not (_is_plain(module) or type(module) is type(embedding)):
                 return f"tied to {name}, which is neither a linear layer nor such an embedding"
         return ""
+
+    def _identity_of(self, embedding: nn.Module) -> int:
+        name = next(name for name, module in self.modules.items() if module is embedding)
+        return self._identity(f"{name}.weight", embedding.get_parameter("weight"))
 
     def _identity(self, path: str, parameter: torch.Tensor) -> int:
         """The same number for parameters that are, or are going to be, one."""

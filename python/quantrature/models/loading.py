@@ -25,6 +25,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from .._C import InvalidArgumentError, QuantratureError
+from ..files.remote_code import REMOTE_CODE
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ def load_model(
     max_memory: Mapping[int | str, int | str] | None = None,
 ) -> PreTrainedModel:
     """Load a model for evaluation, as the class that its configuration names.
+
+    If the model comes with Python code of its own (``auto_map`` in config.json) and ``trust_remote_code`` is set, the
+    class comes from that code, even if transformers has a class of the same name. Without it, transformers' own class
+    is loaded, and a warning names the code that was not run.
 
     Args:
         name_or_path: a local folder, or the id of a model on the Hugging Face Hub.
@@ -64,12 +69,14 @@ def load_model(
             settings["max_memory"] = dict(max_memory)
     config = load_config(name_or_path, trust_remote_code)
     if folder is not None:
-        _check_weights(folder)
+        tensor_files(folder)
     with quiet(), _one_error(f"[load_model] cannot load {where}"):
         # Other shapes are left to the report below: transformers' own error does not say which.
-        model, report = _model_class(config).from_pretrained(
+        model, report = model_class(config, trust_remote_code).from_pretrained(
             where, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
+    if not trust_remote_code:
+        _warn_of_own_code(config, type(model))
     wrong = {f"{key} ({tuple(had)} instead of {tuple(has)})" for key, had, has in report["mismatched_keys"]}
     for tensors, what in ((wrong, "tensors of other shapes"), (set(report["missing_keys"]), "no values for tensors")):
         if tensors:
@@ -108,8 +115,15 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], trust_remote_code: bool
     """
     folder = _folder(name_or_path, "load_tokenizer")
     where = str(name_or_path if folder is None else folder)
-    with quiet(), _one_error(f"[load_tokenizer] cannot load the tokenizer of {where}"):
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    head = f"[load_tokenizer] cannot load the tokenizer of {where}"
+    try:
+        with quiet(), _one_error(head):
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except QuantratureError:
+        what = _other_content(folder) if folder is not None and not (folder / "config.json").is_file() else ""
+        if not what:
+            raise
+        raise QuantratureError(f"{head}: it is {what}") from None
     return tokenizer
 
 
@@ -151,11 +165,50 @@ def _folder(name_or_path: str | os.PathLike[str], op: str) -> Path | None:
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise InvalidArgumentError(f"[{op}] {text} is {_gguf(folder)}")
     if folder.exists():
         raise InvalidArgumentError(f"[{op}] a model is a folder or an id on the Hugging Face Hub: got the file {text}")
     if isinstance(name_or_path, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1:
         raise InvalidArgumentError(f"[{op}] there is no such folder: {text}")
     return None
+
+
+def _other_content(folder: Path) -> str:
+    """What a folder without a model is, and what to do with it; '' if there is no telling."""
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf:
+        return _gguf(gguf[0])
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, KeyError, TypeError):
+            base = None
+        of = f" of {base}" if base else ""
+        return (
+            f"an adapter (PEFT, such as LoRA){of}, not a model. Merge it first: load the base model, then "
+            f'PeftModel.from_pretrained(base, "{folder}").merge_and_unload().save_pretrained(FOLDER)'
+        )
+    if (folder / "model_index.json").is_file():
+        return "a pipeline of diffusers, not a language model"
+    if (folder / "sensitivity.json").is_file():
+        return "an analysis that quantrature made, not a model"
+    for pattern, form in {"consolidated*": "the format of its authors", "*.onnx": "ONNX", "*.pth": "PyTorch"}.items():
+        if any(folder.glob(pattern)):
+            return f"a model in {form}, not in that of transformers: convert it, or use a folder with safetensors files"
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inside:
+        return f"a folder of models, not a model: give one of the folders in it ({', '.join(inside[:3])})"
+    return ""
+
+
+def _gguf(path: Path) -> str:
+    convert = f'AutoModelForCausalLM.from_pretrained("{path.parent}", gguf_file="{path.name}").save_pretrained(FOLDER)'
+    return (
+        f"a model in GGUF, the format of llama.cpp ({path.name}). Give the model that it was converted from, or "
+        f"convert it back: {convert}"
+    )
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -171,17 +224,28 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
     """Refuse what transformers refuses in many words, or only warns about."""
     path = folder / "config.json"
     if not path.is_file():
-        raise InvalidArgumentError(f"[load_config] {folder} is no model: it has no config.json")
+        what = _other_content(folder)
+        raise InvalidArgumentError(
+            f"[load_config] {folder} is {what}"
+            if what
+            else f"[load_config] {folder} is no model: it has no config.json"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidArgumentError(f"[load_config] {path} is not valid JSON: {error}") from None
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in known:
-        if kind is not None and trust_remote_code and "auto_map" in config:
-            return
-        hint = "; it comes with code of its own, which trust_remote_code=True would run" if "auto_map" in config else ""
+    config = config if isinstance(config, dict) else {}
+    kind, own = config.get("model_type"), config.get("auto_map") or {}
+    # Of a tokenizer there are two: one written in Python and one in Rust.
+    if not isinstance(own, dict) or not all(
+        isinstance(name, str) for auto, name in own.items() if auto.startswith(("AutoModel", "AutoConfig"))
+    ):
+        raise InvalidArgumentError(
+            f"[load_config] {path}: auto_map must name Python classes by auto class: got {own!r}"
+        )
+    if kind not in known and not (trust_remote_code and "AutoConfig" in own):
+        hint = "; it comes with code of its own, which trust_remote_code=True would run" if "AutoConfig" in own else ""
         raise InvalidArgumentError(
             f"[load_config] {path} must name a model_type that transformers {transformers.__version__} knows: "
             f"got model_type={kind}{hint}"
@@ -193,11 +257,18 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
-    """Open every safetensors file that will be read: its header says how long the file must be."""
+def weight_files(folder: Path) -> list[Path]:
+    """Name the files of a folder that hold its weights.
+
+    Raises:
+        InvalidArgumentError: for a folder without weights.
+        QuantratureError: for an index of shards that is damaged or names a file that is not there.
+    """
     present = [name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
-        raise InvalidArgumentError(f"[load_model] {folder} has no weights ({WEIGHTS[0]} or {WEIGHTS[1]})")
+        what = _other_content(folder)
+        missing = f"[load_model] {folder} has no weights ({WEIGHTS[0]} or {WEIGHTS[1]})"
+        raise InvalidArgumentError(f"{missing}: it is {what}" if what else missing)
     files = [present[0]]
     if present[0].endswith(".index.json"):
         try:
@@ -205,28 +276,113 @@ def _check_weights(folder: Path) -> None:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise QuantratureError(f"[load_model] {folder / present[0]} is not a valid index of shards") from None
     for name in files:
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             raise QuantratureError(f"[load_model] {folder / present[0]} names a shard that is not there: {name}")
-        if path.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            with path.open("rb") as file:
-                pointer = file.read(27) == b"version https://git-lfs.git"
-            why = "it is a Git LFS pointer, not the file itself" if pointer else error
-            raise QuantratureError(f"[load_model] {path} is truncated or corrupted: {why}") from None
+    return [folder / name for name in files]
 
 
-def _model_class(config: Any) -> Any:
-    """The class that the configuration names, where transformers has it."""
-    for name in config.architectures or []:
-        found = getattr(transformers, name, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return found
-    return AutoModelForCausalLM
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Name the tensors in the safetensors files of a model, and the file of each.
+
+    Raises:
+        InvalidArgumentError, QuantratureError: as :func:`weight_files`, and naming a file that is damaged.
+    """
+    found = {}
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with _opened(path) as file:
+                found.update(dict.fromkeys(file.keys(), path))
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; its header says how long the file must be."""
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        with path.open("rb") as raw:
+            pointer = raw.read(27) == b"version https://git-lfs.git"
+        why = "it is a Git LFS pointer, not the file itself" if pointer else error
+        raise QuantratureError(f"[load_model] {path} is truncated or corrupted: {why}") from None
+    with opened as file:
+        yield file
+
+
+def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:
+    """Choose the class of a model from its configuration.
+
+    Args:
+        config: of the model.
+        trust_remote_code: choose among the classes of the code that comes with the model, if there is some. Of several
+            the one that ``architectures`` names is taken, else the causal language model.
+
+    Returns:
+        A class of transformers, or an auto class that finds the class in the code of the model or in transformers.
+
+    Raises:
+        InvalidArgumentError: if the code has no class under an auto class that transformers has.
+    """
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    known = [each for each in named if isinstance(each, type) and issubclass(each, PreTrainedModel)]
+    own = _own_classes(config) if trust_remote_code else {}
+    usable = {auto: name for auto, name in own.items() if hasattr(transformers, auto)}
+    if own and not usable and not known:
+        raise InvalidArgumentError(
+            f"[load_config] auto_map must name an auto class of transformers {transformers.__version__}: "
+            f"got {', '.join(own)}"
+        )
+    for auto, name in usable.items():
+        if name.rpartition(".")[2] in (config.architectures or []):
+            return getattr(transformers, auto)
+    if "AutoModelForCausalLM" in usable:
+        return AutoModelForCausalLM
+    # A class under another head stands in for one of transformers only if it is the model without a head.
+    others = usable if not known else {"AutoModel"} & set(usable)
+    if others:
+        return getattr(transformers, next(iter(others)))
+    return known[0] if known else AutoModelForCausalLM
+
+
+def empty_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model that :func:`load_model` would load, on the meta device, without weights.
+
+    Raises:
+        InvalidArgumentError: as :func:`model_class`.
+        QuantratureError: for whatever transformers reports.
+    """
+    found = model_class(config, trust_remote_code)
+    head = f"[load_model] cannot build the model of {config.name_or_path}"
+    with torch.device("meta"), quiet(), _one_error(head):
+        if issubclass(found, PreTrainedModel):
+            built: PreTrainedModel = found._from_config(config)
+        else:
+            built = found.from_config(config, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        _warn_of_own_code(config, type(built))
+    return built
+
+
+def _warn_of_own_code(config: PreTrainedConfig, chosen: type[PreTrainedModel]) -> None:
+    files = sorted({f"{name.rpartition('.')[0]}.py" for name in _own_classes(config).values()})
+    if files:
+        _log.warning(
+            "%s comes with Python code of its own (%s), which was not run: %s of transformers is loaded. If the model "
+            "needs its own code and you trust it, pass trust_remote_code=True (--trust-remote-code).",
+            config.name_or_path,
+            ", ".join(files),
+            chosen.__name__,
+        )
+
+
+def _own_classes(config: PreTrainedConfig) -> dict[str, str]:
+    """Auto classes for models to ``FILE.CLASS`` of the code that comes with a model; not the code that save writes."""
+    auto_map: dict[str, str] = getattr(config, "auto_map", None) or {}
+    return {
+        auto: name
+        for auto, name in auto_map.items()
+        if auto.startswith("AutoModel") and name.rpartition(".")[0] != REMOTE_CODE
+    }
 
 
 def _some(names: set[str]) -> str:

@@ -26,6 +26,12 @@ class KnapsackChoice:
     size: int
     bound: float
 
+    @property
+    def gap(self) -> float:
+        """How far from the least cost this one can be, relative to it."""
+        apart = max(0.0, self.cost - self.bound)
+        return apart / abs(self.cost) if self.cost else apart
+
 
 def multiple_choice_knapsack(
     costs: Sequence[Sequence[float]],

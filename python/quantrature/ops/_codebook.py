@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from .._arrays import (
+from ._arrays import (
     FLOATS,
     Array,
     as_input,

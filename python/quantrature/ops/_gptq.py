@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _C
-from .._arrays import Array, as_input, dtype_name, empty_like_kind
+from ._arrays import Array, as_input, dtype_name, empty_like_kind
 from ._grid import SOLVERS, QuantizedTensor, check_grid, dequantize, layout, narrow, positions
 
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from .. import _C
-from .._arrays import (
+from ._arrays import (
     FLOATS,
     Array,
     as_input,
@@ -225,55 +225,88 @@ def quantize(
     excluded = positions("quantize", exclude, w)
 
     def quantized(part: Array) -> QuantizedTensor:
-        return quantize(part, meta_bits, meta_group, scale_dtype=scale_dtype)  # type: ignore[arg-type]
+        assert meta_bits is not None
+        return quantize(part, meta_bits, meta_group, scale_dtype=scale_dtype)
 
     if codebook is not None:
-        q = encode(w, int(bits), None if group_size is None else int(group), codebook, excluded)
-        if q.scale is None:
-            return q
-        if meta_bits is not None:
-            q = with_quantized_scales(w, q, quantized, None, meta_bits, meta_group, excluded)
-        return q if isinstance(q.scale, QuantizedTensor) else replace(q, scale=narrow(q.scale, None, scale_dtype)[0])
-    if round_zero is None:
-        round_zero = solver == "hqq" and bits == 4
-    shape = tuple(int(n) for n in w.shape)
-    _, _, parameters = layout(shape, group, axis, "quantize")
-    scale = empty_like_kind(w, parameters, "float32")
-    zero = None if sym else empty_like_kind(w, parameters, "float32")
-
-    def codes_on(scale: Array, zero: Array | None, code: int, round_zero: bool = False) -> Array:
-        rows, cols, _ = layout(shape, group, axis, "quantize")
-        codes = empty_like_kind(w, (rows, _C.row_bytes(cols, bits)), "uint8")
-        _C.quantize(
-            core_view(source),
-            bits,
-            group,
-            axis,
-            bool(sym),
-            code,
-            round_zero,
-            *(None if part is None else core_view(part) for part in excluded),
-            core_view(codes),
-            core_view(scale),
-            None if zero is None else core_view(zero),
-            place("quantize", w=source),
-        )
-        return codes
-
-    def tensor(codes: Array, scale: Any, zero: Any) -> QuantizedTensor:
-        return QuantizedTensor(codes, scale, zero, int(bits), int(group), int(axis), bool(sym), shape, dtype_name(w))
-
-    def again(scale: Any, zero: Any) -> QuantizedTensor:
-        given = [None if part is None else part.dequantize("float32").reshape(parameters) for part in (scale, zero)]
-        return tensor(codes_on(given[0], given[1], _GIVEN), scale, zero)
-
-    q = tensor(codes_on(scale, zero, SOLVERS[solver], bool(round_zero)), scale, zero)
+        coded = encode(w, int(bits), None if group_size is None else int(group), codebook, excluded)
+        if coded.scale is not None and meta_bits is not None:
+            coded = with_quantized_scales(w, coded, quantized, None, meta_bits, meta_group, excluded)
+        if coded.scale is None or isinstance(coded.scale, QuantizedTensor):
+            return coded
+        return replace(coded, scale=narrow(coded.scale, None, scale_dtype)[0])
+    grid = _Grid(w, source, int(bits), int(group), int(axis), bool(sym), excluded)
+    q = grid.fitted(solver, solver == "hqq" and bits == 4 if round_zero is None else bool(round_zero))
     if meta_bits is not None:
-        q = with_quantized_scales(w, q, quantized, again, meta_bits, meta_group, excluded)
+        q = with_quantized_scales(w, q, quantized, grid.given, meta_bits, meta_group, excluded)
     if isinstance(q.scale, QuantizedTensor):
         return q
     scale, zero = narrow(q.scale, q.zero, scale_dtype)
     return replace(q, scale=scale, zero=zero)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A matrix to be quantized, and the settings of its grid.
+
+    Attributes:
+        w: the matrix.
+        source: what the core reads of it.
+        bits, group_size, axis, sym: as of :func:`quantize`.
+        excluded: row offsets and columns of weights that are not fitted.
+    """
+
+    w: Array
+    source: Array
+    bits: int
+    group_size: int
+    axis: int
+    sym: bool
+    excluded: tuple[Array | None, Array | None]
+
+    def fitted(self, solver: str, round_zero: bool) -> QuantizedTensor:
+        """The matrix on the grid that a solver fits to it, with float32 scales and zeros."""
+        shape = self._layout()[2]
+        scale = empty_like_kind(self.w, shape, "float32")
+        zero = None if self.sym else empty_like_kind(self.w, shape, "float32")
+        return self._tensor(self._codes(scale, zero, SOLVERS[solver], round_zero), scale, zero)
+
+    def given(self, scale: QuantizedTensor, zero: QuantizedTensor | None) -> QuantizedTensor:
+        """The matrix on the grid of quantized scales and zeros."""
+        shape = self._layout()[2]
+        plain = [None if part is None else part.dequantize("float32").reshape(shape) for part in (scale, zero)]
+        return self._tensor(self._codes(plain[0], plain[1], _GIVEN, False), scale, zero)
+
+    def _layout(self) -> tuple[int, int, tuple[int, ...]]:
+        return layout(tuple(self.w.shape), self.group_size, self.axis, "quantize")
+
+    def _codes(self, scale: Array, zero: Array | None, solver: int, round_zero: bool) -> Array:
+        """Packed codes; scale and zero are written, or read where the grid is given."""
+        rows, cols, _ = self._layout()
+        codes = empty_like_kind(self.w, (rows, _C.row_bytes(cols, self.bits)), "uint8")
+        offsets, columns = self.excluded
+        _C.quantize(
+            core_view(self.source),
+            self.bits,
+            self.group_size,
+            self.axis,
+            self.sym,
+            solver,
+            round_zero,
+            None if offsets is None else core_view(offsets),
+            None if columns is None else core_view(columns),
+            core_view(codes),
+            core_view(scale),
+            None if zero is None else core_view(zero),
+            place("quantize", w=self.source),
+        )
+        return codes
+
+    def _tensor(self, codes: Array, scale: Any, zero: Any) -> QuantizedTensor:
+        shape = tuple(int(n) for n in self.w.shape)
+        return QuantizedTensor(
+            codes, scale, zero, self.bits, self.group_size, self.axis, self.sym, shape, dtype_name(self.w)
+        )
 
 
 def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, out: Array | None = None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, is_torch, place
+from ._arrays import Array, as_input, as_output, core_view, empty_like_kind, is_torch, place
 
 
 def hadamard_order(n: int) -> int:

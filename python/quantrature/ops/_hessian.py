@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, as_output
+from ._arrays import Array, as_input, as_output
 
 
 def hessian_accumulate(total: Array, x: Array) -> Array:

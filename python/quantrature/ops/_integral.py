@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
+from ._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
 
 
 def _weights(op: str, shape: tuple[int, ...], w: Array, w_quantized: Array) -> tuple[Array, Array]:

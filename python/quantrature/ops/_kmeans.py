@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, core_view, empty_like_kind, is_torch, place
+from ._arrays import Array, as_input, core_view, empty_like_kind, is_torch, place
 
 
 def kmeans_1d(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Array]:

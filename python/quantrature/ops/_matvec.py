@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
+from ._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
 from ._codebook import CodebookTensor
 from ._grid import QuantizedTensor
 from ._outliers import SparseCSR

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arrays import Array, is_torch
+from ._arrays import Array, is_torch
 
 Positions = tuple[Array | None, Array | None]
 """Row offsets and columns of the weights that are stored elsewhere, or two ``None``."""

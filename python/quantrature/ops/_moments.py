@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, core_view, place
+from ._arrays import Array, as_input, core_view, place
 
 _OVER = {None: 0, 1: 1, 0: 2}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _C
-from .._arrays import (
+from ._arrays import (
     FLOATS,
     Array,
     as_input,

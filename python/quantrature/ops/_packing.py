@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
+from ._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
 
 
 def row_bytes(cols: int, bits: int) -> int:

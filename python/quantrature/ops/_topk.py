@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch, place
+from ._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch, place
 
 KEYS = ("abs", "value")
 

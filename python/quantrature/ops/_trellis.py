@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .. import _C
-from .._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
+from ._arrays import Array, as_input, as_output, core_view, empty_like_kind, place
 
 Code = Literal["1mad", "3inst", "hyb"]
 

@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 
-from .. import fingerprint, ops
+from .. import ops
 from .._C import InvalidArgumentError
-from .._quantize import check_weight, declare, plan_for, put
-from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
-from ..calibration import calibrate
-from ..evaluate._forward import not_training
-from ..folding import Fold, folded, narrowest
 from ..methods import SOLVERS, Statistics, quantize_matrix
-from ..models import LinearWeight, check_loaded
+from ..models import LinearWeight, check_loaded, fingerprint
+from ..models.folding import Fold, folded, narrowest
+from ..models.gradients import Share, gradient_checkpointing
+from ..models.running import not_training
+from ..packed import QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
-from ..storage import QuantizedMatrix
-from ..text import token_windows
+from ..quantization import calibrate
+from ..quantization.model import check_weight, declare, plan_for, put
+from ..text import bos_of, token_windows
 from .journal import Found, Journal
 from .matrices import Matrices
 from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split
@@ -54,6 +54,8 @@ def requant(
     nsamples: int | None = None,
     seqlen: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     rule: str = "gauss",
     nodes: int = 4,
@@ -90,7 +92,8 @@ def requant(
             error of each matrix at a few ratios.
         temperatures: to try.
         max_outliers: percent of a matrix that may be outliers.
-        tokenizer, nsamples, seqlen, seed: of the calibration text; all windows of it when nsamples is ``None``.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
+            is ``None``.
         batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
             :func:`quantrature.analyze`.
         prove: integrate once more at the end, for a prediction of the result beside its measurement.
@@ -131,7 +134,9 @@ def requant(
     check_loaded("requant", chosen)
     for linear in chosen:
         check_weight(linear.name, linear.weight)
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=model)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
+    )
     settings: dict[str, Any] = {
         "host": [entry.setting for entry in dict.fromkeys(entries.values())],
         "solvers": sorted({entry.solver for entry in entries.values()}),
@@ -148,6 +153,7 @@ def requant(
         "nsamples": len(windows),
         "seqlen": windows.shape[1],
         "seed": seed,
+        "bos": bos_of(windows, tokenizer, model),
     }
     total = sum(linear.numel for linear in chosen)
     budgets = round(outliers / 100 * total), round(significant / 100 * total)

@@ -11,23 +11,23 @@ from typing import Any
 
 import torch
 
-from .. import fingerprint
 from .._C import InvalidArgumentError, QuantratureError
-from .._quantize import declare
-from ..analysis.path import Share, gradient_checkpointing
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
-from ..analysis.ranks import rank_of
-from ..checkpoint import check_new_folder, save
-from ..evaluate._forward import not_training
-from ..folding import fold, folds_of
-from ..models import LinearWeight, check_loaded, find_linears, load_model, load_tokenizer
+from ..checkpoint import save
+from ..checkpoint.verify import compare
+from ..files.new_folder import check_new_folder
+from ..models import LinearWeight, check_loaded, find_linears, fingerprint, load_model, load_tokenizer, processor_files
+from ..models.folding import fold, folds_of
+from ..models.gradients import Share, gradient_checkpointing
+from ..models.ranks import rank_of
+from ..models.running import not_training
 from ..nn import QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
+from ..packed import MatrixSpec, QuantizedMatrix
 from ..progress import progress as progress_bar
-from ..storage import MatrixSpec, QuantizedMatrix
-from ..text import token_windows
-from ..verify import compare
+from ..quantization.model import declare
+from ..text import bos_of, token_windows
 from .journal import Journal
 from .matrices import Matrices
 from .record import KeptWeights, Requantization
@@ -50,6 +50,8 @@ def requant_folder(
     nsamples: int | None = None,
     seqlen: int | None = None,
     seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
     batch_size: int = 1,
     rule: str = "gauss",
     nodes: int = 4,
@@ -80,8 +82,8 @@ def requant_folder(
         significant: percent of the quantized weights to restore.
         avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
         target_bytes: bytes that the quantized matrices of the result may take.
-        steps, tokenizer, nsamples, seqlen, seed, batch_size: as in :func:`quantrature.requant`; the tokenizer is that
-            of the source unless given.
+        steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
+            tokenizer is that of the source unless given.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as there.
         state_file, resume, progress: as there.
         output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
@@ -117,7 +119,7 @@ def requant_folder(
     if not present:
         raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
-    found = find_linears(original, experts=False, embeddings=True)
+    found = find_linears(original, experts=False, embeddings=True, watch=False)
     layers = {name: layer for name, layer in present.items() if found.find(name).in_block}
     linears = [found.find(name) for name in layers]
     check_loaded("requant", linears)
@@ -128,7 +130,9 @@ def requant_folder(
         if not same or not compare(layer, linear.weight.cpu()).fits:
             raise QuantratureError(f"[requant] {name} of {folder} was not made from {source}")
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
-    windows = token_windows(tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, model=original)
+    windows = token_windows(
+        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=original
+    )
 
     stored = {linear.name: layer.matrix for linear, layer in zip(linears, layers.values(), strict=True)}
     weights = sum(linear.numel for linear in linears)
@@ -156,6 +160,7 @@ def requant_folder(
         "nsamples": len(windows),
         "seqlen": windows.shape[1],
         "seed": seed,
+        "bos": bos_of(windows, tokenizer, original),
         "dtype": dtype,
     }
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
@@ -181,7 +186,7 @@ def requant_folder(
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         assert isinstance(layer, QuantLinear)
         specs[name] = MatrixSpec.of(result[linear.name])
-        improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta")
+        improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta", layer.dtype)
         improved.store(result[linear.name])
         put_everywhere(quantized, linear, improved)
     declare(quantized, specs, folds)
@@ -212,6 +217,7 @@ def requant_folder(
         quantized,
         target,
         tokenizer=tokenizer,
+        processor=processor_files(source),
         requant=record,
         source=str(source),
         overwrite=overwrite,

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..analysis.ranks import of_first_rank, rank_of
-from ..analysis.snapshot import RESUME, Snapshot
+from ..analysis.snapshot import Snapshot
+from ..files.resume import StateFile, check_resume
+from ..models.ranks import of_first_rank, rank_of
 
 Found = tuple[Any, dict[str, torch.Tensor]]
 """What a step found out: something that JSON can hold, and tensors by matrix name."""
@@ -33,8 +34,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, about: Mapping[str, Any], resume: str) -> None:
-        if resume not in RESUME:
-            raise InvalidArgumentError(f"[requant] resume must be one of {', '.join(RESUME)}: got {resume!r}")
+        check_resume("requant", resume)
         if path is None and resume == "required":
             raise InvalidArgumentError("[requant] resume='required' needs a state_file to resume from")
         self._path = None if path is None else Path(path)
@@ -76,28 +76,20 @@ class Journal:
         return self._path.with_name(f"{self._path.name}.integral{self._of_rank}")
 
     def _read(self) -> dict[str, Found]:
-        from safetensors import SafetensorError, safe_open
-
-        if self._path is None or self._resume == "never" or not self._path.is_file():
+        state = None if self._path is None or self._resume == "never" else StateFile(self._path, self._about).read()
+        if state is None:
             return {}
+        noted, tensors = state
         try:
-            with safe_open(self._path, "pt") as file:
-                noted = json.loads(file.metadata()["journal"])
-                if noted["about"] != self._about:
-                    return {}
-                found: dict[str, Found] = {step: (value, {}) for step, value in noted["steps"].items()}
-                for key in file.keys():  # noqa: SIM118
-                    step, name = key.split("/", 1)
-                    found[step][1][name] = file.get_tensor(key)
-                return found
-        except (SafetensorError, KeyError, TypeError, ValueError):
+            found: dict[str, Found] = {step: (value, {}) for step, value in noted["steps"].items()}
+            for key, tensor in tensors.items():
+                step, name = key.split("/", 1)
+                found[step][1][name] = tensor
+        except (AttributeError, KeyError, TypeError, ValueError):
             return {}
+        return found
 
     def _write(self, path: Path) -> None:
-        from safetensors.torch import save_file
-
         tensors = {f"{step}/{name}": t for step, (_, found) in self._found.items() for name, t in found.items()}
-        noted = {"about": self._about, "steps": {step: value for step, (value, _) in self._found.items()}}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"journal": json.dumps(noted)})
-        os.replace(partial, path)
+        steps = {step: value for step, (value, _) in self._found.items()}
+        StateFile(path, self._about).write({"steps": steps}, tensors)

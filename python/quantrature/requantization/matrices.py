@@ -15,7 +15,7 @@ from ..analysis.integral import Integral
 from ..analysis.path import Moved, WeightPath
 from ..analysis.proving import Effort, Prover
 from ..models import LinearWeight
-from ..storage import QuantizedMatrix
+from ..packed import QuantizedMatrix
 from .journal import Found, Journal
 from .record import Stage
 

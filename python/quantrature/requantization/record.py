@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._C import InvalidArgumentError
-from ..json_files import read_format
+from ..files.json_files import read_format
 
 FORMAT = "quantrature-requant"
 FORMAT_VERSION = 1

@@ -1,0 +1,17 @@
+"""Quantized models in folders: written whole or not at all, looked into without loading, compared with their source."""
+
+from .contents import FORMAT_VERSION, QUANT_METHOD, Contents, inspect, is_quantized, quantization_config
+from .save import save
+from .tensors import StoredTensor, stored_tensors
+
+__all__ = [
+    "FORMAT_VERSION",
+    "QUANT_METHOD",
+    "Contents",
+    "StoredTensor",
+    "inspect",
+    "is_quantized",
+    "quantization_config",
+    "save",
+    "stored_tensors",
+]

@@ -1,0 +1,33 @@
+"""The model card of a quantized folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .contents import Contents
+
+
+def model_card(contents: Contents, source: str, auto_map: bool) -> str:
+    """Write README.md: sizes, and how to load the folder."""
+    trusting = """
+Where quantrature is installed, `from_pretrained("PATH", trust_remote_code=True)` needs no import.
+"""
+    base = f"base_model: {source}\n" if source and not Path(source).exists() else ""
+    return f"""---
+library_name: transformers
+{base}tags:
+- quantized
+- quantrature
+---
+# {Path(source).name or "Model"}, {contents.bits_per_weight:.2f} bits per weight
+
+Quantized by [quantrature](https://pypi.org/project/quantrature). {len(contents.modules)} matrices take
+{contents.bytes:,} bytes, {contents.bits_per_weight:.3f} bits per weight, scales, zeros and outliers included.
+
+```python
+import quantrature  # registers the format with transformers
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+```
+{trusting if auto_map else ""}"""

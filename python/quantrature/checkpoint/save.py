@@ -1,0 +1,94 @@
+"""Write a quantized model into a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._C import InvalidArgumentError
+from ..files.new_folder import new_folder
+from ..files.remote_code import write_remote_code
+from .card import model_card
+from .contents import inspect
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..requantization import Requantization
+
+
+def save(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    processor: Iterable[Path] = (),
+    plan: Plan | None = None,
+    requant: Requantization | None = None,
+    source: str = "",
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+    auto_map: bool = False,
+) -> None:
+    """Write a quantized model with its configuration, generation settings, tokenizer, plan and a model card.
+
+    Args:
+        model: what :func:`quantrature.quantize` returned.
+        folder: appears complete or not at all.
+        tokenizer: written beside the model.
+        processor: files copied beside the model unless the tokenizer wrote them
+            (:func:`quantrature.models.processor_files`).
+        plan: written as plan.json.
+        requant: written as requant.json. A plan cannot say which weights ReQuant keeps, so one goes without the other.
+        source: name of the original model, for the card.
+        overwrite: replace a folder that is not empty.
+        max_shard_size: of one safetensors file.
+        auto_map: write a Python file, too, that imports quantrature, and name it in config.json, so that
+            ``from_pretrained(folder, trust_remote_code=True)`` opens the folder in a process that did not import it.
+
+    Raises:
+        InvalidArgumentError: for a folder that is not empty, or with auto_map for a model that comes with code of its
+            own or has no class of transformers.
+        QuantratureError: when the disk is full.
+    """
+    from ..models.loading import quiet
+
+    classes = _auto_classes(model) if auto_map else []
+    with new_folder(folder, overwrite) as partial, quiet():
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        if auto_map:
+            write_remote_code(partial, type(model).__name__, classes)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for file in processor:
+            part = Path("additional_chat_templates") if file.suffix == ".jinja" and file.stem != "chat_template" else ""
+            (partial / part).mkdir(exist_ok=True)
+            if not (partial / part / file.name).exists():
+                shutil.copyfile(file, partial / part / file.name)
+        if plan is not None:
+            plan.save(partial / "plan.json")
+        if requant is not None:
+            requant.save(partial / "requant.json")
+        (partial / "README.md").write_text(model_card(inspect(partial), source, auto_map))
+
+
+def _auto_classes(model: Any) -> list[str]:
+    """The auto classes of transformers that make a model's class of its configuration."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    own, config = type(model), type(model.config)
+    if model.is_custom_code():
+        raise InvalidArgumentError(f"[save] auto_map: {own.__name__} comes with code of its own")
+    found = []
+    for name, auto in vars(modeling_auto).items():
+        if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass) and auto is not _BaseAutoModelClass:
+            mapping: Any = auto._model_mapping
+            made: Any = mapping[config] if mapping is not None and config in mapping else ()
+            if own is made or (isinstance(made, tuple) and own in made):
+                found.append(name)
+    if not found:
+        raise InvalidArgumentError(f"[save] auto_map: no auto class of transformers makes a {own.__name__}")
+    return found

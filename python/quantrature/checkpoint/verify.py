@@ -1,0 +1,128 @@
+"""Compare a quantized folder with the model it was made from."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._C import QuantratureError
+from ..models import Linears, find_linears, load_model
+from ..models.folding import fold, folds_of
+from ..nn import QuantLayer, quantized_layers
+from .carried import carried_tensors, read_carried, source_tensors
+
+LEAST_CORRELATION = 0.5
+"""A quantized matrix correlates with its source at least so well, even at one bit; unrelated ones hardly at all."""
+
+
+@dataclass(frozen=True)
+class MatrixComparison:
+    """A quantized matrix beside its source.
+
+    Attributes:
+        relative_error: Frobenius norm of w~ - w over that of w.
+        largest_error: of a single weight.
+        correlation: of w~ and w, as directions: their inner product over the product of their norms.
+        outliers_equal: whether the weights stored exactly are those of the source, bit for bit; true without any.
+    """
+
+    relative_error: float
+    largest_error: float
+    correlation: float
+    outliers_equal: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether the matrix can have been made from the source."""
+        return self.outliers_equal and self.correlation >= LEAST_CORRELATION
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        modules: matrix name to its comparison.
+        changed: other tensors that are not, bit for bit, those of the source; tensors that the model does not have
+            and that are saved with it are among them.
+    """
+
+    modules: Mapping[str, MatrixComparison]
+    changed: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Names of matrices and tensors that were not made from the source."""
+        return (*(name for name, found in self.modules.items() if not found.fits), *self.changed)
+
+
+def verify(
+    folder: str | os.PathLike[str], source: str | os.PathLike[str], trust_remote_code: bool = False
+) -> Verification:
+    """Dequantize every matrix of a quantized folder and compare it with the source; compare all other tensors exactly.
+
+    Scales that were folded into the quantized model are folded into the source first.
+
+    Raises:
+        InvalidArgumentError, QuantratureError: as :func:`quantrature.models.load_model`, and naming a matrix whose
+            stored tensors are damaged, or that the source does not have in that shape.
+    """
+    quantized = load_model(folder, trust_remote_code=trust_remote_code)
+    layers = quantized_layers(quantized)
+    if not layers:
+        raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
+    original = load_model(source, trust_remote_code=trust_remote_code)
+    linears = find_linears(original, embeddings=True, watch=False)
+    fold(original, linears, folds_of(quantized))
+    modules = {}
+    for name, layer in layers.items():
+        weight = linears.find(name).weight
+        if layer.spec.shape != tuple(weight.shape):
+            raise QuantratureError(f"[verify] {name} has another shape in the source: {tuple(weight.shape)}")
+        modules[name] = compare(layer, weight)
+    changed = _changed(quantized, original, linears, layers)
+    return Verification(modules, (*changed, *_changed_carried(quantized, original)))
+
+
+def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
+    """One quantized matrix beside its source, (out_features, in_features)."""
+    matrix = layer.matrix
+    image, source = matrix.dequantize("float32").double(), weight.double()
+    norm, inner = float(source.norm()), float((image * source).sum())
+    error = image - source
+    norms = norm * float(image.norm())
+    outliers = matrix.outliers
+    equal = outliers is None or torch.equal(
+        outliers.values, weight.flatten()[outliers.positions()].to(outliers.values.dtype)
+    )
+    return MatrixComparison(
+        float(error.norm()) / norm if norm else math.nan,
+        float(error.abs().max()),
+        inner / norms if norms else float(not error.any()),
+        equal,
+    )
+
+
+def _changed_carried(quantized: Any, original: Any) -> tuple[str, ...]:
+    """Tensors that the model does not have, and that are missing or not bit for bit those of the source."""
+    ours, theirs = quantized.hf_quantizer.carried, carried_tensors(original, source_tensors(original))
+    found = []
+    for name in dict.fromkeys([*ours, *theirs]):
+        (a, b) = (read_carried({name: files[name]}) if name in files else {} for files in (ours, theirs))
+        if not (a and b and a[name].dtype == b[name].dtype and torch.equal(a[name], b[name])):
+            found.append(name)
+    return tuple(found)
+
+
+def _changed(quantized: Any, original: Any, linears: Linears, layers: Mapping[str, QuantLayer]) -> tuple[str, ...]:
+    stored = {f"{name}.{part}" for name, layer in layers.items() for part, _ in layer.named_buffers()}
+    ours = {name: tensor for name, tensor in quantized.state_dict().items() if name not in stored}
+    # Of an expert that stayed dense while others were quantized, the source has no parameter of its own.
+    theirs = original.state_dict() | {f"{m.name}.weight": m.weight for m in linears if m.expert is not None}
+    return tuple(name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name]))

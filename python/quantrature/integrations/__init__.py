@@ -1,0 +1,1 @@
+"""quantrature inside other packages: transformers and PEFT."""

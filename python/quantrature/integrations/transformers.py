@@ -1,0 +1,426 @@
+"""What transformers needs to know to load, save and quantize models in this format.
+
+Importing this module registers the format. ``import quantrature`` does so once transformers is there
+(:mod:`quantrature.integrations._import_hook`). This may be in the middle of transformers' own import, so that only what
+registering needs is imported at the head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .. import __version__
+from .._C import InvalidArgumentError, QuantratureError
+from ..checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
+from ..checkpoint.declaration import on_quantized
+from ..files.remote_code import REMOTE_CODE
+
+if TYPE_CHECKING:
+    from ..models import Linears
+    from ..models.folding import Fold
+    from ..packed import MatrixSpec
+
+
+@auto.register_quantization_config(QUANT_METHOD)
+class QuantratureConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
+
+    Args:
+        bits, group_size, method, sym, meta_bits, outliers, embedding_bits, plan, ignore: as in
+            :func:`quantrature.quantize`; for dense checkpoints, which are quantized while they are read. plan may also
+            be the content of a plan.json.
+        modules: matrix name to its description (:class:`quantrature.packed.MatrixSpec`), in quantized checkpoints.
+        format_version: of the checkpoint.
+        dequantize: load a quantized checkpoint as a dense model.
+        folds: what scales were folded into (:class:`quantrature.models.folding.Fold`), in quantized checkpoints.
+
+    Raises:
+        InvalidArgumentError: for a checkpoint of another format version.
+    """
+
+    def __init__(
+        self,
+        bits: int | None = None,
+        group_size: int = 64,
+        method: str = "rtn",
+        sym: bool = False,
+        meta_bits: int | None = None,
+        outliers: float = 0.0,
+        embedding_bits: int | None = None,
+        plan: Any = None,
+        ignore: str | Iterable[str] = (),
+        modules: Mapping[str, Any] | None = None,
+        format_version: int = FORMAT_VERSION,
+        dequantize: bool = False,
+        folds: Sequence[Any] = (),
+        **_: Any,
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise InvalidArgumentError(
+                f"[load] format_version of the checkpoint is {format_version}; quantrature {__version__} reads "
+                f"{FORMAT_VERSION}"
+            )
+        self.quant_method: Any = QUANT_METHOD
+        if not (modules is None or isinstance(modules, Mapping)):
+            raise InvalidArgumentError(f"[load] modules of the checkpoint must be an object: got {modules!r}")
+        self.modules = None if modules is None else dict(modules)
+        if not isinstance(folds, Sequence) or isinstance(folds, str):
+            raise InvalidArgumentError(f"[load] folds of the checkpoint must be a list: got {folds!r}")
+        self.folds = list(folds)
+        self.dequantize = dequantize
+        self.wish = {
+            "bits": bits,
+            "group_size": group_size,
+            "method": method,
+            "sym": sym,
+            "meta_bits": meta_bits,
+            "outliers": outliers,
+            "embedding_bits": embedding_bits,
+            "plan": plan,
+            "ignore": ignore,
+        }
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What a caller of ``from_pretrained`` may set for a checkpoint that is quantized already."""
+        return {"dequantize": self.dequantize}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT_VERSION,
+            "quantrature_version": __version__,
+            "modules": self.modules or {},
+            **({"folds": self.folds} if self.folds else {}),
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: nothing of it has a default."""
+        return self.to_dict()
+
+
+# Without this, transformers ignores what callers set for a quantized checkpoint.
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[assignment]
+
+
+class _NamesInModel:
+    """Where a model has the modules of a checkpoint, by the rules that transformers has for the names of tensors.
+
+    A checkpoint of a causal language model can be opened as its base model or with another head, and the reverse;
+    models of several towers have names of their own for checkpoints.
+
+    Args:
+        model: on the meta device, still dense.
+        linears: its matrices, embeddings included.
+    """
+
+    def __init__(self, model: Any, linears: Linears) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        matrices = [name for linear in linears for name in (linear.name, *linear.aliases)]
+        self._matrices = frozenset(matrices)
+        self._here = {f"{name}.weight": True for name in [*dict(model.named_modules()), *matrices]}
+        self._renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+        self._prefix: str = model.base_model_prefix
+        self._blocks = tuple(f"{stack}." for stack in linears.stacks)
+        self._same_class = type(model).__name__ in (model.config.architectures or ())
+
+    def of(self, name: str) -> str | None:
+        """The name in the model; ``None`` for a part that models of this class do not have, such as another head.
+
+        A name of the model's own blocks that is not there stays as it is: it is an error that the caller reports.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        found = name
+        for renamings in (self._renamings, []):
+            found = rename_source_key(f"{name}.weight", renamings, [], self._prefix, self._here)[0]
+            if found in self._here:
+                return found.removesuffix(".weight")
+        inside = any(each.startswith(self._blocks) for each in (name, f"{self._prefix}.{name}", found))
+        stripped = name.removeprefix(f"{self._prefix}.").startswith(self._blocks)
+        return name if self._same_class or inside or stripped else None
+
+    def all_of(self, names: Iterable[str]) -> Iterator[str]:
+        """Names of modules on their way into the model: as they are, and with and without the base model's prefix."""
+        for name in names:
+            yield from (name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}."))
+
+    def has(self, name: str) -> bool:
+        """Whether a name in the model is that of a matrix that can be quantized."""
+        return name in self._matrices
+
+
+@auto.register_quantizer(QUANT_METHOD)
+class QuantratureHfQuantizer(HfQuantizer):
+    """Loads quantized checkpoints, and quantizes dense ones as they are read."""
+
+    requires_calibration = False
+    quantization_config: QuantratureConfig
+    folds: tuple[Fold, ...] = ()
+    """Scales that were folded into the model; not needed to run it, only to compare it with its source."""
+    _matrices: frozenset[str] = frozenset()
+    """Names of the quantized matrices, in the checkpoint and in the model."""
+    carried: Mapping[str, Path] = MappingProxyType({})
+    """Tensors of the source that the model does not have, and their files; saved unchanged."""
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
+        if not self.pre_quantized:
+            from ..plan import Plan
+            from ..quantization.model import plan_for
+            from ..quantization.on_load import QuantizeOnLoad
+
+            wish = dict(self.quantization_config.wish)
+            if isinstance(wish["plan"], Mapping):
+                wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
+            self._on_load = QuantizeOnLoad(*plan_for(model, **wish))
+            return
+        from ..models import find_linears
+        from ..nn import install
+        from ..packed import MatrixSpec
+
+        linears = find_linears(model, embeddings=True, watch=False)
+        files = [file for file in checkpoint_files or () if str(file).endswith(".safetensors")]
+        stored = stored_tensors(files)
+        names = _NamesInModel(model, linears)
+        self._read_folds(model, files, names)
+        here: dict[str, Any] = {}
+        missing = []
+        for name, described in (self.quantization_config.modules or {}).items():
+            place = names.of(name)
+            if place is None:
+                missing.append(name)
+                continue
+            here[place] = described
+            if not names.has(place):
+                why = next(
+                    (each.reason for each in linears.skipped if each.name == place), "the model has no such matrix"
+                )
+                raise InvalidArgumentError(f"[load] {name}: no matrix that can be quantized: {why}")
+            try:
+                linear, spec = linears.find(place), MatrixSpec.from_json(described)
+                shape = (linear.out_features, linear.in_features)
+                if spec.shape != shape:
+                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
+                install(model, linear, spec)  # says whether the place takes such a form
+                for tensor, dimensions, dtype in spec.layout():
+                    if f"{name}.{tensor}" in stored:
+                        stored[f"{name}.{tensor}"].check(f"{name}.{tensor}", dimensions, dtype)
+                    elif stored:
+                        raise QuantratureError(f"[load] the checkpoint lacks the tensor {name}.{tensor}")
+            except InvalidArgumentError as e:
+                raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
+        blocks = [name for name in missing if re.search(r"\.\d+\.", name)]
+        if blocks and not any(linears.find(place).in_block for place in here):
+            saved = ", ".join(model.config.architectures or ()) or "another class"
+            raise InvalidArgumentError(
+                f"[load] {type(model).__name__} has none of the quantized blocks of this checkpoint, which was saved "
+                f"from {saved}: got {blocks[0]}, the model has {linears[0].name}"
+            )
+        self._matrices = frozenset((*names.all_of(self.quantization_config.modules or ()), *here))
+        self.quantization_config.modules = here
+        self._carry(model, files)
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        from ..nn import dequantize_layers, quantized_layers, settle
+        from ..nn.names import CodesAreCalledWeight
+
+        if not self.pre_quantized:
+            from ..quantization.model import declare
+
+            declare(model, self._on_load.finish(model))
+            self.quantization_config.modules = model.config.quantization_config.modules
+            return model
+        for name, layer in quantized_layers(model).items():
+            if any(tensor.is_meta for tensor in layer.stored().values()):
+                if self._on_disk(model):
+                    continue
+                raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
+            if not layer.intact:
+                raise QuantratureError(
+                    f"[load] {name}: the stored tensors are damaged: they do not give the digest in config.json"
+                )
+            try:
+                layer.spec.matrix(layer.stored())  # looks at the positions of outliers
+            except InvalidArgumentError as e:
+                raise InvalidArgumentError(f"[load] {name}: {str(e).removeprefix('[checkpoint] ')}") from None
+        if not model.is_remote_code() and REMOTE_CODE in str(getattr(model.config, "auto_map", "")):
+            del model.config.auto_map  # it names a file that save_pretrained would not write
+        if self.quantization_config.dequantize:
+            dequantize_layers(model, model.dtype)
+            model._weight_conversions = None
+            self.folds = ()
+        else:
+            from ..nn.counting import count_as_dense
+
+            count_as_dense(model)
+            settle(model)
+            model._weight_conversions = [CodesAreCalledWeight(quantized_layers(model))]
+        return model
+
+    def _read_folds(self, model: Any, files: Sequence[str], names: _NamesInModel) -> None:
+        from safetensors import safe_open
+
+        from ..models.folding import FOLDED_SCALE, Fold
+
+        scales: dict[str, Any] = {}
+        for path in files if self.quantization_config.folds else ():
+            with safe_open(path, "pt") as file:
+                scales |= {name: file.get_tensor(name) for name in file.keys() if name.endswith(f".{FOLDED_SCALE}")}  # noqa: SIM118
+        found = []
+        for described in self.quantization_config.folds:
+            producer = described.get("producer") if isinstance(described, Mapping) else None
+            if f"{producer}.{FOLDED_SCALE}" not in scales:
+                raise QuantratureError(f"[load] the checkpoint lacks the tensor {producer}.{FOLDED_SCALE}")
+            fold = Fold.from_json(described, scales[f"{producer}.{FOLDED_SCALE}"])
+            consumers = tuple(names.of(name) or name for name in fold.consumers)
+            found.append(replace(fold, producer=names.of(fold.producer) or fold.producer, consumers=consumers))
+        self.folds = tuple(found)
+        self.quantization_config.folds = [each.to_json() for each in found]
+        ignored = {rf"\.{FOLDED_SCALE}$"} if found else set()
+        model._keys_to_ignore_on_load_unexpected = ignored | set(model._keys_to_ignore_on_load_unexpected or ())
+
+    def _carry(self, model: Any, files: Sequence[str]) -> None:
+        from safetensors import safe_open
+
+        from ..checkpoint.carried import carried_tensors
+
+        names: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                names |= dict.fromkeys(file.keys(), Path(path))
+        self.carried = carried_tensors(model, names)
+        ignored = {re.escape(name) for name in self.carried} | set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """What is saved beside the model's own tensors: scales that were folded into it, and what is carried."""
+        from ..checkpoint.carried import read_carried
+        from ..models.folding import FOLDED_SCALE
+        from ..nn import quantized_layers
+
+        modules = model.config.quantization_config.modules or {}
+        for name, layer in quantized_layers(model).items():
+            if name in modules:  # adapters may have been merged since
+                modules[name] = layer.spec.to_json()
+        if not (self.folds or self.carried) or getattr(model, "_hf_peft_config_loaded", False):
+            return None, {}
+        scales = {f"{each.producer}.{FOLDED_SCALE}": each.scale for each in self.folds}
+        return {**model.state_dict(), **scales, **read_carried(self.carried)}, {}
+
+    def get_weight_conversions(self) -> list[Any]:
+        """What transformers does to the names in a checkpoint on the way into the model."""
+        from ..nn.names import CodesAreCalledWeight
+
+        return [CodesAreCalledWeight(self._matrices)] if self._matrices else []
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """The same after the model's own conversions, which a folder saved from the same class does without.
+
+        Such a folder has the names of modules, and patterns made for the original checkpoint would hit some of them
+        (Laguna's ``mlp.shared_expert.``).
+        """
+        if self.pre_quantized:
+            architectures = (model.config.architectures or ()) if model is not None else ()
+            own = [] if type(model).__name__ in architectures else weight_conversions
+            return [*own, *self.get_weight_conversions()]
+        base: Any = super()
+        updated: list[Any] = base.update_weight_conversions(weight_conversions, model)
+        return updated
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        """Whether a parameter of a dense checkpoint is to be quantized."""
+        return not self.pre_quantized and self._on_load.wants(param_name)
+
+    def get_quantize_ops(self) -> Any:
+        """What quantizes a parameter as soon as it is read."""
+        return self._on_load
+
+    def param_element_size(self, model: Any, param_name: str, param: Any) -> float:
+        """Bytes that a number of a parameter will take, for device maps."""
+        if self.param_needs_quantization(model, param_name):
+            return self._on_load.bits_of(param_name) / 8
+        return float(param.element_size())
+
+    @staticmethod
+    def _on_disk(model: Any) -> bool:
+        """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
+        return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
+
+    def dequantize(self, model: Any, dtype: Any = None) -> Any:
+        """Make a model dense again.
+
+        Args:
+            model: the quantized model.
+            dtype: of all its parameters but those of adapters; by default that of the parameters that it has now.
+        """
+        import torch
+
+        from ..nn import dequantize_layers
+
+        def own() -> Any:
+            return (p for name, p in model.named_parameters() if p.is_floating_point() and ".lora_" not in name)
+
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        dequantize_layers(model, wanted or next((p.dtype for p in own()), model.dtype))
+        if wanted is not None:
+            for parameter in own():
+                parameter.data = parameter.data.to(wanted)
+        model._weight_conversions = None
+        typed: Any = self
+        typed.remove_quantization_config(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Quantized models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on top of them can be trained, though not the codes."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Quantized layers are one operator each to torch.compile."""
+        return True
+
+
+@on_quantized
+def declare(model: Any, specs: Mapping[str, MatrixSpec], folds: tuple[Fold, ...]) -> None:
+    """Make a model from transformers what it would be, had it been loaded from a quantized folder."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return
+    from ..checkpoint.carried import carried_from_source
+    from ..nn import settle
+    from ..nn.counting import count_as_dense
+    from ..nn.names import CodesAreCalledWeight
+
+    typed: Any = model
+    carried = carried_from_source(typed)
+    config = QuantratureConfig(
+        modules={name: spec.to_json() for name, spec in specs.items()}, folds=[each.to_json() for each in folds]
+    )
+    typed.config.quantization_config = config
+    typed.hf_quantizer = QuantratureHfQuantizer(config, pre_quantized=True)
+    typed.hf_quantizer.folds = folds
+    typed.hf_quantizer.carried = carried
+    count_as_dense(model)
+    typed.is_quantized = True
+    typed.quantization_method = config.quant_method
+    typed._weight_conversions = [CodesAreCalledWeight(specs)]  # all else is saved under the names that modules have
+    settle(model)

@@ -1,0 +1,400 @@
+"""The decoder blocks of a model, run one at a time on activations that are held for one block only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from .._C import InvalidArgumentError, QuantratureError
+from .linears import Linears, LinearWeight
+from .running import outputs
+
+Watcher = Callable[[LinearWeight, torch.Tensor, int], None]
+"""Receives a matrix, its inputs (windows, tokens, in_features), and the number of the first window."""
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass when all that was wanted of it has happened."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block, the name it has in the model, and the stack it stands in."""
+
+    name: str
+    stack: str
+    module: torch.nn.Module
+
+
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is told beside activations: positional and named arguments."""
+
+
+class Blocks:
+    """The blocks of a model and the activations that enter the next of them.
+
+    The stacks that hold matrices to be quantized are gone through one after the other, as the model does: of an
+    encoder-decoder the encoder, whose outputs the blocks of the decoder then read. Other stacks, such as a vision tower
+    that no text reaches, do not matter. The activations are on the CPU; each batch of them visits the device of the
+    block that it goes through. What a block is told beside them (masks, positions, outputs of the encoder) is recorded
+    from a pass through the whole model; only what depends on the text is kept for every batch.
+
+    Args:
+        model: language model; its weights may change between the calls.
+        linears: its quantizable matrices.
+        chosen: those that are to be quantized.
+        windows: token ids, (windows, tokens).
+        batch_size: windows that go through a block at once.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        linears: Linears,
+        chosen: Sequence[LinearWeight],
+        windows: torch.Tensor,
+        batch_size: int,
+    ) -> None:
+        if batch_size < 1:
+            raise InvalidArgumentError(f"[quantize] batch_size must be at least 1: got batch_size={batch_size}")
+        self._model, self._windows = model, windows
+        self._firsts = list(range(0, len(windows), batch_size))
+        self._batch_size = batch_size
+        self._hidden: list[torch.Tensor] = []
+        self._finished: dict[torch.nn.Module, list[torch.Tensor]] = {}
+        self._given: dict[str, list[Given]] = {}
+        stacks = [stack for stack in linears.stacks if any(x.name.startswith(f"{stack}.") for x in chosen)]
+        self._blocks = _in_order(
+            model,
+            [_Block(f"{s}.{i}", s, block) for s in stacks for i, block in model.get_submodule(s).named_children()],
+            windows[:1],
+        )
+        reached = [f"{block.name}." for block in self._blocks]
+        for linear in chosen:
+            if not any(linear.name.startswith(name) for name in reached):
+                raise InvalidArgumentError(
+                    f"[quantize] no calibration text reaches {linear.name}; leave it as it is with ignore, or quantize "
+                    "it by a method that needs no calibration"
+                )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all windows have."""
+        return self._windows.numel()
+
+    def __len__(self) -> int:
+        """How many blocks there are, of all stacks."""
+        return len(self._blocks)
+
+    def name(self, number: int) -> str:
+        """Full name of a block."""
+        return self._blocks[number].name
+
+    def module(self, number: int) -> torch.nn.Module:
+        """A block."""
+        return self._blocks[number].module
+
+    def members(self, number: int, matrices: Sequence[LinearWeight]) -> list[LinearWeight]:
+        """Those of some matrices that stand in a block."""
+        return [linear for linear in matrices if linear.name.startswith(f"{self.name(number)}.")]
+
+    def enter(self) -> None:
+        """Embed the windows: what enters the first block."""
+        if self._blocks:
+            self._enter(0)
+
+    def _batch(self, i: int) -> torch.Tensor:
+        return self._windows[self._firsts[i] : self._firsts[i] + self._batch_size]
+
+    def _enter(self, number: int) -> None:
+        """Put what enters the stack of a block in the place of the activations."""
+        stack = [block for block in self._blocks if block.stack == self._blocks[number].stack]
+        self._hidden = []
+        self._given = {block.name: [] for block in stack}
+        first_of_size: dict[int, int] = {}
+        varies: dict[int, bool] = {}  # by size: whether what blocks are told depends on the text
+        for i in range(len(self._firsts)):
+            batch = self._batch(i)
+            reference = first_of_size.setdefault(len(batch), i)
+            same_text = reference != i and torch.equal(batch, self._batch(reference))
+            whole = reference == i or varies.get(len(batch), not same_text)
+            found = self._recorded(stack, i, whole)
+            if not whole or reference == i:
+                for block in stack:
+                    self._given[block.name].append(found.get(block.name) or self._given[block.name][reference])
+                continue
+            on_cpu: dict[int, torch.Tensor] = {}
+            for block in stack:
+                told = _shared(found[block.name], self._given[block.name][reference], on_cpu)
+                self._given[block.name].append(told)
+            varies.setdefault(len(batch), bool(on_cpu))
+        self._check("the embeddings are" if number == 0 else f"what enters {self.name(number)} is")
+
+    def _recorded(self, stack: Sequence[_Block], i: int, whole: bool) -> dict[str, Given]:
+        """Run the model on a batch to keep what the first block is given; with whole also what each is told beside."""
+        found: dict[str, Given] = {}
+
+        def hook(block: _Block) -> Callable[..., None]:
+            def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hidden, rest, named = _apart(args, kwargs)
+                if block is stack[0]:
+                    self._hidden.append(hidden.detach().cpu())
+                if whole:
+                    found[block.name] = rest, named
+                if not whole or block is stack[-1]:
+                    raise _EnoughError
+
+            return record
+
+        def finished(module: torch.nn.Module, args: Any, out: Any) -> Any:
+            theirs = out[0] if isinstance(out, tuple) else out
+            ours = self._finished[module][i].to(theirs)
+            return (ours, *out[1:]) if isinstance(out, tuple) else ours
+
+        handles = [block.module.register_forward_pre_hook(hook(block), with_kwargs=True) for block in stack]
+        handles += [module.register_forward_hook(finished) for module in self._finished]
+        try:
+            with torch.no_grad(), suppress(_EnoughError):
+                outputs(self._model, self._batch(i))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def outputs(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Run a block on every batch; numbers of the batches, and what comes out, where the block is."""
+        for i in range(len(self._firsts)):
+            with torch.no_grad():
+                yield i, self._run(number, i)
+
+    def _run(self, number: int, i: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Run a block on a batch, with all that goes in as dtype."""
+        block, hidden = self.module(number), self._hidden[i]
+        device = next(block.parameters()).device
+
+        def placed(x: torch.Tensor) -> torch.Tensor:
+            return x.to(device, dtype) if dtype is not None and x.is_floating_point() else x.to(device)
+
+        rest, named = _each_tensor(self._given[self.name(number)][i], placed)
+        return _activations(block(placed(hidden), *rest, **named))
+
+    def advance(self, number: int, report: Callable[[int], Any]) -> None:
+        """Put the outputs of a block, or what enters the next stack, in the place of its inputs.
+
+        Raises:
+            QuantratureError: naming block and sample where they are not finite.
+        """
+        for i, out in self.outputs(number):
+            self._hidden[i] = out.cpu()
+            report(len(self._batch(i)))
+        self._check(f"the output of {self.name(number)} is")
+        if number + 1 < len(self) and self._blocks[number + 1].stack != self._blocks[number].stack:
+            self._finished[self.module(number)] = self._hidden
+            self._enter(number + 1)
+
+    def _check(self, what: str) -> None:
+        for first, hidden in zip(self._firsts, self._hidden, strict=True):
+            demand_finite(what, hidden, first)
+
+    def trial(self, number: int) -> torch.Tensor:
+        """What comes out of a block, whose weights are float32, for the first batch; all that goes in as float32."""
+        with torch.no_grad():
+            return self._run(number, 0, torch.float32)
+
+    def stages(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
+        """The matrices of a block in the order they are reached; those that read the same activations together.
+
+        All experts of one parameter are together, though each reads what is routed to it.
+
+        Raises:
+            InvalidArgumentError: naming a matrix that no text reaches.
+        """
+        stages: list[tuple[Any, list[LinearWeight]]] = []
+        for linear, place in self._reached(number, matrices):
+            if not stages or stages[-1][0] != place:
+                stages.append((place, []))
+            stages[-1][1].append(linear)
+        return [stage for _, stage in stages]
+
+    def readers(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
+        """The same, where those that read the same activations are together even if others come between."""
+        found: dict[Any, list[LinearWeight]] = {}
+        for linear, place in self._reached(number, matrices):
+            found.setdefault(place, []).append(linear)
+        return list(found.values())
+
+    def _reached(self, number: int, matrices: Sequence[LinearWeight]) -> list[tuple[LinearWeight, Any]]:
+        """The matrices in the order they are reached, each with where its inputs are."""
+        found: list[tuple[LinearWeight, Any]] = []
+
+        def note(linear: LinearWeight, x: torch.Tensor, first: int) -> None:
+            if not any(linear is other for other, _ in found):
+                found.append((linear, (x.data_ptr(), tuple(x.shape), tuple(x.stride()))))
+                kept.append(x)  # so that its memory is not given to the next activations
+
+        kept: list[torch.Tensor] = []
+
+        def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Which experts a batch reaches is up to its text; those of a module go together, the last projection last.
+            for linear in sorted(experts, key=lambda linear: linear.attribute.startswith("down")):
+                if linear.module is module and not any(linear is other for other, _ in found):
+                    found.append((linear, (id(module), linear.attribute)))
+
+        experts = [linear for linear in matrices if linear.expert is not None]
+        modules = {id(linear.module): linear.module for linear in experts}.values()
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in modules]
+        try:
+            with _watching([x for x in matrices if x.expert is None], note, lambda: 0), torch.no_grad():
+                self._run(number, 0)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for linear in matrices:
+            if not any(linear is other for other, _ in found):
+                raise InvalidArgumentError(f"[quantize] no calibration text reaches {linear.name}")
+        return found
+
+    def watch(
+        self, number: int, matrices: Sequence[LinearWeight], watcher: Watcher, report: Callable[[int], Any]
+    ) -> None:
+        """Run a block up to the last of some matrices on every batch and show their inputs.
+
+        Raises:
+            QuantratureError: naming matrix and sample where they are not finite.
+        """
+        first = 0
+        waiting: set[str] = set()
+
+        def see(linear: LinearWeight, x: torch.Tensor, at: int) -> None:
+            demand_finite(f"the input of {linear.name} is", x, at)
+            watcher(linear, x, at)
+            waiting.discard(linear.name)
+            if not waiting:
+                raise _EnoughError
+
+        with _watching(matrices, see, lambda: first), torch.no_grad():
+            for i, first in enumerate(self._firsts):  # noqa: B007
+                waiting.update(linear.name for linear in matrices)
+                with suppress(_EnoughError):
+                    self._run(number, i)
+                report(len(self._batch(i)))
+
+
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The activations among the arguments of a block, and the rest; without a cache, in which every run would add."""
+    named = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+    rest = tuple(None if isinstance(value, Cache) else value for value in args[1:])
+    hidden: Any = args[0] if args else named.pop("hidden_states")
+    return hidden, rest, named
+
+
+def _activations(out: Any) -> torch.Tensor:
+    """The activations among the outputs of a block."""
+    found: torch.Tensor = out[0] if isinstance(out, tuple) else out
+    return found
+
+
+def _each_tensor(given: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """What a block is told, with each tensor changed."""
+    if isinstance(given, torch.Tensor):
+        return change(given)
+    if type(given) is dict:
+        return {name: _each_tensor(value, change) for name, value in given.items()}
+    return type(given)(_each_tensor(value, change) for value in given) if type(given) in (tuple, list) else given
+
+
+def _shared(found: Any, known: Any, on_cpu: dict[int, torch.Tensor]) -> Any:
+    """What a block is told of one batch; tensors are those of another batch where they are equal, else on the CPU.
+
+    Args:
+        found, known: what it is told of the two batches.
+        on_cpu: gets the tensors that differ, by identity, so that a tensor that all blocks read is kept once.
+    """
+    if isinstance(found, torch.Tensor):
+        if isinstance(known, torch.Tensor) and found.shape == known.shape and torch.equal(found, known):
+            return known
+        if id(found) not in on_cpu:
+            on_cpu[id(found)] = found.detach().cpu()
+        return on_cpu[id(found)]
+    if type(found) is dict and type(known) is dict and found.keys() == known.keys():
+        return {name: _shared(value, known[name], on_cpu) for name, value in found.items()}
+    if type(found) in (tuple, list) and type(found) is type(known) and len(found) == len(known):
+        return type(found)(_shared(a, b, on_cpu) for a, b in zip(found, known, strict=True))
+    return found
+
+
+def _in_order(model: torch.nn.Module, blocks: Sequence[_Block], window: torch.Tensor) -> list[_Block]:
+    """The blocks that a text reaches, in the order in which it does.
+
+    Raises:
+        InvalidArgumentError: where blocks of a stack do not take what the ones before them put out, or run repeatedly,
+            so that they cannot be gone through one by one.
+    """
+    order: list[_Block] = []
+    last: torch.Tensor | None = None
+
+    def enters(block: _Block) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if block in order:
+                raise InvalidArgumentError(
+                    f"[quantize] methods that need calibration run each block once: {block.name} runs repeatedly"
+                )
+            if any(known.stack == block.stack for known in order):
+                hidden = _apart(args, kwargs)[0]
+                if order[-1].stack != block.stack or last is None or not torch.equal(hidden, last):
+                    raise InvalidArgumentError(
+                        f"[quantize] methods that need calibration go from block to block: {block.name} does not take "
+                        f"what {order[-1].name} puts out"
+                    )
+            order.append(block)
+
+        return hook
+
+    def leaves(module: torch.nn.Module, args: Any, out: Any) -> None:
+        nonlocal last
+        last = _activations(out).detach().clone()
+
+    handles = [block.module.register_forward_pre_hook(enters(block), with_kwargs=True) for block in blocks]
+    handles += [block.module.register_forward_hook(leaves) for block in blocks]
+    try:
+        with torch.no_grad():
+            outputs(model, window)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+@contextmanager
+def _watching(matrices: Sequence[LinearWeight], watcher: Watcher, first: Callable[[], int]) -> Iterator[None]:
+    """Call the watcher with the inputs of the matrices while inside."""
+
+    def hook(linear: LinearWeight) -> Callable[..., None]:
+        def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            watcher(linear, args[0].detach(), first())
+
+        return see
+
+    handles = [linear.layer.register_forward_pre_hook(hook(linear)) for linear in matrices]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def demand_finite(what: str, values: torch.Tensor, first: int) -> None:
+    """Stop where the values of a sample are not finite; values has samples along its first dimension.
+
+    Raises:
+        QuantratureError: naming what it is and the sample.
+    """
+    finite = values.flatten(1).isfinite().all(dim=1) if values.ndim > 2 else values.isfinite().all()[None]
+    if not finite.all():
+        sample = first + int(finite.logical_not().nonzero()[0])
+        raise QuantratureError(f"[quantize] {what} not finite in calibration sample {sample}")

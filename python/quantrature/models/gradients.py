@@ -1,0 +1,143 @@
+"""The loss of a model on calibration windows, and gradients of its weight matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .finiteness import check_loss
+from .linears import LinearWeight
+from .ranks import add_over_ranks, rank_of
+from .running import logits
+
+
+def next_token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Sum of the negative log-likelihoods of all tokens but the first of each window, float32, in nats."""
+    predicted = logits(model, tokens)[:, :-1]
+    targets = tokens[:, 1:].to(predicted.device).flatten()
+    return torch.nn.functional.cross_entropy(predicted.float().flatten(0, 1), targets, reduction="sum")
+
+
+class Share:
+    """The calibration windows that this process takes in ``torch.distributed``: every world_size-th of them."""
+
+    def __init__(self, windows: torch.Tensor) -> None:
+        self._rank, self._ranks = rank_of()
+        self.windows = windows[self._rank :: self._ranks]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, range]]:
+        """Windows, and which calibration samples they are."""
+        for first in range(0, len(self.windows), batch_size):
+            yield self.batch(first, batch_size)
+
+    def batch(self, first: int, batch_size: int) -> tuple[torch.Tensor, range]:
+        """The batch that begins with window ``first`` of the share."""
+        tokens = self.windows[first : first + batch_size]
+        start = self._rank + first * self._ranks
+        return tokens, range(start, start + len(tokens) * self._ranks, self._ranks)
+
+
+def mean_nll(model: torch.nn.Module, windows: torch.Tensor, batch_size: int, t: float = 0.0) -> float:
+    """Mean negative log-likelihood in nats per token over calibration windows: the loss F of the analysis.
+
+    Args:
+        model: at node t of the path.
+        windows: token ids, divided between the processes of ``torch.distributed``.
+        batch_size: windows of one forward pass.
+        t: for messages.
+
+    Raises:
+        QuantratureError: naming the module, node and sample where it is not finite.
+    """
+    total = torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        for tokens, samples in Share(windows).batches(batch_size):
+            loss = float(next_token_nll(model, tokens))
+            check_loss(loss, model, tokens, t, samples)
+            total += loss
+    add_over_ranks([total])
+    return float(total) / windows[:, 1:].numel()
+
+
+GradientSink = Callable[[LinearWeight, torch.Tensor], None]
+"""Receives a matrix and its gradient in the parameter's order, which it may overwrite but must not keep."""
+
+
+@contextmanager
+def gradients_to(model: torch.nn.Module, linears: Iterable[LinearWeight], sink: GradientSink) -> Iterator[None]:
+    """While inside, backward passes hand each matrix's gradient to sink and free it at once.
+
+    Other parameters get no gradient. Peak memory beside the activations is one parameter's gradient.
+    """
+    members: dict[torch.nn.Parameter, list[LinearWeight]] = {}
+    for linear in linears:
+        members.setdefault(linear.parameter, []).append(linear)
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    handles = []
+    try:
+        for p, _ in before:
+            p.requires_grad_(p in members)
+
+        def take(parameter: torch.Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            for linear in members[parameter]:  # type: ignore[index]
+                sink(linear, linear.stored(gradient))
+
+        handles = [parameter.register_post_accumulate_grad_hook(take) for parameter in members]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for p, flag in before:
+            p.requires_grad_(flag)
+
+
+@contextmanager
+def computing_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """While inside, parameters and buffers of floating point have this dtype; those that remain get theirs back."""
+    before = {name: tensor.dtype for name, tensor in _tensors(model) if tensor.is_floating_point()}
+    model.to(dtype)
+    try:
+        yield
+    finally:
+        for name, tensor in _tensors(model):
+            if name in before and tensor.is_floating_point() and tensor.dtype == dtype:
+                tensor.data = tensor.data.to(before[name])
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextmanager
+def gradient_checkpointing(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """While inside, the backward pass recomputes each block's activations instead of keeping them.
+
+    transformers checkpoints only blocks in training mode; that mode would also switch dropout on, so only the blocks
+    themselves enter it, and their own dropout probability is 0 meanwhile.
+    """
+    typed: Any = model
+    enable, disable = (
+        getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
+        for verb in ("enable", "disable")  # transformers 5 renamed them on its way
+    )
+    enable({"use_reentrant": False})
+    dropouts = [(b, b.dropout) for b in blocks if isinstance(getattr(b, "dropout", None), float)]
+    try:
+        for block in blocks:
+            block.training = True
+        for block, _ in dropouts:
+            block.dropout = 0.0  # type: ignore[assignment]
+        yield
+    finally:
+        for block, probability in dropouts:
+            block.dropout = probability
+        for block in blocks:
+            block.training = False
+        typed.disable_input_require_grads()
+        disable()

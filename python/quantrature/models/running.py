@@ -1,0 +1,164 @@
+"""What every evaluation does with a model: windows in, logits out, one batch at a time."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from .._C import InvalidArgumentError, QuantratureError
+from ..text import check_vocabulary, text_config
+from .loading import quiet
+
+CHUNK = 1 << 24
+"""Logits that are widened to float32 at once."""
+
+
+class Span(NamedTuple):
+    """A window of a stream of tokens: [start, stop), of which those from ``scored`` on count."""
+
+    start: int
+    stop: int
+    scored: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens of the window, and how many of them do not count."""
+        return self.stop - self.start, self.scored - self.start
+
+
+def batches(spans: Sequence[Span], batch_size: int) -> Iterator[list[Span]]:
+    """Neighbouring spans of the same shape, so that they stack."""
+    batch: list[Span] = []
+    for span in spans:
+        if batch and (len(batch) == batch_size or span.shape != batch[0].shape):
+            yield batch
+            batch = []
+        batch.append(span)
+    if batch:
+        yield batch
+
+
+def check(op: str, model: Any, ids: torch.Tensor, batch_size: int) -> None:
+    """Refuse what cannot be evaluated before work starts."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidArgumentError(f"[{op}] batch_size must be a positive integer: got batch_size={batch_size}")
+    # transformers knows that a model is causal from its being able to generate.
+    if hasattr(model, "can_generate") and (not model.can_generate() or model.config.is_encoder_decoder):
+        raise InvalidArgumentError(f"[{op}] needs a causal language model: got {type(model).__name__}")
+    check_vocabulary(ids, model)
+
+
+@contextmanager
+def not_training(*models: torch.nn.Module) -> Iterator[None]:
+    """Run without dropout, and without advice from transformers; put every module back afterwards."""
+    training = [module for model in models for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with quiet():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def evaluating(*models: torch.nn.Module) -> Iterator[None]:
+    """The same, and without gradients."""
+    with torch.no_grad(), not_training(*models):
+        yield
+
+
+def outputs(model: Any, ids: torch.Tensor) -> Any:
+    """Run the model on windows of token ids. An encoder-decoder reads each window twice.
+
+    Its encoder is given the window, and its decoder the same, shifted by one behind the token that its outputs begin
+    with, as in training on labels.
+    """
+    device = getattr(model, "device", None) or next(model.parameters()).device
+    if device.type != "meta":  # with weights on disk, Accelerate moves the ids where they are needed
+        ids = ids.to(device)
+    takes = inspect.signature(model.forward).parameters
+    wanted = [n for n, p in takes.items() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    if isinstance(model, PreTrainedModel) and (set(wanted) - {"input_ids"} or "input_ids" not in takes):
+        what = next((name for name in wanted if name != "input_ids"), model.main_input_name)
+        raise InvalidArgumentError(f"[text] {type(model).__name__} does not run on text alone: it needs {what}")
+    extra: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+    if _has_decoder(model):
+        first = torch.full_like(ids[:, :1], _decoder_start(model))
+        extra["decoder_input_ids"] = torch.cat([first, ids[:, :-1]], dim=1)
+    return model(input_ids=ids, **extra)
+
+
+def _has_decoder(model: Any) -> bool:
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False)) and (
+        "decoder_input_ids" in inspect.signature(model.forward).parameters
+    )
+
+
+def _decoder_start(model: Any) -> int:
+    """The token that outputs of an encoder-decoder begin with."""
+    for config in (model.config, text_config(model)):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            token = getattr(config, name, None)
+            if token is not None:
+                return int(token)
+    raise InvalidArgumentError(
+        f"[text] the configuration of {type(model).__name__} must have a decoder_start_token_id: it has none"
+    )
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What the model predicts after each token: (windows, tokens, vocabulary), in the model's own dtype.
+
+    Of an encoder-decoder, what follows the last token of a window is not predicted; in its place is something else.
+
+    Raises:
+        InvalidArgumentError: for a model without an output embedding, or that does not run on text alone.
+    """
+    out = outputs(model, ids)
+    if not hasattr(out, "logits"):
+        raise InvalidArgumentError(
+            f"[text] a loss needs a model with an output embedding: got {type(model).__name__}, which has none"
+        )
+    predicted: torch.Tensor = out.logits
+    return predicted.roll(-1, dims=1) if _has_decoder(model) else predicted
+
+
+def chunks(windows: int, tokens: int, vocabulary: int) -> Iterator[tuple[int, slice]]:
+    """A window and some of its tokens at a time, so that no more than CHUNK logits are widened."""
+    step = max(1, CHUNK // vocabulary)
+    for window in range(windows):
+        for start in range(0, tokens, step):
+            yield window, slice(start, min(start + step, tokens))
+
+
+def mean_and_error(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Mean over all tokens from the windows' sums, and its standard error, for which the windows are the sample.
+
+    The error is that of a ratio of two means, since windows may count different numbers of tokens; NaN for one window.
+    """
+    n, total = len(sums), sum(counts)
+    mean = math.fsum(sums) / total
+    if n < 2:
+        return mean, math.nan
+    spread = math.fsum((s - mean * c) ** 2 for s, c in zip(sums, counts, strict=True))
+    return mean, math.sqrt(spread * n / (n - 1)) / total
+
+
+def demand_finite(op: str, what: str, values: torch.Tensor, batch: Sequence[Span], first: int) -> None:
+    """Stop where a window's values are not finite, and name it."""
+    finite = values.isfinite().all(dim=1)
+    if not finite.all():
+        wrong = int(finite.logical_not().nonzero()[0])
+        span = batch[wrong]
+        raise QuantratureError(
+            f"[{op}] {what} is not finite in window {first + wrong} (tokens {span.start} to {span.stop - 1})"
+        )

@@ -1,0 +1,251 @@
+"""Modules that hold quantized weights."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from .._C import InvalidArgumentError, UnsupportedError
+from ..models import LazyWeight, small_embedding
+from ..packed import GridSpec, MatrixSpec, QuantizedMatrix, digest
+from .lookup import lookup
+from .names import IN_FILES, IN_MODULES
+from .product import describe, linear
+
+
+class QuantLayer(nn.Module):
+    """A module whose weight is stored quantized.
+
+    The stored tensors are buffers: the packed codes, one-dimensional uint8, are called ``codes``; scales, outliers and
+    the rest have the names that they have in files. They keep their dtypes whatever the module is cast to.
+
+    Args:
+        spec: what is stored.
+        device: of the buffers; they hold nothing until :meth:`store` or a checkpoint fills them.
+        dtype: that the float weight would have; by default that of what was quantized. It follows casts.
+    """
+
+    transposed = False
+    holds_codes = True
+    """Tells :func:`quantrature.models.find_linears`, which does not know this class, that a model is quantized."""
+    _is_hf_initialized = True  # transformers must not draw random values for the weight
+
+    def __init__(self, spec: MatrixSpec, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dtype: torch.dtype = getattr(torch, spec.dense.dtype) if dtype is None else dtype
+        self._names = _buffer_names(spec)
+        for name, shape, dtype_of_part in spec.layout():
+            empty = torch.empty(shape, dtype=getattr(torch, dtype_of_part), device=device)
+            self.register_buffer(self._names[name], empty)
+        self._description = describe(spec)
+
+    def store(self, matrix: QuantizedMatrix, device: Any = None) -> None:
+        """Fill the buffers with a matrix of this layer's description."""
+        for name, tensor in self.spec.tensors(matrix).items():
+            kept: Any = tensor.to(device) if device is not None else tensor
+            kept._is_hf_initialized = True  # or transformers, while it loads, takes it for a weight to be drawn
+            self._buffers[self._names[name]] = kept
+
+    def become(self, matrix: QuantizedMatrix) -> None:
+        """Hold another matrix of the same shape, on the device of this one."""
+        device = self.device
+        self.spec = MatrixSpec.of(matrix)
+        for buffer in self._names.values():
+            del self._buffers[buffer]
+        self._names = _buffer_names(self.spec)
+        self._description = describe(self.spec)
+        self.store(matrix, device)
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The stored tensors by the names that they have in files."""
+        return {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.get_buffer(IN_MODULES).device
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight as a dense layer would have it.
+
+        Its dtype, shape and device cost nothing to read. Code that computes with it gets the dequantized values, made
+        anew for each operation; code that writes to it gets an UnsupportedError.
+        """
+        shape = self.spec.shape[::-1] if self.transposed else self.spec.shape
+        return LazyWeight(shape, self.dtype, self.device, self._values, _refuse_to_change)
+
+    def _values(self, rows: slice | None) -> torch.Tensor:
+        if self.transposed:
+            weight = self.dequantize(self.dtype).mT
+            return weight if rows is None else weight[rows]
+        return self.matrix.dequantize(str(self.dtype).removeprefix("torch."), rows)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            if isinstance(value, LazyWeight) and value.of(self._values):
+                return  # PEFT gives a layer its own weight when it takes adapters away
+            _refuse_to_change("an assignment")
+        super().__setattr__(name, value)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the buffers hold what was once quantized, to the bit."""
+        return digest(self.stored()) == self.spec.digest
+
+    @property
+    def matrix(self) -> QuantizedMatrix:
+        """The quantized matrix; shares memory with the buffers.
+
+        Raises:
+            InvalidArgumentError: when the buffers, loaded from somewhere, do not fit together.
+        """
+        return self.spec.matrix(self.stored())
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight that the stored form stands for, of the shape in :attr:`spec`."""
+        return self.matrix.dequantize(str(dtype).removeprefix("torch."))
+
+    @abstractmethod
+    def to_dense(self, dtype: torch.dtype) -> nn.Module:
+        """The dense module that computes the same."""
+
+    def _in_order(self) -> Any:
+        """The buffers as operators take them; ``get_buffer`` takes longer than to multiply a little."""
+        return [self._buffers[buffer] for buffer in self._names.values()]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        codes = state_dict.get(f"{prefix}{IN_FILES}")  # as they are called in files
+        if codes is not None and codes.dtype == torch.uint8:
+            state_dict[prefix + IN_MODULES] = state_dict.pop(f"{prefix}{IN_FILES}")
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLayer:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                moved = fn(buffer)
+                self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                self._parameters[name] = nn.Parameter(fn(parameter.data), requires_grad=parameter.requires_grad)
+        return self
+
+    def extra_repr(self) -> str:
+        """Shape and stored form, for printing."""
+        return f"{self.spec.shape}, {self.spec.dense.kind} {self.spec.dense.setting}, outliers={self.spec.outliers}"
+
+
+def _buffer_names(spec: MatrixSpec) -> dict[str, str]:
+    """The buffers of a matrix by the names of their tensors in files."""
+    return {name: IN_MODULES if name == IN_FILES else name for name, _, _ in spec.layout()}
+
+
+def _refuse_to_change(operation: str) -> NoReturn:
+    raise UnsupportedError(
+        f"[weight] {operation} cannot change the weight of a quantized layer: call model.dequantize() first"
+    )
+
+
+class QuantLinear(QuantLayer):
+    """A linear layer whose weight is stored quantized. The bias, never quantized, follows casts of the module.
+
+    Args:
+        spec, device, dtype: as of :class:`QuantLayer`.
+        bias: the bias, a parameter of shape (out_features,), or ``None``.
+        transposed: whether the layer stands in for GPT-2's ``Conv1D``.
+    """
+
+    def __init__(
+        self,
+        spec: MatrixSpec,
+        bias: nn.Parameter | None = None,
+        transposed: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(spec, device, dtype)
+        self.out_features, self.in_features = spec.shape
+        self.transposed = transposed
+        self.bias = bias
+
+    def to_dense(self, dtype: torch.dtype) -> nn.Module:
+        """The dense layer that computes the same: an ``nn.Linear``, or the ``Conv1D`` that this one stands in for."""
+        weight = self.dequantize(dtype)
+        return dense_linear(
+            nn.Parameter(weight.mT.contiguous() if self.transposed else weight), self.bias, self.transposed
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X times the weight, plus bias; see :func:`quantrature.nn.product.linear`."""
+        return linear(x, self._in_order(), self._description, self.bias)
+
+
+class QuantEmbedding(QuantLayer):
+    """A token embedding whose table is stored quantized; only the rows that are looked up are dequantized.
+
+    Args:
+        spec: a grid without outliers, (num_embeddings, embedding_dim).
+        replaced: the embedding whose place this takes. Where its class multiplies what it looks up by a constant, so
+            does this.
+        device: as of :class:`QuantLayer`.
+
+    Raises:
+        InvalidArgumentError: for another stored form.
+    """
+
+    def __init__(self, spec: MatrixSpec, replaced: nn.Embedding, device: Any = None) -> None:
+        if spec.dense.kind != GridSpec.kind or spec.outliers or spec.input_scale is not None:
+            raise InvalidArgumentError("[embedding] an embedding must be stored as a grid without outliers")
+        super().__init__(spec, device, replaced.weight.dtype)
+        self.num_embeddings, self.embedding_dim = spec.shape
+        self.padding_idx = replaced.padding_idx
+        small = small_embedding(replaced)
+        if small is None:
+            raise InvalidArgumentError(
+                f"[embedding] {type(replaced).__name__} is an embedding with a forward of its own"
+            )
+        self._small = (small,)  # in a tuple, since its weight is none of the model's
+
+    def to_dense(self, dtype: torch.dtype) -> nn.Embedding:
+        """The dense embedding that gives the same, of the class whose place this one took."""
+        dense = copy.deepcopy(self._small[0])
+        dense.num_embeddings, dense.padding_idx = self.num_embeddings, self.padding_idx
+        dense.weight = nn.Parameter(self.dequantize(dtype))
+        return dense
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of some tokens, (..., embedding_dim), in the dtype that the module was cast to."""
+        rows = lookup(ids, self._in_order(), self._description, self.dtype)
+        small = self._small[0]
+        if type(small) is nn.Embedding:
+            return rows
+        places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+        found: torch.Tensor = functional_call(small, {"weight": rows.flatten(0, -2)}, (places,))
+        return found
+
+
+def dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool) -> nn.Module:
+    """The dense layer around a weight, (out_features, in_features), or the other way round where ``transposed``."""
+    with torch.device("meta"):
+        if transposed:
+            dense: Any = Conv1D(weight.shape[1], weight.shape[0])
+        else:
+            dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    dense.weight = weight
+    if bias is not None:
+        dense.bias = nn.Parameter(bias.detach().to(weight.dtype))
+    return dense  # type: ignore[no-any-return]
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
+    """The quantized layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}

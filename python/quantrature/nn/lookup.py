@@ -1,0 +1,68 @@
+"""The lookup of rows in a quantized table, as an operator that torch can trace: ``quantrature::embedding``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .._C import InvalidArgumentError
+from ..ops import QuantizedTensor
+from .product import library, prepare, spec_of
+
+
+def lookup(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype: torch.dtype) -> torch.Tensor:
+    """The rows of some numbers, dequantized; the rest of the table is not touched.
+
+    Args:
+        ids: integers of any shape.
+        stored: the tensors of the table, in the order of its layout.
+        description: what :func:`quantrature.nn.product.describe` makes of its description, that of a grid.
+        dtype: of the result.
+
+    Returns:
+        Of shape (\\*ids.shape, columns).
+
+    Raises:
+        InvalidArgumentError: for numbers that are no integers.
+        IndexError: for a number that the table has no row of.
+    """
+    result: torch.Tensor = torch.ops.quantrature.embedding(ids, stored, description, dtype)
+    return result
+
+
+def _rows(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype: torch.dtype) -> torch.Tensor:
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InvalidArgumentError(f"[embedding] ids must be integers: got dtype={ids.dtype}")
+    table: Any = prepare(stored, description).matrix.dense
+    assert isinstance(table, QuantizedTensor)
+    flat = ids.reshape(-1)
+
+    def taken(part: torch.Tensor) -> torch.Tensor:
+        return part.reshape(table.shape[0], -1).index_select(0, flat)
+
+    if len(flat) == 0:
+        return stored[0].new_empty((*ids.shape, table.shape[1]), dtype=dtype)
+    rows = replace(
+        table,
+        codes=taken(table.codes),
+        scale=taken(table.scale),
+        zero=None if table.zero is None else taken(table.zero),
+        shape=(len(flat), table.shape[1]),
+    )
+    found: torch.Tensor = rows.dequantize(str(dtype).removeprefix("torch."))
+    return found.view(*ids.shape, table.shape[1])
+
+
+def _fake(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype: torch.dtype) -> torch.Tensor:
+    return stored[0].new_empty((*ids.shape, spec_of(description).shape[1]), dtype=dtype)
+
+
+library.define(
+    "embedding(Tensor ids, Tensor[] stored, str description, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+for _device in ("CPU", "CUDA"):
+    library.impl("embedding", _rows, _device)
+torch.library.register_fake("quantrature::embedding", _fake, lib=library)

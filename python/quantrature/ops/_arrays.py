@@ -1,0 +1,166 @@
+"""NumPy arrays and torch tensors alike: check what came in, allocate what goes out."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from .._C import InvalidArgumentError
+
+Array = Any  # np.ndarray | torch.Tensor; torch is not imported for the sake of a type
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+@functools.cache  # to print a dtype takes microseconds
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_name(x: Array) -> str:
+    """'float32', 'bfloat16', ... of an array or tensor."""
+    return _name(x.dtype)
+
+
+def is_torch(x: object) -> bool:
+    """Whether x is a torch tensor; answers without importing torch."""
+    if isinstance(x, np.ndarray):  # torch's own check takes microseconds
+        return False
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def as_input(
+    x: Array,
+    op: str,
+    name: str,
+    *,
+    dtypes: tuple[str, ...] = FLOATS,
+    ndim: Collection[int] = (1, 2),
+    empty: bool = False,
+    on_cuda: bool = False,
+) -> Array:
+    """The array that the core reads in place of x, sharing its memory.
+
+    Raises InvalidArgumentError naming op and argument for another type, dtype or number of dimensions, an empty
+    array unless that is wanted, one that is not contiguous in row-major order, or one on a device other than the CPU,
+    and, where the op runs on them, CUDA devices.
+    """
+    if is_torch(x):
+        if x.device.type != "cpu" and not (on_cuda and x.device.type == "cuda"):
+            where = "on the CPU or a CUDA device" if on_cuda else "on the CPU"
+            raise InvalidArgumentError(f"[{op}] {name} must be {where}: got device={x.device}")
+        contiguous = x.is_contiguous()
+        x = x.detach()
+    elif isinstance(x, np.ndarray):
+        contiguous = x.flags.c_contiguous
+    else:
+        raise InvalidArgumentError(
+            f"[{op}] {name} must be a NumPy array or a torch tensor: got {type(x).__module__}.{type(x).__qualname__}"
+        )
+    if dtype_name(x) not in dtypes:
+        raise InvalidArgumentError(f"[{op}] {name} must be {' or '.join(dtypes)}: got dtype={dtype_name(x)}")
+    if x.ndim not in ndim:
+        raise InvalidArgumentError(f"[{op}] {name} must have {' or '.join(map(str, ndim))} dimensions: got {x.ndim}")
+    if 0 in x.shape and not empty:
+        raise InvalidArgumentError(f"[{op}] {name} must not be empty: got shape={tuple(x.shape)}")
+    if not contiguous:
+        raise InvalidArgumentError(f"[{op}] {name} must be contiguous in row-major order; pass a contiguous copy")
+    if not is_torch(x) and dtype_name(x) == "bfloat16":
+        return x.view(np.uint16)
+    return x
+
+
+def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """An uninitialised array of the same library as x, and on its device."""
+    if is_torch(x) and x.device.type != "cpu":
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
+    # NumPy asks the system for huge pages and torch does not: the first write to a large result is three times faster.
+    made = np.empty(shape, dtype="uint16" if dtype == "bfloat16" else dtype)
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        return torch.from_numpy(made).view(getattr(torch, dtype))
+    return made.view(sys.modules["ml_dtypes"].bfloat16) if dtype == "bfloat16" else made
+
+
+def as_output(
+    x: Array,
+    op: str,
+    name: str,
+    *,
+    dtypes: tuple[str, ...] = FLOATS,
+    ndim: Collection[int] = (1, 2),
+    empty: bool = False,
+    on_cuda: bool = False,
+) -> Array:
+    """The array that the core writes in place of x, sharing its memory; refuses what :func:`as_input` refuses, and
+    arrays that are read-only."""
+    shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim, empty=empty, on_cuda=on_cuda)
+    if not is_torch(x) and not x.flags.writeable:
+        raise InvalidArgumentError(f"[{op}] {name} must be writable: got a read-only array")
+    return shared
+
+
+def consecutive_rows(rows: slice, count: int, op: str) -> slice:
+    """The slice with its ends made plain, of a matrix of so many rows.
+
+    Raises:
+        InvalidArgumentError: naming op, for no rows, or rows with others between them.
+    """
+    start, stop, step = rows.indices(count)
+    if step != 1 or start >= stop:
+        raise InvalidArgumentError(f"[{op}] rows must be some that follow each other: got {rows} of {count}")
+    return slice(start, stop)
+
+
+def converted(x: Array, dtype: str) -> Array:
+    """The numbers of x as another dtype that holds them, in new memory of its library and device."""
+    if is_torch(x) and x.device.type != "cpu":
+        return x.to(getattr(sys.modules["torch"], dtype), copy=True)
+    made = empty_like_kind(x, tuple(x.shape), dtype)
+    core_view(made)[...] = core_view(x)
+    return made
+
+
+def place(op: str, **arrays: Array | None) -> tuple[int, int] | None:
+    """Where the core is to work: the CUDA device of the arrays and torch's current stream there; ``None``: on the CPU.
+
+    Raises InvalidArgumentError naming op and argument for arrays on different devices.
+    """
+    given = [(name, x) for name, x in arrays.items() if x is not None]
+    device = device_of(given[0][1])
+    for name, x in given[1:]:
+        if device_of(x) != device:
+            raise InvalidArgumentError(
+                f"[{op}] {name} must be on the device of {given[0][0]}: got device={device_of(x) or 'cpu'}, "
+                f"expected={device or 'cpu'}"
+            )
+    return None if device is None else (device.index, stream_of(device))
+
+
+def device_of(x: Array) -> Any:
+    """The torch device of x; ``None`` for the CPU."""
+    return x.device if is_torch(x) and x.device.type != "cpu" else None
+
+
+def stream_of(device: Any) -> int:
+    """Torch's current stream on a CUDA device."""
+    return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
+
+
+def core_view(x: Array) -> Array:
+    """What the core takes soonest of x: the NumPy array that shares its memory, bfloat16 as its bits; of a tensor on a
+    CUDA device the DLPack capsule, which torch makes for the current device alone."""
+    if is_torch(x):
+        x = x.detach()
+        if x.device.type != "cpu":
+            torch = sys.modules["torch"]
+            with torch.cuda.device(x.device):
+                return torch.utils.dlpack.to_dlpack(x)
+        return (x.view(sys.modules["torch"].uint16) if dtype_name(x) == "bfloat16" else x).numpy()
+    return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x

@@ -1,0 +1,23 @@
+"""Stored forms of a weight matrix: a description in JSON, and the tensors that it names."""
+
+from .codebook import CodebookSpec
+from .dense import DenseForm, DenseSpec, Layout
+from .grid import GridSpec
+from .matrix import KINDS, OUTLIERS, MatrixSpec, digest
+from .quantized import QuantizedMatrix
+from .trellis import TrellisMatrix, TrellisSpec
+
+__all__ = [
+    "KINDS",
+    "OUTLIERS",
+    "CodebookSpec",
+    "DenseForm",
+    "DenseSpec",
+    "GridSpec",
+    "Layout",
+    "MatrixSpec",
+    "QuantizedMatrix",
+    "TrellisMatrix",
+    "TrellisSpec",
+    "digest",
+]

@@ -1,0 +1,155 @@
+"""Codes of a codebook as checkpoints hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._C import InvalidArgumentError
+from ..ops import CODEBOOKS, CodebookTensor, QuantizedTensor, row_bytes
+from ..ops._arrays import dtype_name
+from .dense import DenseSpec, Description, Layout, is_natural, part_name
+from .grid import GridSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class CodebookSpec(DenseSpec):
+    """Codes of a codebook: everything about a :class:`CodebookTensor` but its numbers.
+
+    Attributes:
+        shape: of what was quantized, one or two dimensions.
+        bits, group_size: as in :func:`quantrature.ops.quantize`; ``None`` for the group_size of tables without scales.
+        dtype: of what was quantized.
+        codebook: the name of a table that is not stored; else ``shared`` for one table, ``rows`` for one each row.
+        table: dtype of stored tables; ``None`` for those known by name.
+        scale: dtype of the stored scales, or the grid on which they are quantized in turn; ``None`` without scales.
+    """
+
+    kind: ClassVar[str] = "codebook"
+    form: ClassVar[type] = CodebookTensor
+
+    shape: tuple[int, ...]
+    bits: int
+    group_size: int | None
+    dtype: str
+    codebook: str
+    table: str | None
+    scale: str | GridSpec | None
+
+    @classmethod
+    def of(cls, q: CodebookTensor) -> CodebookSpec:
+        """The description of q."""
+        name = q.name if q.name is not None else "rows" if q.table.ndim == 2 else "shared"
+        scale = q.scale
+        return cls(
+            tuple(q.shape),
+            q.bits,
+            q.group_size,
+            q.dtype,
+            name,
+            dtype_name(q.table) if q.name is None else None,
+            None if scale is None else GridSpec.of(scale) if isinstance(scale, QuantizedTensor) else dtype_name(scale),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as a JSON object."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        scale = self.scale.to_json() if isinstance(self.scale, GridSpec) else self.scale
+        return values | {"shape": list(self.shape), "scale": scale}
+
+    @classmethod
+    def from_json(cls, data: Any) -> CodebookSpec:
+        """Read :meth:`to_json`, from whoever wrote it.
+
+        Raises:
+            InvalidArgumentError: naming the field that is missing or impossible.
+        """
+        described = Description(data, cls, "a codebook")
+        demand, given = described.demand, described.values
+        described.check_shape_bits_and_dtype()
+        group = given["group_size"]
+        demand(group is None or is_natural(group) or group == -1, "group_size", "null, -1 or at least 1")
+        names = (*CODEBOOKS, "shared", "rows")
+        demand(isinstance(given["codebook"], str) and given["codebook"] in names, "codebook", " or ".join(names))
+        if given["codebook"] in CODEBOOKS:
+            demand(given["table"] is None, "table", "null where it is known by name")
+            entries = len(CODEBOOKS[given["codebook"]])
+            demand(1 << given["bits"] == entries, "bits", f"those of {entries} entries")
+        else:
+            demand(given["table"] in ("float16", "float32"), "table", "float16 or float32")
+        if isinstance(given["scale"], Mapping):
+            given["scale"] = GridSpec.from_json(given["scale"])
+        elif given["scale"] is not None:
+            demand(given["scale"] in ("float16", "float32"), "scale", "null, float16, float32 or a grid")
+        demand((given["scale"] is None) == (group is None), "scale", "null without groups and there alone")
+        return cls(**given)
+
+    @property
+    def setting(self) -> str:
+        """Bits, group size and table: ``b4g64 nf4``, ``b3 rows``."""
+        groups = "" if self.group_size is None else f"g{self.group_size}"
+        return f"b{self.bits}{groups} {self.codebook}"
+
+    @property
+    def _rows_and_cols(self) -> tuple[int, int]:
+        return (1, self.shape[0]) if len(self.shape) == 1 else (self.shape[0], self.shape[1])
+
+    def layout(self, name: str) -> Layout:
+        """The tensors of this codebook; the codes are called name."""
+        rows, cols = self._rows_and_cols
+        # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
+        yield name, (rows * row_bytes(cols, self.bits),), "uint8"
+        if self.table is not None:
+            entries = 1 << self.bits
+            yield part_name(name, "table"), (rows, entries) if self.codebook == "rows" else (entries,), self.table
+        if self.group_size is not None:
+            groups = (rows, 1 if self.group_size == -1 else -(-cols // self.group_size))
+            inner = part_name(name, "scale")
+            if isinstance(self.scale, GridSpec):
+                if self.scale.numel != math.prod(groups):
+                    raise InvalidArgumentError(
+                        f"[checkpoint] {inner} must have the shape {groups}: got {self.scale.shape}"
+                    )
+                yield from self.scale.layout(inner)
+            else:
+                assert self.scale is not None
+                yield inner, groups, self.scale
+
+    def tensors(self, q: CodebookTensor, name: str) -> dict[str, torch.Tensor]:
+        """What :meth:`layout` names, out of q."""
+        found = {name: q.codes.reshape(-1)}
+        if self.table is not None:
+            found[part_name(name, "table")] = q.table
+        if isinstance(self.scale, GridSpec):
+            found |= self.scale.tensors(q.scale, part_name(name, "scale"))
+        elif self.scale is not None:
+            found[part_name(name, "scale")] = q.scale
+        return found
+
+    def quantized(self, tensors: Mapping[str, torch.Tensor], name: str) -> CodebookTensor:
+        """The reverse of :meth:`tensors`."""
+        import torch
+
+        inner = part_name(name, "scale")
+        scale: Any = None
+        if isinstance(self.scale, GridSpec):
+            scale = self.scale.quantized(tensors, inner)
+        elif self.scale is not None:
+            scale = tensors[inner]
+        stored = self.table is not None
+        known = torch.tensor(CODEBOOKS.get(self.codebook, ()), dtype=torch.float32, device=tensors[name].device)
+        return CodebookTensor(
+            codes=tensors[name].reshape(self._rows_and_cols[0], -1),
+            table=tensors[part_name(name, "table")] if stored else known,
+            scale=scale,
+            bits=self.bits,
+            group_size=self.group_size,
+            name=None if stored else self.codebook,
+            shape=self.shape,
+            dtype=self.dtype,
+        )

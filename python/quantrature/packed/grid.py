@@ -1,0 +1,141 @@
+"""A packed grid as checkpoints hold it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._C import InvalidArgumentError
+from ..ops import QuantizedTensor, row_bytes
+from ..ops._arrays import dtype_name
+from .dense import DenseSpec, Description, Layout, is_natural, part_name
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class GridSpec(DenseSpec):
+    """A packed grid: everything about a :class:`QuantizedTensor` but its numbers.
+
+    Attributes:
+        shape: of what was quantized, one or two dimensions.
+        bits, group_size, sym: as in :func:`quantrature.ops.quantize`; groups run along rows.
+        dtype: of what was quantized.
+        scale: dtype of the stored scales, or the grid on which they are quantized in turn.
+        zero: the same for the zeros; ``None`` on a symmetric grid.
+    """
+
+    kind: ClassVar[str] = "grid"
+    form: ClassVar[type] = QuantizedTensor
+
+    shape: tuple[int, ...]
+    bits: int
+    group_size: int
+    sym: bool
+    dtype: str
+    scale: str | GridSpec
+    zero: str | GridSpec | None
+
+    @classmethod
+    def of(cls, q: QuantizedTensor) -> GridSpec:
+        """The description of q."""
+
+        def part(values: Any) -> Any:
+            if values is None:
+                return None
+            return cls.of(values) if isinstance(values, QuantizedTensor) else dtype_name(values)
+
+        return cls(tuple(q.shape), q.bits, q.group_size, q.sym, q.dtype, part(q.scale), part(q.zero))
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as a JSON object."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v.to_json() if isinstance(v, GridSpec) else v for k, v in values.items()} | {
+            "shape": list(self.shape)
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> GridSpec:
+        """Read :meth:`to_json`, from whoever wrote it.
+
+        Raises:
+            InvalidArgumentError: naming the field that is missing or impossible.
+        """
+        described = Description(data, cls, "a grid")
+        demand, given = described.demand, described.values
+        described.check_shape_bits_and_dtype()
+        demand(is_natural(given["group_size"]) or given["group_size"] == -1, "group_size", "-1 or at least 1")
+        demand(isinstance(given["sym"], bool), "sym", "true or false")
+        for name in ("scale", "zero"):
+            if isinstance(given[name], Mapping):
+                plain = not any(isinstance(given[name].get(part), Mapping) for part in ("scale", "zero"))
+                demand(plain, name, "a grid whose own scales and zeros are float16 or float32")
+                given[name] = cls.from_json(given[name])
+            elif not (name == "zero" and given[name] is None):
+                known = isinstance(given[name], str) and given[name] in ("float16", "float32")
+                demand(known, name, "float16, float32 or a grid")
+        demand((given["zero"] is None) == given["sym"], "zero", "null on a symmetric grid and there alone")
+        return cls(**given)
+
+    @property
+    def setting(self) -> str:
+        """Bits, group size and symmetry: ``b3g64 sym``."""
+        return f"b{self.bits}g{self.group_size}{' sym' if self.sym else ''}"
+
+    @property
+    def _rows_and_cols(self) -> tuple[int, int]:
+        return (1, self.shape[0]) if len(self.shape) == 1 else (self.shape[0], self.shape[1])
+
+    @property
+    def _groups(self) -> tuple[int, int]:
+        """Shape of the scales and zeros."""
+        rows, cols = self._rows_and_cols
+        return rows, 1 if self.group_size == -1 else -(-cols // self.group_size)
+
+    def layout(self, name: str) -> Layout:
+        """The tensors of this grid; the codes are called name."""
+        rows, cols = self._rows_and_cols
+        # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
+        yield name, (rows * row_bytes(cols, self.bits),), "uint8"
+        for part, kind in (("scale", self.scale), ("zero", self.zero)):
+            inner = part_name(name, part)
+            if isinstance(kind, GridSpec):
+                if math.prod(kind.shape) != math.prod(self._groups):
+                    raise InvalidArgumentError(
+                        f"[checkpoint] {inner} must have the shape {self._groups}: got {kind.shape}"
+                    )
+                yield from kind.layout(inner)
+            elif kind is not None:
+                yield inner, self._groups, kind
+
+    def tensors(self, q: QuantizedTensor, name: str) -> dict[str, torch.Tensor]:
+        """What :meth:`layout` names, out of q."""
+        found = {name: q.codes.reshape(-1)}
+        for part, kind in (("scale", self.scale), ("zero", self.zero)):
+            inner = part_name(name, part)
+            values = getattr(q, part)
+            if isinstance(kind, GridSpec):
+                found |= kind.tensors(values, inner)
+            elif kind is not None:
+                found[inner] = values
+        return found
+
+    def quantized(self, tensors: Mapping[str, torch.Tensor], name: str) -> QuantizedTensor:
+        """The reverse of :meth:`tensors`."""
+        parts: dict[str, Any] = {}
+        for part, kind in (("scale", self.scale), ("zero", self.zero)):
+            inner = part_name(name, part)
+            parts[part] = kind.quantized(tensors, inner) if isinstance(kind, GridSpec) else tensors.get(inner)
+        return QuantizedTensor(
+            codes=tensors[name].reshape(self._rows_and_cols[0], -1),
+            bits=self.bits,
+            group_size=self.group_size,
+            axis=1,
+            sym=self.sym,
+            shape=self.shape,
+            dtype=self.dtype,
+            **parts,
+        )

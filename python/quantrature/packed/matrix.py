@@ -1,0 +1,156 @@
+"""One quantized matrix as checkpoints and modules hold it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .._C import InvalidArgumentError
+from ..ops import SparseCSR
+from ..ops._arrays import dtype_name
+from ..ops._outliers import offset_dtype
+from .codebook import CodebookSpec
+from .dense import DenseSpec, Layout
+from .grid import GridSpec
+from .quantized import QuantizedMatrix
+from .trellis import TrellisSpec
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec, TrellisSpec)}
+"""Kinds of dense stored forms by their names."""
+
+OUTLIERS = ("outlier_values", "outlier_columns", "outlier_row_offsets")
+INPUT_SCALE = "input_scale"
+
+_SIZES = {"uint8": 1, "float16": 2, "bfloat16": 2, "uint16": 2, "float32": 4, "int32": 4, "int64": 8}
+
+
+@dataclass(frozen=True)
+class MatrixSpec:
+    """A quantized weight matrix: its entry in ``quantization_config["modules"]`` of config.json.
+
+    Attributes:
+        dense: of the dense part.
+        outliers: how many weights are stored exactly beside it.
+        input_scale: dtype of the scales of the inputs; ``None`` without.
+        digest: hash over all tensors, in hexadecimal.
+    """
+
+    dense: DenseSpec
+    outliers: int = 0
+    input_scale: str | None = None
+    digest: str = ""
+
+    @classmethod
+    def of(cls, matrix: QuantizedMatrix) -> MatrixSpec:
+        """The description of a matrix."""
+        kind = next(kind for kind in KINDS.values() if isinstance(matrix.dense, kind.form))
+        scale = None if matrix.input_scale is None else dtype_name(matrix.input_scale)
+        spec = cls(kind.of(matrix.dense), 0 if matrix.outliers is None else matrix.outliers.nnz, scale)
+        return replace(spec, digest=digest(spec.tensors(matrix)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as a JSON object."""
+        described = {"kind": self.dense.kind, **self.dense.to_json(), "outliers": self.outliers}
+        if self.input_scale is not None:
+            described[INPUT_SCALE] = self.input_scale
+        return described | {"digest": self.digest}
+
+    @classmethod
+    def from_json(cls, data: Any) -> MatrixSpec:
+        """Read :meth:`to_json`; without a kind it is a grid.
+
+        Raises:
+            InvalidArgumentError: naming the field that is missing or impossible.
+        """
+        kind = data.get("kind", GridSpec.kind) if isinstance(data, Mapping) else GridSpec.kind
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise InvalidArgumentError(
+                f"[checkpoint] kind of a matrix must be {' or '.join(KINDS)}: got {reprlib.repr(kind)}"
+            )
+        dense = KINDS[kind].from_json(data)
+        if len(dense.shape) != 2:
+            raise InvalidArgumentError(f"[checkpoint] shape of a matrix must be rows and columns: got {dense.shape}")
+        outliers = data.get("outliers", 0)
+        if not isinstance(outliers, int) or isinstance(outliers, bool) or not 0 <= outliers <= dense.numel:
+            raise InvalidArgumentError(
+                f"[checkpoint] outliers must be 0 to {dense.numel}: got {reprlib.repr(outliers)}"
+            )
+        scale = data.get(INPUT_SCALE)
+        if scale is not None and not (isinstance(scale, str) and scale in ("float16", "float32")):
+            raise InvalidArgumentError(
+                f"[checkpoint] input_scale must be null, float16 or float32: got {reprlib.repr(scale)}"
+            )
+        return cls(dense, outliers, scale, str(data.get("digest", "")))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        rows, cols = self.dense.shape
+        return rows, cols
+
+    def layout(self) -> Layout:
+        """Names, shapes and dtypes of the tensors."""
+        yield from self.dense.layout("weight")
+        rows, cols = self.shape
+        if self.outliers:
+            columns = "uint16" if cols <= 1 << 16 else "int32"
+            offsets = offset_dtype(self.outliers)
+            shapes = ((self.outliers,), (self.outliers,), (rows + 1,))
+            yield from zip(OUTLIERS, shapes, (self.dense.dtype, columns, offsets), strict=True)
+        if self.input_scale is not None:
+            yield INPUT_SCALE, (cols,), self.input_scale
+
+    def tensors(self, matrix: QuantizedMatrix) -> dict[str, torch.Tensor]:
+        """What :meth:`layout` names, out of a matrix."""
+        found = self.dense.tensors(matrix.dense, "weight")
+        if matrix.outliers is not None and self.outliers:
+            sparse = matrix.outliers
+            found |= dict(zip(OUTLIERS, (sparse.values, sparse.columns, sparse.row_offsets), strict=True))
+        if matrix.input_scale is not None:
+            found[INPUT_SCALE] = matrix.input_scale
+        return found
+
+    def matrix(self, tensors: Mapping[str, torch.Tensor]) -> QuantizedMatrix:
+        """The reverse of :meth:`tensors`; the positions of the outliers are checked.
+
+        Raises:
+            InvalidArgumentError: naming the tensor whose shape or dtype is not what :meth:`layout` says.
+        """
+        for name, shape, dtype in self.layout():
+            found = (tuple(tensors[name].shape), dtype_name(tensors[name]))
+            if found != (tuple(shape), dtype):
+                raise InvalidArgumentError(
+                    f"[checkpoint] tensor {name} must have shape {tuple(shape)} and dtype {dtype}: "
+                    f"got shape={found[0]}, dtype={found[1]}"
+                )
+        sparse = self._outliers(tensors) if self.outliers else None
+        scale = None if self.input_scale is None else tensors[INPUT_SCALE]
+        return QuantizedMatrix(self.dense.quantized(tensors, "weight"), sparse, scale)
+
+    def _outliers(self, tensors: Mapping[str, torch.Tensor]) -> SparseCSR:
+        values, columns, row_offsets = (tensors[name] for name in OUTLIERS)
+        return SparseCSR(values, columns, row_offsets, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(math.prod(shape) * _SIZES[dtype] for _, shape, dtype in self.layout())
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash over the bytes of tensors, in order of their names."""
+    import torch
+
+    total = hashlib.blake2b(digest_size=8)
+    for name in sorted(tensors):
+        data = tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy()
+        total.update(f"{name} {data.nbytes};".encode())
+        total.update(data.data)
+    return total.hexdigest()

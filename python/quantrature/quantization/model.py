@@ -1,0 +1,339 @@
+"""Quantize a model in place."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__, ops
+from .._C import InvalidArgumentError
+from ..checkpoint.declaration import tell
+from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
+from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears, fingerprint
+from ..models.folding import Fold, fold
+from ..nn import install, quantized_layers
+from ..nn.experts import can_split, part_with_memory
+from ..packed import MatrixSpec, QuantizedMatrix
+from ..plan import Plan, PlanEntry
+from ..progress import progress as progress_bar
+from ..text import DEFAULT_SEQLEN, token_windows
+from .sequential import Calibrated, calibrate, units
+from .state import BlockState
+
+_log = logging.getLogger(__name__)
+
+
+def quantize(
+    model: torch.nn.Module,
+    *,
+    bits: int | None = None,
+    group_size: int = 64,
+    method: str = "rtn",
+    sym: bool = False,
+    meta_bits: int | None = None,
+    outliers: float = 0.0,
+    embedding_bits: int | None = None,
+    plan: Plan | None = None,
+    ignore: str | Iterable[str] = (),
+    calibration: Any = None,
+    tokenizer: Any = None,
+    nsamples: int | str | None = "auto",
+    seqlen: int | None = None,
+    seed: int = 0,
+    bos: str = "auto",
+    text_column: str | None = None,
+    batch_size: int = 1,
+    true_sequential: bool = True,
+    state_folder: str | os.PathLike[str] | None = None,
+    resume: str = "auto",
+    progress: bool | None = None,
+    **options: Any,
+) -> torch.nn.Module:
+    """Replace the linear layers of a model's blocks by quantized ones, and its embeddings if that is wished.
+
+    Give bits for the same grid everywhere, or a plan, which says it for each matrix.
+
+    Args:
+        model: language model from transformers; float32, float16 or bfloat16, on any device. It is changed. Calibrated
+            methods run it on text alone: of a model that reads images, too, they quantize the language model, and of
+            an encoder-decoder both halves. There the encoder reads a window, and the decoder the same window, shifted
+            by one behind ``decoder_start_token_id``.
+        bits: 1 to 8.
+        group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
+        method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
+        sym: a grid symmetric around zero, which stores no zero point.
+        meta_bits: quantize scales and zeros to so many bits.
+        outliers: share of the weights kept exactly, the largest in magnitude.
+        embedding_bits: quantize the token embedding and the output embedding, too, to so many bits, by rounding to
+            nearest: at 8 bits with one scale a token, below in groups as elsewhere. Where the two are tied they stay
+            so. Calibrated methods see the embedding as it was. ``None`` leaves both as they are.
+        plan: in place of the seven arguments before; matrices it does not name stay as they are.
+        ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
+        calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: of that text; all windows of it when nsamples is
+            ``None``. By default as many and as long ones as the authors of the method take (:func:`text_settings`).
+        batch_size: windows that go through a block at once.
+        true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
+            only from the quantized blocks before (:func:`quantrature.quantization.calibrate`).
+        state_folder: save each finished block there, and remove the folder in the end.
+        resume: ``auto`` takes up the finished blocks of the same work that are in that folder, ``required`` fails
+            without, ``never`` starts over. The result is, byte for byte, that of an uninterrupted run.
+        progress: show a bar; ``None`` for when stderr is a terminal.
+        **options: settings of the method's own (``damp_percent=0.01``), not with a plan, whose entries have them.
+
+    Returns:
+        The same model. ``save_pretrained`` writes a checkpoint that transformers loads where quantrature is imported.
+
+    Raises:
+        InvalidArgumentError: naming the argument, the plan's entry, or the matrix whose weights are not finite or of
+            another dtype; the model is then as it was.
+        QuantratureError: naming module and sample where activations are not finite; likewise.
+    """
+    linears, plan = plan_for(
+        model,
+        bits=bits,
+        group_size=group_size,
+        method=method,
+        sym=sym,
+        meta_bits=meta_bits,
+        outliers=outliers,
+        embedding_bits=embedding_bits,
+        plan=plan,
+        ignore=ignore,
+        options=options,
+    )
+    work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
+    check_loaded("quantize", [linear for linear, _ in work])
+    for linear, _ in work:
+        check_weight(linear.name, linear.weight)
+    comparison = Comparison()
+    if any(SOLVERS[entry.solver].needs for _, entry in work):
+        if calibration is None:
+            name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
+            raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
+        wanted = text_settings(plan, nsamples)
+        windows = token_windows(
+            calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
+        )
+        state = None if state_folder is None else BlockState(Path(state_folder), resume)
+        found = _calibrated(
+            model,
+            linears,
+            {linear.name: entry for linear, entry in work if linear.in_block},
+            windows,
+            batch_size,
+            true_sequential,
+            state,
+            progress,
+        )
+        fold(model, linears, found.folds)
+        specs = {}
+        for linear, entry in work:
+            matrix = found.matrices[linear.name] if linear.in_block else _by_weights(linear, entry, comparison)
+            specs[linear.name] = put(model, linear, matrix)
+        declare(model, specs, found.folds)
+        return model
+    specs = {}
+    with progress_bar("quantizing", sum(linear.numel for linear, _ in work), progress) as bar:
+        for linear, entry in work:
+            specs[linear.name] = put(model, linear, _by_weights(linear, entry, comparison))
+            bar.advance(linear.numel, linear.name)
+    comparison.report()
+    declare(model, specs)
+    return model
+
+
+def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) -> QuantizedMatrix:
+    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry, comparison=comparison)
+
+
+def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
+    """``nsamples`` and ``longest`` of the calibration text for a plan: the most that the authors of its methods take.
+
+    These are 128 windows for most, 100 for SqueezeLLM; of 512 tokens for SqueezeLLM and AWQ, 2048 for the others.
+
+    Raises:
+        InvalidArgumentError: for another nsamples than a count, ``None`` or ``"auto"``, in place of which these stand.
+    """
+    if isinstance(nsamples, str) and nsamples != "auto":
+        raise InvalidArgumentError(f"[quantize] nsamples must be a count, auto or None: got {nsamples!r}")
+    methods = [SOLVERS[entry.solver] for _, entry in plan if not entry.keeps]
+    needy = [method for method in methods if method.needs]
+    return {
+        "nsamples": max((method.nsamples for method in needy), default=128) if nsamples == "auto" else nsamples,
+        "longest": max((method.seqlen for method in needy), default=DEFAULT_SEQLEN),
+    }
+
+
+def _calibrated(
+    model: torch.nn.Module,
+    linears: Linears,
+    entries: dict[str, PlanEntry],
+    windows: torch.Tensor,
+    batch_size: int,
+    true_sequential: bool,
+    state: BlockState | None,
+    progress: bool | None,
+) -> Calibrated:
+    """The quantized forms of the matrices, and on the way a state for the next to take up."""
+    if state is not None:
+        state.begin(
+            {
+                "version": __version__,
+                "model": fingerprint.of_matrices(linears),
+                "calibration": fingerprint.of_tokens(windows),
+                "plan": Plan(entries).to_json()["entries"],
+                "batch_size": batch_size,
+                "true_sequential": true_sequential,
+            }
+        )
+    with progress_bar("quantizing", units(linears, entries, len(windows)), progress) as bar:
+        found = calibrate(
+            model,
+            linears,
+            entries,
+            windows,
+            batch_size=batch_size,
+            true_sequential=true_sequential,
+            state=state,
+            report=bar.advance,
+        )
+    if state is not None:
+        state.discard()
+    return found
+
+
+def plan_for(
+    model: torch.nn.Module,
+    *,
+    bits: int | None,
+    group_size: int,
+    method: str,
+    sym: bool,
+    meta_bits: int | None,
+    outliers: float,
+    plan: Plan | None,
+    ignore: str | Iterable[str],
+    options: Mapping[str, Any] | None = None,
+    embedding_bits: int | None = None,
+    experts: bool = True,
+) -> tuple[Linears, Plan]:
+    """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
+
+    Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
+    matrices looks at the weights, where there are some. Without ``experts``, fused experts and embeddings are left out.
+
+    Raises:
+        InvalidArgumentError: naming the argument or the plan's entry.
+    """
+    if quantized_layers(model):
+        raise InvalidArgumentError("[quantize] model must not be quantized already")
+    if (bits is None) == (plan is None):
+        raise InvalidArgumentError("[quantize] either bits or plan must be given, not both")
+    if plan is not None and ignore:
+        raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
+    if plan is not None and options:
+        raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
+    if embedding_bits is not None and (plan is not None or not experts):
+        raise InvalidArgumentError("[quantize] embedding_bits goes with neither a plan nor ReQuant")
+    embeddings = experts and (plan is not None or embedding_bits is not None)
+    linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
+    if plan is not None:
+        reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
+        for name, entry in plan:
+            if name in reasons and not entry.keeps:
+                raise InvalidArgumentError(f"[plan] entry {name!r} cannot be quantized: {reasons[name]}")
+        plan.check_modules(linear.name for linear in linears)
+        for name, entry in plan:
+            if not entry.keeps and not linears.find(name).in_block and (entry.outliers or SOLVERS[entry.solver].needs):
+                raise InvalidArgumentError(
+                    f"[quantize] {name}: an embedding takes neither outliers nor a method that needs calibration"
+                )
+        return linears, plan
+    assert bits is not None
+    solver, only = solver_of(method), METHODS[method].group_size
+    try:
+        entry = PlanEntry(
+            bits, group_size if only is None else only, sym, solver, meta_bits, outliers, options=options or {}
+        )
+    except InvalidArgumentError as e:
+        raise InvalidArgumentError(f"[quantize] {e}") from None
+    inside = [linear for linear in linears if linear.in_block]
+    made = Plan.uniform((linear.name for linear in inside), entry)
+    spread = METHODS[method].spread
+    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in inside):
+        for name, share in spread({linear.name: linear.weight for linear in inside}, outliers).items():
+            made = made.replace(name, outliers=share)
+    if embedding_bits is not None:
+        made = _with_embeddings(made, linears, entry, embedding_bits)
+    return linears, made
+
+
+def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: int) -> Plan:
+    outside = [linear.name for linear in linears if not linear.in_block]
+    if not outside:
+        why = [f"{s.name} is {s.reason}" for s in linears.skipped if "embedding" in s.reason or "tied" in s.reason]
+        raise InvalidArgumentError(
+            f"[quantize] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
+        )
+    try:
+        entry = PlanEntry(bits, -1 if bits == 8 else of_blocks.group_size, of_blocks.sym, meta_bits=of_blocks.meta_bits)
+    except InvalidArgumentError as e:
+        raise InvalidArgumentError(f"[quantize] embedding_bits: {e}") from None
+    return replace(plan, entries={**plan.entries, **dict.fromkeys(outside, entry)})
+
+
+def _that_can_run(linears: Linears) -> Linears:
+    """The matrices less experts whose modules could not run quantized ones."""
+    reason = "fused experts of a module with a forward of its own"
+    alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
+    left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]
+    kept = tuple(linear for linear in linears if linear not in alone) if alone else linears.matrices
+    skipped = (*linears.skipped, *left)
+    expected = ("embedding", "output embedding", "outside the blocks", "router")
+    strange: dict[tuple[str, str], int] = {}
+    for s in skipped:
+        if s.reason not in expected and not s.reason.startswith(("tied to", "ignored by")):
+            kind = re.sub(r"\b\d+\b", "*", s.name), s.reason
+            strange[kind] = strange.get(kind, 0) + 1
+    if strange:
+        some = "; ".join(f"{count} {name} ({reason})" for (name, reason), count in list(strange.items())[:8])
+        more = "; ..." if len(strange) > 8 else ""
+        left_out = sum(strange.values())
+        _log.warning("%d matrices can be quantized; %d weights stay as they are: %s%s", len(kept), left_out, some, more)
+    return Linears(kept, skipped, linears.stacks)
+
+
+def check_weight(name: str, weight: torch.Tensor) -> None:
+    """Refuse a matrix that the ops would refuse, before anything is replaced."""
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InvalidArgumentError(f"[quantize] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
+    straight = weight if weight.is_contiguous() else weight.mT
+    if not math.isfinite(float(ops.moments(straight.cpu().contiguous()).mean)):
+        raise InvalidArgumentError(f"[quantize] {name} must hold finite numbers: it has a NaN or infinity")
+
+
+def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, device: Any = None) -> MatrixSpec:
+    """Give a matrix's place in the model to its quantized form, on the device of the dense one if no other is given.
+
+    Returns:
+        What config.json will say of it.
+    """
+    device = linear.weight.device if device is None else device
+    layer = install(model, linear, MatrixSpec.of(matrix))
+    layer.store(matrix, device)
+    return layer.spec
+
+
+def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterable[Fold] = ()) -> None:
+    """Free the memory of what was quantized, and tell whom it concerns (transformers) what the model has become."""
+    part_with_memory(model)
+    tell(model, specs, tuple(folds))

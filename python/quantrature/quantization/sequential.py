@@ -1,0 +1,286 @@
+"""Quantize a model block by block, each on what the quantized blocks before it put out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..methods import SOLVERS, Comparison, Statistics, quantize_matrix
+from ..models import Linears, LinearWeight
+from ..models.blocks import Blocks
+from ..models.folding import Fold, changed_by, fold, restored
+from ..models.running import not_training
+from ..nn.experts import apart
+from ..packed import QuantizedMatrix
+from ..plan import PlanEntry
+from .folds import Folder
+from .state import BlockState, FinishedBlock
+from .statistics import SAMPLED, Gatherer, filled_up, fisher
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration comes to.
+
+    Attributes:
+        matrices: matrix name to its quantized form.
+        statistics: matrix name to what it was quantized by; empty unless it was to be kept.
+        folds: scales that are in the quantized matrices, and still to be folded into what makes their inputs.
+        entries: matrix name to the entry it was quantized by: without a scale of its own where one was folded.
+    """
+
+    matrices: dict[str, QuantizedMatrix]
+    statistics: dict[str, Statistics]
+    folds: tuple[Fold, ...] = ()
+    entries: Mapping[str, PlanEntry] = field(default_factory=dict)
+
+
+def calibrate(
+    model: torch.nn.Module,
+    linears: Linears,
+    entries: Mapping[str, PlanEntry],
+    windows: torch.Tensor,
+    *,
+    batch_size: int = 1,
+    true_sequential: bool = True,
+    state: BlockState | None = None,
+    keep_statistics: bool = False,
+    weight_of: Callable[[LinearWeight], torch.Tensor] | None = None,
+    report: Callable[[float, str], Any] = lambda units, note: None,
+) -> Calibrated:
+    """Quantize the matrices that have an entry, in the order of the blocks.
+
+    The inputs of a block come from the blocks before it in their quantized form, and with ``true_sequential`` those of
+    a matrix also from the quantized matrices before it in its block, as in GPTQ (arXiv 2210.17323): matrices that read
+    the same activations are quantized together (q, k and v; o; gate and up; down). Of fused
+    experts each is quantized on what is routed to it. A warning names the matrices for which rtn would have had the
+    smaller error, by what their method minimizes. Afterwards the model is, bit for
+    bit, what it was.
+
+    Args:
+        model, linears: the model and its quantizable matrices.
+        entries: matrix name to plan entry; no entry keeps.
+        windows: token ids of the calibration text, (windows, tokens).
+        batch_size: windows that go through a block at once.
+        true_sequential: see above.
+        state: where finished blocks are saved and taken up again.
+        keep_statistics: return them, for matrices that are to be quantized again; not those of blocks taken up.
+        weight_of: makes the weight that is quantized, contiguous and on the CPU; by default that of the model.
+        report: called with work that is done, :func:`units` in all, and what it was.
+
+    Raises:
+        InvalidArgumentError: naming a matrix that no text reaches, or that its method cannot do.
+        QuantratureError: naming module and sample where activations or gradients are not finite.
+    """
+    chosen = [linear for linear in linears if linear.name in entries]
+    entries = dict(entries)
+    needs = {linear.name: SOLVERS[entries[linear.name].solver].needs for linear in chosen}
+    weight_of = weight_of or (lambda linear: linear.weight.cpu().contiguous())
+    matrices: dict[str, QuantizedMatrix] = {}
+    kept: dict[str, Statistics] = {}
+    folds: list[Fold] = []
+    folder = Folder(model, linears, entries)
+    taken_up = 0
+    comparison = Comparison()
+
+    def reporting(what: str, passes: int = 1) -> Callable[[float], Any]:
+        return lambda count: report(count / passes, what)
+
+    with not_training(model), ExitStack() as whole:
+        blocks = Blocks(model, linears, chosen, windows, batch_size)
+        sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
+        fishers = fisher(model, sensitive, windows, reporting("the Fisher information"))
+        whole.enter_context(apart(chosen))
+        blocks.enter()
+        for number in range(len(blocks)):
+            members = blocks.members(number, chosen)
+            with ExitStack() as block:
+
+                def folded(found: Sequence[Fold], block: ExitStack = block) -> None:
+                    block.enter_context(restored(changed_by(model, linears, found)))
+                    fold(model, linears, found)
+                    for name in (name for each in found for name in each.consumers):
+                        options = {**entries[name].options, "scale": False}
+                        entries[name] = replace(entries[name], options=options)
+                    folds.extend(found)
+
+                for linear in members:
+                    (whole if linear.aliases else block).enter_context(restored([linear.weight]))
+                finished = None if state is None else state.load(number)
+                if finished is not None and set(finished.matrices) == {linear.name for linear in members}:
+                    folded(finished.folds)
+                    for linear in members:
+                        _move(linear, finished.matrices[linear.name])
+                    matrices |= finished.matrices
+                    blocks.advance(number, reporting(f"{blocks.name(number)}, taken up"))
+                    taken_up += 1
+                    continue
+                if taken_up == number > 0 and state is not None:
+                    _log.warning("%d of %d blocks are taken up from %s", number, len(blocks), state.folder)
+                found: dict[str, QuantizedMatrix] = {}
+                stages = blocks.stages(number, members) if members else []
+                steps = [[stage] for stage in stages] if true_sequential else [stages] if stages else []
+                groups = folder.groups(blocks, number, members) if folder.wanted(members) else []
+                passes = sum(1 for step in steps if _asks(step, needs)) + bool(groups) + 1
+                done = reporting(blocks.name(number), passes)
+                of_block: list[Fold] = []
+                if groups:
+                    seen = {linear.name: x for linear, x in _gathered(blocks, number, groups, needs, done)}
+                    of_block = folder.folds(blocks, number, groups, seen)
+                    folded(of_block)
+                for step in steps:
+                    for linear, statistics in _gathered(blocks, number, step, needs, done):
+                        statistics = replace(statistics, fisher=fishers.get(linear.name))
+                        matrix = quantize_matrix(
+                            linear.name,
+                            weight_of(linear),
+                            entries[linear.name],
+                            statistics=statistics,
+                            comparison=comparison,
+                            scale=next((f.scale for f in of_block if linear.name in f.consumers), None),
+                        )
+                        found[linear.name] = matrix
+                        if keep_statistics:
+                            kept[linear.name] = statistics
+                    for stage in step:
+                        for linear in stage:
+                            _move(linear, found[linear.name])
+                matrices |= found
+                if state is not None and members:
+                    state.save(number, FinishedBlock(found, tuple(of_block)))
+                blocks.advance(number, done)
+    comparison.report()
+    return Calibrated({linear.name: matrices[linear.name] for linear in chosen}, kept, tuple(folds), entries)
+
+
+def collect(
+    model: torch.nn.Module,
+    linears: Linears,
+    needs: Mapping[str, Sequence[str]],
+    windows: torch.Tensor,
+    *,
+    batch_size: int = 1,
+    report: Callable[[float], Any] = lambda units: None,
+) -> dict[str, Statistics]:
+    """Statistics of matrices in the model as it is, for methods whose settings are still to be compared.
+
+    Args:
+        model, linears, windows, batch_size, report: as in :func:`calibrate`.
+        needs: matrix name to what is asked for.
+    """
+    chosen = [linear for linear in linears if needs.get(linear.name)]
+    found: dict[str, Statistics] = {}
+    with not_training(model), ExitStack() as whole:
+        blocks = Blocks(model, linears, chosen, windows, batch_size)
+        fishers = fisher(model, [x for x in chosen if "fisher" in needs[x.name]], windows, report)
+        whole.enter_context(apart(chosen))
+        blocks.enter()
+        for number in range(len(blocks)):
+            members = blocks.members(number, chosen)
+            if members:
+                stages = blocks.stages(number, members)
+                for linear, statistics in _gathered(blocks, number, stages, needs, lambda count: report(count / 2)):
+                    found[linear.name] = replace(statistics, fisher=fishers.get(linear.name))
+            blocks.advance(number, lambda count: report(count / 2))
+    return found
+
+
+def units(linears: Linears, entries: Mapping[str, PlanEntry], windows: int) -> int:
+    """How much work :func:`calibrate` reports in all."""
+    blocks = sum(1 + max(x.block for x in linears if x.name.startswith(f"{s}.")) for s in _stacks(linears, entries))
+    fishers = any("fisher" in SOLVERS[entry.solver].needs for entry in entries.values())
+    return windows * (blocks + fishers)
+
+
+def _stacks(linears: Linears, entries: Mapping[str, PlanEntry]) -> list[str]:
+    """The stacks that hold matrices with an entry."""
+    return [stack for stack in linears.stacks if any(name.startswith(f"{stack}.") for name in entries)]
+
+
+def peak_bytes(
+    linears: Linears, entries: Mapping[str, PlanEntry], windows: int, seqlen: int, keep_statistics: bool = False
+) -> int:
+    """Memory that :func:`calibrate` takes beside the model and the quantized matrices.
+
+    The activations between two blocks, a copy of the weights of one block (of scales that may be folded, two more in
+    float32), the statistics of one stage (with ``keep_statistics`` of all), and what its method works with: for a
+    Hessian once more the same in float64. Of several stacks, what each puts out is kept twice: as it is, and as the
+    blocks of the next are told of it. All experts of a parameter are one stage, each with statistics of its own.
+    """
+    chosen = [linear for linear in linears if linear.name in entries]
+    if not chosen:
+        return 0
+    width = max(linear.in_features for linear in linears if linear.block == chosen[0].block)
+    first = [linear for linear in linears if linear.block == chosen[0].block]
+    hidden = min(linear.in_features for linear in [x for x in first if x.expert is None] or first)
+    size = chosen[0].parameter.element_size()
+    sums: dict[str, int] = {}
+    experts: dict[tuple[int, str], int] = {}
+    largest = total = fishers = 0
+    for linear in chosen:
+        needs = SOLVERS[entries[linear.name].solver].needs
+        copies = size + 2 * 4 * (SOLVERS[entries[linear.name].solver].input_scale is not None)
+        place_of = linear.name.removesuffix(linear.role)
+        sums[place_of] = sums.get(place_of, 0) + linear.numel * copies
+        hessian = 4 * linear.in_features**2 * ("hessian" in needs)
+        sampled = 4 * linear.in_features * min(2 * SAMPLED, windows * seqlen) * ("activations" in needs)
+        total += hessian + sampled
+        others = 0  # statistics of all experts of a parameter are gathered together
+        if linear.expert is not None:
+            place = (id(linear.module), linear.attribute)
+            others = experts.get(place, 0)
+            experts[place] = others + hessian + sampled
+        largest = max(largest, others + 3 * (hessian + sampled))
+        fishers += 4 * linear.numel * ("fisher" in needs)
+    return (
+        windows * seqlen * hidden * size * (2 * len(_stacks(linears, entries)) - 1)
+        + seqlen * width * 8
+        + max(sums.values())
+        + largest
+        + fishers
+        + (total if keep_statistics else 0)
+    )
+
+
+def _asks(step: Sequence[Sequence[LinearWeight]], needs: Mapping[str, Sequence[str]]) -> bool:
+    return any(set(needs[linear.name]) - {"fisher"} for stage in step for linear in stage)
+
+
+def _gathered(
+    blocks: Blocks,
+    number: int,
+    stages: Sequence[Sequence[LinearWeight]],
+    needs: Mapping[str, Sequence[str]],
+    report: Callable[[float], Any],
+) -> list[tuple[LinearWeight, Statistics]]:
+    """The matrices of some stages, each with what was gathered in one pass over the text."""
+    tokens = blocks.tokens
+    gatherers: dict[str, Gatherer] = {}
+    watched: list[LinearWeight] = []
+    for stage in stages:
+        asked = {need for linear in stage for need in needs[linear.name]}
+        readers = stage if stage[0].expert is not None else stage[:1]
+        gatherers |= {x.name: Gatherer(asked, None if x.expert is not None else tokens) for x in readers}
+        watched += readers
+    if _asks(stages, needs):
+        blocks.watch(number, watched, lambda linear, x, _: gatherers[linear.name].take(x), report)
+    found: list[tuple[LinearWeight, Statistics]] = []
+    for stage in stages:
+        if stage[0].expert is None:
+            statistics = gatherers[stage[0].name].statistics()
+            found += [(linear, statistics) for linear in stage]
+        else:
+            own = [gatherers[linear.name].statistics() for linear in stage]
+            found += zip(stage, filled_up(stage, own) if _asks([stage], needs) else own, strict=True)
+    return found
+
+
+def _move(linear: LinearWeight, matrix: QuantizedMatrix) -> None:
+    linear.weight.copy_(matrix.dequantize("float32"))
