@@ -115,29 +115,30 @@ Codes run(const cases::Sample& w, const std::vector<float>& hessian, int bits, i
 }
 
 TEST(Gptq, IsTheSameOnEveryTargetThatFusesAndForEveryThreadCount) {
-  for (DType dtype : cases::kDTypes)
-    for (int64_t cols : {1, 7, 8, 64, 65, 200})
-      for (int64_t rows : {1, 31, 32, 70})
-        for (int ordered : {0, 1})
-          for (bool exclude : {false, true})
-            for (bool fitted : {false, true}) {
-              const cases::Sample w = cases::sample("normal", rows, cols, dtype, cols % 3),
-                                  x = cases::sample("normal", 300, cols, QTR_F32, 0, 5);
-              const std::vector<float> hessian = cases::on_reference([&] { return hessian_of(x); });
-              const Codes expected =
-                  cases::on_reference([&] { return run(w, hessian, 3, ordered, exclude, fitted); });
-              cases::on_every_target([&] {
-                const Codes got = run(w, hessian, 3, ordered, exclude, fitted);
-                EXPECT_NEAR(got.result.loss, expected.result.loss,
-                            (fitted ? 0.1 : 1e-2) * expected.result.loss);
-                if (fuses(target())) {
-                  EXPECT_EQ(got.bytes, expected.bytes);
-                  EXPECT_EQ(got.result.loss, expected.result.loss);
-                  EXPECT_EQ(got.scale, expected.scale);
-                  EXPECT_EQ(got.zero, expected.zero);
-                }
-              });
-            }
+  size_t n = 0;  // dtypes in turn: each meets each value of the others
+  for (int64_t cols : {1, 7, 8, 64, 65, 200})
+    for (int64_t rows : {1, 31, 32, 70})
+      for (int ordered : {0, 1})
+        for (bool exclude : {false, true})
+          for (bool fitted : {false, true}) {
+            const DType dtype = cases::kDTypes[n++ % 3];
+            const cases::Sample w = cases::sample("normal", rows, cols, dtype, cols % 3),
+                                x = cases::sample("normal", 300, cols, QTR_F32, 0, 5);
+            const std::vector<float> hessian = cases::on_reference([&] { return hessian_of(x); });
+            const Codes expected =
+                cases::on_reference([&] { return run(w, hessian, 3, ordered, exclude, fitted); });
+            cases::on_every_target([&] {
+              const Codes got = run(w, hessian, 3, ordered, exclude, fitted);
+              EXPECT_NEAR(got.result.loss, expected.result.loss,
+                          (fitted ? 0.1 : 1e-2) * expected.result.loss);
+              if (fuses(target())) {
+                EXPECT_EQ(got.bytes, expected.bytes);
+                EXPECT_EQ(got.result.loss, expected.result.loss);
+                EXPECT_EQ(got.scale, expected.scale);
+                EXPECT_EQ(got.zero, expected.zero);
+              }
+            });
+          }
 }
 
 // The error of the first column makes the second infinite, and a scale of 0 then makes it no number.

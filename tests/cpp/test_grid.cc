@@ -75,21 +75,22 @@ void expect_agreement(const Matrix& w, const Settings& s) {
 }
 
 TEST(Grid, EveryTargetAgreesWithTheReferenceInEveryBit) {
+  size_t n = 0;  // dtypes in turn: each meets each kind and each length
   for (const std::string& kind : cases::kKinds)
-    for (DType dtype : cases::kDTypes)
-      for (int64_t cols : cases::kLengths) {
-        SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
-        cases::Sample s = cases::sample(kind, 3, cols, dtype, cols % 3);
-        for (size_t i = 0; i < s.bits.size(); ++i)  // heavy tails leave the range of float16
-          if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
-        const int bits = 1 + static_cast<int>(cols % 8);
-        expect_agreement(s.view(), {bits, 64, 1, false, QTR_MINMAX});
-        expect_agreement(s.view(), {bits, 17, 1, true, QTR_MINMAX});
-        if (cols > 1000) continue;
-        expect_agreement(s.view(), {bits, -1, 1, cols % 2 == 0, QTR_MSE});
-        expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ});
-        expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ_SCALE_FREE});
-      }
+    for (int64_t cols : cases::kLengths) {
+      const DType dtype = cases::kDTypes[n++ % 3];
+      SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
+      cases::Sample s = cases::sample(kind, 3, cols, dtype, cols % 3);
+      for (size_t i = 0; i < s.bits.size(); ++i)  // heavy tails leave the range of float16
+        if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
+      const int bits = 1 + static_cast<int>(cols % 8);
+      expect_agreement(s.view(), {bits, 64, 1, false, QTR_MINMAX});
+      expect_agreement(s.view(), {bits, 17, 1, true, QTR_MINMAX});
+      if (cols > 1000) continue;
+      expect_agreement(s.view(), {bits, -1, 1, cols % 2 == 0, QTR_MSE});
+      expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ});
+      expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ_SCALE_FREE});
+    }
 }
 
 TEST(Grid, GroupsOfEverySize) {
@@ -101,19 +102,22 @@ TEST(Grid, GroupsOfEverySize) {
   for (int64_t group : {100, 1000, 4097, -1}) expect_agreement(wide.view(), {3, group, 1, false, QTR_MINMAX});
 }
 
-// Groups of whole vectors, whose codes go into words without a byte between.
+// Groups of whole vectors, whose codes go into words without a byte between. There are nine kinds and eight
+// groups, so that in turn each kind meets each group, each number of bits and each number of columns.
 TEST(Grid, BlocksOfEveryWidth) {
-  for (const std::string& kind : cases::kKinds)
-    for (int64_t cols : {256, 300, 576, 1024, 8448}) {
-      const DType dtype = cases::kDTypes[static_cast<size_t>(cols) % 3];
-      SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
-      cases::Sample s = cases::sample(kind, 2, cols, dtype, cols % 5);
-      for (size_t i = 0; i < s.bits.size(); ++i)
-        if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
-      for (int bits = 1; bits <= 8; ++bits)
-        for (int64_t group : {8, 16, 32, 48, 64, 128, 192, -1})
-          expect_agreement(s.view(), {bits, group, 1, kind == "normal", QTR_MINMAX});
-    }
+  size_t n = 0;
+  for (int64_t cols : {256, 300, 576, 1024, 8448})
+    for (int bits = 1; bits <= 8; ++bits)
+      for (int64_t group : {8, 16, 32, 48, 64, 128, 192, -1}) {
+        const std::string& kind = cases::kKinds[n % cases::kKinds.size()];
+        const DType dtype = cases::kDTypes[n / cases::kKinds.size() % 3];
+        SCOPED_TRACE(kind + ", cols " + std::to_string(cols) + ", dtype " + std::to_string(dtype));
+        cases::Sample s = cases::sample(kind, 2, cols, dtype, cols % 5);
+        for (size_t i = 0; i < s.bits.size(); ++i)
+          if (!std::isfinite(s.values[i])) s.values[i] = 1, s.bits[i] = f16_from_f32(1);
+        expect_agreement(s.view(), {bits, group, 1, n / 4 % 2 == 0, QTR_MINMAX});
+        ++n;
+      }
 }
 
 TEST(Grid, FindsWhatIsNotFiniteWhereverItIs) {

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pairwise import pairwise
 from quantrature import InvalidArgumentError, ops
 
 
@@ -72,10 +73,15 @@ def values_of(q):
     return out.reshape(q.shape)
 
 
-@pytest.mark.parametrize("sym", [False, True])
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("group_size", [-1, 1, 2, 3, 16, 63, 64, 128, 1000])
-@pytest.mark.parametrize("shape", [(1,), (100,), (1, 64), (3, 7), (5, 200), (4, 257), (2, 5000)])
+@pytest.mark.parametrize(
+    ("shape", "group_size", "bits", "sym"),
+    pairwise(
+        [(1,), (100,), (1, 64), (3, 7), (5, 200), (4, 257), (2, 5000)],
+        [-1, 1, 2, 3, 16, 63, 64, 128, 1000],
+        range(1, 9),
+        [False, True],
+    ),
+)
 def test_minmax_is_the_formula(shape, group_size, bits, sym, every_target):
     w = weights(*shape)
     codes, scale, zero = expected_minmax(w, bits, group_size, 1, sym)
@@ -149,9 +155,7 @@ def test_numpy_float16():
     np.testing.assert_array_equal(q.dequantize(), values_of(q).astype(np.float16))
 
 
-@pytest.mark.parametrize("sym", [False, True])
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("cols", [1, 10, 64, 200])
+@pytest.mark.parametrize(("cols", "bits", "sym"), pairwise([1, 10, 64, 200], [1, 2, 3, 4, 8], [False, True]))
 def test_mse_has_the_least_squared_error(bits, sym, cols, every_target):
     w = weights(3, cols, seed=2)
     for _ in every_target():
@@ -186,9 +190,7 @@ def solved_by_hqq(groups, bits, round_zero):
     return np.clip(np.rint(x * s + z), 0, top).astype(np.uint8), (1 / s)[:, 0], z[:, 0]
 
 
-@pytest.mark.parametrize("spread", [0.02, 3.0])
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("group_size", [32, 50, 64, 100])
+@pytest.mark.parametrize(("group_size", "bits", "spread"), pairwise([32, 50, 64, 100], [1, 2, 3, 4, 8], [0.02, 3.0]))
 def test_hqq_is_the_loop_over_the_whole_matrix(bits, group_size, spread, every_target):
     w = weights(20, group_size * 4, seed=bits) * np.float32(spread / 0.02)
     for round_zero in (None, bits != 4):
@@ -203,9 +205,7 @@ def test_hqq_is_the_loop_over_the_whole_matrix(bits, group_size, spread, every_t
             np.testing.assert_allclose(q.zero.reshape(-1), zero, rtol=1e-4, atol=2.1 / group_size)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("bits", "group_size", "axis"), pairwise([2, 3, 4, 8], [32, 64, 128], [0, 1]))
 def test_hqq_finds_the_codes_of_the_hqq_package(bits, group_size, axis, every_target, shared):
     oracle = np.load(shared / "oracles" / "derived" / "hqq_cpu_fp32_oracle.npz")
     key = f"b{bits}g{group_size}a{axis}"

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantrature
+from pairwise import pairwise
 from quantrature import InvalidArgumentError, ops
 
 REFERENCE_LENGTHS = (1, 7, 63, 64, 255, 256, 257, 512, 700, 1111)
@@ -51,16 +52,15 @@ def check(y, q, x, outliers=None, activations="float32"):
     assert (np.abs(y - expected) <= bound).all(), np.max(np.abs(y - expected) / bound)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("cols", REFERENCE_LENGTHS)
-def test_is_the_product_of_the_dequantized_matrix(bits, cols):
-    w = matrix(9, cols)
+@pytest.mark.parametrize(
+    ("bits", "cols", "group_size", "sym"),
+    pairwise(range(1, 9), REFERENCE_LENGTHS, [-1, 1, 12, 32, 64, 128], [False, True]),
+)
+def test_is_the_product_of_the_dequantized_matrix(bits, cols, group_size, sym):
+    q = ops.quantize(matrix(9, cols), bits, group_size, sym=sym)
     vectors = matrix(6, cols, 1)
-    for group_size in (-1, 1, 12, 32, 64, 128):
-        for sym in (False, True):
-            q = ops.quantize(w, bits, group_size, sym=sym)
-            check(ops.matvec(q, vectors[0]), q, vectors[0])
-            check(ops.matvec(q, vectors), q, vectors)
+    check(ops.matvec(q, vectors[0]), q, vectors[0])
+    check(ops.matvec(q, vectors), q, vectors)
 
 
 @pytest.mark.parametrize("scale_dtype", ["float16", "float32"])

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pairwise import pairwise
 from quantrature import InvalidArgumentError, ops
 
 PLANES = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [8]}
@@ -22,8 +23,11 @@ def packed_row(codes, bits):
     return np.frombuffer(out, np.uint8)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("cols", [1, 7, 8, 9, 31, 32, 33, 63, 64, 100, 128, 255, 256, 257, 700])
+@pytest.mark.parametrize(
+    ("bits", "cols", "library"),
+    pairwise(range(1, 9), [1, 7, 8, 9, 31, 32, 33, 63, 64, 100, 128, 255, 256, 257, 700], ["numpy", "torch"]),
+    indirect=["library"],
+)
 def test_the_layout_is_the_documented_one(bits, cols, every_target, library):
     codes = np.random.default_rng(bits * 1000 + cols).integers(0, 2**bits, (3, cols), dtype=np.uint8)
     expected = np.stack([packed_row(row, bits) for row in codes])

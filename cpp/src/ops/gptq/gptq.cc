@@ -186,8 +186,12 @@ class Strip {
     while (end < a_.w.cols && !begins_group(end)) ++end;
     const int64_t size = end - first, group = group_of(first);
     std::vector<float> x(at(size * kGptqRows)), moves(at(size * kGptqRows)), row(at(size));
-    const GridRule rule{a_.bits, a_.fitted_zero == nullptr, false, a_.solver == QTR_MSE,
-                        std::numeric_limits<float>::infinity(), false};
+    const GridRule rule{a_.bits,
+                        a_.fitted_zero == nullptr,
+                        false,
+                        a_.solver == QTR_MSE,
+                        std::numeric_limits<float>::infinity(),
+                        false};
     for (int64_t piece = 0; piece < rows_; piece += kGptqRows) {
       for (int64_t from = first; from < end;) {
         const int64_t base = from - from % kGptqColumns, to = std::min(base + kGptqColumns, end);
