@@ -130,6 +130,15 @@ def test_the_dtype_follows_casts_and_loading(tmp_path):
     assert torch.equal(wide.get_input_embeddings()(IDS), embedding(IDS, table))
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma2"])
+def test_an_embedding_that_multiplies_by_a_constant_is_known_in_bfloat16_as_well(name, tmp_path):
+    model = qtr.quantize(tiny_model(name).to(torch.bfloat16), bits=4, group_size=16, embedding_bits=8)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.get_input_embeddings()(IDS), model.get_input_embeddings()(IDS))
+
+
 def test_a_copy_has_a_table_of_its_own():
     model = qtr.quantize(tiny_model("llama-tied"), bits=4, group_size=16, embedding_bits=8)
     before = logits(model)
@@ -226,12 +235,24 @@ class Odd(nn.Embedding):
         return super().forward(ids).cumsum(-1)
 
 
-def test_what_cannot_be_quantized_is_named():
+class Patched(nn.Embedding):
+    """Multiplies by a constant, but for one token, which has a row of its own, as T5Gemma 2's has."""
+
+    def __init__(self, rows, columns, padding_idx=None, embed_scale=2.0):
+        super().__init__(rows, columns, padding_idx)
+        self.embed_scale, self.row = embed_scale, nn.Parameter(torch.zeros(columns))
+
+    def forward(self, ids):
+        return torch.where(ids[..., None] == 7, self.row, super().forward(ids) * self.embed_scale)
+
+
+@pytest.mark.parametrize("kind", [Odd, Patched])
+def test_what_cannot_be_quantized_is_named(kind):
     model = tiny_model("llama")
-    odd = Odd(258, 32)
+    odd = kind(258, 32)
     model.set_input_embeddings(odd)
     with pytest.raises(
-        InvalidArgumentError, match=r"embedding_bits: .* no embedding .* model.embed_tokens is Odd is an embedding with"
+        InvalidArgumentError, match=rf"embedding_bits: .* no embedding .* model.embed_tokens is {kind.__name__} is an embedding with"
     ):
         qtr.quantize(model, bits=4, group_size=16, embedding_bits=8, ignore="lm_head")
     with pytest.raises(InvalidArgumentError, match=r"embedding_bits: bits must be 1 to 8"):
