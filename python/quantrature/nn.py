@@ -136,7 +136,11 @@ class QuantLayer(nn.Module):
                 self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
         for name, parameter in self._parameters.items():
             if parameter is not None:
-                self._parameters[name] = nn.Parameter(fn(parameter.data), requires_grad=parameter.requires_grad)
+                changed = fn(parameter.data)
+                if torch._has_compatible_shallow_copy_type(parameter, changed):
+                    parameter.data = changed  # the same parameter, since BERT's bias is also that of another module
+                else:
+                    self._parameters[name] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
         return self
 
     def extra_repr(self) -> str:
@@ -304,7 +308,7 @@ def _dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: b
             dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     dense.weight = weight
     if bias is not None:
-        dense.bias = nn.Parameter(bias.detach().to(weight.dtype))
+        dense.bias = bias if bias.dtype == weight.dtype else nn.Parameter(bias.detach().to(weight.dtype))
     return dense  # type: ignore[no-any-return]
 
 
@@ -433,6 +437,9 @@ class RefuseToResize:
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Give the place of every quantized layer of a model to a dense one that computes the same."""
+    for module in model.modules():
+        if isinstance(module, QuantLinear | TiedLinear) and module.bias is not None:
+            module.bias.data = module.bias.data.to(dtype)  # it may be that of another module, too, as BERT's is
     weights: dict[nn.Module, nn.Module] = {}
     for name, layer in quantized_layers(model).items():
         weights[layer] = layer.to_dense(dtype)

@@ -13,7 +13,7 @@ from quantrature.cli import main
 from quantrature.models import find_linears
 from quantrature.nn import QuantEmbedding, QuantLinear, TiedLinear, quantized_layers
 from quantrature.plan import Plan, PlanEntry
-from tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tiny_models import CONFIGS, byte_tokenizer, tiny_config, tiny_model
 
 IDS = torch.arange(5, 29).view(2, 12)
 
@@ -95,6 +95,22 @@ def test_dense_again_it_is_what_it_was_made_from(name, tmp_path):
     dense.save_pretrained(tmp_path / "dense")
     again = auto_class(name).from_pretrained(tmp_path / "dense")
     assert torch.equal(logits(again, name), logits(dense, name))
+
+
+def test_a_bias_that_two_modules_have_stays_one():
+    for tied in (True, False):
+        config = tiny_config("bert")
+        config.tie_word_embeddings = tied
+        model = AutoModelForMaskedLM.from_config(config)
+        count = model.num_parameters()
+        qtr.quantize(model, bits=8, group_size=16, embedding_bits=8)
+        model.to(torch.bfloat16).to(torch.float32)
+        assert model.num_parameters() == count
+        for dtype in (None, torch.bfloat16):
+            dense = copy.deepcopy(model).dequantize(dtype)
+            assert dense.cls.predictions.decoder.bias is dense.cls.predictions.bias
+            assert dense.num_parameters() == count
+            assert {parameter.dtype for parameter in dense.parameters()} == {dtype or torch.float32}
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma", "gpt2", "opt", "bert"])
@@ -252,7 +268,8 @@ def test_what_cannot_be_quantized_is_named(kind):
     odd = kind(258, 32)
     model.set_input_embeddings(odd)
     with pytest.raises(
-        InvalidArgumentError, match=rf"embedding_bits: .* no embedding .* model.embed_tokens is {kind.__name__} is an embedding with"
+        InvalidArgumentError,
+        match=rf"embedding_bits: .* no embedding .* model.embed_tokens is {kind.__name__} is an embedding with",
     ):
         qtr.quantize(model, bits=4, group_size=16, embedding_bits=8, ignore="lm_head")
     with pytest.raises(InvalidArgumentError, match=r"embedding_bits: bits must be 1 to 8"):
