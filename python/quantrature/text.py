@@ -246,7 +246,7 @@ def _ids_given(source: Any) -> torch.Tensor | None:
     if isinstance(source, Sequence) and (not rows or isinstance(rows[0], str | Mapping)):
         return None
     if rows and all(_is_row_of_ids(row) for row in rows):
-        return _joined([torch.as_tensor(row) for row in rows])
+        return _joined([each for row in rows for each in _as_rows(torch.as_tensor(row))])
     if not is_torch(source):
         try:
             array = np.asarray(source)
@@ -269,10 +269,14 @@ def _as_ids(ids: torch.Tensor) -> torch.Tensor:
 
 
 def _is_row_of_ids(row: Any) -> bool:
-    """Whether something is token ids of one text: a list, array or tensor of integers; of two dimensions if one row."""
+    """Whether something is token ids: a list of integers, or an array or tensor, of two dimensions for several rows."""
     if is_torch(row) or isinstance(row, np.ndarray):
-        return row.ndim == 1 or (row.ndim == 2 and len(row) == 1)
+        return row.ndim in (1, 2)
     return isinstance(row, Sequence) and not isinstance(row, str) and all(isinstance(token, int) for token in row)
+
+
+def _as_rows(ids: torch.Tensor) -> list[torch.Tensor]:
+    return list(ids) if ids.ndim == 2 else [ids]
 
 
 def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -316,6 +320,11 @@ def _cut(ids: torch.Tensor, seqlen: int, prefix: list[int]) -> torch.Tensor:
             break
         windows.append(begun)
         at += seqlen - (0 if _begins(ids[at:], prefix) else len(prefix))
+    if seqlen <= len(prefix):
+        raise InvalidArgumentError(
+            f"[token_windows] seqlen must be above {len(prefix)}, the tokens that each window begins with (bos): "
+            f"got seqlen={seqlen}"
+        )
     if not windows:
         raise InvalidArgumentError(
             f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, "
@@ -356,7 +365,7 @@ def _text(source: Any, tokenizer: Any, drawn: bool, column: str | None) -> str |
     path = Path(source).expanduser()
     if path.is_file():
         return _read(path, tokenizer, column)
-    if not path.is_dir() and (isinstance(source, Path) or path.suffix in (".txt", ".jsonl", ".json")):
+    if not path.is_dir() and (isinstance(source, Path) or path.suffix.lower() in (".txt", ".jsonl", ".json")):
         raise InvalidArgumentError(f"[token_windows] there is no such file: {source}")
     return _join(_rows_of_dataset(str(source), drawn), str(source), tokenizer, column)
 
@@ -366,7 +375,7 @@ def _read(path: Path, tokenizer: Any, column: str | None) -> str | torch.Tensor:
         text = path.read_text(encoding="utf-8-sig")  # of which a byte order mark is no part
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"[token_windows] {path} is not UTF-8 text: byte {error.start}") from None
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         try:
             content = json.loads(text)
         except ValueError as error:
@@ -378,7 +387,7 @@ def _read(path: Path, tokenizer: Any, column: str | None) -> str | torch.Tensor:
                 f"[token_windows] {path} must have a list of texts or of rows: got {type(content).__name__}"
             )
         return _join(((f"item {i}", row) for i, row in enumerate(content)), str(path), tokenizer, column)
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return text
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -395,7 +404,12 @@ def _join(rows: Iterable[tuple[str, Any]], where: str, tokenizer: Any, column: s
     found: dict[str, list[Any]] = {"texts": [], "conversations": [], "token ids": []}
     for place, row in rows:
         kind, value = _of_row(row, f"{where}, {place}", column)
-        found[kind].append(_conversation(value, f"{where}, {place}", tokenizer) if kind == "conversations" else value)
+        if kind == "token ids":
+            found[kind].extend(_as_rows(value))  # a data loader gives several texts at a time
+        else:
+            found[kind].append(
+                _conversation(value, f"{where}, {place}", tokenizer) if kind == "conversations" else value
+            )
         kinds = [kind for kind, values in found.items() if values]
         if len(kinds) > 1:
             raise InvalidArgumentError(f"[token_windows] {where}, {place}: {' and '.join(kinds)} must not be mixed")
@@ -418,7 +432,7 @@ def _of_row(row: Any, where: str, column: str | None) -> tuple[str, Any]:
             parts = [row.get(name) for name in INSTRUCTION_FIELDS]
             return "texts", "\n\n".join(part for part in parts if isinstance(part, str) and part)
         if "input_ids" in row:
-            return "token ids", _unpadded(row).flatten()
+            return "token ids", _unpadded(row)
     elif isinstance(row, Mapping) and isinstance(row.get(column), str):
         return "texts", row[column]
     elif isinstance(row, Mapping) and isinstance(row.get(column), Sequence):

@@ -119,6 +119,13 @@ def test_windows_that_are_given_stay_as_they_are():
     assert torch.equal(token_windows(given.flatten(), seqlen=32), given)  # no tokenizer that would know BOS
 
 
+def test_windows_without_room_beside_bos_are_refused():
+    with pytest.raises(
+        InvalidArgumentError, match=r"seqlen must be above 1, the tokens .* begins with \(bos\): got seqlen=1"
+    ):
+        token_windows([TEXT], templated("<s> $A"), seqlen=1)
+
+
 def test_where_bos_is_told_from_the_tokens():
     windows = torch.arange(64).view(2, 32)
     config = transformers.LlamaConfig(bos_token_id=32)

@@ -134,6 +134,18 @@ def test_a_model_without_its_head_says_what_is_lost(tmp_path, caplog):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
 
 
+def test_a_quantized_folder_opened_without_its_head_says_what_is_lost(tmp_path, caplog):
+    source = folder_with(tmp_path / "source", "deepseek-v3")
+    qtr.quantize(load_model(source.folder), bits=4, group_size=16).save_pretrained(tmp_path / "a")
+    load_model(tmp_path / "a")
+    assert not any("multi-token" in record.getMessage() for record in caplog.records)
+    model = AutoModel.from_pretrained(tmp_path / "a")
+    assert any("which belong to another class" in record.getMessage() for record in caplog.records)
+    model.save_pretrained(tmp_path / "b")
+    assert not any("61" in name for name in tensors_of(tmp_path / "b"))
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
 def test_a_source_that_announces_what_it_lacks_is_left_alone(tmp_path, caplog):
     source = folder_with(tmp_path / "source", "deepseek-v3")
     tensors = load_file(source.folder / "model.safetensors")

@@ -86,9 +86,8 @@ def test_quantized_weights_count_as_parameters(layout, tmp_path):
         assert AutoModel.from_pretrained(tmp_path).num_parameters() == inner
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert model.num_parameters(only_trainable=True) == trainable < wanted[0]
-    if layout != "bert":  # whose bias is under two names, and under one alone once it is quantized
-        model.dequantize()
-        assert model.num_parameters() == wanted[0]
+    model.dequantize()
+    assert model.num_parameters() == wanted[0]
 
 
 # Describing

@@ -13,7 +13,7 @@ from quantrature.cli import main
 from quantrature.models import find_linears
 from quantrature.nn import QuantEmbedding, QuantLinear, TiedLinear, quantized_layers
 from quantrature.plan import Plan, PlanEntry
-from tiny_models import CONFIGS, byte_tokenizer, tiny_model
+from tiny_models import CONFIGS, byte_tokenizer, tiny_config, tiny_model
 
 IDS = torch.arange(5, 29).view(2, 12)
 
@@ -97,6 +97,23 @@ def test_dense_again_it_is_what_it_was_made_from(name, tmp_path):
     assert torch.equal(logits(again, name), logits(dense, name))
 
 
+def test_a_bias_that_two_modules_have_stays_one():
+    for tied in (True, False):
+        config = tiny_config("bert")
+        config.tie_word_embeddings = tied
+        model = AutoModelForMaskedLM.from_config(config)
+        count = model.num_parameters()
+        qtr.quantize(model, bits=8, group_size=16, embedding_bits=8)
+        model.to(torch.bfloat16).to(torch.float32)
+        assert model.num_parameters() == count
+        for dtype in (None, torch.bfloat16):
+            dense = copy.deepcopy(model).dequantize(dtype)
+            head = dense.cls.predictions
+            assert (head.decoder.bias is head.bias) == tied
+            assert dense.num_parameters() == count
+            assert {parameter.dtype for parameter in dense.parameters()} == {dtype or torch.float32}
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma", "gpt2", "opt", "bert"])
 @pytest.mark.parametrize("device_map", [None, "auto"])
 def test_quantizing_while_reading_is_the_same(name, device_map, tmp_path):
@@ -128,6 +145,15 @@ def test_the_dtype_follows_casts_and_loading(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path).get_input_embeddings()(IDS).dtype == torch.bfloat16
     wide = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32")
     assert torch.equal(wide.get_input_embeddings()(IDS), embedding(IDS, table))
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2"])
+def test_an_embedding_that_multiplies_by_a_constant_is_known_in_bfloat16_as_well(name, tmp_path):
+    model = qtr.quantize(tiny_model(name).to(torch.bfloat16), bits=4, group_size=16, embedding_bits=8)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.get_input_embeddings()(IDS), model.get_input_embeddings()(IDS))
 
 
 def test_a_copy_has_a_table_of_its_own():
@@ -226,12 +252,25 @@ class Odd(nn.Embedding):
         return super().forward(ids).cumsum(-1)
 
 
-def test_what_cannot_be_quantized_is_named():
+class Patched(nn.Embedding):
+    """Multiplies by a constant, but for one token, which has a row of its own, as T5Gemma 2's has."""
+
+    def __init__(self, rows, columns, padding_idx=None, embed_scale=2.0):
+        super().__init__(rows, columns, padding_idx)
+        self.embed_scale, self.row = embed_scale, nn.Parameter(torch.zeros(columns))
+
+    def forward(self, ids):
+        return torch.where(ids[..., None] == 7, self.row, super().forward(ids) * self.embed_scale)
+
+
+@pytest.mark.parametrize("kind", [Odd, Patched])
+def test_what_cannot_be_quantized_is_named(kind):
     model = tiny_model("llama")
-    odd = Odd(258, 32)
+    odd = kind(258, 32)
     model.set_input_embeddings(odd)
     with pytest.raises(
-        InvalidArgumentError, match=r"embedding_bits: .* no embedding .* model.embed_tokens is Odd is an embedding with"
+        InvalidArgumentError,
+        match=rf"embedding_bits: .* no embedding .* model.embed_tokens is {kind.__name__} is an embedding with",
     ):
         qtr.quantize(model, bits=4, group_size=16, embedding_bits=8, ignore="lm_head")
     with pytest.raises(InvalidArgumentError, match=r"embedding_bits: bits must be 1 to 8"):

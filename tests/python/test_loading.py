@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 from quantrature import InvalidArgumentError, QuantratureError
 from quantrature.allocation.sources import Source
 from quantrature.cli import main
+from quantrature.evaluate import perplexity
 from quantrature.models import find_linears, load_model, load_tokenizer
 from quantrature.models.loading import quiet
 from tiny_models import CONFIGS, byte_tokenizer, tiny_model
@@ -254,6 +255,7 @@ def test_trusted_code_is_what_loads(case, tmp_path, caplog):
     names = {matrix.name for matrix in Source.of(folder, trust_remote_code=True).matrices}
     assert ("model.layers.0.mlp.extra_proj" in names) == ("AutoModel" not in auto_map)
     assert len(names) == len(find_linears(loaded))
+    assert perplexity(loaded, torch.arange(64).view(4, 16)).tokens == 60  # its forward says what it takes by **kwargs
 
 
 @pytest.mark.parametrize("case", list(OWN_CASES)[:4])

@@ -13,6 +13,7 @@ from quantrature.models.running import outputs
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
 from quantrature.quantization import calibrate, collect, sequential
+from tiny_configs import shrunk
 from tiny_models import byte_tokenizer
 from tiny_multimodal import CLASSES, LANGUAGE, tiny_multimodal
 
@@ -187,6 +188,20 @@ def test_progress_comes_to_the_work_that_was_announced(name):
     calibrate(model, linears, entries, WINDOWS, report=lambda count, note: said.append(count))
     assert sum(said) == pytest.approx(sequential.units(linears, entries, len(WINDOWS)))
     assert sequential.peak_bytes(linears, entries, *WINDOWS.shape) > 0
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_layers_with_heads_of_several_sizes_are_calibrated(method):
+    """Gemma 4's configuration refuses to name one size."""
+    config = shrunk(transformers.CONFIG_MAPPING["gemma4"]())
+    assert config.text_config.is_heterogeneous
+    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    windows = torch.randint(5, 250, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(windows).logits
+        qtr.quantize(model, bits=8, group_size=16, method=method, calibration=windows)
+        assert (model(windows).logits - before).norm() < 0.15 * before.norm()
+    assert {name.split(".")[1] for name in quantized_layers(model)} == {"language_model"}
 
 
 def test_one_half_may_be_quantized_alone():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -12,7 +13,7 @@ from helpers import run_python
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.checkpoint.verify import verify
 from quantrature.nn import QuantLinear, quantized_layers
-from tiny_models import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_config, tiny_model
 
 TOKENS = torch.arange(2 * 24).view(2, 24)
 LAYOUTS = [
@@ -392,6 +393,26 @@ def trusting(tmp_path):
     return run
 
 
+@pytest.mark.parametrize(
+    ("kind", "opened_by"),
+    [
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("T5EncoderModel", "AutoModelForTextEncoding"),
+        ("LlamaModel", "AutoModel"),
+        ("LlamaForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("BertForPreTraining", "AutoModelForPreTraining"),
+    ],
+)
+def test_the_model_card_names_the_class_that_opens_the_folder(kind, opened_by, tmp_path):
+    config = tiny_config({"T5": "t5", "Ll": "llama", "GP": "gpt2", "Be": "bert"}[kind[:2]])
+    model = getattr(transformers, kind)(config)
+    checkpoint.save(qtr.quantize(model, bits=4, group_size=16), tmp_path / "out")
+    assert f"{opened_by}.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    opened = getattr(transformers, opened_by).from_pretrained(tmp_path / "out")
+    assert (type(opened), len(quantized_layers(opened))) == (type(model), len(quantized_layers(model)))
+
+
 @pytest.mark.parametrize(("layout", "auto"), [("qwen2", "CausalLM"), ("mixtral", "CausalLM"), ("bert", "MaskedLM")])
 def test_a_folder_with_code_of_its_own_needs_no_import(layout, auto, tmp_path, trusting):
     model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.01)
@@ -399,7 +420,10 @@ def test_a_folder_with_code_of_its_own_needs_no_import(layout, auto, tmp_path, t
     done, to = trusting(tmp_path / "out", f"AutoModelFor{auto}")
     assert done.stdout == f"{len(quantized_layers(model))} True\n", done.stderr
     assert torch.equal(torch.load(to), logits(model))
-    assert "trust_remote_code=True" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trust_remote_code=True" in card
+    assert f"import AutoModelFor{auto}\n" in card
+    assert f"model = AutoModelFor{auto}.from_pretrained" in card
 
 
 def test_code_of_its_own_runs_only_where_it_is_trusted(tmp_path, trusting):

@@ -16,7 +16,7 @@ from quantrature.nn import quantized_layers
 from quantrature.requantization import Requantization
 from quantrature.requantization.outliers import greedy_split, split
 from test_analysis import TOKENS, loss, sharp_model
-from tiny_models import byte_tokenizer
+from tiny_models import byte_tokenizer, tiny_model
 
 HOST = {"bits": 2, "group_size": 16}
 QUICK = {**HOST, "nodes": 2, "batch_size": 4}
@@ -297,6 +297,31 @@ def test_a_folder_is_improved_within_its_budget(folders, tmp_path, host):
         image, expected = layer.dequantize(), old.dequantize()
         expected.view(-1)[sorted(places[name])] = source[name].flatten()[sorted(places[name])]
         assert torch.equal(image, expected)
+
+
+def test_quantized_experts_of_a_folder_stay_as_they_are(tmp_path, caplog):
+    tiny_model("mixtral").save_pretrained(tmp_path / "source")
+    byte_tokenizer().save_pretrained(tmp_path / "source")
+    checkpoint.save(qtr.quantize(tiny_model("mixtral"), **HOST, embedding_bits=8), tmp_path / "host")
+    text = {"nodes": 2, "steps": 1, "prove": False}
+    record = qtr.requant_folder(
+        tmp_path / "host", tmp_path / "source", TOKENS, significant=1.0, output=tmp_path / "out", **text
+    )
+    assert "12 matrices of fused experts stay as they are" in caplog.text
+    assert {matrix.name for matrix in record.matrices} == {
+        f"model.layers.{i}.self_attn.{name}_proj" for i in range(2) for name in "qkvo"
+    }
+    host, improved = (quantized_layers(models.load_model(tmp_path / name)) for name in ("host", "out"))
+    assert set(host) == set(improved)
+    for name, layer in improved.items():
+        assert layer.intact
+        assert "self_attn" in name or layer.spec == host[name].spec
+    assert sum(layer.spec.outliers for layer in improved.values()) == record.significant > 0
+    checkpoint.save(qtr.quantize(tiny_model("mixtral"), **HOST, ignore="re:.*self_attn"), tmp_path / "experts")
+    with pytest.raises(InvalidArgumentError, match="every quantized matrix of .* is one of fused experts"):
+        qtr.requant_folder(
+            tmp_path / "experts", tmp_path / "source", TOKENS, significant=1.0, output=tmp_path / "never", **text
+        )
 
 
 def test_a_folder_is_improved_in_place(folders, tmp_path):

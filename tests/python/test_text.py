@@ -310,6 +310,24 @@ def test_rows_in_the_forms_that_data_sets_have(row, column, expected, tmp_path, 
         assert windows.tolist() == [ids]
 
 
+def test_batches_of_a_data_loader_are_rows():
+    """As data loaders give them, several texts at a time, with and without the names of the inputs."""
+    windows = torch.arange(48).view(6, 8)
+    for batches in (
+        [{"input_ids": windows[:4], "attention_mask": torch.ones(4, 8, dtype=torch.int64)}, {"input_ids": windows[4:]}],
+        torch.utils.data.DataLoader([{"input_ids": row} for row in windows], batch_size=4),
+        [windows[:4], windows[4:]],
+        [windows[:3].numpy(), windows[3:].numpy()],
+    ):
+        assert torch.equal(token_windows(batches), windows)
+
+
+def test_the_ending_of_a_name_may_be_in_capitals(tokenizer, tmp_path):
+    for name, content in (("a.JSONL", '{"text": "one"}\n{"text": "two"}'), ("a.Json", '["one", "two"]')):
+        (tmp_path / name).write_text(content)
+        assert decoded(tokenizer, token_windows(tmp_path / name, tokenizer, seqlen=8)) == "one\n\ntwo"
+
+
 def test_what_a_tokenizer_returns_is_taken(tokenizer):
     texts = ["one two three", "four"]
     apart = tokenizer(texts)

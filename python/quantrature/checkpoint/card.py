@@ -7,8 +7,16 @@ from pathlib import Path
 from .contents import Contents
 
 
-def model_card(contents: Contents, source: str, auto_map: bool) -> str:
-    """Write README.md: sizes, and how to load the folder."""
+def model_card(contents: Contents, source: str, opened_by: str, more: str, auto_map: bool) -> str:
+    """Write README.md: sizes, and how to load the folder.
+
+    Args:
+        contents: what the folder holds.
+        source: name of the original model.
+        opened_by: the class of transformers whose ``from_pretrained`` opens the folder.
+        more: further arguments of ``from_pretrained``, as code.
+        auto_map: whether the folder has Python code that imports quantrature.
+    """
     trusting = """
 Where quantrature is installed, `from_pretrained("PATH", trust_remote_code=True)` needs no import.
 """
@@ -26,8 +34,8 @@ Quantized by [quantrature](https://pypi.org/project/quantrature). {len(contents.
 
 ```python
 import quantrature  # registers the format with transformers
-from transformers import AutoModelForCausalLM
+from transformers import {opened_by}
 
-model = AutoModelForCausalLM.from_pretrained("PATH")
+model = {opened_by}.from_pretrained("PATH"{more})
 ```
 {trusting if auto_map else ""}"""

@@ -88,23 +88,36 @@ def carried_from_source(model: Any) -> dict[str, Path]:
     Returns:
         As :func:`carried_tensors`.
     """
-    announced = _announced(model.config)
-    if not announced and not model._keys_to_ignore_on_load_unexpected:
+    if not _announced(model.config) and not model._keys_to_ignore_on_load_unexpected:
         return {}
     source = source_tensors(model)
     found = carried_tensors(model, source)
-    if found or not announced or (source and type(model).__name__ in (model.config.architectures or ())):
-        return found  # a source of this class without such layers has announced them itself
+    if not found:
+        correct_announced(model, source)
+    return found
+
+
+def correct_announced(model: Any, files: Mapping[str, Path]) -> None:
+    """Correct the configuration of a model that announces layers which will not be in a saved folder, and say so.
+
+    A checkpoint of the model's own class without such layers is left alone: it has announced them itself.
+
+    Args:
+        model: carries nothing.
+        files: names of the tensors of its checkpoint, and the file of each; none if that is not at hand.
+    """
+    announced = _announced(model.config)
+    if not announced or (files and type(model).__name__ in (model.config.architectures or ())):
+        return
     for section, name, _ in announced:
         setattr(section, name, 0)
     _log.warning(
         "the configuration announces layers for multi-token prediction, which %s does not have and %s: they will not "
         "be in a saved folder, and %s is set to 0",
         type(model).__name__,
-        "which belong to another class" if source else "whose source is not at hand",
+        "which belong to another class" if files else "whose source is not at hand",
         ", ".join(sorted({name for _, name, _ in announced})),
     )
-    return {}
 
 
 def _announced(config: Any) -> list[tuple[Any, str, int]]:

@@ -55,7 +55,11 @@ def save(
     """
     from ..models.loading import quiet
 
-    classes = _auto_classes(model) if auto_map else []
+    if auto_map and model.is_custom_code():
+        raise InvalidArgumentError(f"[save] auto_map: {type(model).__name__} comes with code of its own")
+    classes = _auto_classes(model)
+    if auto_map and not classes:
+        raise InvalidArgumentError(f"[save] auto_map: no auto class of transformers makes a {type(model).__name__}")
     with new_folder(folder, overwrite) as partial, quiet():
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         if auto_map:
@@ -71,7 +75,7 @@ def save(
             plan.save(partial / "plan.json")
         if requant is not None:
             requant.save(partial / "requant.json")
-        (partial / "README.md").write_text(model_card(inspect(partial), source, auto_map))
+        (partial / "README.md").write_text(model_card(inspect(partial), source, *_opened_by(model), auto_map))
 
 
 def _auto_classes(model: Any) -> list[str]:
@@ -80,8 +84,6 @@ def _auto_classes(model: Any) -> list[str]:
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     own, config = type(model), type(model.config)
-    if model.is_custom_code():
-        raise InvalidArgumentError(f"[save] auto_map: {own.__name__} comes with code of its own")
     found = []
     for name, auto in vars(modeling_auto).items():
         if isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass) and auto is not _BaseAutoModelClass:
@@ -89,6 +91,17 @@ def _auto_classes(model: Any) -> list[str]:
             made: Any = mapping[config] if mapping is not None and config in mapping else ()
             if own is made or (isinstance(made, tuple) and own in made):
                 found.append(name)
-    if not found:
-        raise InvalidArgumentError(f"[save] auto_map: no auto class of transformers makes a {own.__name__}")
     return found
+
+
+def _opened_by(model: Any) -> tuple[str, str]:
+    """The class of transformers by which a model is opened, and what its ``from_pretrained`` takes beside the path."""
+    name = type(model).__name__
+    own = getattr(model.config, "auto_map", None) or {}
+    if model.is_custom_code():
+        named = (auto for auto, code in own.items() if isinstance(code, str) and code.rpartition(".")[2] == name)
+        return next(named, "AutoModelForCausalLM"), ", trust_remote_code=True"
+    classes = _auto_classes(model)
+    ending = f"AutoModelFor{name.rpartition('For')[2]}"
+    several = (ending, "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText", *classes)
+    return next((auto for auto in several if auto in classes), name), ""

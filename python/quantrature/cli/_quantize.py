@@ -168,6 +168,7 @@ def run(
         if output is not None:
             check_new_folder(output, overwrite)
         chosen = None if plan is None else Plan.load(plan)
+        models.check_dense("quantize", models.load_config(model, trust_remote_code))
         loaded = models.load_model(model, dtype, device_map, trust_remote_code, limits)
         host: dict[str, Any] = {
             "bits": bits,

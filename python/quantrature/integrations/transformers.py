@@ -295,13 +295,15 @@ class QuantratureHfQuantizer(HfQuantizer):
     def _carry(self, model: Any, files: Sequence[str]) -> None:
         from safetensors import safe_open
 
-        from ..checkpoint.carried import carried_tensors
+        from ..checkpoint.carried import carried_tensors, correct_announced
 
         names: dict[str, Path] = {}
         for path in files:
             with safe_open(path, "pt") as file:
                 names |= dict.fromkeys(file.keys(), Path(path))
         self.carried = carried_tensors(model, names)
+        if not self.carried:
+            correct_announced(model, names)
         ignored = {re.escape(name) for name in self.carried} | set(model._keys_to_ignore_on_load_unexpected or ())
         model._keys_to_ignore_on_load_unexpected = ignored
 

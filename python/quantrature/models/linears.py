@@ -496,8 +496,13 @@ def small_embedding(embedding: nn.Embedding) -> nn.Embedding | None:
         factor: Any = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
         try:
             small: nn.Embedding = kind(1, embedding.embedding_dim, None, embed_scale=factor)
+            if len(list(small.parameters())) > 1:  # T5Gemma 2's has a row of its own for one token
+                return None
+            # Some keep the constant as a tensor, which is rounded while transformers loads a model in bfloat16.
+            factors = (factor, torch.tensor(factor, dtype=small.weight.dtype))
             with torch.no_grad():
-                multiplies = torch.equal(small(torch.tensor([0])), small.weight * factor)
+                found = small(torch.tensor([0]))
+                multiplies = any(torch.equal(found, small.weight * each) for each in factors)
         except Exception:  # it is made from something else
             return None
     return small if multiplies else None

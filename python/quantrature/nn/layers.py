@@ -136,7 +136,11 @@ class QuantLayer(nn.Module):
                 self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
         for name, parameter in self._parameters.items():
             if parameter is not None:
-                self._parameters[name] = nn.Parameter(fn(parameter.data), requires_grad=parameter.requires_grad)
+                changed = fn(parameter.data)
+                if torch._has_compatible_shallow_copy_type(parameter, changed):
+                    parameter.data = changed  # the same parameter, since BERT's bias is also that of another module
+                else:
+                    self._parameters[name] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
         return self
 
     def extra_repr(self) -> str:
@@ -242,7 +246,7 @@ def dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bo
             dense = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     dense.weight = weight
     if bias is not None:
-        dense.bias = nn.Parameter(bias.detach().to(weight.dtype))
+        dense.bias = bias if bias.dtype == weight.dtype else nn.Parameter(bias.detach().to(weight.dtype))
     return dense  # type: ignore[no-any-return]
 
 

@@ -64,6 +64,9 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Give the place of every quantized layer of a model to a dense one that computes the same."""
+    for module in model.modules():
+        if isinstance(module, QuantLinear | TiedLinear) and module.bias is not None:
+            module.bias.data = module.bias.data.to(dtype)  # it may be that of another module, too, as BERT's is
     weights: dict[nn.Module, nn.Module] = {}
     for name, layer in quantized_layers(model).items():
         weights[layer] = layer.to_dense(dtype)

@@ -45,9 +45,9 @@ class Folder:
         self._known: dict[tuple[str, ...], Pair] = {}
         config: Any = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        heads = getattr(config, "num_attention_heads", 0) or 0
-        self._head = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-        self._shared_heads = getattr(config, "num_key_value_heads", None) or heads
+        # Gemma 4's layers differ in such settings, and its configuration as a whole refuses to name one.
+        layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+        self._heads = dict.fromkeys(_heads(layer) for layer in layers)
 
     def wanted(self, members: Sequence[LinearWeight]) -> bool:
         """Whether any of these matrices has a scale that may be folded."""
@@ -141,10 +141,11 @@ class Folder:
                 if linear.out_features >= width:
                     yield ROWS, linear.role, (0, 1)
             return
-        shared = self._head * self._shared_heads
         counts = [(width, (0, 1))]
-        if 0 < shared < width and width % shared == 0:
-            counts.append((shared, (self._head, width // shared)))
+        for size, number in self._heads:
+            shared = size * number
+            if 0 < shared < width and width % shared == 0:
+                counts.append((shared, (size, width // shared)))
         before = itertools.takewhile(lambda linear: linear.name != group[0].name, self._linears)
         for linear in reversed([x for x in before if x.name.startswith(prefix) and x.expert is None and not x.aliases]):
             for count, repeats in counts:
@@ -155,6 +156,13 @@ class Folder:
             if isinstance(weight, torch.nn.Parameter) and weight.shape == (width,) and self._uses[id(weight)] == 1:
                 for kind in (NORM, SHIFTED_NORM):
                     yield kind, name, (0, 1)
+
+
+def _heads(config: Any) -> tuple[int, int]:
+    """Size and number of the heads of keys and values; 0 where a configuration has none."""
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return size, getattr(config, "num_key_value_heads", None) or heads
 
 
 def _readers(group: Sequence[LinearWeight]) -> list[Sequence[LinearWeight]]:

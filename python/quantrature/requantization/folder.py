@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ from ..text import bos_of, token_windows
 from .journal import Journal
 from .matrices import Matrices
 from .record import KeptWeights, Requantization
+
+_log = logging.getLogger(__name__)
 
 OFFSET_BYTES = {"uint16": 2, "int32": 4, "int64": 8}
 
@@ -73,7 +76,8 @@ def requant_folder(
     """Improve a quantized folder: restore the weights of the largest PQI from the source, whatever the host was.
 
     Codes, scales and zeros stay as they are, and so do weights that are kept exactly already; this is step 4 of
-    :func:`quantrature.requant`. The budget is given in one of three ways.
+    :func:`quantrature.requant`. Embeddings and fused experts stay as they are, and the budget is for the other
+    matrices. The budget is given in one of three ways.
 
     Args:
         folder: with a model that quantrature quantized.
@@ -119,8 +123,20 @@ def requant_folder(
     if not present:
         raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
-    found = find_linears(original, experts=False, embeddings=True, watch=False)
-    layers = {name: layer for name, layer in present.items() if found.find(name).in_block}
+    found = find_linears(original, embeddings=True, watch=False)
+    inside = {name: layer for name, layer in present.items() if found.find(name).in_block}
+    layers = {name: layer for name, layer in inside.items() if found.find(name).expert is None}
+    if not layers:
+        raise InvalidArgumentError(
+            f"[requant] every quantized matrix of {folder} is one of fused experts, which ReQuant leaves as they are"
+        )
+    if len(layers) < len(inside):
+        _log.warning(
+            "%d matrices of fused experts stay as they are; budget and measurements are of the other %d, with dense "
+            "experts",
+            len(inside) - len(layers),
+            len(layers),
+        )
     linears = [found.find(name) for name in layers]
     check_loaded("requant", linears)
     folds = folds_of(quantized)
