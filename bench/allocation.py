@@ -194,21 +194,21 @@ def main() -> None:
         """Seconds to measure what is chosen from, which later plans find measured."""
         return timed(lambda: allocate(source, avg_bits=8, **choice))[1]
 
-    common = {"host": "hqq", "progress": False}
-    pqi = {**common, **CHOICE, "method": "pqi"}
+    common = {"method": "hqq", "progress": False}
+    pqi = {**common, **CHOICE, "strategy": "pqi"}
 
     def measurings() -> dict[str, float]:
         plain, more = (measuring(analyzed, outliers=shares, **pqi) for shares in ((0.0,), OUTLIERS))
-        mxq = measuring(weights, method="mxq", **common)
+        mxq = measuring(weights, strategy="mxq", **common)
         return {"MXQ": mxq, "PQI": analysis + plain, "PQI with outliers": analysis + plain + more}
 
     before = notes.of("measuring seconds", measurings)
     sizes = {budget: limit(budget) for budget in BUDGETS}
     for budget, size in sizes.items():
         target = {"target_bytes": size}
-        uniform = {"method": "uniform", "bits": (2, 3, 4, 8), "meta_bits": 8}
+        uniform = {"strategy": "uniform", "bits": (2, 3, 4, 8), "meta_bits": 8}
         add(budget, "uniform", partial(allocate, weights, **uniform, **target, **common))
-        add(budget, "MXQ", partial(allocate, weights, method="mxq", **target, **common), before["MXQ"])
+        add(budget, "MXQ", partial(allocate, weights, strategy="mxq", **target, **common), before["MXQ"])
         add(budget, "PQI", partial(allocate, analyzed, **target, **pqi), before["PQI"])
         add(
             budget,
@@ -224,10 +224,10 @@ def main() -> None:
             add(
                 budget,
                 f"SensiBoost {stops}-{top}",
-                partial(allocate, weights, method="sensiboost", sensitivity=activation["scores"], **boost),
+                partial(allocate, weights, strategy="sensiboost", sensitivity=activation["scores"], **boost),
                 activation["seconds"],
             )
-            add(budget, f"KurtBoost {stops}-{top}", partial(allocate, weights, method="kurtboost", **boost))
+            add(budget, f"KurtBoost {stops}-{top}", partial(allocate, weights, strategy="kurtboost", **boost))
 
     def validation() -> dict[str, Any]:
         return validate(model, calibration, sensitivity, count=PLANS, batch_size=8, progress=False).to_json()

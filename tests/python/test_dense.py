@@ -35,7 +35,7 @@ def quantized(tmp_path_factory):
     "use",
     [
         lambda model: analysis.analyze(model, TOKENS, metrics=["kurtosis"]),
-        lambda model: allocate(model, method="uniform", avg_bits=4),
+        lambda model: allocate(model, strategy="uniform", avg_bits=4),
         lambda model: activation_sensitivity(model, TOKENS),
         lambda model: measured_loss_changes(model, TOKENS, []),
         find_linears,
@@ -55,8 +55,8 @@ def test_a_quantized_model_says_so(use, loaded, quantized):
     [
         ("analyze", "OUT", "--calibration", "TEXT", "--json"),
         ("analyze", "OUT", "--calibration", "TEXT", "--dry-run"),
-        ("plan", "OUT", "--method", "uniform", "--avg-bits", "4"),
-        ("plan", "OUT", "--method", "pqi", "--avg-bits", "4", "--calibration", "TEXT"),
+        ("plan", "OUT", "--strategy", "uniform", "--avg-bits", "4"),
+        ("plan", "OUT", "--strategy", "pqi", "--avg-bits", "4", "--calibration", "TEXT"),
     ],
 )
 def test_verbs_that_need_a_dense_model_name_the_folder(arguments, quantized, capfd):

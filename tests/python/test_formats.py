@@ -402,7 +402,7 @@ def test_words_of_the_verb_plan_leave_folders_of_that_name(capfd, tmp_path, monk
     tiny_model("llama").save_pretrained(tmp_path / "diff")
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
-    status, out, err = run(capfd, "plan", f".{os.sep}diff", "--method", "uniform", "--avg-bits", 5, "--json")
+    status, out, err = run(capfd, "plan", f".{os.sep}diff", "--strategy", "uniform", "--avg-bits", 5, "--json")
     assert (status, err) == (0, "")
     assert len(json.loads(out)["entries"]) == 14
     assert run(capfd, "plan", "diff", "--json")[0] == 2

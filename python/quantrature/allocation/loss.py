@@ -97,7 +97,7 @@ class LossModel:
         for name, changes, error in zip(names, loss_changes, errors, strict=True):
             if not changes or set(changes) != set(settings):
                 raise InvalidArgumentError(
-                    f"[allocate] method pqi needs the loss change of every matrix at the same settings: got "
+                    f"[allocate] strategy pqi needs the loss change of every matrix at the same settings: got "
                     f"{', '.join(changes) or 'none'} for {name}; analyze with the metric pqi"
                 )
             for what, values in (("loss change", changes), ("error energy", error)):

@@ -137,7 +137,7 @@ def random_plans(
         for members in fusion_groups(names):
             setting = f"b{chance.choice(bits)}g{sensitivity.settings['group_size']}"
             pin |= {names[i]: setting for i in members}
-        plans.append(allocate(sensitivity, method="pqi", avg_bits=32, pin=pin, **wishes))
+        plans.append(allocate(sensitivity, strategy="pqi", avg_bits=32, pin=pin, **wishes))
     return plans
 
 

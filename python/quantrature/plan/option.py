@@ -15,7 +15,7 @@ VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, order=True)
 class Option:
-    """Bits, group size and share of outliers: what an allocator chooses for a matrix.
+    """Bits, group size and share of outliers: what a strategy chooses for a matrix.
 
     Attributes:
         bits, group_size, outliers: as in :class:`quantrature.plan.PlanEntry`.

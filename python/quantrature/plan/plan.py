@@ -14,7 +14,8 @@ from ..files.json_files import read_json
 from ..methods import SOLVERS
 
 FORMAT = "quantrature-plan"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 called ``strategy`` and ``method`` of the allocation ``method`` and ``host``."""
 KEEP_BITS = 16
 """The `bits` of an entry that leaves its matrix as it is."""
 
@@ -30,7 +31,7 @@ class PlanEntry:
         solver: how the codes are found: ``minmax`` for method rtn (round to nearest), else the name of the method.
         meta_bits: bits of quantized scales and zeros; ``None`` stores them as float16.
         outliers: share of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
-        reason: why the allocator chose this; free text.
+        reason: why the strategy chose this; free text.
         predicted_loss_change: nats per token that this matrix is expected to cost; ``None`` when not predicted.
         options: settings of the method's own, such as ``damp_percent`` of gptq; its defaults where not given.
     """
@@ -105,6 +106,14 @@ class PlanEntry:
 
 _FIELDS = {f.name for f in fields(PlanEntry)}
 
+_ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
+"""Names that version 1 had for what an allocation says."""
+
+
+def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The same values, in the same order, under the names of today."""
+    return {names.get(name, name): value for name, value in given.items()}
+
 
 def _as_json(entry: PlanEntry) -> dict[str, Any]:
     """The fields of an entry; options where it has some."""
@@ -120,7 +129,8 @@ class Plan:
 
     Attributes:
         entries: module name to :class:`PlanEntry`.
-        allocation: how the plan was made: method, budget, sizes, predicted loss change, validation; free-form JSON.
+        allocation: how the plan was made: strategy, method, budget, sizes, predicted loss change, validation;
+            free-form JSON.
     """
 
     entries: Mapping[str, PlanEntry]
@@ -129,7 +139,7 @@ class Plan:
     @classmethod
     def uniform(cls, names: Iterable[str], entry: PlanEntry) -> Plan:
         """The same entry for every name."""
-        return cls({name: entry for name in names}, {"method": "uniform"})
+        return cls({name: entry for name in names}, {"strategy": "uniform"})
 
     def __iter__(self) -> Iterator[tuple[str, PlanEntry]]:
         """Pairs of name and entry."""
@@ -196,10 +206,10 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InvalidArgumentError(f'[plan] {origin} is no plan: expected an object with "format": "{FORMAT}"')
-        if data.get("format_version") != FORMAT_VERSION:
+        version = data.get("format_version")
+        if version not in (1, FORMAT_VERSION):
             raise InvalidArgumentError(
-                f"[plan] {origin} has format_version {data.get('format_version')!r}; "
-                f"this version reads {FORMAT_VERSION}"
+                f"[plan] {origin} has format_version {version!r}; this version reads 1 and {FORMAT_VERSION}"
             )
         if not isinstance(data.get("entries"), dict) or not data["entries"]:
             raise InvalidArgumentError(f'[plan] {origin} must have "entries": an object with at least one module')
@@ -220,7 +230,7 @@ class Plan:
         allocation = data.get("allocation", {})
         if not isinstance(allocation, dict):
             raise InvalidArgumentError(f'[plan] {origin}: "allocation" must be an object, got {allocation!r}')
-        return cls(entries, allocation)
+        return cls(entries, _renamed(allocation, _ALLOCATION_BEFORE) if version == 1 else allocation)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write plan.json; an existing file is replaced in one step."""
