@@ -81,7 +81,7 @@ class Judge:
 
     def image(self, name: str, entry: PlanEntry) -> tuple[torch.Tensor, int]:
         """What a matrix becomes, and its bytes."""
-        bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outliers)
+        bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outlier_fraction)
         if (name, bare) not in self.images:
             matrix = quantize_matrix(name, self.stored[name].contiguous(), bare)
             self.images[name, bare] = matrix.dequantize("float32"), matrix.nbytes
@@ -198,7 +198,7 @@ def main() -> None:
     pqi = {**common, **CHOICE, "strategy": "pqi"}
 
     def measurings() -> dict[str, float]:
-        plain, more = (measuring(analyzed, outliers=shares, **pqi) for shares in ((0.0,), OUTLIERS))
+        plain, more = (measuring(analyzed, outlier_fractions=shares, **pqi) for shares in ((0.0,), OUTLIERS))
         mxq = measuring(weights, strategy="mxq", **common)
         return {"MXQ": mxq, "PQI": analysis + plain, "PQI with outliers": analysis + plain + more}
 
@@ -213,7 +213,7 @@ def main() -> None:
         add(
             budget,
             "PQI with outliers",
-            partial(allocate, analyzed, outliers=OUTLIERS, **target, **pqi),
+            partial(allocate, analyzed, outlier_fractions=OUTLIERS, **target, **pqi),
             before["PQI with outliers"],
         )
     for budget, size in sizes.items():

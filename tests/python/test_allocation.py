@@ -70,10 +70,10 @@ def test_size_of_an_entry():
     assert stored_bytes(10, 64, PlanEntry(16), "float32") == 10 * 64 * 4
     assert stored_bytes(10, 64, PlanEntry(3, 2, meta_bits=8)) == 10 * 24 + 320 + 8 * 3 + 320 + 4 * 3
     assert stored_bytes(10, 64, PlanEntry(3, 2, sym=True, meta_bits=4)) == 10 * 24 + 160 + 8 * 3
-    sparse = PlanEntry(4, 64, outliers=0.01)
+    sparse = PlanEntry(4, 64, outlier_fraction=0.01)
     assert stored_bytes(10, 64, sparse) == 10 * 36 + 6 * (2 + 2) + 2 * 11
     assert stored_bytes(10, 64, sparse, "float32") == 10 * 36 + 6 * (4 + 2) + 2 * 11
-    assert stored_bytes(1, 1 << 17, PlanEntry(4, 64, outliers=1e-5)) == (1 << 16) + 4 * 2048 + (2 + 4) + 2 * 2
+    assert stored_bytes(1, 1 << 17, PlanEntry(4, 64, outlier_fraction=1e-5)) == (1 << 16) + 4 * 2048 + (2 + 4) + 2 * 2
 
 
 @pytest.mark.parametrize("option", [Option(3), Option(2, -1), Option(8, 128, 0.005), Option(4, 64, 1e-05)])
@@ -338,13 +338,13 @@ def test_outliers_are_chosen_when_they_were_analyzed():
             for m in sens.matrices
         ),
     )
-    plan = allocate(with_outliers, avg_bits=4, group_sizes=[64], outliers=[0, 0.01])
+    plan = allocate(with_outliers, avg_bits=4, group_sizes=[64], outlier_fractions=[0, 0.01])
     plain = allocate(with_outliers, avg_bits=4, group_sizes=[64])
-    assert any(entry.outliers == 0.01 for _, entry in plan)
+    assert any(entry.outlier_fraction == 0.01 for _, entry in plan)
     assert plan.predicted_loss_change < plain.predicted_loss_change
     assert plan.allocation["bits_per_weight"] <= 4
     with pytest.raises(InvalidArgumentError, match=r"without the weights: got b2g64o0\.01, not measured for model"):
-        allocate(sens, avg_bits=4, group_sizes=[64], outliers=[0, 0.01])
+        allocate(sens, avg_bits=4, group_sizes=[64], outlier_fractions=[0, 0.01])
 
 
 # Constraints
@@ -391,7 +391,7 @@ def test_constraints_hold():
         ({"avg_bits": 4, "bits": [16]}, "bits must be 1 to 8: got 16"),
         ({"avg_bits": 4, "bits": []}, "must leave a choice: got none"),
         ({"avg_bits": 4, "group_sizes": [0]}, "group_size must be -1 or at least 1: got 0"),
-        ({"avg_bits": 4, "outliers": [2]}, "outliers must be a share between 0 and 1: got 2"),
+        ({"avg_bits": 4, "outlier_fractions": [2]}, "outlier_fraction must be a fraction between 0 and 1: got 2"),
         ({"avg_bits": 4, "skip": ["re:.*"]}, "a plan needs a matrix that is not skipped: got none"),
         ({"avg_bits": 4, "skip": ["lm_head"]}, "every constraint must match a matrix: got lm_head"),
         ({"avg_bits": 4, "pin": {"re:(": 4}}, r"or be a regular expression: got re:\("),

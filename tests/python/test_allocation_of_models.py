@@ -80,7 +80,7 @@ def stored(model, plan):
 )
 def test_sizes_are_those_of_the_ops(rows, columns, bits, group_size, sym, meta_bits, outliers, dtype):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)).to(dtype)
-    entry = PlanEntry(bits, group_size, sym=sym, meta_bits=meta_bits, outliers=outliers)
+    entry = PlanEntry(bits, group_size, sym=sym, meta_bits=meta_bits, outlier_fraction=outliers)
     quantized = quantize_matrix("w", weight, entry)
     size = stored_bytes(rows, columns, entry, str(dtype).removeprefix("torch."))
     scale, zero = quantized.dense.scale, quantized.dense.zero
@@ -140,7 +140,7 @@ def test_missing_settings_are_measured_with_the_weights(analyzed, model):
     assumed = allocate(analyzed, avg_bits=6, group_sizes=[12])
     assert measured.allocation["error_energies"] == assumed.allocation["error_energies"] == "measured"
     assert measured.allocation["predicted_loss_change"] != assumed.allocation["predicted_loss_change"]
-    other = allocate(analyzed, avg_bits=5, weights=model, method="hqq", outliers=[0, 0.02], group_sizes=[16])
+    other = allocate(analyzed, avg_bits=5, weights=model, method="hqq", outlier_fractions=[0, 0.02], group_sizes=[16])
     assert {entry.solver for _, entry in other} == {"hqq"}
     assert other.allocation["bytes"] == stored(model, other)
 
@@ -461,7 +461,16 @@ def test_plan_from_an_analysis(capfd, folder, tmp_path, analyzed):
         "--max-bits",
         "model.layers.0.mlp.up_proj=2",
     )
-    choice = ("--bits", "2,3,4,5,8", "--group-sizes", "16,32", "--outliers", "0,0.01", "--weights", folder / "model")
+    choice = (
+        "--bits",
+        "2,3,4,5,8",
+        "--group-sizes",
+        "16,32",
+        "--outlier-fractions",
+        "0,0.0001",
+        "--weights",
+        folder / "model",
+    )
     arguments = ("plan", tmp_path / "sens", "--target-size", "30kB", *constraints, *choice, "--groups", "none")
     found = run_json(capfd, *arguments, "--skip", "model.layers.1.mlp.up_proj")
     entries = found["entries"]
@@ -547,6 +556,7 @@ def test_dry_runs(capfd, folder, tmp_path, analyzed):
         (["MODEL", "--target-size", "1.2.3MB"], "--target-size must be a size such as"),
         (["MODEL", "--avg-bits", "4"], "--calibration must name the text that pqi needs"),
         (["MODEL", "--avg-bits", "4", "--strategy", "sensiboost"], "--calibration must name the text that sensiboost"),
+        (["MODEL", "--avg-bits", "4", "--outlier-fractions", "0,5"], "--outlier-fractions must be a fraction between"),
         (["MODEL", "--avg-bits", "4", "--bits", "2,x"], "--bits must be numbers with commas between: got '2,x'"),
         (["MODEL", "--avg-bits", "4", "--pin", "a"], "--pin must be MATRIX=VALUE: got 'a'"),
         (["MODEL", "--avg-bits", "4", "--min-bits", "a=b"], "--min-bits must be MATRIX=BITS: got 'b' for the bits"),

@@ -290,7 +290,15 @@ def test_peak_memory_counts_activations_and_hessians():
 def test_requant_works_on_a_calibrated_host():
     model = tiny_model("llama")
     _, record = qtr.requant(
-        model, WINDOWS, bits=2, group_size=16, method="gptq", outliers=1.0, significant=1.0, nodes=2, batch_size=6
+        model,
+        WINDOWS,
+        bits=2,
+        group_size=16,
+        method="gptq",
+        outlier_fraction=0.01,
+        significant_fraction=0.01,
+        nodes=2,
+        batch_size=6,
     )
     assert record.outliers and record.significant
     assert record.stages[-1].measured_loss_change < record.stages[0].measured_loss_change

@@ -97,8 +97,8 @@ def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
         16,
         "--method",
         "hqq",
-        "--outliers",
-        1,
+        "--outlier-fraction",
+        0.01,
         "--ignore",
         "re:.*o_proj",
         "-o",
@@ -122,7 +122,15 @@ CALIBRATION = ("--nsamples", 2, "--seqlen", 32, "--nodes", 2)
 
 def test_quantize_with_requant(capfd, folder, tmp_path):
     arguments = ("quantize", folder / "model", "--bits", 2, "--group-size", 16, "--method", "mse", "--requant")
-    budgets = ("--outliers", 2, "--significant", 1, "--calibration", folder / "text.txt", *CALIBRATION)
+    budgets = (
+        "--outlier-fraction",
+        0.02,
+        "--significant-fraction",
+        0.01,
+        "--calibration",
+        folder / "text.txt",
+        *CALIBRATION,
+    )
     cost = run_json(capfd, *arguments, *budgets, "--dry-run")
     said = run_json(capfd, *arguments, *budgets, "-o", tmp_path / "out")
     assert cost["bytes"] == pytest.approx(said["bytes"], rel=0.05)  # some matrices keep nothing
@@ -145,7 +153,16 @@ def test_requant_leaves_the_dtype_of_the_rest(capfd, folder, tmp_path):
     models.load_model(folder / "model", "bfloat16").save_pretrained(tmp_path / "half")
     byte_tokenizer().save_pretrained(tmp_path / "half")
     capfd.readouterr()  # transformers' bar
-    arguments = ("--bits", 2, "--requant", "--outliers", 1, "--calibration", folder / "text.txt", *CALIBRATION)
+    arguments = (
+        "--bits",
+        2,
+        "--requant",
+        "--outlier-fraction",
+        0.01,
+        "--calibration",
+        folder / "text.txt",
+        *CALIBRATION,
+    )
     run_json(capfd, "quantize", tmp_path / "half", *arguments, "-o", tmp_path / "out")
     loaded = models.load_model(tmp_path / "out")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
@@ -161,7 +178,7 @@ def test_requant_improves_a_folder(capfd, folder, tmp_path):
     assert before < said["bytes"] <= 1.2 * before
     assert said["bytes"] == checkpoint.inspect(tmp_path / "better").bytes
     assert run_json(capfd, "verify", tmp_path / "better", "--source", folder / "model")["ok"]
-    again = ("--significant", 1, "--overwrite")
+    again = ("--significant-fraction", 0.01, "--overwrite")
     status, out, err = run(capfd, "requant", tmp_path / "better", *arguments, *again)
     assert (status, err) == (0, "")
     assert "improved" in out
@@ -182,7 +199,7 @@ def test_quantize_by_a_plan(capfd, folder, tmp_path):
 
 
 def test_quantize_says_what_it_would_take(capfd, folder, tmp_path):
-    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outliers", 1)
+    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outlier-fraction", 0.01)
     cost = run_json(capfd, *arguments, "--dry-run")
     said = run_json(capfd, *arguments, "-o", tmp_path / "out")
     assert {key: cost[key] for key in ("bits_per_weight", "bytes", "other_bytes")} == {
@@ -239,12 +256,22 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         ((*ANALYZE, "--device-map", "auto", "--max-memory", "1GiB"), "--max-memory must be DEVICE=SIZE: got '1GiB'"),
         ((*ANALYZE, "--device-map", "auto", "--max-memory", "cpu=x"), "--max-memory must be a size such as"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--nodes", "0"), "nodes must be at least 1"),
-        (("quantize", "MODEL", "--bits", "3", "--outliers", "101", "-o", "NEW"), "must be 0 to 100 percent: got 101"),
+        (
+            ("quantize", "MODEL", "--bits", "3", "--outlier-fraction", "1.01", "-o", "NEW"),
+            "must be a fraction between 0 and 1",
+        ),
         (("quantize", "MODEL", "--bits", "3", "--requant", "-o", "NEW"), "--requant needs --calibration"),
-        (("quantize", "MODEL", "--bits", "3", "--significant", "1", "-o", "NEW"), "--significant goes with --requant"),
+        (
+            ("quantize", "MODEL", "--bits", "3", "--significant-fraction", "0.01", "-o", "NEW"),
+            "--significant-fraction goes with --requant",
+        ),
         ((*REQUANT, "--compute-dtype", "int8"), "--compute-dtype must be float32, bfloat16 or float16: got int8"),
         ((*REQUANT, "--selection", "magic"), "selection must be one of temperature, greedy"),
-        (("requant", "OUT", *FROM, "--significant", "1"), "-o must name a folder to write, or --overwrite"),
+        (
+            ("requant", "OUT", *FROM, "--significant-fraction", "1.5", "-o", "NEW"),
+            "--significant-fraction must be a fraction between 0 and 1",
+        ),
+        (("requant", "OUT", *FROM, "--significant-fraction", "0.01"), "-o must name a folder to write, or --overwrite"),
         (("requant", "OUT", *FROM, "-o", "NEW"), "a budget is given as exactly one of"),
         (("requant", "OUT", *FROM, "-o", "NEW", "--target-size", "x"), "--target-size must be a size such as"),
         (("requant", "OUT", *FROM, "-o", "NEW", "--avg-bits", "1"), "the budget must have room for"),

@@ -235,7 +235,7 @@ def test_layers(on_device, dtype, solver):
     from quantrature.packed import MatrixSpec
     from quantrature.plan import PlanEntry
 
-    entry = PlanEntry(bits=4, group_size=32, outliers=0.02, solver=solver)
+    entry = PlanEntry(bits=4, group_size=32, outlier_fraction=0.02, solver=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
     layer = QuantLinear(MatrixSpec.of(matrix))
     layer.store(matrix)
@@ -413,7 +413,7 @@ def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
     from quantrature.nn import quantized_layers
     from test_analysis import TOKENS, sharp_model
 
-    settings = ANALYSIS | {"outliers": 1.0, "significant": 0.5, "temperatures": [1.0]}
+    settings = ANALYSIS | {"outlier_fraction": 0.01, "significant_fraction": 0.005, "temperatures": [1.0]}
     expected, record = quantrature.requant(sharp_model(), TOKENS, **settings)
     ranked = []
     topk = ops.topk

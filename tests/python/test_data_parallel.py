@@ -90,7 +90,7 @@ def test_two_ranks_find_what_one_finds(folder, tmp_path, mode):
 def test_two_ranks_keep_what_one_keeps(folder, tmp_path):
     arguments = ["quantize", folder / "model", "--calibration", folder / "text.txt", "--requant", "--json"]
     arguments += ["--bits", 2, "--group-size", 16, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
-    arguments += ["--outliers", 2, "--significant", 1]
+    arguments += ["--outlier-fraction", 0.02, "--significant-fraction", 0.01]
     (one,) = run_ranks([*arguments, "-o", tmp_path / "one"], 1)
     several = run_ranks([*arguments, "-o", tmp_path / "two", "--map-folder", tmp_path / "maps"])
     assert several[1] == ""
@@ -102,7 +102,7 @@ def test_two_ranks_keep_what_one_keeps(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "one", "two"]
 
     arguments = ["requant", tmp_path / "one", "--source", folder / "model", "--calibration", folder / "text.txt"]
-    arguments += ["--json", "--significant", 1, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
+    arguments += ["--json", "--significant-fraction", 0.01, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
     (one,) = run_ranks([*arguments, "-o", tmp_path / "more"], 1)
     several = run_ranks([*arguments, "-o", tmp_path / "more of two"])
     assert several[1] == ""

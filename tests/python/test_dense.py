@@ -75,7 +75,7 @@ def test_quantized_weights_count_as_parameters(layout, tmp_path):
     embedding_bits = None if layout == "gpt2" else 8
     wanted = [model.num_parameters(exclude_embeddings=exclude) for exclude in (False, True)]
     inner = model.base_model.num_parameters()
-    qtr.quantize(model, bits=3, group_size=16, outliers=0.02, embedding_bits=embedding_bits)
+    qtr.quantize(model, bits=3, group_size=16, outlier_fraction=0.02, embedding_bits=embedding_bits)
     model.save_pretrained(tmp_path)
     torch.save(model, tmp_path / "whole.pt")
     again = torch.load(tmp_path / "whole.pt", weights_only=False)

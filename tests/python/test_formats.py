@@ -265,10 +265,10 @@ def test_types_of_ggml(entry, kind):
             PlanEntry(4),
             "format must be one of gptq-dynamic, gptq-vllm, compressed-tensors, auto-round, llama.cpp: got 'gp",
         ),
-        ("gptq-dynamic", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
-        ("compressed-tensors", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
-        ("auto-round", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
-        ("llama.cpp", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
+        ("gptq-dynamic", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
+        ("compressed-tensors", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
+        ("auto-round", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
+        ("llama.cpp", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         *(
             (form, PlanEntry(4, size, solver=solver), f"solver must be one with a uniform grid: got {solver}")
             for form in formats.FORMATS
@@ -277,7 +277,7 @@ def test_types_of_ggml(entry, kind):
         ("gptq-dynamic", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("compressed-tensors", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("auto-round", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
-        ("gptq-vllm", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
+        ("gptq-vllm", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         ("gptq-vllm", PlanEntry(4, 64), "sym must be true: got False"),
         ("gptq-vllm", PlanEntry(3, 64, sym=True), "bits must be one of 4, 8: got 3"),
         ("gptq-vllm", PlanEntry(4, 16, sym=True), "group_size must be one of -1, 32, 64, 128: got 16"),
@@ -360,7 +360,7 @@ def test_plan_diff(capfd, tmp_path):
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     predicted = Plan({"m": PlanEntry(3, predicted_loss_change=0.5), "n": PlanEntry(4, predicted_loss_change=0.25)})
     Plan(predicted.entries, {"bytes": 1000, "bits_per_weight": 3.5}).save(a)
-    Plan(predicted.replace("m", bits=2, outliers=0.01).entries, {"bytes": 900, "bits_per_weight": 3.25}).save(b)
+    Plan(predicted.replace("m", bits=2, outlier_fraction=0.01).entries, {"bytes": 900, "bits_per_weight": 3.25}).save(b)
     status, out, err = run(capfd, "plan", "diff", a, b, "--json")
     assert (status, err) == (0, "")
     found = json.loads(out)

@@ -313,7 +313,7 @@ def test_files_of_the_processor_go_with_the_model(tmp_path, capfd):
     given = ["--calibration", str(text), "--nsamples", "2", "--seqlen", "24"]
     out, more = str(tmp_path / "out"), str(tmp_path / "more")
     assert main(["quantize", str(source), "-o", out, "--bits", "3", "--method", "gptq", *given]) == 0
-    assert main(["requant", out, "--source", str(source), "-o", more, "--significant", "1", *given]) == 0
+    assert main(["requant", out, "--source", str(source), "-o", more, "--significant-fraction", "0.01", *given]) == 0
     for folder in (out, more):
         for name, content in files.items():
             assert (tmp_path / folder / name).read_text() == content

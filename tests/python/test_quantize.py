@@ -49,7 +49,9 @@ def quantized(tmp_path_factory):
     names = [linear.name for linear in models.find_linears(model)]
     plan = Plan(
         {
-            name: PlanEntry(2 + i % 4, [16, -1][i % 2], outliers=[0.0, 0.02][i % 3 == 0], predicted_loss_change=0.001)
+            name: PlanEntry(
+                2 + i % 4, [16, -1][i % 2], outlier_fraction=[0.0, 0.02][i % 3 == 0], predicted_loss_change=0.001
+            )
             for i, name in enumerate(names)
         }
     )
@@ -65,7 +67,7 @@ def test_every_layout_survives_the_way_through_a_folder(layout, tmp_path):
     before = logits(model)
     linears = models.find_linears(model)
     model.save_pretrained(tmp_path / "dense")
-    returned = qtr.quantize(model, bits=4, group_size=16, outliers=0.01)
+    returned = qtr.quantize(model, bits=4, group_size=16, outlier_fraction=0.01)
     assert returned is model
     assert set(quantized_layers(model)) == {linear.name for linear in linears}
     after = logits(model)
@@ -77,7 +79,7 @@ def test_every_layout_survives_the_way_through_a_folder(layout, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(kind.from_pretrained(tmp_path / "again")), after)
 
-    wish = qtr.QuantratureConfig(bits=4, group_size=16, outliers=0.01)
+    wish = qtr.QuantratureConfig(bits=4, group_size=16, outlier_fraction=0.01)
     assert torch.equal(logits(kind.from_pretrained(tmp_path / "dense", quantization_config=wish)), after)
 
     # What the quantized weights are, times the inputs: by torch alone, in a plain model that any reader loads.
@@ -107,7 +109,7 @@ def test_a_layer_computes_what_its_dequantized_weight_does(layout):
 def test_outliers_are_kept_to_the_bit():
     model = tiny_model("llama")
     source = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
-    qtr.quantize(model, bits=2, group_size=16, outliers=0.05)
+    qtr.quantize(model, bits=2, group_size=16, outlier_fraction=0.05)
     for name, layer in quantized_layers(model).items():
         weight, original = layer.dequantize(), source[name]
         largest = original.abs().flatten().topk(round(0.05 * original.numel())).indices
@@ -125,7 +127,7 @@ def test_bias_and_everything_else_stay(tmp_path):
 
 
 def test_casts_leave_the_storage_alone():
-    model = qtr.quantize(tiny_model("qwen2"), bits=3, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("qwen2"), bits=3, group_size=16, outlier_fraction=0.01)
     layer = model.model.layers[0].self_attn.q_proj
     stored = {name: tensor.clone() for name, tensor in layer.stored().items()}
     layer.to(torch.bfloat16)
@@ -201,7 +203,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_weights_may_stay_on_disk(place, shards, tmp_path):
-    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outlier_fraction=0.01)
     checkpoint.save(model, tmp_path / "out", max_shard_size="5GB" if shards == 1 else "40KB")
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shards > 1)
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -228,11 +230,13 @@ def test_automatic_maps_count_quantized_sizes(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-@pytest.mark.parametrize("wish", [None, {"bits": 3, "group_size": 16, "outliers": 0.01}])
+@pytest.mark.parametrize("wish", [None, {"bits": 3, "group_size": 16, "outlier_fraction": 0.01}])
 @pytest.mark.parametrize("layout", ["llama-tied", "mixtral"])
 def test_no_tensor_is_read_twice(wish, layout, tmp_path, monkeypatch):
     model = tiny_model(layout)
-    (model if wish else qtr.quantize(model, bits=3, group_size=16, outliers=0.01)).save_pretrained(tmp_path / "model")
+    (model if wish else qtr.quantize(model, bits=3, group_size=16, outlier_fraction=0.01)).save_pretrained(
+        tmp_path / "model"
+    )
     reads = count_reads(monkeypatch)
     settings = {"quantization_config": qtr.QuantratureConfig(**wish)} if wish else {}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **settings)
@@ -346,7 +350,7 @@ def test_an_encoder_with_a_decoder_runs(tmp_path):
     """T5 casts what its layer wo is given to the dtype of its weight, so that one stays as it is."""
     from transformers import AutoModelForSeq2SeqLM
 
-    model = qtr.quantize(tiny_model("t5"), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("t5"), bits=4, group_size=16, outlier_fraction=0.01)
     assert not any(name.endswith(".wo") for name in quantized_layers(model))
     assert any(name.endswith(".wi") for name in quantized_layers(model))
     model.save_pretrained(tmp_path / "out")
@@ -394,7 +398,7 @@ def trusting(tmp_path):
 
 @pytest.mark.parametrize(("layout", "auto"), [("qwen2", "CausalLM"), ("mixtral", "CausalLM"), ("bert", "MaskedLM")])
 def test_a_folder_with_code_of_its_own_needs_no_import(layout, auto, tmp_path, trusting):
-    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outlier_fraction=0.01)
     checkpoint.save(model, tmp_path / "out", auto_map=True)
     done, to = trusting(tmp_path / "out", f"AutoModelFor{auto}")
     assert done.stdout == f"{len(quantized_layers(model))} True\n", done.stderr
@@ -567,7 +571,7 @@ def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value
         ({"bits": 3, "group_size": 0}, "group_size must be -1 or at least 1"),
         ({"bits": 3, "group_size": -2}, "group_size must be -1 or at least 1"),
         ({"bits": 3, "method": "magic"}, "method must be one of rtn"),
-        ({"bits": 3, "outliers": 2.0}, "outliers must be a share"),
+        ({"bits": 3, "outlier_fraction": 2.0}, "outlier_fraction must be a fraction"),
         ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
         ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
         ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore does not go with a plan"),

@@ -15,7 +15,14 @@ from test_analysis import TOKENS, sharp_model
 from tiny_models import byte_tokenizer
 
 ANALYSIS = {"metrics": ["pqi"], "bits": 2, "group_size": 16, "nodes": 3}
-REQUANT = {"bits": 2, "group_size": 16, "nodes": 2, "batch_size": 2, "outliers": 2.0, "significant": 1.0}
+REQUANT = {
+    "bits": 2,
+    "group_size": 16,
+    "nodes": 2,
+    "batch_size": 2,
+    "outlier_fraction": 0.02,
+    "significant_fraction": 0.01,
+}
 
 
 class Stop(KeyboardInterrupt):
@@ -152,7 +159,7 @@ def test_a_requant_that_may_not_or_must_resume(tmp_path, interrupt):
         qtr.requant(sharp_model(), TOKENS, **arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "state.integral"]
     with pytest.raises(InvalidArgumentError, match="resume is required"):
-        qtr.requant(sharp_model(), TOKENS, **{**arguments, "significant": 1.5}, resume="required")
+        qtr.requant(sharp_model(), TOKENS, **{**arguments, "significant_fraction": 0.015}, resume="required")
     passes = interrupt(0)
     qtr.requant(sharp_model(), TOKENS, **arguments, resume="never")
     assert len(passes) == total
@@ -187,7 +194,7 @@ def files(folder):
 
 def test_an_interrupted_improvement_of_a_folder_goes_on(folders, tmp_path, interrupt):
     arguments = [folders / "host", folders / "source", TOKENS]
-    settings = {"significant": 2.0, "nodes": 2, "batch_size": 2, "state_file": tmp_path / "state"}
+    settings = {"significant_fraction": 0.02, "nodes": 2, "batch_size": 2, "state_file": tmp_path / "state"}
     passes = interrupt(0)
     whole = qtr.requant_folder(*arguments, **settings, output=tmp_path / "whole")
     interrupt(len(passes) - 1)
@@ -205,7 +212,7 @@ def test_an_interrupted_improvement_of_a_folder_goes_on(folders, tmp_path, inter
     [
         ["analyze", "source", "--bits", "2", "--group-size", "16", "--metrics", "pqi"],
         ["quantize", "source", "--bits", "2", "--group-size", "16", "--requant", "--selection", "greedy"],
-        ["requant", "host", "--source", "source", "--significant", "2"],
+        ["requant", "host", "--source", "source", "--significant-fraction", "0.02"],
     ],
 )
 def test_the_command_line_goes_on_beside_its_output(folders, tmp_path, interrupt, verb, capsys):

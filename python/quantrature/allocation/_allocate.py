@@ -60,7 +60,7 @@ def allocate(
     target_bytes: int | None = None,
     bits: Iterable[int] | None = None,
     group_sizes: Iterable[int] | None = None,
-    outliers: Iterable[float] = (0.0,),
+    outlier_fractions: Iterable[float] = (0.0,),
     method: str | None = None,
     sym: bool | None = None,
     meta_bits: int | str | None = "default",
@@ -96,9 +96,8 @@ def allocate(
         strategy: name out of ``STRATEGIES``.
         avg_bits: bits of storage for each weight, everything included, on average over the matrices of the plan.
         target_bytes: the same budget in bytes, of all matrices of the plan together; give one of the two.
-        bits, group_sizes, outliers: what may be chosen. Unless given, for the published strategies their twelve
-            settings; else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Shares of outliers need the
-            weights.
+        bits, group_sizes, outlier_fractions: what may be chosen. Unless given, for the published strategies their
+            twelve settings; else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Outliers need the weights.
         method: how codes are found, as in :func:`quantrature.quantize`. Unless given, the method of the analysis;
             without an analysis ``hqq`` for the published strategies and ``rtn`` for ``uniform``.
         sym: grids symmetric around zero; as analyzed unless given.
@@ -134,7 +133,7 @@ def allocate(
         raise InvalidArgumentError("[allocate] a plan needs a matrix that is not skipped: got none")
     budget = Budget.of(matrices, avg_bits, target_bytes)
     quantizer, grid = grid_of(origin, strategy, method, sym, meta_bits)
-    options = options_of(origin, strategy, bits, group_sizes, outliers, grid)
+    options = options_of(origin, strategy, bits, group_sizes, outlier_fractions, grid)
 
     if strategy in ("sensiboost", "kurtboost"):
         if pin or minimum or maximum or groups == "fused":
@@ -372,7 +371,7 @@ def options_of(
     strategy: str,
     bits: Iterable[int] | None,
     group_sizes: Iterable[int] | None,
-    outliers: Iterable[float],
+    outlier_fractions: Iterable[float],
     grid: Grid,
 ) -> list[Option]:
     """All combinations, each one that can be stored."""
@@ -382,10 +381,10 @@ def options_of(
         analyzed = origin.group_size
         also = set() if strategy in PAPERS else {analyzed}
         group_sizes = [-1] if analyzed == -1 else sorted({32, 64, 128} | also)
-    shares, sizes = list(outliers), list(group_sizes)
+    shares, sizes = list(outlier_fractions), list(group_sizes)
     options = [Option(b, g, o) for b in bits for g in sizes for o in shares]
     if not options:
-        raise InvalidArgumentError("[allocate] bits, group_sizes and outliers must leave a choice: got none")
+        raise InvalidArgumentError("[allocate] bits, group_sizes and outlier_fractions must leave a choice: got none")
     for option in options:
         if option.bits > 8:
             raise InvalidArgumentError(f"[allocate] bits must be 1 to 8: got {option.bits}")
@@ -406,7 +405,11 @@ def _uniform(
     """The largest setting that fits; where constraints forbid it to a matrix, the nearest that they allow."""
 
     def distance(a: Option, b: Option) -> tuple[float, ...]:
-        return abs(a.bits - b.bits), abs(math.log2(abs(a.group_size) / abs(b.group_size))), abs(a.outliers - b.outliers)
+        return (
+            abs(a.bits - b.bits),
+            abs(math.log2(abs(a.group_size) / abs(b.group_size))),
+            abs(a.outlier_fraction - b.outlier_fraction),
+        )
 
     ladder = []
     for option in options:

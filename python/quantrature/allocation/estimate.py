@@ -19,7 +19,7 @@ def estimate(
     strategy: str,
     bits: Iterable[int] | None = None,
     group_sizes: Iterable[int] | None = None,
-    outliers: Iterable[float] = (0.0,),
+    outlier_fractions: Iterable[float] = (0.0,),
     method: str | None = None,
     meta_bits: int | str | None = "default",
     trust_remote_code: bool = False,
@@ -27,7 +27,7 @@ def estimate(
     """Time and memory of :func:`allocate`, found without loading the model or measuring anything on it.
 
     Args:
-        source, strategy, bits, group_sizes, outliers, method, meta_bits, trust_remote_code: as there.
+        source, strategy, bits, group_sizes, outlier_fractions, method, meta_bits, trust_remote_code: as there.
 
     Returns:
         ``matrices`` and ``weights`` of the model; ``settings`` that will be measured on each matrix; ``memory_bytes``
@@ -44,7 +44,7 @@ def estimate(
     _, grid = grid_of(origin, strategy, method, None, meta_bits)
     chosen = []
     if origin.weight is not None and strategy in ("mxq", "pqi"):
-        chosen = options_of(origin, strategy, bits, group_sizes, outliers, grid)
+        chosen = options_of(origin, strategy, bits, group_sizes, outlier_fractions, grid)
     sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
     outcomes("sample", sample, chosen, grid.entry)

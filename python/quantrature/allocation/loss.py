@@ -139,10 +139,10 @@ class LossModel:
         measured = self._errors[i]
         if option in measured:
             return measured[option]
-        if option.outliers:
+        if option.outlier_fraction:
             return None
         analytic = analytic_error(option, self._columns[i])
-        plain = [known for known in measured if not known.outliers]
+        plain = [known for known in measured if not known.outlier_fraction]
         if not plain:
             return analytic * self._numels[i]
         ratios = [(analytic / analytic_error(known, self._columns[i]), known) for known in plain]

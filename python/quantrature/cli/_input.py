@@ -26,6 +26,18 @@ def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
         raise InvalidArgumentError(f"[{verb}] {option} must be a size such as 4.2GiB or 900MB: got {text!r}") from None
 
 
+def check_fraction(verb: str, option: str, value: float | None) -> None:
+    """Refuse what is no fraction, and percent above all.
+
+    Raises:
+        InvalidArgumentError: naming the option.
+    """
+    if value is not None and not 0 <= value <= 1:
+        raise InvalidArgumentError(
+            f"[{verb}] {option} must be a fraction between 0 and 1 (0.005 is half a percent): got {value:g}"
+        )
+
+
 def memory_limits(verb: str, given: list[str] | None, device_map: str | None) -> dict[int | str, int | str] | None:
     """What the weights may take of each device, out of ``DEVICE=SIZE``; ``None`` for no limits.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import size_in_bytes
+from ._input import check_fraction, size_in_bytes
 from ._options import Bos, Json, Nsamples, Seed, Seqlen, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
@@ -45,7 +45,9 @@ def run(
     ] = None,
     bits: Annotated[str | None, typer.Option(help="Bits to choose from, with commas: 2,3,4,8.")] = None,
     group_sizes: Annotated[str | None, typer.Option(help="Group sizes to choose from, with commas: 32,64,128.")] = None,
-    outliers: Annotated[str, typer.Option(help="Percent of weights kept exactly to choose from: 0,0.5.")] = "0",
+    outlier_fractions: Annotated[
+        str, typer.Option(help="Fractions of weights kept exactly, 0 to 1, to choose from: 0,0.005.")
+    ] = "0",
     method: Annotated[
         str | None,
         typer.Option(help="How codes are found: one of 'quantrature list methods'.", show_default="as analyzed"),
@@ -100,7 +102,7 @@ def run(
         wishes: dict[str, Any] = {
             "bits": None if bits is None else _numbers("--bits", bits, int),
             "group_sizes": None if group_sizes is None else _numbers("--group-sizes", group_sizes, int),
-            "outliers": [percent / 100 for percent in _numbers("--outliers", outliers, float)],
+            "outlier_fractions": _numbers("--outlier-fractions", outlier_fractions, float),
             "method": method,
             "groups": groups,
             "pin": _pairs("--pin", pin),
@@ -111,6 +113,8 @@ def run(
             "top_m": top_m,
             "progress": False if as_json else None,
         }
+        for fraction in wishes["outlier_fractions"]:
+            check_fraction("plan", "--outlier-fractions", fraction)
         if meta_bits is not None:
             wishes["meta_bits"] = meta_bits or None
         if table is not None:
@@ -220,7 +224,9 @@ class _Model:
         from ..allocation import estimate
 
         passed = {
-            name: wishes[name] for name in ("bits", "group_sizes", "outliers", "method", "meta_bits") if name in wishes
+            name: wishes[name]
+            for name in ("bits", "group_sizes", "outlier_fractions", "method", "meta_bits")
+            if name in wishes
         }
         cost = estimate(self.path, strategy=strategy, trust_remote_code=self.trust_remote_code, **passed)
         if strategy in ("pqi", "sensiboost") and not self.analyzed:
@@ -277,7 +283,7 @@ def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
         key = (
             "kept"
             if entry.keeps
-            else entry.setting + (f" and {100 * entry.outliers:g} % outliers" if entry.outliers else "")
+            else entry.setting + (f" and {100 * entry.outlier_fraction:g} % outliers" if entry.outlier_fraction else "")
         )
         settings[key] = settings.get(key, 0) + 1
     rows += [(key, f"{count} matrices") for key, count in sorted(settings.items())]

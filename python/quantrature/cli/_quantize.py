@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import memory_limits
+from ._input import check_fraction, memory_limits
 from ._options import (
     BatchSize,
     Bos,
@@ -49,9 +49,12 @@ def run(
     method: Method = "rtn",
     sym: Sym = False,
     meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zeros to so many bits.")] = None,
-    outliers: Annotated[
+    outlier_fraction: Annotated[
         float | None,
-        typer.Option(help="Percent of the weights kept exactly for their magnitude: 0, or 0.45 with --requant."),
+        typer.Option(
+            help="Fraction of the weights, 0 to 1, kept exactly for their magnitude.",
+            show_default="0; 0.0045 with --requant",
+        ),
     ] = None,
     embedding_bits: Annotated[
         int | None, typer.Option(help="Quantize the token and the output embedding, too; 8 loses next to nothing.")
@@ -60,8 +63,11 @@ def run(
         bool,
         typer.Option("--requant", help="Share outliers out by PQI, and keep the most significant weights, too."),
     ] = False,
-    significant: Annotated[
-        float | None, typer.Option(help="Percent of the weights kept exactly for their PQI; 0.05 with --requant.")
+    significant_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of the weights, 0 to 1, kept exactly for their PQI.", show_default="0.0005 with --requant"
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Integrals over which the significant weights are spread.")] = 2,
     selection: Annotated[str, typer.Option(help="How outliers are shared out: temperature or greedy.")] = "temperature",
@@ -139,15 +145,18 @@ def run(
         raise InvalidArgumentError("[quantize] -o must name a folder to write")
     if requant and calibration is None:
         raise InvalidArgumentError("[quantize] --requant needs --calibration, a text to integrate on")
-    if significant is not None and not requant:
-        raise InvalidArgumentError("[quantize] --significant goes with --requant, which finds the significant weights")
+    if significant_fraction is not None and not requant:
+        raise InvalidArgumentError(
+            "[quantize] --significant-fraction goes with --requant, which finds the significant weights"
+        )
+    check_fraction("quantize", "--outlier-fraction", outlier_fraction)
+    check_fraction("quantize", "--significant-fraction", significant_fraction)
     if compute_dtype not in ("float32", "bfloat16", "float16"):
         raise InvalidArgumentError(
             f"[quantize] --compute-dtype must be float32, bfloat16 or float16: got {compute_dtype}"
         )
-    percent = outliers if outliers is not None else (0.45 if requant else 0.0)
-    if not 0 <= percent <= 100:
-        raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
+    if outlier_fraction is None:
+        outlier_fraction = 0.0045 if requant else 0.0
     limits = memory_limits("quantize", max_memory, device_map)
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         import logging
@@ -183,7 +192,7 @@ def run(
         }
         record = None
         linears, made = plan_for(
-            loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100, experts=not requant
+            loaded, **host, plan=chosen, outlier_fraction=0.0 if requant else outlier_fraction, experts=not requant
         )
         needy = [entry.solver for _, entry in made if not entry.keeps and SOLVERS[entry.solver].needs]
         if needy and calibration is None:
@@ -214,8 +223,8 @@ def run(
                 made,
                 windows,
                 {
-                    "outliers": percent,
-                    "significant": 0.05 if significant is None else significant,
+                    "outlier_fraction": outlier_fraction,
+                    "significant_fraction": 0.0005 if significant_fraction is None else significant_fraction,
                     "steps": steps,
                     "selection": selection,
                     "batch_size": batch_size,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import memory_limits, size_in_bytes
+from ._input import check_fraction, memory_limits, size_in_bytes
 from ._options import (
     BatchSize,
     Bos,
@@ -40,7 +40,9 @@ def run(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
     ] = None,
-    significant: Annotated[float | None, typer.Option(help="Percent of the weights to restore.")] = None,
+    significant_fraction: Annotated[
+        float | None, typer.Option(help="Fraction of the weights, 0 to 1, to restore.")
+    ] = None,
     avg_bits: Annotated[
         float | None, typer.Option(help="Instead: bits of storage for each weight, everything included.")
     ] = None,
@@ -79,10 +81,11 @@ def run(
     """
     if output is None and not overwrite:
         raise InvalidArgumentError("[requant] -o must name a folder to write, or --overwrite allow to replace DIR")
-    if sum(given is not None for given in (significant, avg_bits, target_size)) != 1:
+    if sum(given is not None for given in (significant_fraction, avg_bits, target_size)) != 1:
         raise InvalidArgumentError(
-            "[requant] a budget is given as exactly one of --significant, --avg-bits and --target-size"
+            "[requant] a budget is given as exactly one of --significant-fraction, --avg-bits and --target-size"
         )
+    check_fraction("requant", "--significant-fraction", significant_fraction)
     target = None if target_size is None else size_in_bytes("requant", target_size)
     limits = memory_limits("requant", max_memory, device_map)
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
@@ -94,7 +97,7 @@ def run(
             folder,
             source,
             calibration,
-            significant=significant,
+            significant_fraction=significant_fraction,
             avg_bits=avg_bits,
             target_bytes=target,
             steps=steps,

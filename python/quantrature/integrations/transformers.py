@@ -35,7 +35,7 @@ class QuantratureConfig(QuantizationConfigMixin):
     """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
 
     Args:
-        bits, group_size, method, sym, meta_bits, outliers, embedding_bits, plan, ignore: as in
+        bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore: as in
             :func:`quantrature.quantize`; for dense checkpoints, which are quantized while they are read. plan may also
             be the content of a plan.json.
         modules: matrix name to its description (:class:`quantrature.packed.MatrixSpec`), in quantized checkpoints.
@@ -54,7 +54,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         method: str = "rtn",
         sym: bool = False,
         meta_bits: int | None = None,
-        outliers: float = 0.0,
+        outlier_fraction: float = 0.0,
         embedding_bits: int | None = None,
         plan: Any = None,
         ignore: str | Iterable[str] = (),
@@ -83,7 +83,7 @@ class QuantratureConfig(QuantizationConfigMixin):
             "method": method,
             "sym": sym,
             "meta_bits": meta_bits,
-            "outliers": outliers,
+            "outlier_fraction": outlier_fraction,
             "embedding_bits": embedding_bits,
             "plan": plan,
             "ignore": ignore,

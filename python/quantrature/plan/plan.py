@@ -15,7 +15,7 @@ from ..methods import SOLVERS
 
 FORMAT = "quantrature-plan"
 FORMAT_VERSION = 2
-"""Version 1 called ``strategy`` and ``method`` of the allocation ``method`` and ``host``."""
+"""Version 1 is read, too: it had other names for ``outlier_fraction``, and for ``strategy`` and ``method``."""
 KEEP_BITS = 16
 """The `bits` of an entry that leaves its matrix as it is."""
 
@@ -30,7 +30,7 @@ class PlanEntry:
         sym: a grid symmetric around zero, which stores no zero point.
         solver: how the codes are found: ``minmax`` for method rtn (round to nearest), else the name of the method.
         meta_bits: bits of quantized scales and zeros; ``None`` stores them as float16.
-        outliers: share of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
+        outlier_fraction: fraction of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
         reason: why the strategy chose this; free text.
         predicted_loss_change: nats per token that this matrix is expected to cost; ``None`` when not predicted.
         options: settings of the method's own, such as ``damp_percent`` of gptq; its defaults where not given.
@@ -41,7 +41,7 @@ class PlanEntry:
     sym: bool = False
     solver: str = "minmax"
     meta_bits: int | None = None
-    outliers: float = 0.0
+    outlier_fraction: float = 0.0
     reason: str = ""
     predicted_loss_change: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -69,8 +69,8 @@ class PlanEntry:
             "meta_bits",
             "null or 1 to 8",
         )
-        number = isinstance(self.outliers, (int, float)) and not isinstance(self.outliers, bool)
-        demand(number and 0 <= self.outliers <= 1, "outliers", "a share between 0 and 1")
+        number = isinstance(self.outlier_fraction, (int, float)) and not isinstance(self.outlier_fraction, bool)
+        demand(number and 0 <= self.outlier_fraction <= 1, "outlier_fraction", "a fraction between 0 and 1")
         demand(isinstance(self.reason, str), "reason", "text")
         predicted = self.predicted_loss_change
         demand(
@@ -92,22 +92,23 @@ class PlanEntry:
         return f"b{self.bits}g{self.group_size}"
 
     def __str__(self) -> str:
-        """How the matrix is stored, in short: ``b3g64 hqq, meta 8, outliers 0.005``, or ``kept``."""
+        """How the matrix is stored, in short: ``b3g64 hqq, meta 8, outlier_fraction 0.005``, or ``kept``."""
         if self.keeps:
             return "kept"
         parts = [f"{self.setting} {self.solver}{' sym' if self.sym else ''}"]
         if self.meta_bits is not None:
             parts.append(f"meta {self.meta_bits}")
-        if self.outliers:
-            parts.append(f"outliers {self.outliers:g}")
+        if self.outlier_fraction:
+            parts.append(f"outlier_fraction {self.outlier_fraction:g}")
         parts += [f"{name} {value}" for name, value in self.options.items()]
         return ", ".join(parts)
 
 
 _FIELDS = {f.name for f in fields(PlanEntry)}
 
+_ENTRY_BEFORE = {"outliers": "outlier_fraction"}
 _ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
-"""Names that version 1 had for what an allocation says."""
+"""Names in version 1 to the names of today, of an entry's fields and of what an allocation says."""
 
 
 def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -218,7 +219,11 @@ class Plan:
             where = f"[plan] {origin}, entry {name!r}: "
             if not isinstance(given, dict):
                 raise InvalidArgumentError(f"{where}must be an object, got {given!r}")
+            if version == 1:
+                given = _renamed(given, _ENTRY_BEFORE)
             unknown = sorted(set(given) - _FIELDS)
+            if unknown and unknown[0] in _ENTRY_BEFORE:
+                raise InvalidArgumentError(f"{where}{unknown[0]} is called {_ENTRY_BEFORE[unknown[0]]} since version 2")
             if unknown:
                 raise InvalidArgumentError(f"{where}unknown field {unknown[0]!r}; known: {', '.join(sorted(_FIELDS))}")
             if "bits" not in given:

@@ -39,7 +39,7 @@ def quantize(
     method: str = "rtn",
     sym: bool = False,
     meta_bits: int | None = None,
-    outliers: float = 0.0,
+    outlier_fraction: float = 0.0,
     embedding_bits: int | None = None,
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
@@ -71,7 +71,7 @@ def quantize(
         method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
         sym: a grid symmetric around zero, which stores no zero point.
         meta_bits: quantize scales and zeros to so many bits.
-        outliers: share of the weights kept exactly, the largest in magnitude.
+        outlier_fraction: fraction of the weights, 0 to 1, kept exactly, the largest in magnitude.
         embedding_bits: quantize the token embedding and the output embedding, too, to so many bits, by rounding to
             nearest: at 8 bits with one scale a token, below in groups as elsewhere. Where the two are tied they stay
             so. Calibrated methods see the embedding as it was. ``None`` leaves both as they are.
@@ -104,7 +104,7 @@ def quantize(
         method=method,
         sym=sym,
         meta_bits=meta_bits,
-        outliers=outliers,
+        outlier_fraction=outlier_fraction,
         embedding_bits=embedding_bits,
         plan=plan,
         ignore=ignore,
@@ -219,7 +219,7 @@ def plan_for(
     method: str,
     sym: bool,
     meta_bits: int | None,
-    outliers: float,
+    outlier_fraction: float,
     plan: Plan | None,
     ignore: str | Iterable[str],
     options: Mapping[str, Any] | None = None,
@@ -253,7 +253,11 @@ def plan_for(
                 raise InvalidArgumentError(f"[plan] entry {name!r} cannot be quantized: {reasons[name]}")
         plan.check_modules(linear.name for linear in linears)
         for name, entry in plan:
-            if not entry.keeps and not linears.find(name).in_block and (entry.outliers or SOLVERS[entry.solver].needs):
+            if (
+                not entry.keeps
+                and not linears.find(name).in_block
+                and (entry.outlier_fraction or SOLVERS[entry.solver].needs)
+            ):
                 raise InvalidArgumentError(
                     f"[quantize] {name}: an embedding takes neither outliers nor a method that needs calibration"
                 )
@@ -262,16 +266,16 @@ def plan_for(
     solver, only = solver_of(method), METHODS[method].group_size
     try:
         entry = PlanEntry(
-            bits, group_size if only is None else only, sym, solver, meta_bits, outliers, options=options or {}
+            bits, group_size if only is None else only, sym, solver, meta_bits, outlier_fraction, options=options or {}
         )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[quantize] {e}") from None
     inside = [linear for linear in linears if linear.in_block]
     made = Plan.uniform((linear.name for linear in inside), entry)
     spread = METHODS[method].spread
-    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in inside):
-        for name, share in spread({linear.name: linear.weight for linear in inside}, outliers).items():
-            made = made.replace(name, outliers=share)
+    if spread is not None and outlier_fraction and not any(linear.parameter.is_meta for linear in inside):
+        for name, share in spread({linear.name: linear.weight for linear in inside}, outlier_fraction).items():
+            made = made.replace(name, outlier_fraction=share)
     if embedding_bits is not None:
         made = _with_embeddings(made, linears, entry, embedding_bits)
     return linears, made

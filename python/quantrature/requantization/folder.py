@@ -40,7 +40,7 @@ def requant_folder(
     source: str | os.PathLike[str],
     tokens: Any,
     *,
-    significant: float | None = None,
+    significant_fraction: float | None = None,
     avg_bits: float | None = None,
     target_bytes: int | None = None,
     steps: int = 2,
@@ -79,7 +79,7 @@ def requant_folder(
         folder: with a model that quantrature quantized.
         source: the model it was made from.
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
-        significant: percent of the quantized weights to restore.
+        significant_fraction: fraction of the quantized weights, 0 to 1, to restore.
         avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
         target_bytes: bytes that the quantized matrices of the result may take.
         steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
@@ -103,12 +103,14 @@ def requant_folder(
     """
     if output is None and not overwrite:
         raise InvalidArgumentError(f"[requant] {folder} is only replaced with overwrite; or give an output folder")
-    if sum(given is not None for given in (significant, avg_bits, target_bytes)) != 1:
+    if sum(given is not None for given in (significant_fraction, avg_bits, target_bytes)) != 1:
         raise InvalidArgumentError(
-            "[requant] the budget is given as exactly one of significant, avg_bits, target_bytes"
+            "[requant] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
         )
-    if significant is not None and not 0 < significant <= 100:
-        raise InvalidArgumentError(f"[requant] significant must be above 0, to 100 percent: got {significant}")
+    if significant_fraction is not None and not 0 < significant_fraction <= 1:
+        raise InvalidArgumentError(
+            f"[requant] significant_fraction must be a fraction above 0, at most 1: got {significant_fraction}"
+        )
     if steps < 1:
         raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
     quadrature(rule, nodes)
@@ -136,8 +138,8 @@ def requant_folder(
 
     stored = {linear.name: layer.matrix for linear, layer in zip(linears, layers.values(), strict=True)}
     weights = sum(linear.numel for linear in linears)
-    if significant is not None:
-        count = round(significant / 100 * weights)
+    if significant_fraction is not None:
+        count = round(significant_fraction * weights)
     else:
         budget = int(avg_bits * weights / 8) if avg_bits is not None else target_bytes
         assert budget is not None
@@ -148,7 +150,7 @@ def requant_folder(
             f"[requant] the budget must have room for 1 to {weights - sum(before.values())} more weights: got {count}"
         )
     settings = {
-        "significant": significant,
+        "significant_fraction": significant_fraction,
         "avg_bits": avg_bits,
         "target_bytes": target_bytes,
         "steps": steps,
