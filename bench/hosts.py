@@ -263,7 +263,8 @@ def main() -> None:
     for bits in map(int, options.bits.split(",")):
         for host in hosts:
             kept = REQUANT[host]
-            name = f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {100 * kept['outlier_fraction']:g} + {100 * kept['significant_fraction']:g} %"
+            shares = f"{100 * kept['outlier_fraction']:g} + {100 * kept['significant_fraction']:g} %"
+            name = f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {shares}"
             bench.row(name, bits, bench.requant(host, bits))
     write(bench)
 

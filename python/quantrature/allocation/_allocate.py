@@ -97,7 +97,8 @@ def allocate(
         avg_bits: bits of storage for each weight, everything included, on average over the matrices of the plan.
         target_bytes: the same budget in bytes, of all matrices of the plan together; give one of the two.
         bits, group_sizes, outlier_fractions: what may be chosen. Unless given, for the published strategies their
-            twelve settings; else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Outliers need the weights.
+            twelve settings; else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Outliers need the
+            weights.
         method: how codes are found, as in :func:`quantrature.quantize`. Unless given, the method of the analysis;
             without an analysis ``hqq`` for the published strategies and ``rtn`` for ``uniform``.
         sym: grids symmetric around zero; as analyzed unless given.
