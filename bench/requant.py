@@ -295,7 +295,8 @@ class Bench:
             f"{date.today()}, {machine(torch.get_num_threads())}; {len(self.windows)} windows of calibration text and "
             f"{self.evaluation[:, 1:].numel():,} evaluated tokens in windows of {options.seqlen}; Gauss with "
             f"{options.nodes} nodes; {100 * options.outlier_fraction:g} % outliers, "
-            f"{100 * options.significant_fraction:g} % significant weights in 2 steps. Seconds are of ReQuant as a whole, on a machine with other work.\n",
+            f"{100 * options.significant_fraction:g} % significant weights in 2 steps. "
+            f"Seconds are of ReQuant as a whole, on a machine with other work.\n",
             *analysis_table(options, self.notes),
         ]
         for label, rows in self.blocks.items():

@@ -392,7 +392,7 @@ def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, 
 
     settings = ANALYSIS | {"metrics": ["pqi"]}
     whole = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
-    settings["state_file"] = tmp_path / "state"
+    settings["resume_folder"] = tmp_path / "state"
     monkeypatch.setattr(Snapshot, "every", 0.0)
     save = Snapshot.save
     monkeypatch.setattr(Snapshot, "save", lambda self, *state, last=False: save(self, *state, last=True))

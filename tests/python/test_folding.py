@@ -297,9 +297,9 @@ def test_resuming_takes_up_folds_too(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "quantize_matrix", limited)
         with pytest.raises(KeyboardInterrupt):
-            qtr.quantize(model, **AWQ, state_folder=tmp_path / "state")
+            qtr.quantize(model, **AWQ, resume_folder=tmp_path / "state")
     assert same(state_of(model), before)
-    resumed = qtr.quantize(randomized("llama"), **AWQ, state_folder=tmp_path / "state", resume="required")
+    resumed = qtr.quantize(randomized("llama"), **AWQ, resume_folder=tmp_path / "state", resume="required")
     assert same(state_of(resumed), whole)
     assert len(folds_of(resumed)) == 8
 

@@ -172,8 +172,8 @@ def test_resuming_gives_the_same_bytes(name, monkeypatch, tmp_path, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "quantize_matrix", limited_to(after, sequential.quantize_matrix, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            quantized(name, "gptq", state_folder=tmp_path / "state")
-    resumed = quantized(name, "gptq", state_folder=tmp_path / "state", resume="required")
+            quantized(name, "gptq", resume_folder=tmp_path / "state")
+    resumed = quantized(name, "gptq", resume_folder=tmp_path / "state", resume="required")
     assert f"{blocks - 1} of {blocks} blocks are taken up" in caplog.text
     assert same(state_of(resumed), whole)
 

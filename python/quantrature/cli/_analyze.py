@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import memory_limits
+from ._input import memory_limits, resume_folder_of
 from ._options import (
     BatchSize,
     Bos,
@@ -23,6 +23,7 @@ from ._options import (
     ModelArgument,
     Nsamples,
     OverwriteOutput,
+    Resume,
     Rule,
     Seed,
     Seqlen,
@@ -64,10 +65,10 @@ def run(
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
-    state_file: Annotated[
-        str | None, typer.Option(help="Where to keep the state, to go on after an interruption; SENS.state by default.")
+    resume: Resume = "auto",
+    resume_folder: Annotated[
+        str | None, typer.Option(help="Where to keep what an interrupted run goes on from.", show_default="SENS.resume")
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     overwrite: OverwriteOutput = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -83,8 +84,8 @@ def run(
         raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
     if output is None and not (as_json or dry_run):
         raise InvalidArgumentError("[analyze] -o must name a folder for the result")
-    if state_file is None and output is not None:
-        state_file = f"{output}.state"
+    if output is not None:
+        resume_folder = resume_folder_of(output, resume_folder)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
@@ -136,7 +137,7 @@ def run(
                 abs_mode=abs_mode,
                 checkpointing=checkpointing,
                 map_folder=map_folder,
-                state_file=state_file,
+                resume_folder=resume_folder,
                 resume=resume,
                 progress=False if as_json or rank else None,
             )

@@ -48,6 +48,10 @@ MaxMemory = Annotated[
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 
+Resume = Annotated[
+    str, typer.Option(help="Go on where an interrupted run of the same work stopped: auto, required or never.")
+]
+
 MaxShardSize = Annotated[str, typer.Option(help="Of one safetensors file.")]
 OverwriteOutput = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]

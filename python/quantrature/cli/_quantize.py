@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import check_fraction, memory_limits
+from ._input import check_fraction, memory_limits, resume_folder_of
 from ._options import (
     BatchSize,
     Bos,
@@ -24,6 +24,7 @@ from ._options import (
     Method,
     ModelArgument,
     OverwriteOutput,
+    Resume,
     Seed,
     Seqlen,
     Sym,
@@ -108,7 +109,10 @@ def run(
             "--true-sequential/--no-true-sequential", help="Calibrate on quantized matrices within a block, too."
         ),
     ] = True,
-    resume: Annotated[str, typer.Option(help="Go on where an interrupted run was: auto, required or never.")] = "auto",
+    resume: Resume = "auto",
+    resume_folder: Annotated[
+        str | None, typer.Option(help="Where to keep what an interrupted run goes on from.", show_default="OUT.resume")
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
     compute_dtype: Annotated[
         str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
@@ -117,10 +121,6 @@ def run(
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
-    state_file: Annotated[
-        str | None,
-        typer.Option(help="Where --requant keeps its state, to go on after an interruption; OUT.state by default."),
-    ] = None,
     dtype: Annotated[
         str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
     ] = "auto",
@@ -155,6 +155,8 @@ def run(
         raise InvalidArgumentError(
             f"[quantize] --compute-dtype must be float32, bfloat16 or float16: got {compute_dtype}"
         )
+    if output is not None:
+        resume_folder = resume_folder_of(output, resume_folder)
     if outlier_fraction is None:
         outlier_fraction = 0.0045 if requant else 0.0
     limits = memory_limits("quantize", max_memory, device_map)
@@ -233,7 +235,7 @@ def run(
                     "tokenizer": tokenizer,
                     "checkpointing": checkpointing,
                     "map_folder": map_folder,
-                    "state_file": f"{output}.state" if state_file is None else state_file,
+                    "resume_folder": resume_folder,
                     "resume": resume,
                     "progress": False if as_json or rank else None,
                 },
@@ -246,7 +248,6 @@ def run(
             if needy:
                 peak = quantizing(loaded, linears, made, windows).memory_bytes
                 print(f"memory at the peak: about {peak / 2**20:,.0f} MiB and the program's own", file=sys.stderr)
-            state = Path(str(output)).with_name(f".{Path(str(output)).name}.state")
             try:
                 quantize(
                     loaded,
@@ -255,13 +256,15 @@ def run(
                     nsamples=None,
                     batch_size=batch_size,
                     true_sequential=true_sequential,
-                    state_folder=state if needy else None,
+                    resume_folder=resume_folder,
                     resume=resume,
                     progress=False if as_json else None,
                 )
             except KeyboardInterrupt:
-                if needy and state.is_dir():
-                    print(f"finished blocks are in {state}; the same command goes on from there", file=sys.stderr)
+                if needy and Path(str(resume_folder)).is_dir():
+                    print(
+                        f"finished blocks are in {resume_folder}; the same command goes on from there", file=sys.stderr
+                    )
                 raise
         if rank:
             return  # the first process has the same

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import check_fraction, memory_limits, size_in_bytes
+from ._input import check_fraction, memory_limits, resume_folder_of, size_in_bytes
 from ._options import (
     BatchSize,
     Bos,
@@ -19,6 +19,7 @@ from ._options import (
     MaxMemory,
     MaxShardSize,
     Nsamples,
+    Resume,
     Rule,
     Seed,
     Seqlen,
@@ -63,13 +64,13 @@ def run(
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
-    state_file: Annotated[
+    resume: Resume = "auto",
+    resume_folder: Annotated[
         str | None,
         typer.Option(
-            help="Where to keep the state, to go on after an interruption; DIR.state or OUT.state by default."
+            help="Where to keep what an interrupted run goes on from.", show_default="OUT.resume or DIR.resume"
         ),
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     max_shard_size: MaxShardSize = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -116,7 +117,7 @@ def run(
             dtype=dtype,
             device_map=device_map,
             max_memory=limits,
-            state_file=f"{output or folder}.state" if state_file is None else state_file,
+            resume_folder=resume_folder_of(output or folder, resume_folder),
             resume=resume,
             max_shard_size=max_shard_size,
             trust_remote_code=trust_remote_code,

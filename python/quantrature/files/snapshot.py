@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-
-RESUME = ("auto", "required", "never")
+from .resume_folder import remove_with_folder
 
 
 @dataclass
@@ -25,12 +24,14 @@ class Snapshot:
         path: the safetensors file.
         fingerprint: what must be equal for the state to be of use: model, calibration, settings.
         resume: ``auto`` takes up a fitting snapshot if there is one, ``required`` fails without, ``never`` starts over.
+        caller: public function that was called, for messages.
         every: least seconds between two savings; there are more where saving would take over a twentieth of the time.
     """
 
     path: Path
     fingerprint: Mapping[str, Any]
     resume: str = "auto"
+    caller: str = "analyze"
     every: float = 60.0
     _due: float = field(init=False, default=0.0)
 
@@ -43,13 +44,11 @@ class Snapshot:
         Raises:
             InvalidArgumentError: when resuming is required and no fitting snapshot exists.
         """
-        if self.resume not in RESUME:
-            raise InvalidArgumentError(f"[analyze] resume must be one of {', '.join(RESUME)}: got {self.resume!r}")
         state = self._read()
         if state is None:
             if self.resume == "required":
                 raise InvalidArgumentError(
-                    f"[analyze] resume is required, but {self.path} holds no state of this analysis"
+                    f"[{self.caller}] resume is required, but {self.path} holds no state of this work"
                 )
             return 0
         tensors, done, shares = state
@@ -82,6 +81,7 @@ class Snapshot:
         if not last and started < self._due:
             return
         state = {"fingerprint": self.fingerprint, "done": done, "signed": dict(signed)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(self.path.name + ".partial")
         save_file(dict(sums), partial, metadata={"state": json.dumps(state)})
         os.replace(partial, self.path)
@@ -89,5 +89,5 @@ class Snapshot:
         self._due = now + max(self.every, 20 * (now - started))
 
     def discard(self) -> None:
-        """Remove the file: the analysis is complete."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file: the integral is complete."""
+        remove_with_folder([self.path])

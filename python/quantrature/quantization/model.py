@@ -16,6 +16,7 @@ import torch
 from .. import __version__, ops
 from .._C import InvalidArgumentError
 from ..checkpoint.declaration import tell
+from ..files.resume_folder import check_resume
 from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
 from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears, fingerprint
 from ..models.folding import Fold, fold
@@ -52,7 +53,7 @@ def quantize(
     text_column: str | None = None,
     batch_size: int = 1,
     true_sequential: bool = True,
-    state_folder: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     progress: bool | None = None,
     **options: Any,
@@ -83,7 +84,8 @@ def quantize(
         batch_size: windows that go through a block at once.
         true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
             only from the quantized blocks before (:func:`quantrature.quantization.calibrate`).
-        state_folder: save each finished block there, and remove the folder in the end.
+        resume_folder: save each finished block there, and remove the blocks in the end; only methods that need
+            calibration do so.
         resume: ``auto`` takes up the finished blocks of the same work that are in that folder, ``required`` fails
             without, ``never`` starts over. The result is, byte for byte, that of an uninterrupted run.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -97,6 +99,7 @@ def quantize(
             another dtype; the model is then as it was.
         QuantratureError: naming module and sample where activations are not finite; likewise.
     """
+    check_resume("quantize", resume, resume_folder)
     linears, plan = plan_for(
         model,
         bits=bits,
@@ -123,7 +126,7 @@ def quantize(
         windows = token_windows(
             calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
         )
-        state = None if state_folder is None else BlockState(Path(state_folder), resume)
+        state = None if resume_folder is None else BlockState(Path(resume_folder), resume)
         found = _calibrated(
             model,
             linears,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._C import InvalidArgumentError
-from ..files.snapshot import RESUME
+from ..files.resume_folder import remove_with_folder
 from ..models.folding import Fold
 from ..packed import MatrixSpec, QuantizedMatrix, digest
+
+BLOCKS = "block-?????.safetensors*"
+"""Names of the files, partial ones included."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,8 @@ class BlockState:
         """Say what the blocks must belong to.
 
         Raises:
-            InvalidArgumentError: for another ``resume``, or when it is required and there is no first block.
+            InvalidArgumentError: when resuming is required and there is no first block.
         """
-        if self.resume not in RESUME:
-            raise InvalidArgumentError(f"[quantize] resume must be one of {', '.join(RESUME)}: got {self.resume!r}")
         self.fingerprint = json.loads(json.dumps(fingerprint))
         if self.resume == "required" and self.load(0) is None:
             raise InvalidArgumentError(f"[quantize] resume is required, but {self.folder} holds no block of this work")
@@ -109,5 +109,5 @@ class BlockState:
         os.replace(partial, path)
 
     def discard(self) -> None:
-        """Remove the folder: the work is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the blocks, and the folder where nothing else is in it: the work is complete."""
+        remove_with_folder({self.folder / path.name.removesuffix(".partial") for path in self.folder.glob(BLOCKS)})

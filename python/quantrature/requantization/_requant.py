@@ -65,7 +65,7 @@ def requant(
     checkpointing: bool = False,
     map_folder: str | os.PathLike[str] | None = None,
     prove: bool = True,
-    state_file: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     progress: bool | None = None,
 ) -> tuple[torch.nn.Module, Requantization]:
@@ -96,7 +96,7 @@ def requant(
         batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
             :func:`quantrature.analyze`.
         prove: integrate once more at the end, for a prediction of the result beside its measurement.
-        state_file: keep there, from time to time, what was found out so far, for resume.
+        resume_folder: keep there, from time to time, what was found out so far, and remove it in the end.
         resume: ``auto`` goes on where a run of the same arguments was interrupted, to the same bits; ``required``
             fails where there is nothing to go on from, ``never`` starts over.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -162,7 +162,7 @@ def requant(
     blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
     integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
     journal = Journal(
-        state_file,
+        resume_folder,
         {
             **settings,
             "prove": prove,

@@ -64,7 +64,7 @@ def requant_folder(
     device_map: Any = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     prove: bool = True,
-    state_file: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     max_shard_size: str = "5GB",
     trust_remote_code: bool = False,
@@ -85,7 +85,7 @@ def requant_folder(
         steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
             tokenizer is that of the source unless given.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as there.
-        state_file, resume, progress: as there.
+        resume_folder, resume, progress: as there.
         output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
         overwrite: replace a folder that is not empty.
         dtype: of the forward and backward passes.
@@ -173,7 +173,7 @@ def requant_folder(
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     digests = {name: layer.spec.digest for name, layer in layers.items()}
     about = {**settings, "prove": prove, "model": model_print, "calibration": text_print, "quantized": digests}
-    journal = Journal(state_file, about, resume)
+    journal = Journal(resume_folder, about, resume)
     blocks = [block for stack in found.stacks for block in original.get_submodule(stack).children()]
     passes = (steps + prove) * nodes * len(Share(windows).windows)
     with (
