@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -128,13 +129,13 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "/nowhere", "--text", "TEXT"], "[load_config] there is no such folder: /nowhere"),
-        (["eval", "MODEL", "--text", "no.txt"], "[token_windows] there is no such file: no.txt"),
+        (["eval", "/nowhere", "--text", "TEXT"], "[eval] there is no such folder: /nowhere"),
+        (["eval", "MODEL", "--text", "no.txt"], "[eval] there is no such file: no.txt"),
         (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "got seqlen=65, model=64"),
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
-        (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[load_model] dtype must be one of auto, float32"),
+        (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),
         (["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"], "[eval] stride goes without"),
-        (["list", "nothing"], "[list] kind must be one of methods, metrics, solvers, formats: got nothing"),
+        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, solvers, formats: got nothing"),
     ],
 )
 def test_a_failure_is_one_line(capfd, folders, arguments, message):
@@ -143,6 +144,8 @@ def test_a_failure_is_one_line(capfd, folders, arguments, message):
     assert (status, out) == (1, "")
     assert err.startswith("quantrature: error: ")
     assert message in err
+    prefix = re.match(r"quantrature: error: \[(.*?)\]", err)
+    assert prefix is None or prefix[1] == arguments[0]
     assert err.count("\n") == 1
 
 

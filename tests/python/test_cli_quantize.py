@@ -244,7 +244,10 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         (("quantize", "MODEL", "--bits", "3"), "-o must name a folder"),
         (("quantize", "MODEL", "-o", "NEW"), "either bits or plan"),
         (("quantize", "MODEL", "--bits", "9", "-o", "NEW"), "bits must be 1 to 8"),
-        (("quantize", "MODEL", "--bits", "3", "-o", "OUT"), "exists and is not empty; --overwrite replaces it"),
+        (
+            ("quantize", "MODEL", "--bits", "3", "-o", "OUT"),
+            "is not empty; it is only replaced with overwrite",
+        ),
         (("quantize", "MODEL", "--plan", "NONE.json", "-o", "NEW"), "cannot read"),
         (("quantize", "OUT", "--bits", "3", "-o", "NEW"), "must not be quantized already"),
         (("quantize", "NOWHERE/x", "--bits", "3", "-o", "NEW"), "there is no such folder"),

@@ -380,7 +380,7 @@ def test_plan_diff(capfd, tmp_path):
     assert "bytes" not in out
     status, out, err = run(capfd, "plan", "diff", a, tmp_path / "none.json")
     assert status == 1
-    assert "[plan] cannot read" in err
+    assert "[plan diff] cannot read" in err
 
 
 def test_plan_export(capfd, tmp_path):
@@ -393,7 +393,7 @@ def test_plan_export(capfd, tmp_path):
     assert (tmp_path / "types.txt").read_text() == formats.export(PLAN, "llama.cpp")
     status, _, err = run(capfd, "plan", "export", tmp_path / "plan.json", "llama.cpp", "-o", "/nowhere/types.txt")
     assert status == 1
-    assert "[export] cannot write /nowhere/types.txt: No such file" in err
+    assert "[plan export] cannot write /nowhere/types.txt: No such file" in err
     status, out, _ = run(capfd, "list", "formats")
     assert all(name in out for name in formats.FORMATS)
 

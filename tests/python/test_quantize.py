@@ -572,6 +572,9 @@ def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value
         ({"bits": 3, "group_size": -2}, "group_size must be -1 or at least 1"),
         ({"bits": 3, "method": "magic"}, "method must be one of rtn"),
         ({"bits": 3, "outlier_fraction": 2.0}, "outlier_fraction must be a fraction"),
+        ({"bits": 3, "outliers": 0.01}, r"\[quantize\] outliers is no argument, .* did you mean 'outlier_fraction'\?"),
+        ({"bits": 3, "state_folder": "x"}, r"did you mean 'resume_folder'\?"),
+        ({"bits": 3, "method": "gptq", "damp_precent": 0.1}, r"did you mean 'damp_percent'\?"),
         ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
         ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
         ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore does not go with a plan"),
@@ -582,6 +585,24 @@ def test_bad_arguments(arguments, complaint):
     with pytest.raises(InvalidArgumentError, match=complaint):
         qtr.quantize(model, **arguments)
     assert not quantized_layers(model)
+
+
+def test_a_config_refuses_what_it_does_not_know_and_shows_its_settings():
+    for name, near in {"nbits": "bits", "outliers": "outlier_fraction", "groupsize": "group_size"}.items():
+        with pytest.raises(InvalidArgumentError, match=rf"\[QuantratureConfig\] {name} is no setting; .* '{near}'\?"):
+            qtr.QuantratureConfig(**{name: 3})
+    assert repr(qtr.QuantratureConfig(bits=4, method="hqq")) == "QuantratureConfig(bits=4, method='hqq')"
+    plan = Plan({"a": PlanEntry(3), "b": PlanEntry(4)})
+    assert repr(qtr.QuantratureConfig(plan=plan)) == "QuantratureConfig(plan=<2 entries>)"
+    config = qtr.quantize(tiny_model("llama"), bits=4, group_size=16).config.quantization_config
+    assert repr(config) == "QuantratureConfig(modules=<14 entries>)"
+    assert type(config).from_dict(config.to_dict()).modules == config.modules
+
+
+def test_errors_of_a_dense_model_that_is_quantized_as_it_is_read_name_the_config(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(InvalidArgumentError, match=r"\[QuantratureConfig\] bits must be 1 to 8"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=qtr.QuantratureConfig(bits=9))
 
 
 def test_a_quantized_model_is_not_quantized_again():

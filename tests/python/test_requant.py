@@ -257,6 +257,8 @@ def test_bad_arguments(arguments, complaint):
         arguments = arguments | {"plan": Plan.uniform(names, PlanEntry(**{"bits": 2, **arguments["plan"]}))}
     with pytest.raises(InvalidArgumentError, match=complaint):
         qtr.requant(model, TOKENS, **{**HOST, **arguments})
+    with pytest.raises(InvalidArgumentError, match=r"^\[requant\] "):
+        qtr.requant(model, TOKENS, **{**HOST, **arguments})
     assert not quantized_layers(model)
 
 

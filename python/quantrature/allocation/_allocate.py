@@ -35,7 +35,7 @@ STRATEGIES = {
     "kurtboost": "more for layers whose weights are conspicuously heavy-tailed; needs the weights",
     "pqi": "the least predicted loss change, from the signed PQI of each matrix; needs an analysis",
 }
-"""Names that ``--strategy`` of the verb plan takes, and a line about each."""
+"""Names that ``strategy`` takes, and a line about each."""
 
 NEARLY = 1.02
 """How much less than its shape tells a matrix may take as stored."""

@@ -1,4 +1,4 @@
-"""What making a plan will take: the answer to ``--dry-run``."""
+"""What making a plan will take, said before it is made."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def mxq(table: CostTable, avg_bits: float) -> TableChoice:
     least = smallest(sizes)
     if not least <= budget:
         raise InvalidArgumentError(
-            f"[allocate] avg_bits must be at least {np.ceil(least * 8 * 2**20 / weights * 1e4) / 1e4:.4f} for these "
+            f"[mxq] avg_bits must be at least {np.ceil(least * 8 * 2**20 / weights * 1e4) / 1e4:.4f} for these "
             f"matrices and settings: got avg_bits={avg_bits}"
         )
     found = choose([[float(f) for f in row] for row in table.fnorm], sizes, budget, relative_gap=1e-6, time_limit=30)
@@ -122,13 +122,13 @@ def boost(table: CostTable, strategy: str, avg_bits: float, stops: int = 2, top_
     _demand(table, scores, name, strategy)
     if stops < 0 or top_m < 0:
         raise InvalidArgumentError(
-            f"[allocate] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
+            f"[boost] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
         )
     steps = ladder(table.configurations)
     within = [k for k, c in enumerate(steps) if c.label <= avg_bits + 1e-9]
     if not within:
         raise InvalidArgumentError(
-            f"[allocate] avg_bits must be at least {steps[0].label:.2f} for these matrices and settings: "
+            f"[boost] avg_bits must be at least {steps[0].label:.2f} for these matrices and settings: "
             f"got avg_bits={avg_bits}"
         )
     base = within[-1]
@@ -170,11 +170,12 @@ def _demand(table: CostTable, scores: Floats, name: str, strategy: str) -> None:
     if missing.any():
         layer, module = table.matrices[int(np.argmax(missing))]
         raise InvalidArgumentError(
-            f"[allocate] strategy {strategy} needs the column {name}: got none for {module} of layer {layer}"
+            f"[{'mxq' if strategy == 'mxq' else 'boost'}] strategy {strategy} needs the column {name}: got none for "
+            f"{module} of layer {layer}"
         )
     if strategy == "sensiboost" and (scores <= 0).any():
         layer, module = table.matrices[int(np.argmax(scores <= 0))]
         raise InvalidArgumentError(
-            f"[allocate] every sensitivity must be above 0, for ratios are taken: got {scores.min()} "
+            f"[boost] every sensitivity must be above 0, for ratios are taken: got {scores.min()} "
             f"for {module} of layer {layer}"
         )

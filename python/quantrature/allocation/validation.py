@@ -128,7 +128,7 @@ def random_plans(
         InvalidArgumentError: for less than one plan.
     """
     if count < 1:
-        raise InvalidArgumentError(f"[allocate] a validation takes at least one plan: got {count}")
+        raise InvalidArgumentError(f"[random_plans] count must be at least 1: got {count}")
     names = [m.name for m in sensitivity.matrices]
     chance = random.Random(seed)
     plans = []

@@ -113,7 +113,7 @@ def analyze(
 
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
-    quadrature(rule, nodes)
+    quadrature(rule, nodes, "analyze")
     check_resume("analyze", resume, resume_folder)
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)

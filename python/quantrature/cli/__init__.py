@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -61,6 +62,11 @@ for _verb in VERBS:
     app.command(_verb)(importlib.import_module(f"._{_verb.replace(' ', '_')}", __name__).run)
 
 
+def _verb_of(given: Sequence[str]) -> str:
+    """The verb of the command line, of one word or two."""
+    return max((verb for verb in VERBS if given[: verb.count(" ") + 1] == verb.split()), key=len, default="quantrature")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -72,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after a failure, 2 after wrong usage, 130 after an interrupt.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     notes = logging.StreamHandler()
     notes.setFormatter(logging.Formatter("quantrature: note: %(message)s"))
     logging.getLogger("quantrature").addHandler(notes)
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
         if " ".join(given[:2]) in VERBS:
             given[:2] = [" ".join(given[:2])]
         status = app(given, prog_name="quantrature", standalone_mode=False)
@@ -90,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join((usage() if usage else str(error)).split())
         if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
             text = f"this needs {error.name}, which is not installed: pip install 'quantrature[hf]'"
-        elif not usage and not isinstance(error, QuantratureError):
+        elif isinstance(error, QuantratureError):  # it names the function that a verb called
+            text = re.sub(r"^\[[\w.]+\]", f"[{_verb_of(given)}]", text)
+        elif not usage:
             text = f"{type(error).__name__}: {text} (QUANTRATURE_DEBUG=1 shows where)"
         print(f"quantrature: error: {text}", file=sys.stderr)
         return 2 if usage else 1

@@ -47,7 +47,7 @@ def run(
         given = Plan.load(plan)
         if given.predicted_loss_change is None:
             raise InvalidArgumentError(
-                f"[validate] {plan} must predict the loss change of every entry: got one without"
+                f"[plan validate] {plan} must predict the loss change of every entry: got one without"
             )
         from ..allocation import measured_loss_changes, validate
         from ..analysis import Sensitivity
@@ -55,7 +55,7 @@ def run(
 
         analysis = None if sensitivity is None else Sensitivity.load(sensitivity)
         config = models.load_config(model, trust_remote_code)
-        models.check_dense("validate", config)
+        models.check_dense("plan validate", config)
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         tokens = token_windows(
             calibration,

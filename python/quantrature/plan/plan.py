@@ -12,6 +12,7 @@ from typing import Any
 from .._C import InvalidArgumentError
 from ..files.json_files import read_json
 from ..methods import SOLVERS
+from .nearest import did_you_mean
 
 FORMAT = "quantrature-plan"
 FORMAT_VERSION = 2
@@ -180,14 +181,12 @@ class Plan:
         Raises:
             InvalidArgumentError: naming the entry and the most similar module.
         """
-        import difflib
-
         known = list(names)
         for name in self.entries:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InvalidArgumentError(f"[plan] entry {name!r} is no quantizable matrix of this model{hint}")
+                raise InvalidArgumentError(
+                    f"[plan] entry {name!r} is no quantizable matrix of this model{did_you_mean(name, known)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json."""

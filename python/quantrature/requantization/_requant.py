@@ -110,7 +110,7 @@ def requant(
         QuantratureError: naming matrix, sample and node where a loss or gradient is not finite; likewise.
     """
     _check(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
-    quadrature(rule, nodes)
+    quadrature(rule, nodes, "requant")
     linears, plan = plan_for(
         model,
         bits=bits,
@@ -122,6 +122,7 @@ def requant(
         plan=plan,
         ignore=ignore,
         experts=False,
+        caller="requant",
     )
     for name, entry in plan:
         if entry.outlier_fraction:
@@ -132,7 +133,7 @@ def requant(
         raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
     check_loaded("requant", chosen)
     for linear in chosen:
-        check_weight(linear.name, linear.weight)
+        check_weight(linear.name, linear.weight, "requant")
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
     )
@@ -171,6 +172,7 @@ def requant(
             "calibration": text_print,
         },
         resume,
+        "requant",
     )
 
     passes = integrals * nodes * len(Share(windows).windows)

@@ -102,35 +102,35 @@ def requant_folder(
         QuantratureError: naming a matrix that was not made from the source.
     """
     if output is None and not overwrite:
-        raise InvalidArgumentError(f"[requant] {folder} is only replaced with overwrite; or give an output folder")
+        raise InvalidArgumentError(f"[requant_folder] {folder} is only replaced with overwrite; or give output")
     if sum(given is not None for given in (significant_fraction, avg_bits, target_bytes)) != 1:
         raise InvalidArgumentError(
-            "[requant] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
+            "[requant_folder] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
         )
     if significant_fraction is not None and not 0 < significant_fraction <= 1:
         raise InvalidArgumentError(
-            f"[requant] significant_fraction must be a fraction above 0, at most 1: got {significant_fraction}"
+            f"[requant_folder] significant_fraction must be a fraction above 0, at most 1: got {significant_fraction}"
         )
     if steps < 1:
-        raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
-    quadrature(rule, nodes)
+        raise InvalidArgumentError(f"[requant_folder] steps must be at least 1: got steps={steps}")
+    quadrature(rule, nodes, "requant_folder")
     target = Path(folder if output is None else output)
     check_new_folder(target, overwrite)
     quantized = load_model(folder, trust_remote_code=trust_remote_code)
     present = quantized_layers(quantized)
     if not present:
-        raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
+        raise InvalidArgumentError(f"[requant_folder] {folder} holds no matrix quantized by quantrature")
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
     found = find_linears(original, experts=False, embeddings=True, watch=False)
     layers = {name: layer for name, layer in present.items() if found.find(name).in_block}
     linears = [found.find(name) for name in layers]
-    check_loaded("requant", linears)
+    check_loaded("requant_folder", linears)
     folds = folds_of(quantized)
     fold(original, found, folds)
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         same = tuple(linear.weight.shape) == layer.spec.shape
         if not same or not compare(layer, linear.weight.cpu()).fits:
-            raise QuantratureError(f"[requant] {name} of {folder} was not made from {source}")
+            raise QuantratureError(f"[requant_folder] {name} of {folder} was not made from {source}")
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=original
@@ -147,7 +147,8 @@ def requant_folder(
     before = {name: 0 if matrix.outliers is None else matrix.outliers.nnz for name, matrix in stored.items()}
     if not 0 < count <= weights - sum(before.values()):
         raise InvalidArgumentError(
-            f"[requant] the budget must have room for 1 to {weights - sum(before.values())} more weights: got {count}"
+            f"[requant_folder] the budget must have room for 1 to {weights - sum(before.values())} more weights: "
+            f"got {count}"
         )
     settings = {
         "significant_fraction": significant_fraction,
@@ -173,7 +174,7 @@ def requant_folder(
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     digests = {name: layer.spec.digest for name, layer in layers.items()}
     about = {**settings, "prove": prove, "model": model_print, "calibration": text_print, "quantized": digests}
-    journal = Journal(resume_folder, about, resume)
+    journal = Journal(resume_folder, about, resume, "requant_folder")
     blocks = [block for stack in found.stacks for block in original.get_submodule(stack).children()]
     passes = (steps + prove) * nodes * len(Share(windows).windows)
     with (

@@ -27,13 +27,17 @@ class Journal:
         folder: of the journal and of the states of integrals; ``None`` keeps nothing.
         about: what must be equal for either to be of use.
         resume: ``auto`` takes up what fits, ``required`` fails where nothing does, ``never`` starts over.
+        caller: public function that was called, for messages.
 
     Raises:
         InvalidArgumentError: for another resume, or ``required`` without a folder.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, about: Mapping[str, Any], resume: str) -> None:
-        check_resume("requant", resume, folder)
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, about: Mapping[str, Any], resume: str, caller: str
+    ) -> None:
+        check_resume(caller, resume, folder)
+        self._caller = caller
         self._path = None if folder is None else Path(folder) / "journal.safetensors"
         self._about = json.loads(json.dumps(about))
         self._resume = resume
@@ -58,7 +62,7 @@ class Journal:
         if self._path is None:
             return None
         resume = "auto" if self._found and self._resume == "required" else self._resume
-        return Snapshot(self._integral, {**self._about, "step": step, "nodes": nodes}, resume, "requant")
+        return Snapshot(self._integral, {**self._about, "step": step, "nodes": nodes}, resume, self._caller)
 
     def discard(self) -> None:
         """Remove the files: the work is done."""
