@@ -10,6 +10,8 @@ import quantrature
 from helpers import run_python
 from quantrature import evaluate, models
 from quantrature.cli import VERBS, main
+from quantrature.methods import METHODS
+from quantrature.text import DEFAULT_SEQLEN
 from tiny_models import byte_tokenizer, tiny_model
 
 TEXT = "It was the best of times, it was the worst of times. " * 12
@@ -277,3 +279,45 @@ def test_what_needs_torch_says_how_to_get_it(folders):
     assert done.stderr == (
         "quantrature: error: this needs torch, which is not installed: pip install 'quantrature[hf]'\n"
     )
+
+
+def test_help_has_panels_and_shows_the_defaults_of_methods(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capfd, "quantize", "--help")
+    titles = re.findall(r"─ ([^─]+) ─", out)
+    assert titles[:2] == ["Arguments", "Options"]
+    assert {"Calibration text and integrals", "Settings of methods", "ReQuant", "Memory", "Resuming", "Output"} <= set(
+        titles
+    )
+    calibrated = [method for method in METHODS.values() if method.needs]
+    most = max(set(m.nsamples for m in calibrated), key=[m.nsamples for m in calibrated].count)
+    others = [f"{m.nsamples} for {name}" for name, m in METHODS.items() if m.needs and m.nsamples != most]
+    assert f"[default: ({most}; {', '.join(others)})]" in out
+    shorter = sorted(name for name, m in METHODS.items() if m.needs and m.seqlen != DEFAULT_SEQLEN)
+    assert f"({DEFAULT_SEQLEN}, 512 for {' and '.join(shorter)}; or what the model" in out
+    assert {METHODS[name].seqlen for name in shorter} == {512}
+    gptq = METHODS["gptq"].options
+    assert f"[default: ({gptq['damp_percent']})]" in out
+    for name in ("desc_act", "static_groups"):
+        assert f"[default: ({'' if gptq[name] else 'no-'}{name.replace('_', '-')})]" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("quantrature qua", "quantize"),
+        ("quantrature plan diff --js", "--json"),
+        ("quantrature plan --stra", "--strategy"),
+    ],
+)
+def test_shells_complete_verbs_and_options(words, expected):
+    environment = {
+        **os.environ,
+        "_QUANTRATURE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    code = "import sys; from quantrature.cli import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert expected in done.stdout.split(), done

@@ -13,9 +13,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
 from .._C import QuantratureError
@@ -37,9 +38,20 @@ VERBS = (
 )
 """In the order of the help text."""
 
+
+class _Verbs(TyperGroup):
+    """Commands of one word or two."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first words name, its name, and the words after it."""
+        if " ".join(args[:2]) in self.commands:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
+    cls=_Verbs,
+    rich_markup_mode="rich",
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -83,8 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes.setFormatter(logging.Formatter("quantrature: note: %(message)s"))
     logging.getLogger("quantrature").addHandler(notes)
     try:
-        if " ".join(given[:2]) in VERBS:
-            given[:2] = [" ".join(given[:2])]
         status = app(given, prog_name="quantrature", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):

@@ -10,8 +10,13 @@ import typer
 from .._C import InvalidArgumentError
 from ._input import memory_limits, resume_folder_of
 from ._options import (
+    CALIBRATION,
+    MEMORY,
+    OUTPUT,
+    RESUMING,
     BatchSize,
     Bos,
+    Calibration,
     Checkpointing,
     DeviceMap,
     GroupSize,
@@ -29,7 +34,6 @@ from ._options import (
     Seqlen,
     Sym,
     TextColumn,
-    TextFile,
     TrustRemoteCode,
 )
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
@@ -47,7 +51,7 @@ def run(
     method: Method = "rtn",
     sym: Sym = False,
     ignore: Ignore = None,
-    calibration: TextFile = None,
+    calibration: Calibration = None,
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
@@ -55,22 +59,36 @@ def run(
     text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
+    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.", rich_help_panel=CALIBRATION)] = 4,
     tol: Annotated[
-        float | None, typer.Option(help="Add nodes until prediction and measurement agree to this share.")
+        float | None,
+        typer.Option(
+            help="Add nodes until prediction and measurement agree to this share.", rich_help_panel=CALIBRATION
+        ),
     ] = None,
-    abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.")] = "after_mean",
-    dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16.")] = "float32",
+    abs_mode: Annotated[
+        str, typer.Option(help="after_mean, per_sample or per_node.", rich_help_panel=CALIBRATION)
+    ] = "after_mean",
+    dtype: Annotated[
+        str, typer.Option(help="What to run in: auto, float32, bfloat16.", rich_help_panel=MEMORY)
+    ] = "float32",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
     resume: Resume = "auto",
     resume_folder: Annotated[
-        str | None, typer.Option(help="Where to keep what an interrupted run goes on from.", show_default="SENS.resume")
+        str | None,
+        typer.Option(
+            help="Where to keep what an interrupted run goes on from.",
+            show_default="SENS.resume",
+            rich_help_panel=RESUMING,
+        ),
     ] = None,
     overwrite: OverwriteOutput = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:

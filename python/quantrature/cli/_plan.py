@@ -13,7 +13,21 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import check_fraction, size_in_bytes
-from ._options import Bos, Json, Nsamples, Seed, Seqlen, TextColumn, TextFile, TrustRemoteCode
+from ._options import (
+    CALIBRATION,
+    CONSTRAINTS,
+    MEMORY,
+    METHOD,
+    OUTPUT,
+    Bos,
+    Calibration,
+    Json,
+    Nsamples,
+    Seed,
+    Seqlen,
+    TextColumn,
+    TrustRemoteCode,
+)
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -41,46 +55,98 @@ def run(
     ] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.", metavar="PLAN")] = None,
     table: Annotated[
-        str | None, typer.Option(help="A published cost table (CSV) in place of a model; for the published strategies.")
+        str | None,
+        typer.Option(
+            help="A published cost table (CSV) in place of a model; for the published strategies.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    bits: Annotated[str | None, typer.Option(help="Bits to choose from, with commas: 2,3,4,8.")] = None,
-    group_sizes: Annotated[str | None, typer.Option(help="Group sizes to choose from, with commas: 32,64,128.")] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            help="Bits to choose from, with commas: 2,3,4,8.",
+            show_default="2 to 8; 2,3,4,8 for mxq, sensiboost and kurtboost",
+        ),
+    ] = None,
+    group_sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Group sizes to choose from, with commas: 32,64,128.", show_default="32,64,128, and as analyzed"
+        ),
+    ] = None,
     outlier_fractions: Annotated[
         str, typer.Option(help="Fractions of weights kept exactly, 0 to 1, to choose from: 0,0.005.")
     ] = "0",
     method: Annotated[
         str | None,
-        typer.Option(help="How codes are found: one of 'quantrature list methods'.", show_default="as analyzed"),
+        typer.Option(
+            help="How codes are found: one of 'quantrature list methods'.",
+            show_default="as analyzed; else rtn for pqi and uniform, hqq for the others",
+        ),
     ] = None,
     meta_bits: Annotated[
-        int | None, typer.Option(help="Quantize scales and zeros to so many bits; 0 for none.")
+        int | None,
+        typer.Option(
+            help="Quantize scales and zeros to so many bits; 0 for none.",
+            show_default="8 for mxq, sensiboost and kurtboost; else 0",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="fused stores alike what serving engines fuse; none does not.")
+        str | None,
+        typer.Option(
+            help="fused stores alike what serving engines fuse; none does not.",
+            show_default="fused for pqi, else none",
+            rich_help_panel=CONSTRAINTS,
+        ),
     ] = None,
     pin: Annotated[
-        list[str] | None, typer.Option(help="MATRIX=4 or MATRIX=b4g64; MATRIX may be re:PATTERN; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="MATRIX=4 or MATRIX=b4g64; MATRIX may be re:PATTERN; repeatable.", rich_help_panel=CONSTRAINTS
+        ),
     ] = None,
-    min_bits: Annotated[list[str] | None, typer.Option(help="MATRIX=4: no fewer bits; repeatable.")] = None,
-    max_bits: Annotated[list[str] | None, typer.Option(help="MATRIX=4: no more bits; repeatable.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="Matrix to leave as it is; repeatable.")] = None,
-    boost_stops: Annotated[int, typer.Option(help="How far up the ladder of settings a boost goes.")] = 2,
-    top_m: Annotated[int, typer.Option(help="Boost so many layers of each module; 0 for all conspicuous ones.")] = 0,
+    min_bits: Annotated[
+        list[str] | None, typer.Option(help="MATRIX=4: no fewer bits; repeatable.", rich_help_panel=CONSTRAINTS)
+    ] = None,
+    max_bits: Annotated[
+        list[str] | None, typer.Option(help="MATRIX=4: no more bits; repeatable.", rich_help_panel=CONSTRAINTS)
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Matrix to leave as it is; repeatable.", rich_help_panel=CONSTRAINTS)
+    ] = None,
+    boost_stops: Annotated[
+        int, typer.Option(help="How far up the ladder of settings a boost goes.", rich_help_panel=METHOD)
+    ] = 2,
+    top_m: Annotated[
+        int,
+        typer.Option(help="Boost so many layers of each module; 0 for all conspicuous ones.", rich_help_panel=METHOD),
+    ] = 0,
     weights: Annotated[
         str | None, typer.Option(help="The model that SENS is of, to measure settings that it does not have.")
     ] = None,
-    calibration: TextFile = None,
+    calibration: Calibration = None,
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
     bos: Bos = "auto",
     text_column: TextColumn = None,
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.")] = 4,
+    nodes: Annotated[
+        int,
+        typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.", rich_help_panel=CALIBRATION),
+    ] = 4,
     validate: Annotated[
-        int, typer.Option(help="Measure so many random plans, and store how well they were predicted.")
+        int,
+        typer.Option(
+            help="Measure so many random plans, and store how well they were predicted.", rich_help_panel=OUTPUT
+        ),
     ] = 0,
-    dtype: Annotated[str, typer.Option(help="What to analyze in: auto, float32, bfloat16.")] = "float32",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="What to analyze in: auto, float32, bfloat16.", rich_help_panel=MEMORY)
+    ] = "float32",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:

@@ -11,6 +11,12 @@ import typer
 from .._C import InvalidArgumentError
 from ._input import check_fraction, memory_limits, resume_folder_of
 from ._options import (
+    CALIBRATION,
+    MEMORY,
+    METHOD,
+    OUTPUT,
+    REQUANT,
+    RESUMING,
     BatchSize,
     Bos,
     Checkpointing,
@@ -26,7 +32,6 @@ from ._options import (
     OverwriteOutput,
     Resume,
     Seed,
-    Seqlen,
     Sym,
     TextColumn,
     TrustRemoteCode,
@@ -62,77 +67,127 @@ def run(
     ] = None,
     requant: Annotated[
         bool,
-        typer.Option("--requant", help="Share outliers out by PQI, and keep the most significant weights, too."),
+        typer.Option(
+            "--requant",
+            help="Share outliers out by PQI, and keep the most significant weights, too.",
+            rich_help_panel=REQUANT,
+        ),
     ] = False,
     significant_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of the weights, 0 to 1, kept exactly for their PQI.", show_default="0.0005 with --requant"
+            help="Fraction of the weights, 0 to 1, kept exactly for their PQI.",
+            show_default="0.0005 with --requant",
+            rich_help_panel=REQUANT,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Integrals over which the significant weights are spread.")] = 2,
-    selection: Annotated[str, typer.Option(help="How outliers are shared out: temperature or greedy.")] = "temperature",
+    steps: Annotated[
+        int, typer.Option(help="Integrals over which the significant weights are spread.", rich_help_panel=REQUANT)
+    ] = 2,
+    selection: Annotated[
+        str, typer.Option(help="How outliers are shared out: temperature or greedy.", rich_help_panel=REQUANT)
+    ] = "temperature",
     ignore: Ignore = None,
     calibration: Annotated[
         str | None,
         typer.Option(
             help="Text for --requant and for methods that need it: .txt, .jsonl, .json or a data set, "
-            "NAME[:CONFIGURATION[:SPLIT]]."
+            "NAME[:CONFIGURATION[:SPLIT]].",
+            rich_help_panel=CALIBRATION,
         ),
     ] = None,
     nsamples: Annotated[
-        int | None, typer.Option(help="Windows of calibration text; by default as many as the method's authors take.")
+        int | None,
+        typer.Option(
+            help="Windows of calibration text.", show_default="128; 100 for squeezellm", rich_help_panel=CALIBRATION
+        ),
     ] = None,
-    seqlen: Seqlen = None,
+    seqlen: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a window.",
+            show_default="2048, 512 for awq and squeezellm; or what the model was built for",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
     seed: Seed = 0,
     bos: Bos = "auto",
     text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     damp_percent: Annotated[
-        float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
+        float | None,
+        typer.Option(
+            help="Of gptq: added to the Hessian's diagonal, a share of its mean.",
+            show_default="0.01",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     desc_act: Annotated[
-        bool | None, typer.Option("--desc-act/--no-desc-act", help="Of gptq: columns by falling activations.")
+        bool | None,
+        typer.Option(
+            "--desc-act/--no-desc-act",
+            help="Of gptq: columns by falling activations.",
+            show_default="desc-act",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     static_groups: Annotated[
         bool | None,
         typer.Option(
-            "--static-groups/--no-static-groups", help="Of gptq: grids of the weights as they are, or found on the way."
+            "--static-groups/--no-static-groups",
+            help="Of gptq: grids of the weights as they are, or found on the way.",
+            show_default="static-groups",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.", rich_help_panel=METHOD),
     ] = None,
     true_sequential: Annotated[
         bool,
         typer.Option(
-            "--true-sequential/--no-true-sequential", help="Calibrate on quantized matrices within a block, too."
+            "--true-sequential/--no-true-sequential",
+            help="Calibrate on quantized matrices within a block, too.",
+            rich_help_panel=CALIBRATION,
         ),
     ] = True,
     resume: Resume = "auto",
     resume_folder: Annotated[
-        str | None, typer.Option(help="Where to keep what an interrupted run goes on from.", show_default="OUT.resume")
+        str | None,
+        typer.Option(
+            help="Where to keep what an interrupted run goes on from.",
+            show_default="OUT.resume",
+            rich_help_panel=RESUMING,
+        ),
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
+    nodes: Annotated[
+        int, typer.Option(help="Gradient evaluations for each window and integral.", rich_help_panel=CALIBRATION)
+    ] = 4,
     compute_dtype: Annotated[
-        str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
+        str, typer.Option(help="What --requant runs the model in: float32, bfloat16.", rich_help_panel=MEMORY)
     ] = "float32",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
     dtype: Annotated[
-        str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
+        str,
+        typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.", rich_help_panel=OUTPUT),
     ] = "auto",
     max_shard_size: MaxShardSize = "5GB",
     auto_map: Annotated[
         bool,
         typer.Option(
-            "--auto-map", help="Write code, too, that opens the folder with trust_remote_code, not importing."
+            "--auto-map",
+            help="Write code, too, that opens the folder with trust_remote_code, not importing.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     overwrite: OverwriteOutput = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large and how long.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how large and how long.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:

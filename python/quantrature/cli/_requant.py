@@ -10,6 +10,10 @@ import typer
 from .._C import InvalidArgumentError
 from ._input import check_fraction, memory_limits, resume_folder_of, size_in_bytes
 from ._options import (
+    CALIBRATION,
+    MEMORY,
+    OUTPUT,
+    RESUMING,
     BatchSize,
     Bos,
     Checkpointing,
@@ -50,7 +54,9 @@ def run(
     target_size: Annotated[
         str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Integrals over which the weights are spread.")] = 2,
+    steps: Annotated[
+        int, typer.Option(help="Integrals over which the weights are spread.", rich_help_panel=CALIBRATION)
+    ] = 2,
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
@@ -58,8 +64,10 @@ def run(
     text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
-    dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.")] = "float32",
+    nodes: Annotated[
+        int, typer.Option(help="Gradient evaluations for each window and integral.", rich_help_panel=CALIBRATION)
+    ] = 4,
+    dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.", rich_help_panel=MEMORY)] = "float32",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
@@ -68,11 +76,15 @@ def run(
     resume_folder: Annotated[
         str | None,
         typer.Option(
-            help="Where to keep what an interrupted run goes on from.", show_default="OUT.resume or DIR.resume"
+            help="Where to keep what an interrupted run goes on from.",
+            show_default="OUT.resume or DIR.resume",
+            rich_help_panel=RESUMING,
         ),
     ] = None,
     max_shard_size: MaxShardSize = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that is not empty.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
