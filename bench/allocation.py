@@ -81,7 +81,7 @@ class Judge:
 
     def image(self, name: str, entry: PlanEntry) -> tuple[torch.Tensor, int]:
         """What a matrix becomes, and its bytes."""
-        bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outliers)
+        bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outlier_fraction)
         if (name, bare) not in self.images:
             matrix = quantize_matrix(name, self.stored[name].contiguous(), bare)
             self.images[name, bare] = matrix.dequantize("float32"), matrix.nbytes
@@ -194,26 +194,26 @@ def main() -> None:
         """Seconds to measure what is chosen from, which later plans find measured."""
         return timed(lambda: allocate(source, avg_bits=8, **choice))[1]
 
-    common = {"host": "hqq", "progress": False}
-    pqi = {**common, **CHOICE, "method": "pqi"}
+    common = {"method": "hqq", "progress": False}
+    pqi = {**common, **CHOICE, "strategy": "pqi"}
 
     def measurings() -> dict[str, float]:
-        plain, more = (measuring(analyzed, outliers=shares, **pqi) for shares in ((0.0,), OUTLIERS))
-        mxq = measuring(weights, method="mxq", **common)
+        plain, more = (measuring(analyzed, outlier_fractions=shares, **pqi) for shares in ((0.0,), OUTLIERS))
+        mxq = measuring(weights, strategy="mxq", **common)
         return {"MXQ": mxq, "PQI": analysis + plain, "PQI with outliers": analysis + plain + more}
 
     before = notes.of("measuring seconds", measurings)
     sizes = {budget: limit(budget) for budget in BUDGETS}
     for budget, size in sizes.items():
         target = {"target_bytes": size}
-        uniform = {"method": "uniform", "bits": (2, 3, 4, 8), "meta_bits": 8}
+        uniform = {"strategy": "uniform", "bits": (2, 3, 4, 8), "meta_bits": 8}
         add(budget, "uniform", partial(allocate, weights, **uniform, **target, **common))
-        add(budget, "MXQ", partial(allocate, weights, method="mxq", **target, **common), before["MXQ"])
+        add(budget, "MXQ", partial(allocate, weights, strategy="mxq", **target, **common), before["MXQ"])
         add(budget, "PQI", partial(allocate, analyzed, **target, **pqi), before["PQI"])
         add(
             budget,
             "PQI with outliers",
-            partial(allocate, analyzed, outliers=OUTLIERS, **target, **pqi),
+            partial(allocate, analyzed, outlier_fractions=OUTLIERS, **target, **pqi),
             before["PQI with outliers"],
         )
     for budget, size in sizes.items():
@@ -224,10 +224,10 @@ def main() -> None:
             add(
                 budget,
                 f"SensiBoost {stops}-{top}",
-                partial(allocate, weights, method="sensiboost", sensitivity=activation["scores"], **boost),
+                partial(allocate, weights, strategy="sensiboost", sensitivity=activation["scores"], **boost),
                 activation["seconds"],
             )
-            add(budget, f"KurtBoost {stops}-{top}", partial(allocate, weights, method="kurtboost", **boost))
+            add(budget, f"KurtBoost {stops}-{top}", partial(allocate, weights, strategy="kurtboost", **boost))
 
     def validation() -> dict[str, Any]:
         return validate(model, calibration, sensitivity, count=PLANS, batch_size=8, progress=False).to_json()

@@ -43,18 +43,18 @@ ALONE: dict[str, dict[str, Any]] = {
 }
 """Hosts in the order of the table, and their grids."""
 
-SPLIT: dict[str, dict[str, Any]] = {"squeezellm": {"outliers": 0.0045, "sensitive": 0.0005}}
+SPLIT: dict[str, dict[str, Any]] = {"squeezellm": {"outlier_fraction": 0.0045, "sensitive": 0.0005}}
 """Shares that hosts keep by rules of their own, for comparison with ReQuant: the paper's."""
 
 REQUANT: dict[str, dict[str, Any]] = {
-    "rtn": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
-    "hqq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
-    "awq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
-    "gptq": {"group_size": 256, "outliers": 0.25, "significant": 0.0},
-    "squeezellm": {"group_size": -1, "outliers": 0.45, "significant": 0.05},
-    "qtip": {"group_size": -1, "outliers": 0.0, "significant": 0.5},
+    "rtn": {"group_size": 256, "outlier_fraction": 0.0025, "significant_fraction": 0},
+    "hqq": {"group_size": 256, "outlier_fraction": 0.0025, "significant_fraction": 0},
+    "awq": {"group_size": 256, "outlier_fraction": 0.0025, "significant_fraction": 0},
+    "gptq": {"group_size": 256, "outlier_fraction": 0.0025, "significant_fraction": 0},
+    "squeezellm": {"group_size": -1, "outlier_fraction": 0.0045, "significant_fraction": 0.0005},
+    "qtip": {"group_size": -1, "outlier_fraction": 0, "significant_fraction": 0.005},
 }
-"""Percent that ReQuant keeps: the paper's for awq (which rtn, hqq and gptq share), squeezellm and qtip."""
+"""Fractions that ReQuant keeps: the paper's for awq (which rtn, hqq and gptq share), squeezellm and qtip."""
 
 KQUANTS = {2: "q2_K", 3: "q3_K", 4: "q4_K"}
 
@@ -263,9 +263,8 @@ def main() -> None:
     for bits in map(int, options.bits.split(",")):
         for host in hosts:
             kept = REQUANT[host]
-            name = (
-                f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {kept['outliers']:g} + {kept['significant']:g} %"
-            )
+            shares = f"{100 * kept['outlier_fraction']:g} + {100 * kept['significant_fraction']:g} %"
+            name = f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {shares}"
             bench.row(name, bits, bench.requant(host, bits))
     write(bench)
 

@@ -109,7 +109,7 @@ def main() -> None:
     for bits, group_size in GRIDS:
         add_plan(
             f"hqq by a PQI plan, the size of {bits} bits, g{group_size}",
-            qtr.allocate(sensitivity, method="pqi", avg_bits=bits + 32 / group_size),
+            qtr.allocate(sensitivity, strategy="pqi", avg_bits=bits + 32 / group_size),
         )
 
     lines = [

@@ -63,8 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bits", default="2,3,4", help="none: only what the analysis takes")
     parser.add_argument("--hosts", default="rtn,hqq")
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--outliers", type=float, default=0.45, help="percent")
-    parser.add_argument("--significant", type=float, default=0.05, help="percent")
+    parser.add_argument("--outlier-fraction", type=float, default=0.0045)
+    parser.add_argument("--significant-fraction", type=float, default=0.0005)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--output", type=Path, help="folder for the table")
     return parser.parse_args()
@@ -179,7 +179,10 @@ class Bench:
         entry = PlanEntry(bits, options.group_size, solver=solver_of(host))
         label = f"{host}, {bits} bits, g{options.group_size}"
         rows = self.blocks.setdefault(label, [])
-        budgets = {"outliers": options.outliers, "significant": options.significant}
+        budgets = {
+            "outlier_fraction": options.outlier_fraction,
+            "significant_fraction": options.significant_fraction,
+        }
 
         def add(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             row = self.notes.of(f"{label}: {name}", lambda: {"name": name, **make()})
@@ -197,7 +200,7 @@ class Bench:
             return self.evaluate(stored, record.predicted_loss_change, record.measured_loss_change, seconds)
 
         def significant_alone() -> dict[str, Any]:
-            stored, record, seconds = self.requant(entry, **{**budgets, "outliers": 0.0})
+            stored, record, seconds = self.requant(entry, **{**budgets, "outlier_fraction": 0.0})
             return self.evaluate(stored, record.predicted_loss_change, record.measured_loss_change, seconds)
 
         both = add("+ both", with_both)
@@ -291,8 +294,9 @@ class Bench:
             f"`python {' '.join(sys.argv)}`\n",
             f"{date.today()}, {machine(torch.get_num_threads())}; {len(self.windows)} windows of calibration text and "
             f"{self.evaluation[:, 1:].numel():,} evaluated tokens in windows of {options.seqlen}; Gauss with "
-            f"{options.nodes} nodes; {options.outliers} % outliers, {options.significant} % significant weights in "
-            f"2 steps. Seconds are of ReQuant as a whole, on a machine with other work.\n",
+            f"{options.nodes} nodes; {100 * options.outlier_fraction:g} % outliers, "
+            f"{100 * options.significant_fraction:g} % significant weights in 2 steps. "
+            f"Seconds are of ReQuant as a whole, on a machine with other work.\n",
             *analysis_table(options, self.notes),
         ]
         for label, rows in self.blocks.items():

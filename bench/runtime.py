@@ -44,7 +44,7 @@ SHAPE: dict[str, Any] = {
 }
 """Llama 3.2 1B with a vocabulary of 32,000: 973 million weights in the blocks, 66 million in the embedding."""
 
-_OUTLIERS = {"outliers": 0.005}
+_OUTLIERS = {"outlier_fraction": 0.005}
 QUANTIZED: dict[str, dict[str, Any]] = {
     "4 bits, g64": {"bits": 4, "group_size": 64, **_OUTLIERS},
     "4 bits, g64, embedding 8 bits": {"bits": 4, "group_size": 64, **_OUTLIERS, "embedding_bits": 8},
@@ -162,7 +162,7 @@ def generate(options: argparse.Namespace) -> str:
         print(f"hqq left out: {e}", file=sys.stderr)
     for bits in (4, 3, 2):
         for dtype in (torch.float32, torch.bfloat16):
-            model = qtr.quantize(load(dtype), bits=bits, group_size=64, outliers=0.005)
+            model = qtr.quantize(load(dtype), bits=bits, group_size=64, outlier_fraction=0.005)
             variants[f"quantrature, {bits} bits, g64, 0.5 % outliers, {str(dtype)[6:]}"] = model
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.rounds):

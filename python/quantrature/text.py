@@ -328,8 +328,7 @@ def _cut(ids: torch.Tensor, seqlen: int, prefix: list[int]) -> torch.Tensor:
     if not windows:
         raise InvalidArgumentError(
             f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, "
-            f"{max(1, seqlen - len(prefix))} are needed for seqlen={seqlen}; give a longer text or a smaller seqlen "
-            "(--seqlen)"
+            f"{max(1, seqlen - len(prefix))} are needed for seqlen={seqlen}; give a longer text or a smaller seqlen"
         )
     return torch.stack(windows)
 
@@ -440,7 +439,7 @@ def _of_row(row: Any, where: str, column: str | None) -> tuple[str, Any]:
         return ("token ids", _unpadded({"input_ids": value})) if _is_row_of_ids(value) else ("conversations", value)
     had = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
     wanted = f"a text in {column}" if column else "a string text or messages"
-    hint = "; name the field that has it: text_column (--text-column)" if isinstance(row, Mapping) else ""
+    hint = "; name the field that has it: text_column" if isinstance(row, Mapping) else ""
     raise InvalidArgumentError(f"[token_windows] {where} needs {wanted}: got {had}{hint}")
 
 

@@ -105,10 +105,10 @@ def requantized(windows, **settings):
 
 def test_the_order_of_the_ablation(windows, way):
     """Table 8: both < outliers by PQI <= everywhere alike < nothing; significant alone between; random like nothing."""
-    both = requantized(windows, significant=0.2)
+    both = requantized(windows, significant_fraction=0.002)
     nothing, outliers = both.stages[0].measured_loss_change, both.stages[1].measured_loss_change
-    significant = requantized(windows, outliers=0.0, significant=0.2).measured_loss_change
-    evenly = requantized(windows, significant=0.0, temperatures=(float("inf"),)).measured_loss_change
+    significant = requantized(windows, outlier_fraction=0.0, significant_fraction=0.002).measured_loss_change
+    evenly = requantized(windows, significant_fraction=0.0, temperatures=(float("inf"),)).measured_loss_change
     assert both.measured_loss_change < outliers <= evenly < nothing
     assert outliers < significant < nothing
     assert nothing == pytest.approx(way.true, rel=1e-3)
@@ -129,7 +129,7 @@ def test_the_order_of_the_ablation(windows, way):
 def test_a_second_step_is_enough(windows):
     """Table 8: steps of 0.05, 0.025 and 0.0125 % end within a hundredth of the loss change of each other."""
     ends = [
-        requantized(windows, significant=0.2, steps=steps, temperatures=(1.0,)).measured_loss_change
+        requantized(windows, significant_fraction=0.002, steps=steps, temperatures=(1.0,)).measured_loss_change
         for steps in (1, 2, 4)
     ]
     assert max(ends) < 1.1 * min(ends)

@@ -28,7 +28,7 @@ NAMES = {
 
 
 def quantized(layout="llama"):
-    return qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.01)
+    return qtr.quantize(tiny_model(layout), bits=4, group_size=16, outlier_fraction=0.01)
 
 
 def logits(model):
@@ -140,14 +140,14 @@ def test_a_second_adapter_goes_on_the_same_layers():
 
 
 KINDS = [
-    {"bits": 4, "outliers": 0.01},
+    {"bits": 4, "outlier_fraction": 0.01},
     {"bits": 4, "method": "nf4"},
     {"bits": 3, "meta_bits": 8, "sym": True},
     {"bits": 8, "group_size": -1},
 ]
 CALIBRATED = [
     {"bits": 4, "method": "awq"},
-    {"bits": 3, "method": "squeezellm", "outliers": 0.01},
+    {"bits": 3, "method": "squeezellm", "outlier_fraction": 0.01},
     {"bits": 4, "method": "qtip"},
 ]
 

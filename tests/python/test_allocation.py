@@ -70,10 +70,10 @@ def test_size_of_an_entry():
     assert stored_bytes(10, 64, PlanEntry(16), "float32") == 10 * 64 * 4
     assert stored_bytes(10, 64, PlanEntry(3, 2, meta_bits=8)) == 10 * 24 + 320 + 8 * 3 + 320 + 4 * 3
     assert stored_bytes(10, 64, PlanEntry(3, 2, sym=True, meta_bits=4)) == 10 * 24 + 160 + 8 * 3
-    sparse = PlanEntry(4, 64, outliers=0.01)
+    sparse = PlanEntry(4, 64, outlier_fraction=0.01)
     assert stored_bytes(10, 64, sparse) == 10 * 36 + 6 * (2 + 2) + 2 * 11
     assert stored_bytes(10, 64, sparse, "float32") == 10 * 36 + 6 * (4 + 2) + 2 * 11
-    assert stored_bytes(1, 1 << 17, PlanEntry(4, 64, outliers=1e-5)) == (1 << 16) + 4 * 2048 + (2 + 4) + 2 * 2
+    assert stored_bytes(1, 1 << 17, PlanEntry(4, 64, outlier_fraction=1e-5)) == (1 << 16) + 4 * 2048 + (2 + 4) + 2 * 2
 
 
 @pytest.mark.parametrize("option", [Option(3), Option(2, -1), Option(8, 128, 0.005), Option(4, 64, 1e-05)])
@@ -181,16 +181,16 @@ def test_pqi_spends_where_it_helps():
     bits = {name: entry.bits for name, entry in plan}
     precious = bits.pop("model.layers.0.mlp.down_proj")
     assert precious > max(bits.values())
-    uniform = allocate(sens, method="uniform", avg_bits=3.25)
+    uniform = allocate(sens, strategy="uniform", avg_bits=3.25)
     assert plan.predicted_loss_change < 0.5 * uniform.predicted_loss_change
 
 
 def test_the_plan_says_how_it_came_about():
     sens = sensitivity()
-    plan = quantrature.allocate(sens, method="pqi", avg_bits=3.25)
+    plan = quantrature.allocate(sens, strategy="pqi", avg_bits=3.25)
     about = plan.allocation
-    assert about["method"] == "pqi"
-    assert about["host"] == "rtn"
+    assert about["strategy"] == "pqi"
+    assert about["method"] == "rtn"
     assert about["budget"] == {"avg_bits": 3.25}
     assert about["budget_bytes"] == weights(sens) * 3.25 / 8
     assert about["bytes"] == size(sens, plan) <= about["budget_bytes"]
@@ -227,9 +227,9 @@ def test_pqi_is_optimal():
     st.sampled_from(["uniform", "pqi"]),
     st.sampled_from(["fused", "none"]),
 )
-def test_the_budget_is_never_exceeded(losses, avg_bits, method, groups):
+def test_the_budget_is_never_exceeded(losses, avg_bits, strategy, groups):
     sens = sensitivity(losses)
-    plan = allocate(sens, method=method, avg_bits=avg_bits, groups=groups)
+    plan = allocate(sens, strategy=strategy, avg_bits=avg_bits, groups=groups)
     assert 8 * size(sens, plan) <= avg_bits * weights(sens) + 1e-5
     assert plan.allocation["bytes"] == size(sens, plan)
 
@@ -267,22 +267,22 @@ def test_groups_of_a_mixture():
 def test_uniform_takes_the_largest_that_fits():
     sens = sensitivity()
     for avg_bits, key in [(4.5, "b4g64"), (4.49, "b4g128"), (100, "b8g32")]:
-        plan = allocate(sens, method="uniform", avg_bits=avg_bits, group_sizes=(32, 64, 96))
+        plan = allocate(sens, strategy="uniform", avg_bits=avg_bits, group_sizes=(32, 64, 96))
         expected = {"b4g64": 4.5}.get(key)
         assert plan.allocation["bits_per_weight"] <= avg_bits
         if expected:
             assert {entry.setting for _, entry in plan} <= {key, "b4g96"}
-    plan = allocate(sens, method="uniform", avg_bits=100)
+    plan = allocate(sens, strategy="uniform", avg_bits=100)
     assert {entry.setting for _, entry in plan} == {"b8g32"}
     assert plan.allocation["setting"] == "b8g32"
-    by_bytes = allocate(sens, method="uniform", target_bytes=plan.allocation["bytes"])
+    by_bytes = allocate(sens, strategy="uniform", target_bytes=plan.allocation["bytes"])
     assert by_bytes.entries == plan.entries
     without = dataclasses.replace(sens, matrices=tuple(dataclasses.replace(m, loss_change={}) for m in sens.matrices))
-    assert allocate(without, method="uniform", avg_bits=4).predicted_loss_change is None
+    assert allocate(without, strategy="uniform", avg_bits=4).predicted_loss_change is None
 
 
-def test_host_and_form_of_the_grid():
-    plan = allocate(sensitivity(), avg_bits=4, host="hqq", meta_bits=8)
+def test_method_and_form_of_the_grid():
+    plan = allocate(sensitivity(), avg_bits=4, method="hqq", meta_bits=8)
     assert {(e.solver, e.meta_bits, e.sym) for _, e in plan} == {("hqq", 8, False)}
     plan = allocate(sensitivity(sym=True), avg_bits=4)
     assert {(e.solver, e.meta_bits, e.sym) for _, e in plan} == {("minmax", None, True)}
@@ -299,13 +299,13 @@ def test_outliers_are_chosen_when_they_were_analyzed():
             for m in sens.matrices
         ),
     )
-    plan = allocate(with_outliers, avg_bits=4, group_sizes=[64], outliers=[0, 0.01])
+    plan = allocate(with_outliers, avg_bits=4, group_sizes=[64], outlier_fractions=[0, 0.01])
     plain = allocate(with_outliers, avg_bits=4, group_sizes=[64])
-    assert any(entry.outliers == 0.01 for _, entry in plan)
+    assert any(entry.outlier_fraction == 0.01 for _, entry in plan)
     assert plan.predicted_loss_change < plain.predicted_loss_change
     assert plan.allocation["bits_per_weight"] <= 4
     with pytest.raises(InvalidArgumentError, match=r"without the weights: got b2g64o0\.01, not measured for model"):
-        allocate(sens, avg_bits=4, group_sizes=[64], outliers=[0, 0.01])
+        allocate(sens, avg_bits=4, group_sizes=[64], outlier_fractions=[0, 0.01])
 
 
 # Constraints
@@ -330,7 +330,7 @@ def test_constraints_hold():
     assert list(plan.entries) == [m.name for m in sens.matrices]
     assert plan.allocation["weights"] == weights(sens) - 64 * 96
     assert plan.allocation["bits_per_weight"] <= 4
-    uniform = allocate(sens, method="uniform", avg_bits=4, pin={"model.layers.0": 2})
+    uniform = allocate(sens, strategy="uniform", avg_bits=4, pin={"model.layers.0": 2})
     assert {entry.bits for name, entry in uniform if "layers.0" in name} == {2}
     assert uniform.entries["model.layers.0.mlp.up_proj"].reason == "constraint"
 
@@ -344,14 +344,15 @@ def test_constraints_hold():
         ({"avg_bits": 3, "target_bytes": 3}, "got avg_bits=3, target_bytes=3"),
         ({"avg_bits": -1}, "avg_bits must be above 0: got avg_bits=-1"),
         ({"avg_bits": math.nan}, "avg_bits must be above 0: got avg_bits=nan"),
-        ({"avg_bits": 4, "method": "best"}, "method must be one of uniform, .*: got 'best'"),
-        ({"avg_bits": 4, "host": "best"}, "method must be one of rtn, mse, hqq, .*: got 'best'"),
+        ({"avg_bits": 4, "strategy": "best"}, "strategy must be one of uniform, .*: got 'best'"),
+        ({"avg_bits": 4, "method": "pqi"}, "method says how codes are found; 'pqi' is a strategy: give it as strategy"),
+        ({"avg_bits": 4, "method": "best"}, "method must be one of rtn, mse, hqq, .*: got 'best'"),
         ({"avg_bits": 4, "groups": "some"}, "groups must be fused or none: got 'some'"),
         ({"avg_bits": 4, "bits": [9]}, "bits must be 1 to 8: got 9"),
         ({"avg_bits": 4, "bits": [16]}, "bits must be 1 to 8: got 16"),
         ({"avg_bits": 4, "bits": []}, "must leave a choice: got none"),
         ({"avg_bits": 4, "group_sizes": [0]}, "group_size must be -1 or at least 1: got 0"),
-        ({"avg_bits": 4, "outliers": [2]}, "outliers must be a share between 0 and 1: got 2"),
+        ({"avg_bits": 4, "outlier_fractions": [2]}, "outlier_fraction must be a fraction between 0 and 1: got 2"),
         ({"avg_bits": 4, "skip": ["re:.*"]}, "a plan needs a matrix that is not skipped: got none"),
         ({"avg_bits": 4, "skip": ["lm_head"]}, "a constraint must match at least one matrix or module: got lm_head"),
         ({"avg_bits": 4, "pin": {"re:(": 4}}, r"or re: and a regular expression: got re:\("),

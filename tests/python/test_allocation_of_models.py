@@ -80,7 +80,7 @@ def stored(model, plan):
 )
 def test_sizes_are_those_of_the_ops(rows, columns, bits, group_size, sym, meta_bits, outliers, dtype):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)).to(dtype)
-    entry = PlanEntry(bits, group_size, sym=sym, meta_bits=meta_bits, outliers=outliers)
+    entry = PlanEntry(bits, group_size, sym=sym, meta_bits=meta_bits, outlier_fraction=outliers)
     quantized = quantize_matrix("w", weight, entry)
     size = stored_bytes(rows, columns, entry, str(dtype).removeprefix("torch."))
     scale, zero = quantized.dense.scale, quantized.dense.zero
@@ -101,8 +101,8 @@ def test_scales_too_small_for_float16_are_seen(model):
     found = analyze(small, TOKENS, metrics=["pqi"], bits=[3], group_size=16, nodes=1)
     by_shape = stored_bytes(first.out_features, first.in_features, PlanEntry(3, 16), "float32")
     assert found.matrices[0].nbytes["b3g16"] > by_shape
-    for source, method in ((found, "pqi"), (found, "uniform"), (small, "uniform")):
-        plan = allocate(source, method=method, avg_bits=5.02, group_sizes=[16, 32])
+    for source, strategy in ((found, "pqi"), (found, "uniform"), (small, "uniform")):
+        plan = allocate(source, strategy=strategy, avg_bits=5.02, group_sizes=[16, 32])
         assert plan.allocation["bytes"] == stored(small, plan) <= plan.allocation["budget_bytes"]
 
 
@@ -126,10 +126,10 @@ def test_an_analysis_notes_settings(analyzed, model, tmp_path):
 # Plans
 
 
-@pytest.mark.parametrize("method", ["uniform", "mxq", "pqi"])
+@pytest.mark.parametrize("strategy", ["uniform", "mxq", "pqi"])
 @pytest.mark.parametrize("avg_bits", [3.6, 4.4, 6])
-def test_what_is_planned_is_what_is_stored(analyzed, model, method, avg_bits):
-    plan = allocate(analyzed, method=method, avg_bits=avg_bits, weights=model, group_sizes=[16, 32])
+def test_what_is_planned_is_what_is_stored(analyzed, model, strategy, avg_bits):
+    plan = allocate(analyzed, strategy=strategy, avg_bits=avg_bits, weights=model, group_sizes=[16, 32])
     quantized = quantrature.quantize(tiny_model("llama"), plan=plan)
     assert plan.allocation["bytes"] == stored(model, plan) <= plan.allocation["budget_bytes"]
     assert quantized is not None
@@ -140,15 +140,15 @@ def test_missing_settings_are_measured_with_the_weights(analyzed, model):
     assumed = allocate(analyzed, avg_bits=6, group_sizes=[12])
     assert measured.allocation["error_energies"] == assumed.allocation["error_energies"] == "measured"
     assert measured.allocation["predicted_loss_change"] != assumed.allocation["predicted_loss_change"]
-    other = allocate(analyzed, avg_bits=5, weights=model, host="hqq", outliers=[0, 0.02], group_sizes=[16])
+    other = allocate(analyzed, avg_bits=5, weights=model, method="hqq", outlier_fractions=[0, 0.02], group_sizes=[16])
     assert {entry.solver for _, entry in other} == {"hqq"}
     assert other.allocation["bytes"] == stored(model, other)
 
 
 def test_a_folder_is_as_good_as_the_model(folder, model):
-    for method in ("uniform", "mxq", "kurtboost"):
-        loaded = allocate(model, method=method, avg_bits=4.6)
-        streamed = allocate(folder / "model", method=method, avg_bits=4.6)
+    for strategy in ("uniform", "mxq", "kurtboost"):
+        loaded = allocate(model, strategy=strategy, avg_bits=4.6)
+        streamed = allocate(folder / "model", strategy=strategy, avg_bits=4.6)
         assert streamed == loaded
 
 
@@ -184,8 +184,8 @@ def test_mxq_of_a_model_beats_uniform_in_what_it_minimises(model):
             total += math.sqrt(float((image - linear.weight).double().square().sum()))
         return total
 
-    plan = allocate(model, method="mxq", avg_bits=4.6)
-    uniform = allocate(model, method="uniform", avg_bits=4.6, host="hqq", meta_bits=8, bits=(2, 3, 4, 8))
+    plan = allocate(model, strategy="mxq", avg_bits=4.6)
+    uniform = allocate(model, strategy="uniform", avg_bits=4.6, method="hqq", meta_bits=8, bits=(2, 3, 4, 8))
     assert plan.allocation["objective"] == pytest.approx(norms(plan), rel=1e-6)
     assert norms(plan) < norms(uniform)
     assert plan.allocation["nominal_bits_per_weight"] < 4.6
@@ -204,7 +204,7 @@ def boosted_model():
 
 def test_kurtboost_of_a_model():
     model = boosted_model()
-    plan = allocate(model, method="kurtboost", avg_bits=3.25, stops=3)
+    plan = allocate(model, strategy="kurtboost", avg_bits=3.25, stops=3)
     assert plan.allocation["setting"] == "b3g64"
     assert plan.allocation["boosted"] == "b4g64"
     assert set(plan.allocation["flagged"]["self_attn.q_proj"]) == {5, 6}
@@ -213,7 +213,7 @@ def test_kurtboost_of_a_model():
         flagged = int(name.split(".")[2]) in plan.allocation["flagged"].get(role, [])
         assert entry.setting == ("b4g64" if flagged else "b3g64")
         assert ("conspicuous" in entry.reason) == flagged
-    one = allocate(model, method="kurtboost", avg_bits=3.25, stops=3, top_m=1)
+    one = allocate(model, strategy="kurtboost", avg_bits=3.25, stops=3, top_m=1)
     assert len(one.allocation["flagged"]["self_attn.q_proj"]) == 1
 
 
@@ -222,7 +222,9 @@ def test_sensiboost_of_a_model():
     names = [linear.name for linear in models.find_linears(model)]
     scores = {name: 1.0 + 0.1 * (int(name.split(".")[2]) % 3) for name in names}
     scores["model.layers.7.mlp.down_proj"] = 99.0
-    plan = allocate(model, method="sensiboost", avg_bits=2.3, sensitivity=scores, meta_bits=None, bits=[2, 3], stops=9)
+    plan = allocate(
+        model, strategy="sensiboost", avg_bits=2.3, sensitivity=scores, meta_bits=None, bits=[2, 3], stops=9
+    )
     downs = np.array([scores[name] for name in names if name.endswith("down_proj")])
     assert plan.allocation["flagged"] == {"mlp.down_proj": conspicuous(downs, ratio=True)}
     assert plan.allocation["setting"] == "b2g128"
@@ -239,7 +241,7 @@ def test_predictions_are_compared_with_measurements():
         linear.parameter.data *= 5  # so that the loss bends
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = analyze(model, TOKENS, metrics=["pqi"], bits=[2, 3, 4], group_size=16, nodes=4)
-    uniform = [allocate(found, method="uniform", avg_bits=32, bits=[b], group_sizes=[16]) for b in (2, 4)]
+    uniform = [allocate(found, strategy="uniform", avg_bits=32, bits=[b], group_sizes=[16]) for b in (2, 4)]
     measured = measured_loss_changes(model, TOKENS, uniform)
     proofs = {proof.setting: proof.measured_loss_change for proof in found.proofs}
     assert measured == pytest.approx([proofs["b2g16"], proofs["b4g16"]])
@@ -327,12 +329,12 @@ def test_uniform_takes_the_setting_that_just_fits_as_stored():
     model = tiny_model("llama")
     for linear in models.find_linears(model):
         linear.weight.mul_(1000)  # float16 holds the scales of their scales
-    plan = allocate(model, method="uniform", avg_bits=9, bits=(4,), group_sizes=(16,), meta_bits=8)
+    plan = allocate(model, strategy="uniform", avg_bits=9, bits=(4,), group_sizes=(16,), meta_bits=8)
     size = stored(model, plan)
     shapes = [(m.rows, m.columns, m.dtype) for m in Source.of(model).matrices]
     of_shape = sum(stored_bytes(rows, columns, PlanEntry(4, 16, meta_bits=8), dtype) for rows, columns, dtype in shapes)
     assert size < of_shape
-    wishes = {"method": "uniform", "bits": (2, 4), "group_sizes": (16,), "meta_bits": 8}
+    wishes = {"strategy": "uniform", "bits": (2, 4), "group_sizes": (16,), "meta_bits": 8}
     assert allocate(model, target_bytes=size, **wishes).allocation["setting"] == "b4g16"
     assert allocate(model, target_bytes=size - 1, **wishes).allocation["setting"] == "b2g16"
 
@@ -348,11 +350,11 @@ def test_a_source_remembers_what_it_measured(model, monkeypatch):
         lambda name, w, entry, **given: (quantized.append((name, entry)), true(name, w, entry))[1],
     )
     source = Source.of(model)
-    plans = [allocate(source, method="mxq", avg_bits=b, bits=(2, 3), group_sizes=(16,)) for b in (4, 4.2)]
+    plans = [allocate(source, strategy="mxq", avg_bits=b, bits=(2, 3), group_sizes=(16,)) for b in (4, 4.2)]
     assert len(quantized) == len(set(quantized)) == 2 * len(plans[0])
-    allocate(source, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,), host="mse")
+    allocate(source, strategy="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,), method="mse")
     assert len(quantized) == len(set(quantized)) == 4 * len(plans[0])
-    assert plans[1] == allocate(model, method="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,))
+    assert plans[1] == allocate(model, strategy="mxq", avg_bits=4.2, bits=(2, 3), group_sizes=(16,))
 
 
 # What is refused
@@ -361,16 +363,19 @@ def test_a_source_remembers_what_it_measured(model, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "pqi"}, "method pqi needs an analysis with the metric pqi: got none for model.layers.0.self"),
-        ({"method": "sensiboost"}, "sensiboost needs the activation sensitivity of every matrix: got none for model"),
+        ({"strategy": "pqi"}, "strategy pqi needs an analysis with the metric pqi: got none for model.layers.0.self"),
+        ({"strategy": "sensiboost"}, "sensiboost needs the activation sensitivity of every matrix: got none for model"),
         (
-            {"method": "sensiboost", "sensitivity": {f"model.layers.0.self_attn.{x}_proj": 0.0 for x in "qkvo"}},
+            {"strategy": "sensiboost", "sensitivity": {f"model.layers.0.self_attn.{x}_proj": 0.0 for x in "qkvo"}},
             "every sensitivity must be above 0, for ratios are taken: got 0.0 for model.layers.0.self_attn.q_proj",
         ),
-        ({"method": "kurtboost", "pin": {"model": 4}}, "kurtboost takes no constraints but skip, and no groups: got"),
-        ({"method": "kurtboost", "stops": -1}, "must be at least 0: got stops=-1, top_m=0"),
-        ({"method": "kurtboost", "avg_bits": 2}, "kurtboost needs a budget of at least 2.13 bits a weight: got 2.0000"),
-        ({"method": "uniform", "meta_bits": "few"}, "meta_bits must be None or 1 to 8: got 'few'"),
+        ({"strategy": "kurtboost", "pin": {"model": 4}}, "kurtboost takes no constraints but skip, and no groups: got"),
+        ({"strategy": "kurtboost", "stops": -1}, "must be at least 0: got stops=-1, top_m=0"),
+        (
+            {"strategy": "kurtboost", "avg_bits": 2},
+            "kurtboost needs a budget of at least 2.13 bits a weight: got 2.0000",
+        ),
+        ({"strategy": "uniform", "meta_bits": "few"}, "meta_bits must be None or 1 to 8: got 'few'"),
     ],
 )
 def test_what_a_model_cannot_give_is_refused(model, arguments, message):
@@ -385,9 +390,9 @@ def test_what_an_analysis_cannot_give_is_refused(analyzed, model):
     bare = [dataclasses.replace(m, scores={}, error={}) for m in analyzed.matrices]
     bare = dataclasses.replace(analyzed, matrices=tuple(bare))
     with pytest.raises(InvalidArgumentError, match="kurtboost needs the weights, or an analysis with the metric"):
-        allocate(bare, method="kurtboost", avg_bits=4)
+        allocate(bare, strategy="kurtboost", avg_bits=4)
     with pytest.raises(InvalidArgumentError, match=r"mxq needs the weights, or an analysis .* got nothing for model"):
-        allocate(bare, method="mxq", avg_bits=4)
+        allocate(bare, strategy="mxq", avg_bits=4)
     with pytest.raises(InvalidArgumentError, match=r"the weights must be those of the model .* got None for model"):
         allocate(analyzed, avg_bits=4, weights=tiny_model("gpt2"))
     with pytest.raises(InvalidArgumentError, match="an analysis, a model or a folder with one: got int"):
@@ -401,15 +406,15 @@ def test_broken_folders_are_refused(folder, tmp_path):
     weights = tmp_path / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(QuantratureError, match=r"model.safetensors is truncated or corrupted"):
-        allocate(tmp_path / "cut", method="uniform", avg_bits=4)
+        allocate(tmp_path / "cut", strategy="uniform", avg_bits=4)
     shutil.copytree(folder / "model", tmp_path / "bad")
     (tmp_path / "bad/model.safetensors").unlink()
     (tmp_path / "bad/model.safetensors.index.json").write_text("{")
     with pytest.raises(QuantratureError, match=r"index.json is not a valid index of shards"):
-        allocate(tmp_path / "bad", method="uniform", avg_bits=4)
+        allocate(tmp_path / "bad", strategy="uniform", avg_bits=4)
     tiny_model("llama").double().save_pretrained(tmp_path / "double")
     with pytest.raises(InvalidArgumentError, match=r"q_proj.weight must be float32, float16 or bfloat16: got F64"):
-        allocate(tmp_path / "double", method="uniform", avg_bits=4)
+        allocate(tmp_path / "double", strategy="uniform", avg_bits=4)
 
 
 def test_activation_sensitivity_refuses(model):
@@ -437,7 +442,7 @@ def test_plan_by_pqi_from_a_model(capfd, folder, tmp_path):
     found = run_json(capfd, "plan", folder / "model", "--avg-bits", 4.5, *text, *more)
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.to_json() == found
-    assert found["allocation"]["method"] == "pqi"
+    assert found["allocation"]["strategy"] == "pqi"
     assert found["allocation"]["validation"]["plans"] == 3
     assert len(found["allocation"]["validation"]["measured"]) == 3
     assert found["allocation"]["bits_per_weight"] <= 4.5
@@ -456,7 +461,16 @@ def test_plan_from_an_analysis(capfd, folder, tmp_path, analyzed):
         "--max-bits",
         "model.layers.0.mlp.up_proj=2",
     )
-    choice = ("--bits", "2,3,4,5,8", "--group-sizes", "16,32", "--outliers", "0,0.01", "--weights", folder / "model")
+    choice = (
+        "--bits",
+        "2,3,4,5,8",
+        "--group-sizes",
+        "16,32",
+        "--outlier-fractions",
+        "0,0.0001",
+        "--weights",
+        folder / "model",
+    )
     arguments = ("plan", tmp_path / "sens", "--target-size", "30kB", *constraints, *choice, "--groups", "none")
     found = run_json(capfd, *arguments, "--skip", "model.layers.1.mlp.up_proj")
     entries = found["entries"]
@@ -467,17 +481,19 @@ def test_plan_from_an_analysis(capfd, folder, tmp_path, analyzed):
     assert entries["model.layers.1.mlp.up_proj"]["bits"] == 16
     status, out, err = run(capfd, "plan", tmp_path / "sens", "--avg-bits", 5, "-o", tmp_path / "plan.json")
     assert (status, err) == (0, "")
-    for words in ("method pqi, quantized by rtn", "bits per weight", "predicted loss change", "written to"):
+    for words in ("pqi, quantized by rtn", "bits per weight", "predicted loss change", "written to"):
         assert words in " ".join(out.split())
 
 
-@pytest.mark.parametrize("method", ["uniform", "mxq", "kurtboost", "sensiboost"])
-def test_plan_by_other_methods(capfd, folder, method):
-    more = ("--calibration", folder / "text.txt", "--nsamples", 2) if method == "sensiboost" else ()
-    found = run_json(capfd, "plan", folder / "model", "--method", method, "--avg-bits", 4.6, *more)
-    assert found["allocation"]["method"] == method
+@pytest.mark.parametrize("strategy", ["uniform", "mxq", "kurtboost", "sensiboost"])
+def test_plan_by_other_strategies(capfd, folder, strategy):
+    more = ("--calibration", folder / "text.txt", "--nsamples", 2) if strategy == "sensiboost" else ()
+    found = run_json(capfd, "plan", folder / "model", "--strategy", strategy, "--avg-bits", 4.6, *more)
+    assert found["allocation"]["strategy"] == strategy
     assert len(found["entries"]) == 14
-    plain = run_json(capfd, "plan", folder / "model", "--method", method, "--avg-bits", 6.6, "--meta-bits", 0, *more)
+    plain = run_json(
+        capfd, "plan", folder / "model", "--strategy", strategy, "--avg-bits", 6.6, "--meta-bits", 0, *more
+    )
     assert {entry["meta_bits"] for entry in plain["entries"].values()} == {None}
 
 
@@ -485,37 +501,37 @@ def test_plan_of_a_table(capfd, tmp_path):
     header = "layer,module,nbit1,gsize1,nbit2,gsize2,fnorm,params,kurtosis,sensitivity"
     rows = [f"{i},a,{b},64,8,128,{2.0**-b},1024,{3 + i},1" for i in range(3) for b in (2, 3, 4)]
     (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
-    for method in ("mxq", "kurtboost", "sensiboost"):
-        found = run_json(capfd, "plan", "--table", tmp_path / "t.csv", "--method", method, "--avg-bits", 3.3)
+    for strategy in ("mxq", "kurtboost", "sensiboost"):
+        found = run_json(capfd, "plan", "--table", tmp_path / "t.csv", "--strategy", strategy, "--avg-bits", 3.3)
         assert found["bits_per_weight"] <= 3.3
         assert found["memory_mib"] <= found["budget_mib"]
         assert set(found["allocation"][0]) == {"layer", "module", "bits", "group_size"}
         assert len(found["allocation"]) == 3
         assert found["objective"] == pytest.approx(3 / 8)
-    status, out, _ = run(capfd, "plan", "--table", tmp_path / "t.csv", "--method", "mxq", "--avg-bits", 3.3)
+    status, out, _ = run(capfd, "plan", "--table", tmp_path / "t.csv", "--strategy", "mxq", "--avg-bits", 3.3)
     assert status == 0
     assert "objective" in out
 
 
 def test_plan_of_the_published_table(capfd, shared):
     path = shared / "oracles/fnorm-Llama-2-7b-hf.csv"
-    found = run_json(capfd, "plan", "--table", path, "--method", "mxq", "--avg-bits", 3.25)
+    found = run_json(capfd, "plan", "--table", path, "--strategy", "mxq", "--avg-bits", 3.25)
     assert found["objective"] == pytest.approx(4195.6015625, rel=1e-4)
     assert found["memory_mib"] <= 2509.0
 
 
 def test_dry_runs(capfd, folder, tmp_path, analyzed):
-    found = run_json(capfd, "plan", folder / "model", "--method", "mxq", "--avg-bits", 4, "--dry-run")
+    found = run_json(capfd, "plan", folder / "model", "--strategy", "mxq", "--avg-bits", 4, "--dry-run")
     assert found["matrices"] == 14
     assert found["settings"] == 12
     assert found["memory_bytes"] > 0
-    assert found == {**estimate(folder / "model", method="mxq"), "seconds": found["seconds"]}
+    assert found == {**estimate(folder / "model", strategy="mxq"), "seconds": found["seconds"]}
     text = ("--calibration", folder / "text.txt", "--nsamples", 2, "--seqlen", 32)
     pqi = run_json(capfd, "plan", folder / "model", "--avg-bits", 4, "--dry-run", *text)
     assert pqi["memory_bytes"] > found["memory_bytes"]
     analyzed.save(tmp_path / "sens")
     assert run_json(capfd, "plan", tmp_path / "sens", "--avg-bits", 4, "--dry-run")["memory_bytes"] == 0
-    status, out, _ = run(capfd, "plan", folder / "model", "--method", "mxq", "--avg-bits", 4, "--dry-run")
+    status, out, _ = run(capfd, "plan", folder / "model", "--strategy", "mxq", "--avg-bits", 4, "--dry-run")
     assert status == 0
     assert "memory bytes" in out
 
@@ -525,9 +541,10 @@ def test_dry_runs(capfd, folder, tmp_path, analyzed):
     [
         ([], "takes either a model, an analysis of one, or --table"),
         (["MODEL", "--table", "t.csv"], "takes either a model, an analysis of one, or --table"),
-        (["MODEL", "--avg-bits", "4", "--method", "best"], "--method must be one of uniform, mxq, "),
+        (["MODEL", "--avg-bits", "4", "--strategy", "best"], "--strategy must be one of uniform, mxq, "),
+        (["MODEL", "--avg-bits", "4", "--method", "pqi"], "for pqi, give --strategy pqi"),
         (
-            ["MODEL", "--avg-bits", "4", "--method", "mxq", "--validate", "2"],
+            ["MODEL", "--avg-bits", "4", "--strategy", "mxq", "--validate", "2"],
             "--validate is for plans by pqi from a model",
         ),
         (["MODEL"], "a budget is given as either --avg-bits or --target-size"),
@@ -538,19 +555,23 @@ def test_dry_runs(capfd, folder, tmp_path, analyzed):
         ),
         (["MODEL", "--target-size", "1.2.3MB"], "--target-size must be a size such as"),
         (["MODEL", "--avg-bits", "4"], "--calibration must name the text that pqi needs"),
-        (["MODEL", "--avg-bits", "4", "--method", "sensiboost"], "--calibration must name the text that sensiboost"),
+        (["MODEL", "--avg-bits", "4", "--strategy", "sensiboost"], "--calibration must name the text that sensiboost"),
+        (["MODEL", "--avg-bits", "4", "--outlier-fractions", "0,5"], "--outlier-fractions must be a fraction between"),
         (["MODEL", "--avg-bits", "4", "--bits", "2,x"], "--bits must be numbers with commas between: got '2,x'"),
         (["MODEL", "--avg-bits", "4", "--pin", "a"], "--pin must be MATRIX=VALUE: got 'a'"),
         (["MODEL", "--avg-bits", "4", "--min-bits", "a=b"], "--min-bits must be MATRIX=BITS: got 'b' for the bits"),
-        (["SENS", "--avg-bits", "4", "--method", "sensiboost"], "sensiboost measures outputs: give it the model, not"),
+        (
+            ["SENS", "--avg-bits", "4", "--strategy", "sensiboost"],
+            "sensiboost measures outputs: give it the model, not",
+        ),
         (["SENS", "--avg-bits", "1"], "avg_bits must be at least 2.9"),
         (["SENS", "--avg-bits", "5", "-o", "/nowhere/plan.json"], "cannot write /nowhere/plan.json: No such file"),
         (["--table", "t.csv", "--avg-bits", "4"], "--table is for mxq, sensiboost and kurtboost: got pqi"),
         (
-            ["--table", "t.csv", "--target-size", "4GB", "--method", "mxq"],
+            ["--table", "t.csv", "--target-size", "4GB", "--strategy", "mxq"],
             "with --table a budget is given as --avg-bits",
         ),
-        (["--table", "t.csv", "--avg-bits", "4", "--method", "mxq"], "cannot read t.csv: No such file"),
+        (["--table", "t.csv", "--avg-bits", "4", "--strategy", "mxq"], "cannot read t.csv: No such file"),
     ],
 )
 def test_a_failure_is_one_line(capfd, folder, analyzed, tmp_path, arguments, message):

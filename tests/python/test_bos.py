@@ -236,8 +236,8 @@ def test_calibrated_quantization_says_where_bos_was(bos, folder, tmp_path, capfd
         folder / "model",
         "-o",
         tmp_path / "more",
-        "--significant",
-        1,
+        "--significant-fraction",
+        0.01,
         *given,
     )
     assert json.loads((tmp_path / "more" / "requant.json").read_text())["settings"]["bos"] == expected

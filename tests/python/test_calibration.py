@@ -207,7 +207,7 @@ def interrupted(monkeypatch, folder, after, **settings):
 
 
 def quantized(model, folder, **settings):
-    given = {"bits": 3, "group_size": 16, "method": "gptq", "calibration": WINDOWS, "state_folder": folder} | settings
+    given = {"bits": 3, "group_size": 16, "method": "gptq", "calibration": WINDOWS, "resume_folder": folder} | settings
     return qtr.quantize(model, **given)
 
 
@@ -290,7 +290,15 @@ def test_peak_memory_counts_activations_and_hessians():
 def test_requant_works_on_a_calibrated_host():
     model = tiny_model("llama")
     _, record = qtr.requant(
-        model, WINDOWS, bits=2, group_size=16, method="gptq", outliers=1.0, significant=1.0, nodes=2, batch_size=6
+        model,
+        WINDOWS,
+        bits=2,
+        group_size=16,
+        method="gptq",
+        outlier_fraction=0.01,
+        significant_fraction=0.01,
+        nodes=2,
+        batch_size=6,
     )
     assert record.outliers and record.significant
     assert record.stages[-1].measured_loss_change < record.stages[0].measured_loss_change
@@ -322,7 +330,7 @@ def test_the_command_line(tmp_path, capfd):
     assert entry["solver"] == "gptq"
     assert entry["options"] == {"damp_percent": 0.02, "desc_act": False, "static_groups": False}
     assert checkpoint.inspect(tmp_path / "out").bits_per_weight == said["bits_per_weight"]
-    assert not (tmp_path / ".out.state").exists()
+    assert not (tmp_path / "out.resume").exists()
     cost = json.loads(cli("quantize", str(source), *given, "--dry-run", "--json"))
     assert cost["memory_bytes"] > 0
     assert "gptq" in json.loads(cli("list", "methods", "--json"))["methods"]
@@ -338,7 +346,7 @@ def test_an_interrupted_command_says_how_it_goes_on(monkeypatch, tmp_path, capfd
     text.write_text("It was the best of times, it was the worst of times. " * 20)
     given = ["quantize", str(source), "-o", str(out), "--bits", "3", "--group-size", "16", "--method", "gptq"]
     given += ["--calibration", str(text), "--nsamples", "4", "--seqlen", "24"]
-    for after, said in ((3, ""), (9, f"finished blocks are in {tmp_path / '.out.state'}; the same command goes on")):
+    for after, said in ((3, ""), (9, f"finished blocks are in {tmp_path / 'out.resume'}; the same command goes on")):
         with monkeypatch.context() as patch:
             limited = limited_to(after, sequential.quantize_matrix, KeyboardInterrupt)
             patch.setattr(sequential, "quantize_matrix", limited)

@@ -110,7 +110,7 @@ def test_requant_keeps_what_is_carried(tmp_path, capfd):
     run("quantize", source.folder, "--bits", 3, "--group-size", 16, "--ignore", "re:.*experts", "-o", tmp_path / "out")
     assert has(tmp_path / "out", source.extra)
     windows = ("--calibration", tmp_path / "text.txt", "--nsamples", 2, "--seqlen", 16, "--steps", 1, "--nodes", 1)
-    run("requant", tmp_path / "out", "--source", source.folder, "--significant", 1, *windows, "--overwrite")
+    run("requant", tmp_path / "out", "--source", source.folder, "--significant-fraction", 0.01, *windows, "--overwrite")
     assert has(tmp_path / "out", source.extra)
     run("verify", tmp_path / "out", "--source", source.folder)
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import quantrature
 from helpers import run_python
 from quantrature import evaluate, models
 from quantrature.cli import VERBS, main
+from quantrature.methods import METHODS
+from quantrature.text import DEFAULT_SEQLEN
 from tiny_models import byte_tokenizer, tiny_model
 
 TEXT = "It was the best of times, it was the worst of times. " * 12
@@ -128,13 +131,13 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "/nowhere", "--text", "TEXT"], "[load_config] there is no such folder: /nowhere"),
-        (["eval", "MODEL", "--text", "no.txt"], "[token_windows] there is no such file: no.txt"),
+        (["eval", "/nowhere", "--text", "TEXT"], "[eval] there is no such folder: /nowhere"),
+        (["eval", "MODEL", "--text", "no.txt"], "[eval] there is no such file: no.txt"),
         (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "got seqlen=65, model=64"),
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
-        (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[load_model] dtype must be one of auto, float32"),
+        (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),
         (["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"], "[eval] stride goes without"),
-        (["list", "nothing"], "[list] kind must be one of methods, metrics, solvers, formats: got nothing"),
+        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, solvers, formats: got nothing"),
     ],
 )
 def test_a_failure_is_one_line(capfd, folders, arguments, message):
@@ -143,6 +146,8 @@ def test_a_failure_is_one_line(capfd, folders, arguments, message):
     assert (status, out) == (1, "")
     assert err.startswith("quantrature: error: ")
     assert message in err
+    prefix = re.match(r"quantrature: error: \[(.*?)\]", err)
+    assert prefix is None or prefix[1] == arguments[0]
     assert err.count("\n") == 1
 
 
@@ -274,3 +279,45 @@ def test_what_needs_torch_says_how_to_get_it(folders):
     assert done.stderr == (
         "quantrature: error: this needs torch, which is not installed: pip install 'quantrature[hf]'\n"
     )
+
+
+def test_help_has_panels_and_shows_the_defaults_of_methods(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = run(capfd, "quantize", "--help")
+    titles = re.findall(r"─ ([^─]+) ─", out)
+    assert titles[:2] == ["Arguments", "Options"]
+    assert {"Calibration text and integrals", "Settings of methods", "ReQuant", "Memory", "Resuming", "Output"} <= set(
+        titles
+    )
+    calibrated = [method for method in METHODS.values() if method.needs]
+    most = max(set(m.nsamples for m in calibrated), key=[m.nsamples for m in calibrated].count)
+    others = [f"{m.nsamples} for {name}" for name, m in METHODS.items() if m.needs and m.nsamples != most]
+    assert f"[default: ({most}; {', '.join(others)})]" in out
+    shorter = sorted(name for name, m in METHODS.items() if m.needs and m.seqlen != DEFAULT_SEQLEN)
+    assert f"({DEFAULT_SEQLEN}, 512 for {' and '.join(shorter)}; or what the model" in out
+    assert {METHODS[name].seqlen for name in shorter} == {512}
+    gptq = METHODS["gptq"].options
+    assert f"[default: ({gptq['damp_percent']})]" in out
+    for name in ("desc_act", "static_groups"):
+        assert f"[default: ({'' if gptq[name] else 'no-'}{name.replace('_', '-')})]" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("quantrature qua", "quantize"),
+        ("quantrature plan diff --js", "--json"),
+        ("quantrature plan --stra", "--strategy"),
+    ],
+)
+def test_shells_complete_verbs_and_options(words, expected):
+    environment = {
+        **os.environ,
+        "_QUANTRATURE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    code = "import sys; from quantrature.cli import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert expected in done.stdout.split(), done

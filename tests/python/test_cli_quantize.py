@@ -7,6 +7,7 @@ import torch
 
 from quantrature import Plan, PlanEntry, Requantization, Sensitivity, checkpoint, models
 from quantrature.cli import main
+from quantrature.files.remote_code import REMOTE_CODE
 from quantrature.nn import quantized_layers
 from tiny_models import byte_tokenizer, tiny_model
 
@@ -97,8 +98,8 @@ def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
         16,
         "--method",
         "hqq",
-        "--outliers",
-        1,
+        "--outlier-fraction",
+        0.01,
         "--ignore",
         "re:.*o_proj",
         "-o",
@@ -122,7 +123,15 @@ CALIBRATION = ("--nsamples", 2, "--seqlen", 32, "--nodes", 2)
 
 def test_quantize_with_requant(capfd, folder, tmp_path):
     arguments = ("quantize", folder / "model", "--bits", 2, "--group-size", 16, "--method", "mse", "--requant")
-    budgets = ("--outliers", 2, "--significant", 1, "--calibration", folder / "text.txt", *CALIBRATION)
+    budgets = (
+        "--outlier-fraction",
+        0.02,
+        "--significant-fraction",
+        0.01,
+        "--calibration",
+        folder / "text.txt",
+        *CALIBRATION,
+    )
     cost = run_json(capfd, *arguments, *budgets, "--dry-run")
     said = run_json(capfd, *arguments, *budgets, "-o", tmp_path / "out")
     assert cost["bytes"] == pytest.approx(said["bytes"], rel=0.05)  # some matrices keep nothing
@@ -145,7 +154,16 @@ def test_requant_leaves_the_dtype_of_the_rest(capfd, folder, tmp_path):
     models.load_model(folder / "model", "bfloat16").save_pretrained(tmp_path / "half")
     byte_tokenizer().save_pretrained(tmp_path / "half")
     capfd.readouterr()  # transformers' bar
-    arguments = ("--bits", 2, "--requant", "--outliers", 1, "--calibration", folder / "text.txt", *CALIBRATION)
+    arguments = (
+        "--bits",
+        2,
+        "--requant",
+        "--outlier-fraction",
+        0.01,
+        "--calibration",
+        folder / "text.txt",
+        *CALIBRATION,
+    )
     run_json(capfd, "quantize", tmp_path / "half", *arguments, "-o", tmp_path / "out")
     loaded = models.load_model(tmp_path / "out")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
@@ -161,7 +179,7 @@ def test_requant_improves_a_folder(capfd, folder, tmp_path):
     assert before < said["bytes"] <= 1.2 * before
     assert said["bytes"] == checkpoint.inspect(tmp_path / "better").bytes
     assert run_json(capfd, "verify", tmp_path / "better", "--source", folder / "model")["ok"]
-    again = ("--significant", 1, "--overwrite")
+    again = ("--significant-fraction", 0.01, "--overwrite")
     status, out, err = run(capfd, "requant", tmp_path / "better", *arguments, *again)
     assert (status, err) == (0, "")
     assert "improved" in out
@@ -182,7 +200,7 @@ def test_quantize_by_a_plan(capfd, folder, tmp_path):
 
 
 def test_quantize_says_what_it_would_take(capfd, folder, tmp_path):
-    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outliers", 1)
+    arguments = ("quantize", folder / "model", "--bits", 3, "--group-size", 16, "--outlier-fraction", 0.01)
     cost = run_json(capfd, *arguments, "--dry-run")
     said = run_json(capfd, *arguments, "-o", tmp_path / "out")
     assert {key: cost[key] for key in ("bits_per_weight", "bytes", "other_bytes")} == {
@@ -227,7 +245,10 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         (("quantize", "MODEL", "--bits", "3"), "-o must name a folder"),
         (("quantize", "MODEL", "-o", "NEW"), "either bits or plan"),
         (("quantize", "MODEL", "--bits", "9", "-o", "NEW"), "bits must be 1 to 8"),
-        (("quantize", "MODEL", "--bits", "3", "-o", "OUT"), "exists and is not empty; --overwrite replaces it"),
+        (
+            ("quantize", "MODEL", "--bits", "3", "-o", "OUT"),
+            "is not empty; it is only replaced with overwrite",
+        ),
         (("quantize", "MODEL", "--plan", "NONE.json", "-o", "NEW"), "cannot read"),
         (("quantize", "OUT", "--bits", "3", "-o", "NEW"), "out is quantized already, by quantrature: give the dense"),
         (("quantize", "NOWHERE/x", "--bits", "3", "-o", "NEW"), "there is no such folder"),
@@ -239,12 +260,22 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         ((*ANALYZE, "--device-map", "auto", "--max-memory", "1GiB"), "--max-memory must be DEVICE=SIZE: got '1GiB'"),
         ((*ANALYZE, "--device-map", "auto", "--max-memory", "cpu=x"), "--max-memory must be a size such as"),
         (("analyze", "MODEL", "--calibration", "TEXT", "-o", "NEW", "--nodes", "0"), "nodes must be at least 1"),
-        (("quantize", "MODEL", "--bits", "3", "--outliers", "101", "-o", "NEW"), "must be 0 to 100 percent: got 101"),
+        (
+            ("quantize", "MODEL", "--bits", "3", "--outlier-fraction", "1.01", "-o", "NEW"),
+            "must be a fraction between 0 and 1",
+        ),
         (("quantize", "MODEL", "--bits", "3", "--requant", "-o", "NEW"), "--requant needs --calibration"),
-        (("quantize", "MODEL", "--bits", "3", "--significant", "1", "-o", "NEW"), "--significant goes with --requant"),
+        (
+            ("quantize", "MODEL", "--bits", "3", "--significant-fraction", "0.01", "-o", "NEW"),
+            "--significant-fraction goes with --requant",
+        ),
         ((*REQUANT, "--compute-dtype", "int8"), "--compute-dtype must be float32, bfloat16 or float16: got int8"),
         ((*REQUANT, "--selection", "magic"), "selection must be one of temperature, greedy"),
-        (("requant", "OUT", *FROM, "--significant", "1"), "-o must name a folder to write, or --overwrite"),
+        (
+            ("requant", "OUT", *FROM, "--significant-fraction", "1.5", "-o", "NEW"),
+            "--significant-fraction must be a fraction between 0 and 1",
+        ),
+        (("requant", "OUT", *FROM, "--significant-fraction", "0.01"), "-o must name a folder to write, or --overwrite"),
         (("requant", "OUT", *FROM, "-o", "NEW"), "a budget is given as exactly one of"),
         (("requant", "OUT", *FROM, "-o", "NEW", "--target-size", "x"), "--target-size must be a size such as"),
         (("requant", "OUT", *FROM, "-o", "NEW", "--avg-bits", "1"), "the budget must have room for"),
@@ -290,7 +321,7 @@ def test_the_result_is_the_same_from_python(folder):
 
 def test_code_of_its_own_is_written_where_it_is_asked_for(capfd, folder, tmp_path):
     run_json(capfd, "quantize", folder / "model", "--bits", 4, "--auto-map", "-o", tmp_path / "out")
-    written = (tmp_path / "out" / f"{checkpoint.REMOTE_CODE}.py").read_text()
+    written = (tmp_path / "out" / f"{REMOTE_CODE}.py").read_text()
     assert "class LlamaForCausalLM(transformers.LlamaForCausalLM)" in written
     named = json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
-    assert named["AutoModelForCausalLM"] == f"{checkpoint.REMOTE_CODE}.LlamaForCausalLM"
+    assert named["AutoModelForCausalLM"] == f"{REMOTE_CODE}.LlamaForCausalLM"

@@ -17,10 +17,10 @@ from tiny_models import tiny_model
 WINDOWS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(1))
 ENTRIES = {
     "mse": PlanEntry(2, 16, solver="mse", meta_bits=8),
-    "hqq": PlanEntry(3, 16, solver="hqq", outliers=0.01),
+    "hqq": PlanEntry(3, 16, solver="hqq", outlier_fraction=0.01),
     "gptq": PlanEntry(3, 16, solver="gptq", sym=True),
-    "awq": PlanEntry(3, 16, solver="awq", outliers=0.01),
-    "squeezellm": PlanEntry(3, -1, solver="squeezellm", outliers=0.01),
+    "awq": PlanEntry(3, 16, solver="awq", outlier_fraction=0.01),
+    "squeezellm": PlanEntry(3, -1, solver="squeezellm", outlier_fraction=0.01),
     "qtip": PlanEntry(2, -1, solver="qtip"),
 }
 
@@ -55,7 +55,7 @@ def test_both_errors_are_those_of_the_definition(name):
     again = quantize_matrix("m", weight, entry, statistics=given)
     assert torch.equal(found.dequantize("float32"), again.dequantize("float32"))
     kept = None if found.outliers is None else found.outliers.positions()
-    plain = replace(entry, solver="minmax", options={}, outliers=0.0)
+    plain = replace(entry, solver="minmax", options={}, outlier_fraction=0.0)
     nearest = quantize_matrix("m", weight, plain, kept)
     (compared,) = comparison.of
     assert (compared.name, compared.solver) == ("m", entry.solver)

@@ -235,7 +235,7 @@ def test_layers(on_device, dtype, solver):
     from quantrature.packed import MatrixSpec
     from quantrature.plan import PlanEntry
 
-    entry = PlanEntry(bits=4, group_size=32, outliers=0.02, solver=solver)
+    entry = PlanEntry(bits=4, group_size=32, outlier_fraction=0.02, solver=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
     layer = QuantLinear(MatrixSpec.of(matrix))
     layer.store(matrix)
@@ -392,7 +392,7 @@ def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, 
 
     settings = ANALYSIS | {"metrics": ["pqi"]}
     whole = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
-    settings["state_file"] = tmp_path / "state"
+    settings["resume_folder"] = tmp_path / "state"
     monkeypatch.setattr(Snapshot, "every", 0.0)
     save = Snapshot.save
     monkeypatch.setattr(Snapshot, "save", lambda self, *state, last=False: save(self, *state, last=True))
@@ -413,7 +413,7 @@ def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
     from quantrature.nn import quantized_layers
     from test_analysis import TOKENS, sharp_model
 
-    settings = ANALYSIS | {"outliers": 1.0, "significant": 0.5, "temperatures": [1.0]}
+    settings = ANALYSIS | {"outlier_fraction": 0.01, "significant_fraction": 0.005, "temperatures": [1.0]}
     expected, record = quantrature.requant(sharp_model(), TOKENS, **settings)
     ranked = []
     topk = ops.topk

@@ -69,7 +69,7 @@ def test_two_ranks_find_what_one_finds(folder, tmp_path, mode):
     arguments += ["--metrics", "pqi,first_order,fisher,activation_error"]
     arguments += ["--bits", 2, "--group-size", 16, "--nodes", 2, "--nsamples", 5, "--seqlen", 32, "--abs-mode", mode]
     (one,) = run_ranks([*arguments, "-o", tmp_path / "one"], 1)
-    mapped = ["--map-folder", tmp_path / "maps", "--state-file", tmp_path / "state"]
+    mapped = ["--map-folder", tmp_path / "maps", "--resume-folder", tmp_path / "state"]
     (tmp_path / "maps").mkdir()
     several = run_ranks([*arguments, *mapped, "-o", tmp_path / "two"])
     assert several[1] == ""
@@ -90,7 +90,7 @@ def test_two_ranks_find_what_one_finds(folder, tmp_path, mode):
 def test_two_ranks_keep_what_one_keeps(folder, tmp_path):
     arguments = ["quantize", folder / "model", "--calibration", folder / "text.txt", "--requant", "--json"]
     arguments += ["--bits", 2, "--group-size", 16, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
-    arguments += ["--outliers", 2, "--significant", 1]
+    arguments += ["--outlier-fraction", 0.02, "--significant-fraction", 0.01]
     (one,) = run_ranks([*arguments, "-o", tmp_path / "one"], 1)
     several = run_ranks([*arguments, "-o", tmp_path / "two", "--map-folder", tmp_path / "maps"])
     assert several[1] == ""
@@ -102,7 +102,7 @@ def test_two_ranks_keep_what_one_keeps(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps", "one", "two"]
 
     arguments = ["requant", tmp_path / "one", "--source", folder / "model", "--calibration", folder / "text.txt"]
-    arguments += ["--json", "--significant", 1, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
+    arguments += ["--json", "--significant-fraction", 0.01, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
     (one,) = run_ranks([*arguments, "-o", tmp_path / "more"], 1)
     several = run_ranks([*arguments, "-o", tmp_path / "more of two"])
     assert several[1] == ""
@@ -122,11 +122,11 @@ def test_ranks_go_on_where_they_were(folder, tmp_path):
     arguments = ["quantize", folder / "model", "--calibration", folder / "text.txt", "--requant"]
     arguments += ["--bits", 2, "--group-size", 16, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
     run_ranks([*arguments, "-o", tmp_path / "whole"])
-    journal = tmp_path / "parts.state"
+    journal = tmp_path / "parts.resume"
     run_ranks(["-c", _INTERRUPTED, *arguments, "-o", tmp_path / "parts"], fails="interrupted on purpose")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("parts.state")) == [
-        journal.name,
-        *(f"{journal.name}.integral.rank-{rank}-of-{RANKS}" for rank in range(RANKS)),
+    assert sorted(path.name for path in journal.iterdir()) == [
+        *(f"integral.rank-{rank}-of-{RANKS}.safetensors" for rank in range(RANKS)),
+        "journal.safetensors",
     ]
     run_ranks([*arguments, "-o", tmp_path / "parts", "--resume", "required"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]

@@ -35,7 +35,7 @@ def quantized(tmp_path_factory):
     "use",
     [
         lambda model: analysis.analyze(model, TOKENS, metrics=["kurtosis"]),
-        lambda model: allocate(model, method="uniform", avg_bits=4),
+        lambda model: allocate(model, strategy="uniform", avg_bits=4),
         lambda model: activation_sensitivity(model, TOKENS),
         lambda model: measured_loss_changes(model, TOKENS, []),
         find_linears,
@@ -55,8 +55,8 @@ def test_a_quantized_model_says_so(use, loaded, quantized):
     [
         ("analyze", "OUT", "--calibration", "TEXT", "--json"),
         ("analyze", "OUT", "--calibration", "TEXT", "--dry-run"),
-        ("plan", "OUT", "--method", "uniform", "--avg-bits", "4"),
-        ("plan", "OUT", "--method", "pqi", "--avg-bits", "4", "--calibration", "TEXT"),
+        ("plan", "OUT", "--strategy", "uniform", "--avg-bits", "4"),
+        ("plan", "OUT", "--strategy", "pqi", "--avg-bits", "4", "--calibration", "TEXT"),
     ],
 )
 def test_verbs_that_need_a_dense_model_name_the_folder(arguments, quantized, capfd):
@@ -75,7 +75,7 @@ def test_quantized_weights_count_as_parameters(layout, tmp_path):
     embedding_bits = None if layout == "gpt2" else 8
     wanted = [model.num_parameters(exclude_embeddings=exclude) for exclude in (False, True)]
     inner = model.base_model.num_parameters()
-    qtr.quantize(model, bits=3, group_size=16, outliers=0.02, embedding_bits=embedding_bits)
+    qtr.quantize(model, bits=3, group_size=16, outlier_fraction=0.02, embedding_bits=embedding_bits)
     model.save_pretrained(tmp_path)
     torch.save(model, tmp_path / "whole.pt")
     again = torch.load(tmp_path / "whole.pt", weights_only=False)

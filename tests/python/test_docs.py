@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import quantrature
-from quantrature.allocation import ALLOCATORS
+from quantrature.allocation import STRATEGIES
 from quantrature.analysis import METRICS
 from quantrature.methods import METHODS
 
@@ -21,9 +21,9 @@ PUBLIC = (
 )
 
 
-@pytest.mark.parametrize("kind", ["host", "metric", "allocator"])
+@pytest.mark.parametrize("kind", ["host", "metric", "strategy"])
 def test_every_method_has_a_page_and_every_page_a_method(kind):
-    names = {"host": METHODS, "metric": METRICS, "allocator": ALLOCATORS}[kind]
+    names = {"host": METHODS, "metric": METRICS, "strategy": STRATEGIES}[kind]
     pages = {path.stem: path for path in (DOCS / "methods" / kind).glob("*.md")}
     assert set(pages) == set(names)
     for name, path in pages.items():

@@ -196,7 +196,7 @@ def test_resuming_gives_the_same_bytes(layout, solver, monkeypatch, tmp_path):
 
     def quantized(folder, resume="auto"):
         return qtr.quantize(
-            tiny_model(layout), plan=plan, calibration=WINDOWS, batch_size=4, state_folder=folder, resume=resume
+            tiny_model(layout), plan=plan, calibration=WINDOWS, batch_size=4, resume_folder=folder, resume=resume
         )
 
     whole = state_of(quantized(None))

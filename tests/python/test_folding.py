@@ -236,7 +236,15 @@ def test_requant_keeps_weights_of_the_folded_model(tmp_path):
     randomized("llama").save_pretrained(tmp_path / "source")
     model = models.load_model(tmp_path / "source")
     _, record = qtr.requant(
-        model, WINDOWS, bits=3, group_size=16, method="awq", outliers=1.0, significant=0.5, nodes=2, progress=False
+        model,
+        WINDOWS,
+        bits=3,
+        group_size=16,
+        method="awq",
+        outlier_fraction=0.01,
+        significant_fraction=0.005,
+        nodes=2,
+        progress=False,
     )
     assert folds_of(model)
     assert record.stages[-1].measured_loss_change == pytest.approx(
@@ -249,7 +257,7 @@ def test_requant_keeps_weights_of_the_folded_model(tmp_path):
         tmp_path / "out",
         tmp_path / "source",
         WINDOWS,
-        significant=1.0,
+        significant_fraction=0.01,
         nodes=2,
         output=tmp_path / "better",
         tokenizer=byte_tokenizer(),
@@ -277,7 +285,7 @@ def test_requant_that_fails_leaves_the_model_as_it_was(monkeypatch):
     model = randomized("llama")
     before = state_of(model)
     with pytest.raises(QuantratureError, match="no"):
-        qtr.requant(model, WINDOWS, bits=3, group_size=16, method="awq", outliers=0, nodes=2, progress=False)
+        qtr.requant(model, WINDOWS, bits=3, group_size=16, method="awq", outlier_fraction=0.0, nodes=2, progress=False)
     assert same(state_of(model), before)
 
 
@@ -289,9 +297,9 @@ def test_resuming_takes_up_folds_too(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "quantize_matrix", limited)
         with pytest.raises(KeyboardInterrupt):
-            qtr.quantize(model, **AWQ, state_folder=tmp_path / "state")
+            qtr.quantize(model, **AWQ, resume_folder=tmp_path / "state")
     assert same(state_of(model), before)
-    resumed = qtr.quantize(randomized("llama"), **AWQ, state_folder=tmp_path / "state", resume="required")
+    resumed = qtr.quantize(randomized("llama"), **AWQ, resume_folder=tmp_path / "state", resume="required")
     assert same(state_of(resumed), whole)
     assert len(folds_of(resumed)) == 8
 

@@ -265,10 +265,10 @@ def test_types_of_ggml(entry, kind):
             PlanEntry(4),
             "format must be one of gptq-dynamic, gptq-vllm, compressed-tensors, auto-round, llama.cpp: got 'gp",
         ),
-        ("gptq-dynamic", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
-        ("compressed-tensors", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
-        ("auto-round", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
-        ("llama.cpp", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
+        ("gptq-dynamic", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
+        ("compressed-tensors", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
+        ("auto-round", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
+        ("llama.cpp", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         *(
             (form, PlanEntry(4, size, solver=solver), f"solver must be one with a uniform grid: got {solver}")
             for form in formats.FORMATS
@@ -277,7 +277,7 @@ def test_types_of_ggml(entry, kind):
         ("gptq-dynamic", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("compressed-tensors", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
         ("auto-round", PlanEntry(4, meta_bits=8), "meta_bits must be null: got 8"),
-        ("gptq-vllm", PlanEntry(4, outliers=0.005), "outliers must be 0: got 0.005"),
+        ("gptq-vllm", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         ("gptq-vllm", PlanEntry(4, 64), "sym must be true: got False"),
         ("gptq-vllm", PlanEntry(3, 64, sym=True), "bits must be one of 4, 8: got 3"),
         ("gptq-vllm", PlanEntry(4, 16, sym=True), "group_size must be one of -1, 32, 64, 128: got 16"),
@@ -360,7 +360,7 @@ def test_plan_diff(capfd, tmp_path):
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     predicted = Plan({"m": PlanEntry(3, predicted_loss_change=0.5), "n": PlanEntry(4, predicted_loss_change=0.25)})
     Plan(predicted.entries, {"bytes": 1000, "bits_per_weight": 3.5}).save(a)
-    Plan(predicted.replace("m", bits=2, outliers=0.01).entries, {"bytes": 900, "bits_per_weight": 3.25}).save(b)
+    Plan(predicted.replace("m", bits=2, outlier_fraction=0.01).entries, {"bytes": 900, "bits_per_weight": 3.25}).save(b)
     status, out, err = run(capfd, "plan", "diff", a, b, "--json")
     assert (status, err) == (0, "")
     found = json.loads(out)
@@ -380,7 +380,7 @@ def test_plan_diff(capfd, tmp_path):
     assert "bytes" not in out
     status, out, err = run(capfd, "plan", "diff", a, tmp_path / "none.json")
     assert status == 1
-    assert "[plan] cannot read" in err
+    assert "[plan diff] cannot read" in err
 
 
 def test_plan_export(capfd, tmp_path):
@@ -393,7 +393,7 @@ def test_plan_export(capfd, tmp_path):
     assert (tmp_path / "types.txt").read_text() == formats.export(PLAN, "llama.cpp")
     status, _, err = run(capfd, "plan", "export", tmp_path / "plan.json", "llama.cpp", "-o", "/nowhere/types.txt")
     assert status == 1
-    assert "[export] cannot write /nowhere/types.txt: No such file" in err
+    assert "[plan export] cannot write /nowhere/types.txt: No such file" in err
     status, out, _ = run(capfd, "list", "formats")
     assert all(name in out for name in formats.FORMATS)
 
@@ -402,7 +402,7 @@ def test_words_of_the_verb_plan_leave_folders_of_that_name(capfd, tmp_path, monk
     tiny_model("llama").save_pretrained(tmp_path / "diff")
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
-    status, out, err = run(capfd, "plan", f".{os.sep}diff", "--method", "uniform", "--avg-bits", 5, "--json")
+    status, out, err = run(capfd, "plan", f".{os.sep}diff", "--strategy", "uniform", "--avg-bits", 5, "--json")
     assert (status, err) == (0, "")
     assert len(json.loads(out)["entries"]) == 14
     assert run(capfd, "plan", "diff", "--json")[0] == 2

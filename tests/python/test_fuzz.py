@@ -63,10 +63,10 @@ CODEBOOK = {
 TRELLIS = {"kind": "trellis", "shape": [48, 32], "bits": 2, "state_bits": 12, "code": "hyb", "dtype": "float32"}
 PLAN = {
     "format": "quantrature-plan",
-    "format_version": 1,
-    "allocation": {"method": "pqi"},
+    "format_version": 2,
+    "allocation": {"strategy": "pqi"},
     "entries": {
-        "a": {"bits": 3, "group_size": 64, "sym": False, "solver": "hqq", "meta_bits": 8, "outliers": 0.005},
+        "a": {"bits": 3, "group_size": 64, "sym": False, "solver": "hqq", "meta_bits": 8, "outlier_fraction": 0.005},
         "b": {"bits": 16, "reason": "as it is", "predicted_loss_change": None},
     },
 }

@@ -46,7 +46,7 @@ def good(tmp_path_factory):
     model = tiny_model("llama")
     specs = {}
     for linear in find_linears(model):
-        entry = ENTRIES.get(linear.name, PlanEntry(3, 16, outliers=0.05))
+        entry = ENTRIES.get(linear.name, PlanEntry(3, 16, outlier_fraction=0.05))
         weight = linear.weight.contiguous()
         statistics = Statistics(hessian=torch.eye(linear.in_features), fisher=torch.ones(weight.shape))
         matrix = quantize_matrix(linear.name, weight, entry, statistics=statistics)

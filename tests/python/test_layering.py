@@ -124,3 +124,16 @@ def test_every_function_of_the_c_interface_is_given_bad_arguments():
     for name in declared:
         for place, text in ((r"expect_sound\(", cases), (r"REFUSED\(", cases), (r"call\(", fuzzed)):
             assert re.search(rf"{place}\s*{name},", text), (place, name)
+
+
+def test_messages_outside_cli_do_not_speak_of_options_of_the_command_line():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if {"cli", "demo"} & set(path.relative_to(PACKAGE).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and ast.unparse(node.func)
+            if called and (called.endswith("Error") or called.startswith(("_log.", "warnings."))):
+                said = "".join(
+                    n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                )
+                assert not re.search(r"--[a-z]", said), (path, said)

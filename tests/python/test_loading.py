@@ -314,10 +314,10 @@ def test_verbs_run_the_code_that_is_trusted(tmp_path, capfd):
     assert "modeling_own.LlamaForCausalLM" in (tmp_path / "out" / "config.json").read_text()
     assert (tmp_path / "out" / "modeling_own.py").is_file()
     assert len(run("verify", tmp_path / "out", "--source", folder)["modules"]) == 15
-    assert "model.layers.0.mlp.extra_proj" in run("plan", folder, "--method", "uniform", "--avg-bits", 5)["entries"]
+    assert "model.layers.0.mlp.extra_proj" in run("plan", folder, "--strategy", "uniform", "--avg-bits", 5)["entries"]
     analysis = run("analyze", folder, "--calibration", text, "--metrics", "kurtosis", *windows)
     assert len(analysis["modules"]) == 15
-    again = ("--source", folder, "--calibration", text, "--significant", 1, "-o", tmp_path / "re", *windows)
+    again = ("--source", folder, "--calibration", text, "--significant-fraction", 0.01, "-o", tmp_path / "re", *windows)
     run("requant", tmp_path / "out", *again, "--dtype", "float32")
     assert type(load_model(tmp_path / "re", trust_remote_code=True)).__module__.startswith("transformers_modules.")
     perplexity = [

@@ -57,7 +57,7 @@ def with_offsets_of_all_sizes(w):
 def test_quantized_scales_do_not_ruin_the_neighbors_of_odd_groups(change, bits, library):
     w = change(normal(64, 578))
     plain = relative_error(ops.quantize(w, bits, 64), w)
-    assert relative_error(ops.quantize(library(w), bits, 64, meta_bits=8), w) <= 1.031 * plain
+    assert relative_error(ops.quantize(library(w), bits, 64, meta_bits=8), w) <= 1.05 * plain
 
 
 def test_the_case_of_the_report():
@@ -106,7 +106,10 @@ def test_no_input_loses_much_to_quantized_scales(matrix, bits, group_size, sym, 
     arguments = {"bits": bits, "group_size": group_size, "sym": sym, "solver": solver, "scale_dtype": "float32"}
     plain = relative_error(ops.quantize(w, **arguments), w)
     q = ops.quantize(w, **arguments, meta_bits=meta_bits, meta_group=16)
-    assert relative_error(q, w) <= max(plain * allowed_ratio(meta_bits), 1e-6) * 1.0001
+    assert (
+        relative_error(q, w)
+        <= max(plain * allowed_ratio(meta_bits, 48 if group_size == -1 else group_size), 1e-6) * 1.0001
+    )
 
 
 def test_excluded_weights_do_not_count_as_errors():
@@ -125,4 +128,4 @@ def test_scales_of_codebooks_are_left_alone_where_rounding_would_ruin_them(libra
         table = table if isinstance(table, str) else library(table)
         bits = 4 if isinstance(table, str) else 8
         plain = relative_error(ops.quantize(library(w), bits, 64, codebook=table), w)
-        assert relative_error(ops.quantize(library(w), bits, 64, codebook=table, meta_bits=8), w) <= 1.031 * plain
+        assert relative_error(ops.quantize(library(w), bits, 64, codebook=table, meta_bits=8), w) <= 1.05 * plain

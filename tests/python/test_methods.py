@@ -94,7 +94,7 @@ def test_options_are_part_of_a_plan(calibrated, tmp_path):
 
 def test_quantize_passes_options_on_or_says_where_they_belong():
     model = tiny_model("llama")
-    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] options of minmax must be among none: got 'damp'"):
+    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] damp is no argument, and no option of method rtn"):
         qtr.quantize(model, bits=4, damp=0.5)
     plan = Plan({"model.layers.0.mlp.up_proj": PlanEntry(4, 16)})
     with pytest.raises(InvalidArgumentError, match="damp belongs into the options of the plan's entries"):
@@ -106,9 +106,9 @@ def test_a_model_in_a_named_table_goes_through_a_folder(name, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     tiny_model("llama").save_pretrained(source)
     byte_tokenizer().save_pretrained(source)
-    arguments = ["--bits", "4", "--group-size", "16", "--method", name, "--outliers", "1"]
+    arguments = ["--bits", "4", "--group-size", "16", "--method", name, "--outlier-fraction", "0.01"]
     assert main(["quantize", str(source), "-o", str(out), *arguments]) == 0
-    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, method=name, outliers=0.01, progress=False)
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, method=name, outlier_fraction=0.01, progress=False)
     ids = torch.arange(32)[None]
     with torch.no_grad():
         assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(ids).logits, model.eval()(ids).logits)
@@ -122,7 +122,15 @@ def test_requant_keeps_weights_beside_a_named_table():
     original = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
     tokens = torch.arange(48).view(2, 24)
     qtr.requant(
-        model, tokens, bits=4, group_size=16, method="nf4", outliers=1.0, significant=0.5, nodes=2, progress=False
+        model,
+        tokens,
+        bits=4,
+        group_size=16,
+        method="nf4",
+        outlier_fraction=0.01,
+        significant_fraction=0.005,
+        nodes=2,
+        progress=False,
     )
     kept = 0
     for name, layer in quantized_layers(model).items():

@@ -173,8 +173,8 @@ def test_resuming_gives_the_same_bytes(name, monkeypatch, tmp_path, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "quantize_matrix", limited_to(after, sequential.quantize_matrix, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            quantized(name, "gptq", state_folder=tmp_path / "state")
-    resumed = quantized(name, "gptq", state_folder=tmp_path / "state", resume="required")
+            quantized(name, "gptq", resume_folder=tmp_path / "state")
+    resumed = quantized(name, "gptq", resume_folder=tmp_path / "state", resume="required")
     assert f"{blocks - 1} of {blocks} blocks are taken up" in caplog.text
     assert same(state_of(resumed), whole)
 
@@ -328,7 +328,7 @@ def test_files_of_the_processor_go_with_the_model(tmp_path, capfd):
     given = ["--calibration", str(text), "--nsamples", "2", "--seqlen", "24"]
     out, more = str(tmp_path / "out"), str(tmp_path / "more")
     assert main(["quantize", str(source), "-o", out, "--bits", "3", "--method", "gptq", *given]) == 0
-    assert main(["requant", out, "--source", str(source), "-o", more, "--significant", "1", *given]) == 0
+    assert main(["requant", out, "--source", str(source), "-o", more, "--significant-fraction", "0.01", *given]) == 0
     for folder in (out, more):
         for name, content in files.items():
             assert (tmp_path / folder / name).read_text() == content

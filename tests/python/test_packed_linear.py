@@ -78,7 +78,7 @@ def test_codebooks_are_multiplied_packed(settings, dtype, monkeypatch):
     torch.manual_seed(0)
     weight, fisher = torch.randn(24, 70) * 0.1, Statistics(fisher=torch.rand(24, 70))
     for outliers in (0.0, 0.03):
-        entry = PlanEntry(**{"group_size": 32, "outliers": outliers, **settings})
+        entry = PlanEntry(**{"group_size": 32, "outlier_fraction": outliers, **settings})
         layer = made(quantize_matrix("m", weight, entry, statistics=fisher), bias=True)
         for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
             check(layer, torch.randn(rows, layer.in_features).to(dtype))
@@ -182,7 +182,7 @@ def test_torch_accepts_the_operator(bias):
 
 @pytest.mark.parametrize("layout", ["llama", "qwen2"])
 def test_a_compiled_model_is_one_graph(layout):
-    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.02)
+    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outlier_fraction=0.02)
     tokens = torch.arange(20).view(1, 20)
     with torch.no_grad():
         expected = model(tokens).logits
@@ -256,6 +256,6 @@ def test_inference_mode_runs():
 
 
 def test_a_model_on_the_meta_device_has_shapes():
-    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outliers=0.02).to("meta")
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outlier_fraction=0.02).to("meta")
     assert quantized_layers(model)
     assert model(torch.arange(6, device="meta").view(1, 6)).logits.shape == (1, 6, 258)

@@ -4,7 +4,7 @@ import pytest
 
 from quantrature import InvalidArgumentError, Plan, PlanEntry
 
-GOOD = {"format": "quantrature-plan", "format_version": 1, "entries": {"a": {"bits": 3}, "b": {"bits": 16}}}
+GOOD = {"format": "quantrature-plan", "format_version": 2, "entries": {"a": {"bits": 3}, "b": {"bits": 16}}}
 
 
 def test_a_plan_survives_its_file(tmp_path):
@@ -51,9 +51,9 @@ def test_the_prediction_is_a_sum_or_nothing():
         ("solver", "magic"),
         ("meta_bits", 0),
         ("meta_bits", 9),
-        ("outliers", -0.1),
-        ("outliers", 1.1),
-        ("outliers", True),
+        ("outlier_fraction", -0.1),
+        ("outlier_fraction", 1.1),
+        ("outlier_fraction", True),
         ("reason", 3),
         ("predicted_loss_change", "low"),
     ],
@@ -74,10 +74,14 @@ def test_hqq_has_no_symmetric_grid():
     [
         ([], "is no plan"),
         ({"format": "other"}, "is no plan"),
-        ({**GOOD, "format_version": 2}, "format_version 2"),
+        ({**GOOD, "format_version": 3}, "format_version 3; this version reads 1 and 2"),
         ({**GOOD, "entries": {}}, "at least one module"),
         ({**GOOD, "entries": {"a": 3}}, "entry 'a': must be an object"),
         ({**GOOD, "entries": {"a": {"bits": 3, "group": 64}}}, "entry 'a': unknown field 'group'"),
+        (
+            {**GOOD, "entries": {"a": {"bits": 3, "outliers": 0.1}}},
+            "outliers is called outlier_fraction since version 2",
+        ),
         ({**GOOD, "entries": {"a": {"group_size": 64}}}, "entry 'a': bits is missing"),
         ({**GOOD, "allocation": []}, '"allocation" must be an object'),
     ],
@@ -85,6 +89,16 @@ def test_hqq_has_no_symmetric_grid():
 def test_what_is_no_plan_is_refused(data, complaint):
     with pytest.raises(InvalidArgumentError, match=complaint):
         Plan.from_json(data)
+
+
+def test_a_plan_of_format_version_1_is_read_under_the_names_of_today():
+    old = {**GOOD, "format_version": 1, "allocation": {"method": "pqi", "host": "hqq", "bytes": 3}}
+    old["entries"] = {"a": {"bits": 3, "outliers": 0.005}}
+    plan = Plan.from_json(old)
+    assert plan.entries["a"].outlier_fraction == 0.005
+    assert plan.allocation == {"strategy": "pqi", "method": "hqq", "bytes": 3}
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.to_json()["format_version"] == 2
 
 
 def test_an_unreadable_file_is_named(tmp_path):

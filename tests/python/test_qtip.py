@@ -142,7 +142,7 @@ def test_is_better_than_a_grid_of_more_bits():
 @pytest.mark.parametrize("outliers", [0.0, 0.01])
 def test_what_is_read_back_is_what_was_stored(dtype, rows, cols, outliers):
     weight, hessian = sample(rows, cols)
-    stored = quantized(weight.to(dtype), hessian, entry(outliers=outliers))
+    stored = quantized(weight.to(dtype), hessian, entry(outlier_fraction=outliers))
     spec = MatrixSpec.of(stored)
     again = MatrixSpec.from_json(spec.to_json())
     assert again == spec
@@ -175,7 +175,7 @@ def test_bits_are_those_of_codes_signs_and_scale():
 @pytest.mark.parametrize("outliers", [0.0, 0.02])
 def test_products_stay_in_the_rotated_basis(rows, cols, outliers, scaled, count):
     weight, hessian = sample(rows, cols)
-    stored = quantized(weight, hessian, entry(outliers=outliers))
+    stored = quantized(weight, hessian, entry(outlier_fraction=outliers))
     if scaled:
         stored = replace(stored, input_scale=torch.rand(cols) + 0.5)
     image = stored.dequantize("float32")
@@ -189,7 +189,7 @@ def test_products_stay_in_the_rotated_basis(rows, cols, outliers, scaled, count)
 @pytest.mark.parametrize("count", [3, 70])
 def test_layers_compute_what_their_matrix_does(count, dtype):
     weight, hessian = sample()
-    stored = quantized(weight, hessian, entry(outliers=0.01))
+    stored = quantized(weight, hessian, entry(outlier_fraction=0.01))
     layer = QuantLinear(MatrixSpec.of(stored), torch.nn.Parameter(torch.randn(48)))
     layer.store(stored)
     x = torch.randn(2, count, 96).to(dtype).requires_grad_()
@@ -210,7 +210,7 @@ def test_outliers_are_out_of_the_fit():
     weight, hessian = sample()
     weight[3, 5] = 1000.0
     plain = quantized(weight, hessian, entry())
-    kept = quantized(weight, hessian, entry(outliers=1 / weight.numel()))
+    kept = quantized(weight, hessian, entry(outlier_fraction=1 / weight.numel()))
     rest = torch.ones_like(weight, dtype=torch.bool)
     rest[3, 5] = False
     errors = [(m.dequantize("float32") - weight)[rest].square().mean() for m in (plain, kept)]
@@ -300,7 +300,7 @@ def test_requant_restores_weights_beside_the_codes():
     model = tiny_model("llama")
     dense = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
     plan = Plan({name: entry(2) for name in dense})
-    model, record = qtr.requant(model, WINDOWS, plan=plan, outliers=0.0, significant=2.0, nodes=2)
+    model, record = qtr.requant(model, WINDOWS, plan=plan, outlier_fraction=0.0, significant_fraction=0.02, nodes=2)
     kept = 0
     for name, layer in quantized_layers(model).items():
         matrix = layer.matrix

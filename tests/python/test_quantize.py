@@ -12,6 +12,7 @@ import quantrature as qtr
 from helpers import run_python
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.checkpoint.verify import verify
+from quantrature.files.new_folder import new_folder
 from quantrature.nn import QuantLinear, quantized_layers
 from tiny_models import byte_tokenizer, tiny_config, tiny_model
 
@@ -50,7 +51,9 @@ def quantized(tmp_path_factory):
     names = [linear.name for linear in models.find_linears(model)]
     plan = Plan(
         {
-            name: PlanEntry(2 + i % 4, [16, -1][i % 2], outliers=[0.0, 0.02][i % 3 == 0], predicted_loss_change=0.001)
+            name: PlanEntry(
+                2 + i % 4, [16, -1][i % 2], outlier_fraction=[0.0, 0.02][i % 3 == 0], predicted_loss_change=0.001
+            )
             for i, name in enumerate(names)
         }
     )
@@ -66,7 +69,7 @@ def test_every_layout_survives_the_way_through_a_folder(layout, tmp_path):
     before = logits(model)
     linears = models.find_linears(model)
     model.save_pretrained(tmp_path / "dense")
-    returned = qtr.quantize(model, bits=4, group_size=16, outliers=0.01)
+    returned = qtr.quantize(model, bits=4, group_size=16, outlier_fraction=0.01)
     assert returned is model
     assert set(quantized_layers(model)) == {linear.name for linear in linears}
     after = logits(model)
@@ -78,7 +81,7 @@ def test_every_layout_survives_the_way_through_a_folder(layout, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(kind.from_pretrained(tmp_path / "again")), after)
 
-    wish = qtr.QuantratureConfig(bits=4, group_size=16, outliers=0.01)
+    wish = qtr.QuantratureConfig(bits=4, group_size=16, outlier_fraction=0.01)
     assert torch.equal(logits(kind.from_pretrained(tmp_path / "dense", quantization_config=wish)), after)
 
     # What the quantized weights are, times the inputs: by torch alone, in a plain model that any reader loads.
@@ -108,7 +111,7 @@ def test_a_layer_computes_what_its_dequantized_weight_does(layout):
 def test_outliers_are_kept_to_the_bit():
     model = tiny_model("llama")
     source = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
-    qtr.quantize(model, bits=2, group_size=16, outliers=0.05)
+    qtr.quantize(model, bits=2, group_size=16, outlier_fraction=0.05)
     for name, layer in quantized_layers(model).items():
         weight, original = layer.dequantize(), source[name]
         largest = original.abs().flatten().topk(round(0.05 * original.numel())).indices
@@ -126,7 +129,7 @@ def test_bias_and_everything_else_stay(tmp_path):
 
 
 def test_casts_leave_the_storage_alone():
-    model = qtr.quantize(tiny_model("qwen2"), bits=3, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("qwen2"), bits=3, group_size=16, outlier_fraction=0.01)
     layer = model.model.layers[0].self_attn.q_proj
     stored = {name: tensor.clone() for name, tensor in layer.stored().items()}
     layer.to(torch.bfloat16)
@@ -202,7 +205,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("shards", [1, 4])
 def test_weights_may_stay_on_disk(place, shards, tmp_path):
-    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outlier_fraction=0.01)
     checkpoint.save(model, tmp_path / "out", max_shard_size="5GB" if shards == 1 else "40KB")
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shards > 1)
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -229,11 +232,13 @@ def test_automatic_maps_count_quantized_sizes(tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
-@pytest.mark.parametrize("wish", [None, {"bits": 3, "group_size": 16, "outliers": 0.01}])
+@pytest.mark.parametrize("wish", [None, {"bits": 3, "group_size": 16, "outlier_fraction": 0.01}])
 @pytest.mark.parametrize("layout", ["llama-tied", "mixtral"])
 def test_no_tensor_is_read_twice(wish, layout, tmp_path, monkeypatch):
     model = tiny_model(layout)
-    (model if wish else qtr.quantize(model, bits=3, group_size=16, outliers=0.01)).save_pretrained(tmp_path / "model")
+    (model if wish else qtr.quantize(model, bits=3, group_size=16, outlier_fraction=0.01)).save_pretrained(
+        tmp_path / "model"
+    )
     reads = count_reads(monkeypatch)
     settings = {"quantization_config": qtr.QuantratureConfig(**wish)} if wish else {}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **settings)
@@ -347,7 +352,7 @@ def test_an_encoder_with_a_decoder_runs(tmp_path):
     """T5 casts what its layer wo is given to the dtype of its weight, so that one stays as it is."""
     from transformers import AutoModelForSeq2SeqLM
 
-    model = qtr.quantize(tiny_model("t5"), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("t5"), bits=4, group_size=16, outlier_fraction=0.01)
     assert not any(name.endswith(".wo") for name in quantized_layers(model))
     assert any(name.endswith(".wi") for name in quantized_layers(model))
     model.save_pretrained(tmp_path / "out")
@@ -415,7 +420,7 @@ def test_the_model_card_names_the_class_that_opens_the_folder(kind, opened_by, t
 
 @pytest.mark.parametrize(("layout", "auto"), [("qwen2", "CausalLM"), ("mixtral", "CausalLM"), ("bert", "MaskedLM")])
 def test_a_folder_with_code_of_its_own_needs_no_import(layout, auto, tmp_path, trusting):
-    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model(layout), bits=4, group_size=16, outlier_fraction=0.01)
     checkpoint.save(model, tmp_path / "out", auto_map=True)
     done, to = trusting(tmp_path / "out", f"AutoModelFor{auto}")
     assert done.stdout == f"{len(quantized_layers(model))} True\n", done.stderr
@@ -591,7 +596,10 @@ def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value
         ({"bits": 3, "group_size": 0}, "group_size must be -1 or at least 1"),
         ({"bits": 3, "group_size": -2}, "group_size must be -1 or at least 1"),
         ({"bits": 3, "method": "magic"}, "method must be one of rtn"),
-        ({"bits": 3, "outliers": 2.0}, "outliers must be a share"),
+        ({"bits": 3, "outlier_fraction": 2.0}, "outlier_fraction must be a fraction"),
+        ({"bits": 3, "outliers": 0.01}, r"\[quantize\] outliers is no argument, .* did you mean 'outlier_fraction'\?"),
+        ({"bits": 3, "state_folder": "x"}, r"did you mean 'resume_folder'\?"),
+        ({"bits": 3, "method": "gptq", "damp_precent": 0.1}, r"did you mean 'damp_percent'\?"),
         ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
         ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
         ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore does not go with a plan"),
@@ -602,6 +610,24 @@ def test_bad_arguments(arguments, complaint):
     with pytest.raises(InvalidArgumentError, match=complaint):
         qtr.quantize(model, **arguments)
     assert not quantized_layers(model)
+
+
+def test_a_config_refuses_what_it_does_not_know_and_shows_its_settings():
+    for name, near in {"nbits": "bits", "outliers": "outlier_fraction", "groupsize": "group_size"}.items():
+        with pytest.raises(InvalidArgumentError, match=rf"\[QuantratureConfig\] {name} is no setting; .* '{near}'\?"):
+            qtr.QuantratureConfig(**{name: 3})
+    assert repr(qtr.QuantratureConfig(bits=4, method="hqq")) == "QuantratureConfig(bits=4, method='hqq')"
+    plan = Plan({"a": PlanEntry(3), "b": PlanEntry(4)})
+    assert repr(qtr.QuantratureConfig(plan=plan)) == "QuantratureConfig(plan=<2 entries>)"
+    config = qtr.quantize(tiny_model("llama"), bits=4, group_size=16).config.quantization_config
+    assert repr(config) == "QuantratureConfig(modules=<14 entries>)"
+    assert type(config).from_dict(config.to_dict()).modules == config.modules
+
+
+def test_errors_of_a_dense_model_that_is_quantized_as_it_is_read_name_the_config(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(InvalidArgumentError, match=r"\[QuantratureConfig\] bits must be 1 to 8"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=qtr.QuantratureConfig(bits=9))
 
 
 def test_a_quantized_model_is_not_quantized_again():
@@ -658,14 +684,14 @@ def test_a_failure_while_writing_leaves_nothing_half_written(tmp_path, monkeypat
 
 def test_a_killed_process_leaves_no_folder_that_looks_whole(tmp_path):
     code = (
-        "import os, quantrature.checkpoint as c\n"
-        f"with c.new_folder({str(tmp_path / 'out')!r}) as partial:\n"
+        "import os\nfrom quantrature.files.new_folder import new_folder\n"
+        f"with new_folder({str(tmp_path / 'out')!r}) as partial:\n"
         "    (partial / 'config.json').write_text('{}')\n"
         "    os._exit(9)"
     )
     assert run_python(code).returncode == 9
     assert not (tmp_path / "out").exists()
-    with checkpoint.new_folder(tmp_path / "out") as partial:
+    with new_folder(tmp_path / "out") as partial:
         assert not (partial / "config.json").exists()
         (partial / "new").write_text("")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

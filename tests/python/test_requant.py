@@ -79,7 +79,7 @@ def test_what_is_kept_and_what_is_not(layout, selection):
     model = sharp_model(layout)
     original, before = weights_of(model), float(loss(model).detach())
     returned, record = qtr.requant(
-        model, TOKENS, **{**QUICK, "nodes": 6}, outliers=2.0, significant=1.0, selection=selection
+        model, TOKENS, **{**QUICK, "nodes": 6}, outlier_fraction=0.02, significant_fraction=0.01, selection=selection
     )
     assert returned is model
     total = sum(w.numel() for w in original.values())
@@ -115,7 +115,9 @@ def test_what_is_kept_and_what_is_not(layout, selection):
 
 def test_the_best_temperature_is_taken():
     model = sharp_model()
-    _, record = qtr.requant(model, TOKENS, **QUICK, outliers=2.0, significant=0.0, temperatures=(math.inf, 1.0, 0.5))
+    _, record = qtr.requant(
+        model, TOKENS, **QUICK, outlier_fraction=0.02, significant_fraction=0.0, temperatures=(math.inf, 1.0, 0.5)
+    )
     best = min(record.trials, key=lambda trial: trial.measured_loss_change)
     assert [trial.temperature for trial in record.trials] == [math.inf, 1.0, 0.5]
     assert len({trial.measured_loss_change for trial in record.trials}) == 3
@@ -127,7 +129,7 @@ def test_the_best_temperature_is_taken():
 def test_one_step_restores_what_an_analysis_ranks_first():
     found = qtr.analyze(sharp_model(), TOKENS, metrics=["pqi"], **QUICK)
     model = sharp_model()
-    _, record = qtr.requant(model, TOKENS, **QUICK, outliers=0.0, significant=1.0, steps=1)
+    _, record = qtr.requant(model, TOKENS, **QUICK, outlier_fraction=0.0, significant_fraction=0.01, steps=1)
     ranked = ops.topk([found.maps["pqi"][m.name] for m in record.matrices], record.significant, key="value")
     assert kept_places(model) == {
         m.name: set(places.tolist()) for m, (_, places) in zip(record.matrices, ranked, strict=True)
@@ -138,10 +140,10 @@ def test_one_step_restores_what_an_analysis_ranks_first():
 
 def test_every_step_integrates_anew():
     model = sharp_model()
-    qtr.requant(model, TOKENS, **QUICK, outliers=0.0, significant=4.0, steps=1)
+    qtr.requant(model, TOKENS, **QUICK, outlier_fraction=0.0, significant_fraction=0.04, steps=1)
     one = kept_places(model)
     model = sharp_model()
-    _, thrice = qtr.requant(model, TOKENS, **QUICK, outliers=0.0, significant=4.0, steps=3)
+    _, thrice = qtr.requant(model, TOKENS, **QUICK, outlier_fraction=0.0, significant_fraction=0.04, steps=3)
     three = kept_places(model)
     assert one != three
     assert sum(map(len, one.values())) == sum(map(len, three.values())) == thrice.significant
@@ -152,7 +154,7 @@ def test_every_step_integrates_anew():
 def test_everything_can_be_kept():
     model = sharp_model()
     original = weights_of(model)
-    _, record = qtr.requant(model, TOKENS, **QUICK, outliers=2.0, significant=98.0, prove=False)
+    _, record = qtr.requant(model, TOKENS, **QUICK, outlier_fraction=0.02, significant_fraction=0.98, prove=False)
     for name, layer in quantized_layers(model).items():
         assert torch.equal(layer.dequantize(), original[name])
     assert record.measured_loss_change == 0
@@ -164,7 +166,7 @@ def test_a_plan_may_differ_between_matrices_and_leave_some():
     model = sharp_model()
     names = [linear.name for linear in models.find_linears(model)]
     plan = Plan.uniform(names, PlanEntry(2, 16, solver="hqq")).replace(names[0], bits=16).replace(names[1], bits=4)
-    _, record = qtr.requant(model, TOKENS, plan=plan, outliers=2.0, significant=1.0, nodes=2)
+    _, record = qtr.requant(model, TOKENS, plan=plan, outlier_fraction=0.02, significant_fraction=0.01, nodes=2)
     layers = quantized_layers(model)
     assert names[0] not in layers
     assert [m.name for m in record.matrices] == names[1:]
@@ -179,7 +181,7 @@ def test_kept_weights_take_16_bits_where_that_loses_nothing():
     assert narrowest(torch.tensor([[1.0]], dtype=torch.float16)).dtype == torch.float16
     for convert, size in ((lambda m: m.bfloat16().float(), 4), (lambda m: m, 6)):
         model = convert(sharp_model())
-        _, record = qtr.requant(model, TOKENS, **QUICK, outliers=2.0, significant=1.0)
+        _, record = qtr.requant(model, TOKENS, **QUICK, outlier_fraction=0.02, significant_fraction=0.01)
         offsets = sum(2 * (layer.out_features + 1) for layer in quantized_layers(model).values() if layer.spec.outliers)
         assert record.nbytes - record.grid_nbytes == size * (record.outliers + record.significant) + offsets
         assert record.nbytes == sum(layer.spec.nbytes for layer in quantized_layers(model).values())
@@ -190,7 +192,7 @@ def test_kept_weights_take_16_bits_where_that_loses_nothing():
 
 def test_a_result_survives_its_folder(tmp_path):
     model = sharp_model()
-    _, record = qtr.requant(model, TOKENS, **QUICK, outliers=2.0, significant=1.0)
+    _, record = qtr.requant(model, TOKENS, **QUICK, outlier_fraction=0.02, significant_fraction=0.01)
     checkpoint.save(model, tmp_path / "out", requant=record)
     assert Requantization.load(tmp_path / "out" / "requant.json") == record
     loaded = models.load_model(tmp_path / "out")
@@ -228,12 +230,12 @@ def test_a_failure_leaves_the_model_as_it_was():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"outliers": -1}, "outliers must be 0 to 100 percent: got outliers=-1"),
-        ({"significant": 101}, "significant must be 0 to 100 percent"),
-        ({"max_outliers": 101}, "max_outliers must be 0 to 100 percent"),
-        ({"outliers": 60, "significant": 50}, "at most 100 percent together: got 110"),
-        ({"outliers": 0, "significant": 0}, "must not both be 0"),
-        ({"outliers": 6}, "at most what the largest share of all matrices allows"),
+        ({"outlier_fraction": -1}, "outlier_fraction must be a fraction between 0 and 1: got outlier_fraction=-1"),
+        ({"significant_fraction": 1.01}, "significant_fraction must be a fraction between"),
+        ({"max_outlier_fraction": 5.0}, "max_outlier_fraction must be a fraction between"),
+        ({"outlier_fraction": 0.6, "significant_fraction": 0.5}, "at most 1 together: got 1.1"),
+        ({"outlier_fraction": 0, "significant_fraction": 0}, "must not both be 0"),
+        ({"outlier_fraction": 0.06}, "at most what the largest share of all matrices allows"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"selection": "magic"}, "selection must be one of temperature, greedy"),
         ({"temperatures": (1.0, 0.0)}, "temperatures must be at least one number above 0"),
@@ -241,7 +243,10 @@ def test_a_failure_leaves_the_model_as_it_was():
         ({"bits": 9}, "bits must be 1 to 8"),
         ({"nodes": 0}, "nodes must be at least 1"),
         ({"bits": None}, "either bits or plan must be given"),
-        ({"bits": None, "plan": {"outliers": 0.1}}, "the plan must leave outliers to ReQuant: got some for 'model"),
+        (
+            {"bits": None, "plan": {"outlier_fraction": 0.1}},
+            "the plan must leave outliers to ReQuant: got some for 'model",
+        ),
         ({"bits": None, "plan": {"bits": 16}}, "the plan must quantize at least one matrix"),
     ],
 )
@@ -251,6 +256,8 @@ def test_bad_arguments(arguments, complaint):
         names = [linear.name for linear in models.find_linears(model)]
         arguments = arguments | {"plan": Plan.uniform(names, PlanEntry(**{"bits": 2, **arguments["plan"]}))}
     with pytest.raises(InvalidArgumentError, match=complaint):
+        qtr.requant(model, TOKENS, **{**HOST, **arguments})
+    with pytest.raises(InvalidArgumentError, match=r"^\[requant\] "):
         qtr.requant(model, TOKENS, **{**HOST, **arguments})
     assert not quantized_layers(model)
 
@@ -262,7 +269,9 @@ def folders(tmp_path_factory):
     sharp_model().save_pretrained(root / "source")
     byte_tokenizer().save_pretrained(root / "source")
     for name, share in (("plain", 0.0), ("kept", 0.01)):
-        checkpoint.save(qtr.quantize(sharp_model(), **HOST, outliers=share), root / name, tokenizer=byte_tokenizer())
+        checkpoint.save(
+            qtr.quantize(sharp_model(), **HOST, outlier_fraction=share), root / name, tokenizer=byte_tokenizer()
+        )
     return root
 
 
@@ -327,9 +336,16 @@ def test_quantized_experts_of_a_folder_stay_as_they_are(tmp_path, caplog):
 def test_a_folder_is_improved_in_place(folders, tmp_path):
     checkpoint.save(qtr.quantize(sharp_model(), **HOST), tmp_path / "out", tokenizer=byte_tokenizer())
     with pytest.raises(InvalidArgumentError, match="is only replaced with overwrite"):
-        qtr.requant_folder(tmp_path / "out", folders / "source", TOKENS, significant=1.0)
+        qtr.requant_folder(tmp_path / "out", folders / "source", TOKENS, significant_fraction=0.01)
     record = qtr.requant_folder(
-        tmp_path / "out", folders / "source", TOKENS, significant=1.0, overwrite=True, nodes=2, steps=1, prove=False
+        tmp_path / "out",
+        folders / "source",
+        TOKENS,
+        significant_fraction=0.01,
+        overwrite=True,
+        nodes=2,
+        steps=1,
+        prove=False,
     )
     assert Requantization.load(tmp_path / "out" / "requant.json") == record
     assert record.significant == round(0.01 * record.weights)
@@ -339,12 +355,15 @@ def test_a_folder_is_improved_in_place(folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({}, "exactly one of significant, avg_bits, target_bytes"),
-        ({"significant": 1.0, "avg_bits": 3.0}, "exactly one of significant, avg_bits, target_bytes"),
-        ({"significant": 0.0}, "significant must be above 0"),
-        ({"significant": 1.0, "steps": 0}, "steps must be at least 1"),
+        ({}, "exactly one of significant_fraction, avg_bits, target_bytes"),
+        (
+            {"significant_fraction": 0.01, "avg_bits": 3.0},
+            "exactly one of significant_fraction, avg_bits, target_bytes",
+        ),
+        ({"significant_fraction": 0.0}, "significant_fraction must be a fraction above 0"),
+        ({"significant_fraction": 0.01, "steps": 0}, "steps must be at least 1"),
         ({"avg_bits": 2.0}, "must have room for 1 to"),
-        ({"significant": 1.0, "source": "plain"}, "the model is quantized already"),
+        ({"significant_fraction": 0.01, "source": "plain"}, "the model is quantized already"),
     ],
 )
 def test_bad_arguments_for_a_folder(folders, tmp_path, arguments, complaint):
@@ -362,9 +381,13 @@ def test_another_source_is_refused(folders, tmp_path):
     other.save_pretrained(tmp_path / "other")
     byte_tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(QuantratureError, match="was not made from"):
-        qtr.requant_folder(folders / "plain", tmp_path / "other", TOKENS, significant=1.0, output=tmp_path / "out")
+        qtr.requant_folder(
+            folders / "plain", tmp_path / "other", TOKENS, significant_fraction=0.01, output=tmp_path / "out"
+        )
     with pytest.raises(InvalidArgumentError, match="holds no matrix quantized"):
-        qtr.requant_folder(folders / "source", folders / "source", TOKENS, significant=1.0, output=tmp_path / "out")
+        qtr.requant_folder(
+            folders / "source", folders / "source", TOKENS, significant_fraction=0.01, output=tmp_path / "out"
+        )
 
 
 def test_the_ablation_of_the_paper_on_a_trained_model(shared):
@@ -376,13 +399,19 @@ def test_the_ablation_of_the_paper_on_a_trained_model(shared):
     def change(outliers, significant):
         model = models.load_model(shared / "models" / "books-llama", "float32")
         return qtr.requant(
-            model, text, bits=2, outliers=outliers, significant=significant, temperatures=(1.0,), **common
+            model,
+            text,
+            bits=2,
+            outlier_fraction=outliers,
+            significant_fraction=significant,
+            temperatures=(1.0,),
+            **common,
         )[1]
 
-    both = change(0.45, 0.05)
+    both = change(0.0045, 0.0005)
     none, only_outliers = both.stages[0].measured_loss_change, both.stages[1].measured_loss_change
     assert both.measured_loss_change < only_outliers < none
-    assert change(0.0, 0.05).measured_loss_change < none
+    assert change(0.0, 0.0005).measured_loss_change < none
 
     model = models.load_model(shared / "models" / "books-llama", "float32")
     windows = qtr.text.token_windows(text, tokenizer, seqlen=128, nsamples=4)

@@ -16,7 +16,14 @@ from test_analysis import TOKENS, sharp_model
 from tiny_models import byte_tokenizer
 
 ANALYSIS = {"metrics": ["pqi"], "bits": 2, "group_size": 16, "nodes": 3}
-REQUANT = {"bits": 2, "group_size": 16, "nodes": 2, "batch_size": 2, "outliers": 2.0, "significant": 1.0}
+REQUANT = {
+    "bits": 2,
+    "group_size": 16,
+    "nodes": 2,
+    "batch_size": 2,
+    "outlier_fraction": 0.02,
+    "significant_fraction": 0.01,
+}
 
 
 class Stop(KeyboardInterrupt):
@@ -50,7 +57,7 @@ def interrupt(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["after_mean", "per_sample", "per_node"])
 def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, interrupt, mode):
-    arguments = {**ANALYSIS, "abs_mode": mode, "state_file": tmp_path / "state"}
+    arguments = {**ANALYSIS, "abs_mode": mode, "resume_folder": tmp_path / "state"}
     passes = interrupt(0)
     whole = qtr.analyze(sharp_model(), TOKENS, **arguments)
     measuring = 2 * len(TOKENS)
@@ -59,7 +66,7 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, interrupt, mode)
     passes = interrupt(measuring + 6)
     with pytest.raises(Stop):
         qtr.analyze(sharp_model(), TOKENS, **arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["state.b2g16"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
     passes = interrupt(0)
     resumed = qtr.analyze(sharp_model(), TOKENS, **arguments, resume="required")
     done = 3 if mode == "per_sample" else 5  # whole samples, or single gradients
@@ -74,10 +81,12 @@ def test_an_interrupted_analysis_goes_on_where_it_was(tmp_path, interrupt, mode)
 def test_the_state_of_another_analysis_is_not_taken_up(tmp_path, interrupt):
     interrupt(15)
     with pytest.raises(Stop):
-        qtr.analyze(sharp_model(), TOKENS, **ANALYSIS, state_file=tmp_path / "state")
-    others = {**ANALYSIS, "state_file": tmp_path / "state"}
+        qtr.analyze(sharp_model(), TOKENS, **ANALYSIS, resume_folder=tmp_path / "state")
+    others = {**ANALYSIS, "resume_folder": tmp_path / "state"}
     for change in ({"rule": "midpoint"}, {"nodes": 2}, {"abs_mode": "per_node"}, {"method": "hqq"}):
-        with pytest.raises(InvalidArgumentError, match="resume is required, but .*state.b2g16 holds no state"):
+        with pytest.raises(
+            InvalidArgumentError, match="resume is required, but .*integral-b2g16.safetensors holds no state"
+        ):
             qtr.analyze(sharp_model(), TOKENS, **{**others, **change}, resume="required")
     with pytest.raises(InvalidArgumentError, match="resume is required"):
         qtr.analyze(sharp_model(), TOKENS + 1, **others, resume="required")
@@ -86,8 +95,23 @@ def test_the_state_of_another_analysis_is_not_taken_up(tmp_path, interrupt):
     assert len(passes) == 5 * len(TOKENS)
     with pytest.raises(InvalidArgumentError, match="resume must be one of auto, required, never"):
         qtr.analyze(sharp_model(), TOKENS, **others, resume="maybe")
-    with pytest.raises(InvalidArgumentError, match="needs a state_file"):
+    with pytest.raises(InvalidArgumentError, match="needs a resume_folder"):
         qtr.analyze(sharp_model(), TOKENS, **ANALYSIS, resume="required")
+
+
+def test_a_folder_that_is_not_the_runs_own_is_kept(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    gptq = {"bits": 3, "group_size": 16, "method": "gptq", "calibration": TOKENS, "progress": False}
+    qtr.analyze(sharp_model(), TOKENS, **ANALYSIS, resume_folder=tmp_path)
+    qtr.requant(sharp_model(), TOKENS, **REQUANT, resume_folder=tmp_path)
+    qtr.quantize(sharp_model(), **gptq, resume_folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    run = {"analyze": (qtr.analyze, (TOKENS,), ANALYSIS), "requant": (qtr.requant, (TOKENS,), REQUANT)}
+    for name, (function, arguments, settings) in {**run, "quantize": (qtr.quantize, (), gptq)}.items():
+        with pytest.raises(InvalidArgumentError, match=rf"\[{name}\] resume_folder must be a folder: .* is a file"):
+            function(sharp_model(), *arguments, **settings, resume_folder=tmp_path / "notes.txt")
+        with pytest.raises(InvalidArgumentError, match=rf"\[{name}\] resume='required' needs a resume_folder"):
+            function(sharp_model(), *arguments, **settings, resume="required")
 
 
 def test_saving_takes_little_of_the_time(tmp_path, monkeypatch):
@@ -114,7 +138,12 @@ def tensors(model):
 
 @pytest.mark.parametrize("selection", ["temperature", "greedy"])
 def test_an_interrupted_requant_goes_on_where_it_was(tmp_path, interrupt, selection):
-    arguments = {**REQUANT, "selection": selection, "state_file": tmp_path / "state", "temperatures": (1.0, 0.5, 2.0)}
+    arguments = {
+        **REQUANT,
+        "selection": selection,
+        "resume_folder": tmp_path / "state",
+        "temperatures": (1.0, 0.5, 2.0),
+    }
     passes = interrupt(0)
     model = sharp_model()
     _, whole = qtr.requant(model, TOKENS, **arguments)
@@ -142,7 +171,7 @@ def test_an_interrupted_requant_goes_on_where_it_was(tmp_path, interrupt, select
 
 
 def test_a_requant_that_may_not_or_must_resume(tmp_path, interrupt):
-    arguments = {**REQUANT, "selection": "greedy", "state_file": tmp_path / "state"}
+    arguments = {**REQUANT, "selection": "greedy", "resume_folder": tmp_path / "state"}
     with pytest.raises(InvalidArgumentError, match="resume is required"):
         qtr.requant(sharp_model(), TOKENS, **arguments, resume="required")
     passes = interrupt(0)
@@ -151,21 +180,23 @@ def test_a_requant_that_may_not_or_must_resume(tmp_path, interrupt):
     interrupt(total - 3)
     with pytest.raises(Stop):
         qtr.requant(sharp_model(), TOKENS, **arguments)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state", "state.integral"]
+    left = sorted(path.name for path in (tmp_path / "state").iterdir())
+    assert left == ["integral.safetensors", "journal.safetensors"]
     with pytest.raises(InvalidArgumentError, match="resume is required"):
-        qtr.requant(sharp_model(), TOKENS, **{**arguments, "significant": 1.5}, resume="required")
+        qtr.requant(sharp_model(), TOKENS, **{**arguments, "significant_fraction": 0.015}, resume="required")
     passes = interrupt(0)
     qtr.requant(sharp_model(), TOKENS, **arguments, resume="never")
     assert len(passes) == total
     with pytest.raises(InvalidArgumentError, match=r"\[requant\] resume must be one of auto, required, never"):
         qtr.requant(sharp_model(), TOKENS, **arguments, resume="maybe")
-    with pytest.raises(InvalidArgumentError, match="needs a state_file"):
+    with pytest.raises(InvalidArgumentError, match="needs a resume_folder"):
         qtr.requant(sharp_model(), TOKENS, **REQUANT, resume="required")
 
 
 def test_a_journal_that_is_broken_is_not_taken_up(tmp_path, interrupt):
-    arguments = {**REQUANT, "selection": "greedy", "state_file": tmp_path / "state"}
-    (tmp_path / "state").write_bytes(b"nothing of the kind")
+    arguments = {**REQUANT, "selection": "greedy", "resume_folder": tmp_path / "state"}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "journal.safetensors").write_bytes(b"nothing of the kind")
     _, record = qtr.requant(sharp_model(), TOKENS, **arguments)
     assert record.gradient_evaluations == 8
     assert list(tmp_path.iterdir()) == []
@@ -188,7 +219,7 @@ def files(folder):
 
 def test_an_interrupted_improvement_of_a_folder_goes_on(folders, tmp_path, interrupt):
     arguments = [folders / "host", folders / "source", TOKENS]
-    settings = {"significant": 2.0, "nodes": 2, "batch_size": 2, "state_file": tmp_path / "state"}
+    settings = {"significant_fraction": 0.02, "nodes": 2, "batch_size": 2, "resume_folder": tmp_path / "state"}
     passes = interrupt(0)
     whole = qtr.requant_folder(*arguments, **settings, output=tmp_path / "whole")
     interrupt(len(passes) - 1)
@@ -206,7 +237,7 @@ def test_an_interrupted_improvement_of_a_folder_goes_on(folders, tmp_path, inter
     [
         ["analyze", "source", "--bits", "2", "--group-size", "16", "--metrics", "pqi"],
         ["quantize", "source", "--bits", "2", "--group-size", "16", "--requant", "--selection", "greedy"],
-        ["requant", "host", "--source", "source", "--significant", "2"],
+        ["requant", "host", "--source", "source", "--significant-fraction", "0.02"],
     ],
 )
 def test_the_command_line_goes_on_beside_its_output(folders, tmp_path, interrupt, verb, capsys):
@@ -220,7 +251,7 @@ def test_the_command_line_goes_on_beside_its_output(folders, tmp_path, interrupt
     assert run("whole") == 0
     interrupt(len(passes) - 1)
     assert run("parts") == 130
-    assert any(path.name.startswith("parts.state") for path in tmp_path.iterdir())
+    assert any(path.name.startswith("parts.resume") for path in tmp_path.iterdir())
     assert run("parts", "--resume", "required") == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for each in said:

@@ -154,16 +154,16 @@ def test_a_row_that_is_kept_whole():
 
 
 def test_sensitive_and_large_weights_are_kept_together():
-    matrix = quantized(outliers=0.01, options={"sensitive": 0.005})
+    matrix = quantized(outlier_fraction=0.01, options={"sensitive": 0.005})
     places = set(matrix.outliers.positions().tolist())
     sensitive = FISHER.flatten().topk(12).indices
     rest = WEIGHT.abs().flatten().index_fill(0, sensitive, -1.0)
     assert places == set(sensitive.tolist()) | set(rest.topk(23).indices.tolist())
     assert len(places) == 35
     shape = WEIGHT.shape
-    for one in ({"outliers": 0.01}, {"options": {"sensitive": 0.005}}):
+    for one in ({"outlier_fraction": 0.01}, {"options": {"sensitive": 0.005}}):
         assert stored_bytes(*shape, entry(**one), "float32") == quantized(**one).nbytes
-    both = {"outliers": 0.01, "options": {"sensitive": 0.005}}
+    both = {"outlier_fraction": 0.01, "options": {"sensitive": 0.005}}
     assert stored_bytes(*shape, entry(**both), "float32") == matrix.nbytes
     without = quantized()
     assert loss(WEIGHT, matrix.dequantize(), FISHER) < loss(WEIGHT, without.dequantize(), FISHER)
@@ -214,12 +214,12 @@ def test_a_plan_has_the_share_of_each_matrix():
         method="squeezellm",
         sym=False,
         meta_bits=None,
-        outliers=0.02,
+        outlier_fraction=0.02,
         plan=None,
         ignore=(),
     )
     shares = outlier_shares({linear.name: linear.weight for linear in linears}, 0.02)
-    assert {name: entry.outliers for name, entry in plan} == shares
+    assert {name: entry.outlier_fraction for name, entry in plan} == shares
     assert len(set(shares.values())) > 3
     assert all(entry.group_size == -1 for _, entry in plan)
 
@@ -255,7 +255,7 @@ def test_a_model_goes_through_a_checkpoint(tmp_path):
         sharp_model(),
         bits=3,
         method="squeezellm",
-        outliers=0.01,
+        outlier_fraction=0.01,
         sensitive=0.002,
         calibration=TOKENS,
         nsamples=None,
@@ -295,7 +295,15 @@ def test_requant_keeps_weights_beside_tables_that_are_fitted_without_them():
     model = sharp_model()
     original = {linear.name: linear.weight.clone() for linear in models.find_linears(model)}
     _, record = qtr.requant(
-        model, TOKENS, bits=2, method="squeezellm", outliers=1.0, significant=0.5, nodes=2, batch_size=4, progress=False
+        model,
+        TOKENS,
+        bits=2,
+        method="squeezellm",
+        outlier_fraction=0.01,
+        significant_fraction=0.005,
+        nodes=2,
+        batch_size=4,
+        progress=False,
     )
     total = sum(w.numel() for w in original.values())
     assert (record.outliers, record.significant) == (round(0.01 * total), round(0.005 * total))

@@ -16,12 +16,12 @@ from tiny_models import VOCABULARY, tiny_model
 
 ENTRIES = {
     "grid": PlanEntry(3, 16),
-    "grid with outliers": PlanEntry(3, 16, outliers=0.02),
+    "grid with outliers": PlanEntry(3, 16, outlier_fraction=0.02),
     "symmetric grid": PlanEntry(4, -1, sym=True),
-    "grid of grids": PlanEntry(2, 8, meta_bits=8, outliers=0.01),
-    "named table": PlanEntry(4, 16, solver="nf4", outliers=0.01),
+    "grid of grids": PlanEntry(2, 8, meta_bits=8, outlier_fraction=0.01),
+    "named table": PlanEntry(4, 16, solver="nf4", outlier_fraction=0.01),
     "named table, scales on a grid": PlanEntry(4, 8, solver="fp4", meta_bits=8),
-    "tables of rows": PlanEntry(3, -1, solver="squeezellm", outliers=0.01),
+    "tables of rows": PlanEntry(3, -1, solver="squeezellm", outlier_fraction=0.01),
 }
 
 
@@ -159,7 +159,7 @@ def test_other_rows_are_refused(rows):
     with pytest.raises(InvalidArgumentError, match="rows must be some that follow each other"):
         matrix(PlanEntry(3, 16)).dequantize("float32", rows)
     with pytest.raises(InvalidArgumentError, match="rows must be some that follow each other"):
-        matrix(PlanEntry(3, 16, outliers=0.02)).outliers.rows(rows)
+        matrix(PlanEntry(3, 16, outlier_fraction=0.02)).outliers.rows(rows)
 
 
 def test_rows_need_groups_along_rows():
@@ -173,7 +173,7 @@ def test_scales_of_the_inputs_come_back_from_a_checkpoint(tmp_path):
     linears = find_linears(model)
     specs = {}
     for linear in linears:
-        plain = quantize_matrix(linear.name, linear.weight.contiguous(), PlanEntry(4, 16, outliers=0.01))
+        plain = quantize_matrix(linear.name, linear.weight.contiguous(), PlanEntry(4, 16, outlier_fraction=0.01))
         scale = torch.linspace(0.5, 2.0, linear.in_features)
         specs[linear.name] = put(model, linear, QuantizedMatrix(plain.dense, plain.outliers, scale))
     declare(model, specs)

@@ -29,7 +29,7 @@ QUESTIONS = [
 def place(tmp_path_factory):
     """A quantized folder, and a task with the data beside it."""
     root = tmp_path_factory.mktemp("tasks")
-    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outliers=0.01)
+    model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outlier_fraction=0.01)
     checkpoint.save(model, root / "model", tokenizer=byte_tokenizer())
     (root / "tasks").mkdir()
     data = root / "tasks" / "alphabet.jsonl"

@@ -361,7 +361,7 @@ def test_what_a_tokenizer_returns_is_taken(tokenizer):
         ('{"text": "one"}', None, r"a.json must have a list of texts or of rows: got dict"),
         ('{"text": "one"}\n{"text": "two"}', None, r"a.json is not JSON: .*; name it .jsonl if each line"),
         ('["one", 2]', None, r"a.json, item 1 needs a string text or messages: got int"),
-        ('[{"body": "a"}]', None, r"item 0 needs .* got the fields body; name the field .* \(--text-column\)"),
+        ('[{"body": "a"}]', None, r"item 0 needs .* got the fields body; name the field that has it: text_column"),
         ('[{"text": "a"}]', "body", r"item 0 needs a text in body: got the fields text"),
         ('[{"input_ids": [1]}, "a"]', None, r"item 1: texts and token ids must not be mixed"),
         ('[{"conversations": [{"from": "human", "value": "a"}]}]', None, r"item 0 has messages, but the tokenizer has"),
@@ -383,7 +383,7 @@ def test_verbs_take_the_name_of_the_field(tmp_path, capfd):
     (tmp_path / "a.json").write_text(json.dumps([{"body": TEXT}]))
     given = ["--text", str(tmp_path / "a.json"), "--seqlen", "32", "--json"]
     assert main(["eval", str(tmp_path / "model"), *given]) == 1
-    assert "(--text-column)" in capfd.readouterr().err
+    assert "name the field that has it: text_column" in capfd.readouterr().err
     assert main(["eval", str(tmp_path / "model"), *given, "--text-column", "body"]) == 0
     assert json.loads(capfd.readouterr().out)["tokens"] == 28 * 31
     assert (

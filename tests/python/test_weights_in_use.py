@@ -162,7 +162,7 @@ def test_a_model_that_wants_other_inputs_is_quantized_as_ever():
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_weight_of_a_quantized_layer_is_like_that_of_a_dense_one(name):
     dense = tiny_model(name).to(torch.bfloat16)
-    model = qtr.quantize(copy.deepcopy(dense), **SETTING, outliers=0.01, embedding_bits=8)
+    model = qtr.quantize(copy.deepcopy(dense), **SETTING, outlier_fraction=0.01, embedding_bits=8)
     for path, layer in quantized_layers(model).items():
         weight, original = layer.weight, dense.get_submodule(path).weight
         assert (weight.shape, weight.dtype, weight.device) == (original.shape, original.dtype, original.device)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..plan.fusion import fusion_groups
 from ..plan.option import Option, stored_bytes
-from ._allocate import ALLOCATORS, allocate
+from ._allocate import STRATEGIES, allocate
 from .constraints import Constraints
 from .estimate import estimate
 from .loss import LossModel
@@ -34,8 +34,8 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "ALLOCATORS",
     "CONFIGURATIONS",
+    "STRATEGIES",
     "Configuration",
     "Constraints",
     "CostTable",

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from ..analysis.sensitivity import Sensitivity
 
-ALLOCATORS = {
+STRATEGIES = {
     "uniform": "the same setting for every matrix, the largest that fits",
     "mxq": "the least sum of the Frobenius norms of the errors; needs the weights",
     "sensiboost": "more for layers whose outputs are conspicuously sensitive; needs the model and calibration text",
     "kurtboost": "more for layers whose weights are conspicuously heavy-tailed; needs the weights",
     "pqi": "the least predicted loss change, from the signed PQI of each matrix; needs an analysis",
 }
-"""Names that ``--method`` of the verb plan takes, and a line about each."""
+"""Names that ``strategy`` takes, and a line about each."""
 
 NEARLY = 1.02
 """How much less than its shape tells a matrix may take as stored."""
@@ -44,7 +44,7 @@ PAPERS = ("mxq", "sensiboost", "kurtboost")
 
 @dataclass(frozen=True)
 class Choice:
-    """What an allocator chose for each matrix, why, and what is to be said of the whole."""
+    """What a strategy chose for each matrix, why, and what is to be said of the whole."""
 
     options: list[Option]
     reasons: list[str]
@@ -54,13 +54,13 @@ class Choice:
 def allocate(
     source: Sensitivity | torch.nn.Module | Source | str | os.PathLike[str],
     *,
-    method: str = "pqi",
+    strategy: str = "pqi",
     avg_bits: float | None = None,
     target_bytes: int | None = None,
     bits: Iterable[int] | None = None,
     group_sizes: Iterable[int] | None = None,
-    outliers: Iterable[float] = (0.0,),
-    host: str | None = None,
+    outlier_fractions: Iterable[float] = (0.0,),
+    method: str | None = None,
     sym: bool | None = None,
     meta_bits: int | str | None = "default",
     groups: str | None = None,
@@ -86,19 +86,20 @@ def allocate(
     - ``mxq`` (Zhang et al., ICAART 2025): the least sum of the Frobenius norms of w~ - w, by the same program.
     - ``sensiboost``, ``kurtboost`` (arXiv 2503.06518): the largest published setting whose label is within avg_bits,
       and one some stops larger for conspicuous layers; see :func:`boost`. What is boosted comes on top of the budget,
-      as published; every other method never exceeds it.
+      as published; every other strategy never exceeds it.
 
     Args:
         source: the result of :func:`quantrature.analyze`, a model, or the folder of either. Of a model's folder the
             weights are read one matrix at a time. For several plans, a :class:`Source` of these remembers what it
             measured.
-        method: name out of ``ALLOCATORS``.
+        strategy: name out of ``STRATEGIES``.
         avg_bits: bits of storage for each weight, everything included, on average over the matrices of the plan.
         target_bytes: the same budget in bytes, of all matrices of the plan together; give one of the two.
-        bits, group_sizes, outliers: what may be chosen. Unless given, for the published methods their twelve settings;
-            else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Shares of outliers need the weights.
-        host: method of quantization, as in :func:`quantrature.quantize`. Unless given, that of the analysis; without
-            one ``hqq`` for the published methods and ``rtn`` for ``uniform``.
+        bits, group_sizes, outlier_fractions: what may be chosen. Unless given, for the published strategies their
+            twelve settings; else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Outliers need the
+            weights.
+        method: how codes are found, as in :func:`quantrature.quantize`. Unless given, the method of the analysis;
+            without an analysis ``hqq`` for the published strategies and ``rtn`` for ``uniform``.
         sym: grids symmetric around zero; as analyzed unless given.
         meta_bits: of quantized scales and zeros, as in :class:`quantrature.plan.PlanEntry`; unless given, 8 for the
             published methods and ``None`` otherwise.
@@ -115,8 +116,12 @@ def allocate(
         InvalidArgumentError: naming the argument, the constraint or the matrix; for a budget below the smallest
             possible plan, naming the least value that would do.
     """
-    if method not in ALLOCATORS:
-        raise InvalidArgumentError(f"[allocate] method must be one of {', '.join(ALLOCATORS)}: got {method!r}")
+    if strategy not in STRATEGIES:
+        raise InvalidArgumentError(f"[allocate] strategy must be one of {', '.join(STRATEGIES)}: got {strategy!r}")
+    if method in STRATEGIES:
+        raise InvalidArgumentError(
+            f"[allocate] method says how codes are found; {method!r} is a strategy: give it as strategy"
+        )
     if groups not in (None, "fused", "none"):
         raise InvalidArgumentError(f"[allocate] groups must be fused or none: got {groups!r}")
     origin = Source.of(source, weights, trust_remote_code)
@@ -127,26 +132,26 @@ def allocate(
     if not matrices:
         raise InvalidArgumentError("[allocate] a plan needs a matrix that is not skipped: got none")
     budget = Budget.of(matrices, avg_bits, target_bytes)
-    host_name, grid = grid_of(origin, method, host, sym, meta_bits)
-    options = options_of(origin, method, bits, group_sizes, outliers, grid)
+    quantizer, grid = grid_of(origin, strategy, method, sym, meta_bits)
+    options = options_of(origin, strategy, bits, group_sizes, outlier_fractions, grid)
 
-    if method in ("sensiboost", "kurtboost"):
+    if strategy in ("sensiboost", "kurtboost"):
         if pin or minimum or maximum or groups == "fused":
-            raise InvalidArgumentError(f"[allocate] {method} takes no constraints but skip, and no groups: got some")
-        scores = _boost_scores(origin, matrices, method, sensitivity)
+            raise InvalidArgumentError(f"[allocate] {strategy} takes no constraints but skip, and no groups: got some")
+        scores = _boost_scores(origin, matrices, strategy, sensitivity)
         facts = Facts.of(origin, matrices, [], grid, progress)
-        choice = _boost(matrices, options, grid, budget, method, scores, stops, top_m)
+        choice = _boost(matrices, options, grid, budget, strategy, scores, stops, top_m)
         facts.weigh(choice.options)
     else:
         allowed = constraints.allowed([m.name for m in matrices], options)
-        measured = [] if method == "uniform" else sorted({o for found in allowed.values() for o in found})
+        measured = [] if strategy == "uniform" else sorted({o for found in allowed.values() for o in found})
         facts = Facts.of(origin, matrices, measured, grid, progress)
         together = [[i] for i in range(len(matrices))]
-        if groups == "fused" or (groups is None and method == "pqi"):
+        if groups == "fused" or (groups is None and strategy == "pqi"):
             together = fusion_groups([m.name for m in matrices])
-        if method == "uniform":
+        if strategy == "uniform":
             choice = _uniform(matrices, options, allowed, facts, budget)
-        elif method == "mxq":
+        elif strategy == "mxq":
             choice = _least(matrices, together, allowed, facts, budget, facts.norm, lambda total: 1.0, "norm")
         else:
             facts.demand_predictions()
@@ -160,13 +165,13 @@ def allocate(
         entries[matrix.name] = replace(grid.entry(option), reason=reason, predicted_loss_change=predicted)
     plan = Plan({name: entries[name] for name in everything})
     about = {
-        "method": method,
-        "host": host_name,
+        "strategy": strategy,
+        "method": quantizer,
         **budget.report(sum(facts.size(i, option) for i, option in enumerate(choice.options))),
         **choice.about,
         **origin.about,
     }
-    if method in PAPERS:
+    if strategy in PAPERS:
         nominal = sum(m.numel * _nominal(o, grid).nominal_bits for m, o in zip(matrices, choice.options, strict=True))
         about["nominal_bits_per_weight"] = nominal / budget.weights
     if facts.model is not None:
@@ -302,7 +307,7 @@ class Facts:
         """
         if option.key not in self.errors[i]:
             raise InvalidArgumentError(
-                f"[allocate] method mxq needs the weights, or an analysis that measured them: got nothing for "
+                f"[allocate] strategy mxq needs the weights, or an analysis that measured them: got nothing for "
                 f"{self.matrices[i].name} at {option.key}"
             )
         return math.sqrt(self.errors[i][option.key])
@@ -344,18 +349,18 @@ class Facts:
         for matrix in self.matrices:
             if not matrix.loss_change:
                 raise InvalidArgumentError(
-                    f"[allocate] method pqi needs an analysis with the metric pqi: got none for {matrix.name}"
+                    f"[allocate] strategy pqi needs an analysis with the metric pqi: got none for {matrix.name}"
                 )
 
 
 def grid_of(
-    origin: Source, method: str, host: str | None, sym: bool | None, meta_bits: int | str | None
+    origin: Source, strategy: str, method: str | None, sym: bool | None, meta_bits: int | str | None
 ) -> tuple[str, Grid]:
-    """The host method and the form of its grids."""
-    name = host or origin.host or ("hqq" if method in PAPERS else "rtn")
+    """The method that finds the codes, and the form of its grids."""
+    name = method or origin.method or ("hqq" if strategy in PAPERS else "rtn")
     symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
     if meta_bits == "default":
-        meta_bits = 8 if method in PAPERS else None
+        meta_bits = 8 if strategy in PAPERS else None
     if isinstance(meta_bits, str):
         raise InvalidArgumentError(f"[allocate] meta_bits must be None or 1 to 8: got {meta_bits!r}")
     return name, Grid(solver_of(name), symmetric, meta_bits)
@@ -363,23 +368,23 @@ def grid_of(
 
 def options_of(
     origin: Source,
-    method: str,
+    strategy: str,
     bits: Iterable[int] | None,
     group_sizes: Iterable[int] | None,
-    outliers: Iterable[float],
+    outlier_fractions: Iterable[float],
     grid: Grid,
 ) -> list[Option]:
     """All combinations, each one that can be stored."""
     if bits is None:
-        bits = (2, 3, 4, 8) if method in PAPERS else (2, 3, 4, 5, 6, 7, 8)
+        bits = (2, 3, 4, 8) if strategy in PAPERS else (2, 3, 4, 5, 6, 7, 8)
     if group_sizes is None:
         analyzed = origin.group_size
-        also = set() if method in PAPERS else {analyzed}
+        also = set() if strategy in PAPERS else {analyzed}
         group_sizes = [-1] if analyzed == -1 else sorted({32, 64, 128} | also)
-    shares, sizes = list(outliers), list(group_sizes)
+    shares, sizes = list(outlier_fractions), list(group_sizes)
     options = [Option(b, g, o) for b in bits for g in sizes for o in shares]
     if not options:
-        raise InvalidArgumentError("[allocate] bits, group_sizes and outliers must leave a choice: got none")
+        raise InvalidArgumentError("[allocate] bits, group_sizes and outlier_fractions must leave a choice: got none")
     for option in options:
         if option.bits > 8:
             raise InvalidArgumentError(f"[allocate] bits must be 1 to 8: got {option.bits}")
@@ -400,7 +405,11 @@ def _uniform(
     """The largest setting that fits; where constraints forbid it to a matrix, the nearest that they allow."""
 
     def distance(a: Option, b: Option) -> tuple[float, ...]:
-        return abs(a.bits - b.bits), abs(math.log2(abs(a.group_size) / abs(b.group_size))), abs(a.outliers - b.outliers)
+        return (
+            abs(a.bits - b.bits),
+            abs(math.log2(abs(a.group_size) / abs(b.group_size))),
+            abs(a.outlier_fraction - b.outlier_fraction),
+        )
 
     ladder = []
     for option in options:
@@ -490,10 +499,10 @@ def _nominal(option: Option, grid: Grid) -> Configuration:
 
 
 def _boost_scores(
-    origin: Source, matrices: Sequence[Matrix], method: str, sensitivity: Mapping[str, float] | None
+    origin: Source, matrices: Sequence[Matrix], strategy: str, sensitivity: Mapping[str, float] | None
 ) -> list[float]:
     """The score of each matrix that a boost goes by."""
-    if method == "sensiboost":
+    if strategy == "sensiboost":
         for m in matrices:
             if sensitivity is None or m.name not in sensitivity:
                 raise InvalidArgumentError(
@@ -518,7 +527,7 @@ def _boost(
     options: Sequence[Option],
     grid: Grid,
     budget: Budget,
-    method: str,
+    strategy: str,
     scores: Sequence[float],
     stops: int,
     top_m: int,
@@ -535,10 +544,10 @@ def _boost(
     if not within:
         least = _nominal(steps[0], grid).label
         raise InvalidArgumentError(
-            f"[allocate] {method} needs a budget of at least {least:.2f} bits a weight: got {budget.bits:.4f}"
+            f"[allocate] {strategy} needs a budget of at least {least:.2f} bits a weight: got {budget.bits:.4f}"
         )
     base, boosted = steps[within[-1]], steps[min(within[-1] + stops, len(steps) - 1)]
-    chosen, reasons = [base] * len(matrices), [f"{method}: base"] * len(matrices)
+    chosen, reasons = [base] * len(matrices), [f"{strategy}: base"] * len(matrices)
     flagged: dict[str, list[int]] = {}
     roles: dict[str, list[int]] = {}
     for i, matrix in enumerate(matrices):
@@ -546,10 +555,10 @@ def _boost(
     for role, members in roles.items():
         members.sort(key=lambda i: matrices[i].block)
         of_role: np.ndarray[Any, np.dtype[np.float64]] = np.array([scores[i] for i in members])
-        found = conspicuous(of_role, ratio=method == "sensiboost")
+        found = conspicuous(of_role, ratio=strategy == "sensiboost")
         for place, position in enumerate(found[: top_m or None]):
             i = members[position]
             chosen[i] = boosted
-            reasons[i] = f"{method}: conspicuous, place {place + 1} among {role}"
+            reasons[i] = f"{strategy}: conspicuous, place {place + 1} among {role}"
             flagged.setdefault(role, []).append(matrices[i].block)
     return Choice(chosen, reasons, {"setting": base.key, "boosted": boosted.key, "flagged": flagged})

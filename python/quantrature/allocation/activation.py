@@ -73,7 +73,7 @@ def activation_sensitivity(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
     )
     if batch_size < 1:
-        raise InvalidArgumentError(f"[allocate] batch_size must be at least 1: got batch_size={batch_size}")
+        raise InvalidArgumentError(f"[activation_sensitivity] batch_size must be at least 1: got {batch_size}")
     entry = PlanEntry(bits, group_size, solver=solver_of(method))
     parts, followers = _parts(model, list(linears))
     with not_training(model), progress_bar("activation sensitivity", len(parts) + len(windows), progress) as bar:
@@ -92,7 +92,7 @@ def activation_sensitivity(
     for part in parts:
         for linear in part.matrices:
             if not part.elements:
-                raise InvalidArgumentError(f"[allocate] no calibration text reaches {linear.name}")
+                raise InvalidArgumentError(f"[activation_sensitivity] no calibration text reaches {linear.name}")
             scores[linear.name] = part.squares / part.elements
     return scores | {name: scores[leader] for name, leader in followers.items()}
 

@@ -1,4 +1,4 @@
-"""What a user wants of some matrices, whatever the allocator thinks."""
+"""What a user wants of some matrices, whatever the strategy would choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What making a plan will take: the answer to ``--dry-run``."""
+"""What making a plan will take, said before it is made."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SAMPLE = (256, 1024)
 def estimate(
     source: Any,
     *,
-    method: str,
+    strategy: str,
     bits: Iterable[int] | None = None,
     group_sizes: Iterable[int] | None = None,
-    outliers: Iterable[float] = (0.0,),
-    host: str | None = None,
+    outlier_fractions: Iterable[float] = (0.0,),
+    method: str | None = None,
     meta_bits: int | str | None = "default",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Time and memory of :func:`allocate`, found without loading the model or measuring anything on it.
 
     Args:
-        source, method, bits, group_sizes, outliers, host, meta_bits, trust_remote_code: as there.
+        source, strategy, bits, group_sizes, outlier_fractions, method, meta_bits, trust_remote_code: as there.
 
     Returns:
         ``matrices`` and ``weights`` of the model; ``settings`` that will be measured on each matrix; ``memory_bytes``
@@ -41,10 +41,10 @@ def estimate(
     origin = Source.of(source, trust_remote_code=trust_remote_code)
     weights = sum(matrix.numel for matrix in origin.matrices)
     largest = max(matrix.numel for matrix in origin.matrices)
-    _, grid = grid_of(origin, method, host, None, meta_bits)
+    _, grid = grid_of(origin, strategy, method, None, meta_bits)
     chosen = []
-    if origin.weight is not None and method in ("mxq", "pqi"):
-        chosen = options_of(origin, method, bits, group_sizes, outliers, grid)
+    if origin.weight is not None and strategy in ("mxq", "pqi"):
+        chosen = options_of(origin, strategy, bits, group_sizes, outlier_fractions, grid)
     sample = torch.randn(SAMPLE, generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
     outcomes("sample", sample, chosen, grid.entry)
@@ -53,6 +53,6 @@ def estimate(
         "matrices": len(origin.matrices),
         "weights": weights,
         "settings": len(chosen),
-        "memory_bytes": (4 + 4 + 4 + 4) * largest if chosen or (origin.weight and method == "kurtboost") else 0,
+        "memory_bytes": (4 + 4 + 4 + 4) * largest if chosen or (origin.weight and strategy == "kurtboost") else 0,
         "seconds": round(seconds, 1),
     }

@@ -97,7 +97,7 @@ class LossModel:
         for name, changes, error in zip(names, loss_changes, errors, strict=True):
             if not changes or set(changes) != set(settings):
                 raise InvalidArgumentError(
-                    f"[allocate] method pqi needs the loss change of every matrix at the same settings: got "
+                    f"[allocate] strategy pqi needs the loss change of every matrix at the same settings: got "
                     f"{', '.join(changes) or 'none'} for {name}; analyze with the metric pqi"
                 )
             for what, values in (("loss change", changes), ("error energy", error)):
@@ -139,10 +139,10 @@ class LossModel:
         measured = self._errors[i]
         if option in measured:
             return measured[option]
-        if option.outliers:
+        if option.outlier_fraction:
             return None
         analytic = analytic_error(option, self._columns[i])
-        plain = [known for known in measured if not known.outliers]
+        plain = [known for known in measured if not known.outlier_fraction]
         if not plain:
             return analytic * self._numels[i]
         ratios = [(analytic / analytic_error(known, self._columns[i]), known) for known in plain]

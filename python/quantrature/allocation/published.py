@@ -96,7 +96,7 @@ def mxq(table: CostTable, avg_bits: float) -> TableChoice:
     least = float(table.memory.min(1).sum())
     if not least <= budget:
         raise InvalidArgumentError(
-            f"[allocate] avg_bits must be at least {np.ceil(least * 8 * 2**20 / weights * 1e4) / 1e4:.4f} for these "
+            f"[mxq] avg_bits must be at least {np.ceil(least * 8 * 2**20 / weights * 1e4) / 1e4:.4f} for these "
             f"matrices and settings: got avg_bits={avg_bits}"
         )
     sizes = np.rint(table.memory * UNITS).astype(np.int64)
@@ -105,7 +105,7 @@ def mxq(table: CostTable, avg_bits: float) -> TableChoice:
     return TableChoice.of(table, [table.configurations[k] for k in found.chosen], avg_bits, found.gap)
 
 
-def boost(table: CostTable, method: str, avg_bits: float, stops: int = 2, top_m: int = 0) -> TableChoice:
+def boost(table: CostTable, strategy: str, avg_bits: float, stops: int = 2, top_m: int = 0) -> TableChoice:
     """A base configuration for all matrices, and one that is some stops larger for those of conspicuous layers.
 
     The base is the largest whose label is within avg_bits; what a boost adds comes on top of it, and is taken from no
@@ -113,7 +113,7 @@ def boost(table: CostTable, method: str, avg_bits: float, stops: int = 2, top_m:
 
     Args:
         table: with sensitivities for ``sensiboost``, with kurtosis for ``kurtboost``.
-        method: one of the two.
+        strategy: one of the two.
         avg_bits: of the base.
         stops: how far up the ladder of configurations; clipped at its end.
         top_m: boost no more than so many layers of each module, the most conspicuous; 0 for all.
@@ -121,25 +121,25 @@ def boost(table: CostTable, method: str, avg_bits: float, stops: int = 2, top_m:
     Raises:
         InvalidArgumentError: naming the argument, or the score that the table lacks.
     """
-    name = {"sensiboost": "sensitivity", "kurtboost": "kurtosis"}[method]
-    scores = table.sensitivity if method == "sensiboost" else table.kurtosis
-    _demand(table, scores, name, method)
+    name = {"sensiboost": "sensitivity", "kurtboost": "kurtosis"}[strategy]
+    scores = table.sensitivity if strategy == "sensiboost" else table.kurtosis
+    _demand(table, scores, name, strategy)
     if stops < 0 or top_m < 0:
         raise InvalidArgumentError(
-            f"[allocate] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
+            f"[boost] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
         )
     steps = ladder(table.configurations)
     within = [k for k, c in enumerate(steps) if c.label <= avg_bits + 1e-9]
     if not within:
         raise InvalidArgumentError(
-            f"[allocate] avg_bits must be at least {steps[0].label:.2f} for these matrices and settings: "
+            f"[boost] avg_bits must be at least {steps[0].label:.2f} for these matrices and settings: "
             f"got avg_bits={avg_bits}"
         )
     base = within[-1]
     chosen = [steps[base]] * len(table.matrices)
     flagged = {}
     for module, triples in table.of_modules(scores).items():
-        found = conspicuous(np.array([score for _, _, score in triples]), ratio=method == "sensiboost")
+        found = conspicuous(np.array([score for _, _, score in triples]), ratio=strategy == "sensiboost")
         if top_m:
             found = found[:top_m]
         for position in found:
@@ -168,17 +168,18 @@ def conspicuous(scores: Floats, ratio: bool) -> list[int]:
     return [i + 1 for i in order if z[i] > THRESHOLD]
 
 
-def _demand(table: CostTable, scores: Floats, name: str, method: str) -> None:
-    """Refuse a table that lacks the scores of a method."""
+def _demand(table: CostTable, scores: Floats, name: str, strategy: str) -> None:
+    """Refuse a table that lacks the scores of a strategy."""
     missing = np.isnan(scores.reshape(len(table.matrices), -1)).any(1)
     if missing.any():
         layer, module = table.matrices[int(np.argmax(missing))]
         raise InvalidArgumentError(
-            f"[allocate] method {method} needs the column {name}: got none for {module} of layer {layer}"
+            f"[{'mxq' if strategy == 'mxq' else 'boost'}] strategy {strategy} needs the column {name}: got none for "
+            f"{module} of layer {layer}"
         )
-    if method == "sensiboost" and (scores <= 0).any():
+    if strategy == "sensiboost" and (scores <= 0).any():
         layer, module = table.matrices[int(np.argmax(scores <= 0))]
         raise InvalidArgumentError(
-            f"[allocate] every sensitivity must be above 0, for ratios are taken: got {scores.min()} "
+            f"[boost] every sensitivity must be above 0, for ratios are taken: got {scores.min()} "
             f"for {module} of layer {layer}"
         )

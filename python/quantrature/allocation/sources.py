@@ -75,7 +75,7 @@ class Source:
 
     Attributes:
         matrices: in model order.
-        host: method of the analysis.
+        method: of the analysis.
         grid: of the analysis; what the matrices' errors and bytes belong to.
         group_size: of the analysis.
         weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
@@ -84,7 +84,7 @@ class Source:
     """
 
     matrices: tuple[Matrix, ...]
-    host: str | None = None
+    method: str | None = None
     grid: Grid | None = None
     group_size: int = 64
     weight: Callable[[str], torch.Tensor] | None = None

@@ -111,12 +111,12 @@ def read_table(path: str | os.PathLike[str]) -> CostTable:
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise InvalidArgumentError(f"[allocate] cannot read {path}: {why}") from None
+        raise InvalidArgumentError(f"[read_table] cannot read {path}: {why}") from None
     for column in COLUMNS:
         if column not in header:
-            raise InvalidArgumentError(f"[allocate] {path} must have the column {column}: got {', '.join(header)}")
+            raise InvalidArgumentError(f"[read_table] {path} must have the column {column}: got {', '.join(header)}")
     if not rows:
-        raise InvalidArgumentError(f"[allocate] {path} must have rows: got none")
+        raise InvalidArgumentError(f"[read_table] {path} must have rows: got none")
     scores = [column for column in SCORES if column in header]
     cells: dict[tuple[int, str], dict[Configuration, dict[str, float]]] = {}
     for line, row in rows:
@@ -124,22 +124,22 @@ def read_table(path: str | os.PathLike[str]) -> CostTable:
             whole = {column: int(row[column]) for column in COLUMNS if column != "module"}
             values = {column: float(row[column]) for column in scores}
         except (TypeError, ValueError):
-            raise InvalidArgumentError(f"[allocate] {path}, line {line}: a number is missing or is none") from None
+            raise InvalidArgumentError(f"[read_table] {path}, line {line}: a number is missing or is none") from None
         configuration = Configuration(*(whole[c] for c in ("nbit1", "gsize1", "nbit2", "gsize2")))
         if min(whole["params"], *(whole[c] for c in ("nbit1", "gsize1", "nbit2", "gsize2"))) < 1 or not all(
             math.isfinite(value) for value in values.values()
         ):
-            raise InvalidArgumentError(f"[allocate] {path}, line {line}: a number is out of range")
+            raise InvalidArgumentError(f"[read_table] {path}, line {line}: a number is out of range")
         of_matrix = cells.setdefault((whole["layer"], row["module"]), {})
         if configuration in of_matrix:
-            raise InvalidArgumentError(f"[allocate] {path}, line {line}: the same matrix and setting were there before")
+            raise InvalidArgumentError(f"[read_table] {path}, line {line}: matrix and setting were there before")
         of_matrix[configuration] = {"params": whole["params"], **values}
     matrices = tuple(sorted(cells))
     configurations = tuple(sorted({c for of_matrix in cells.values() for c in of_matrix}))
     for (layer, module), of_matrix in cells.items():
         if len(of_matrix) < len(configurations):
             raise InvalidArgumentError(
-                f"[allocate] {path} must have every matrix in all {len(configurations)} settings: "
+                f"[read_table] {path} must have every matrix in all {len(configurations)} settings: "
                 f"got {len(of_matrix)} for {module} of layer {layer}"
             )
 

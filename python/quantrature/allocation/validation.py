@@ -128,7 +128,7 @@ def random_plans(
         InvalidArgumentError: for less than one plan.
     """
     if count < 1:
-        raise InvalidArgumentError(f"[allocate] a validation takes at least one plan: got {count}")
+        raise InvalidArgumentError(f"[random_plans] count must be at least 1: got {count}")
     names = [m.name for m in sensitivity.matrices]
     chance = random.Random(seed)
     plans = []
@@ -137,7 +137,7 @@ def random_plans(
         for members in fusion_groups(names):
             setting = f"b{chance.choice(bits)}g{sensitivity.settings['group_size']}"
             pin |= {names[i]: setting for i in members}
-        plans.append(allocate(sensitivity, method="pqi", avg_bits=32, pin=pin, **wishes))
+        plans.append(allocate(sensitivity, strategy="pqi", avg_bits=32, pin=pin, **wishes))
     return plans
 
 

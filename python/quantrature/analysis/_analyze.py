@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
+from ..files.resume import check_resume
 from ..methods import SOLVERS, Statistics, image_of, solver_of
 from ..models import Linears, check_loaded, find_linears, fingerprint
 from ..models.gradients import Share, gradient_checkpointing
@@ -55,7 +56,7 @@ def analyze(
     abs_mode: str = "after_mean",
     checkpointing: bool = False,
     map_folder: str | os.PathLike[str] | None = None,
-    state_file: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     progress: bool | None = None,
 ) -> Sensitivity:
@@ -82,8 +83,9 @@ def analyze(
         abs_mode: of :func:`quantrature.analysis.integrate`.
         checkpointing: recompute activations in the backward pass, block by block.
         map_folder: keep the accumulators in files there instead of on the devices of the weights.
-        state_file: save the state of the integral there from time to time, for resume.
-        resume: ``auto``, ``required`` or ``never``.
+        resume_folder: save the state of the integral there from time to time, and remove it in the end.
+        resume: ``auto`` goes on where a run of the same arguments was interrupted, to the same bits; ``required``
+            fails where there is nothing to go on from, ``never`` starts over.
         progress: show a bar; ``None`` for when stderr is a terminal.
 
     Raises:
@@ -111,9 +113,8 @@ def analyze(
 
     solver = solver_of(method)
     entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
-    quadrature(rule, nodes)
-    if resume == "required" and state_file is None:
-        raise InvalidArgumentError("[analyze] resume='required' needs a state_file to resume from")
+    quadrature(rule, nodes, "analyze")
+    check_resume("analyze", resume, resume_folder)
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)
     windows = token_windows(
@@ -170,12 +171,13 @@ def analyze(
                         path.moved = _towards(linears, entry, given)
 
                     def snapshot(nodes: int, setting: str = entry.setting) -> Snapshot | None:
-                        if state_file is None:
+                        if resume_folder is None:
                             return None
                         about = {**settings, "nodes": nodes, "model": model_print, "calibration": text_print}
                         rank, ranks = rank_of()
                         of_rank = f".rank-{rank}-of-{ranks}" if ranks > 1 else ""
-                        snapshots.append(Snapshot(Path(f"{state_file}.{setting}{of_rank}"), about, resume))
+                        file = Path(resume_folder) / f"integral-{setting}{of_rank}.safetensors"
+                        snapshots.append(Snapshot(file, about, resume))
                         return snapshots[-1]
 
                     integral, proof = prover.prove(path, entry.setting, method, effort, bar.advance, snapshot)

@@ -25,7 +25,7 @@ METRICS = {
     "activation_error": "sum of (w~ - w)^2 * mean square of the input it meets: the squared output error per token",
     "kurtosis": "fourth standardized moment of the weights (Pearson, population)",
 }
-"""Names that ``--metrics`` takes, and what each is."""
+"""Names that ``metrics`` takes, and what each is."""
 
 WITH_MAPS = ("pqi", "first_order", "fisher")
 """Metrics that also rate every single weight."""

@@ -9,7 +9,7 @@ from .._C import InvalidArgumentError
 RULES = ("gauss", "midpoint", "trapezoid", "left", "right", "paper")
 
 
-def quadrature(rule: str, nodes: int) -> list[tuple[float, float]]:
+def quadrature(rule: str, nodes: int, caller: str = "quadrature") -> list[tuple[float, float]]:
     """Pairs (t, weight); the weights add up to 1.
 
     Args:
@@ -17,15 +17,16 @@ def quadrature(rule: str, nodes: int) -> list[tuple[float, float]]:
             ``trapezoid``, ``left`` and ``right`` (Riemann sums over equal intervals), or ``paper`` (equal weights on
             equally spaced nodes that include both ends: the reading of arXiv 2503.01901 that its Table 3 supports).
         nodes: gradient evaluations per sample, at least 1; at least 2 for ``trapezoid`` and ``paper``.
+        caller: public function that messages begin with.
 
     Raises:
         InvalidArgumentError: for an unknown rule or too few nodes.
     """
     least = 2 if rule in ("trapezoid", "paper") else 1
     if rule not in RULES:
-        raise InvalidArgumentError(f"[analyze] rule must be one of {', '.join(RULES)}: got {rule!r}")
+        raise InvalidArgumentError(f"[{caller}] rule must be one of {', '.join(RULES)}: got {rule!r}")
     if nodes < least:
-        raise InvalidArgumentError(f"[analyze] nodes must be at least {least} for rule {rule!r}: got {nodes}")
+        raise InvalidArgumentError(f"[{caller}] nodes must be at least {least} for rule {rule!r}: got {nodes}")
     steps = np.arange(nodes)
     if rule == "gauss":
         x, w = np.polynomial.legendre.leggauss(nodes)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..files.resume import StateFile, check_resume
+from ..files.resume import StateFile
 
 
 @dataclass
@@ -22,12 +22,14 @@ class Snapshot:
         path: the safetensors file.
         fingerprint: what must be equal for the state to be of use: model, calibration, settings.
         resume: ``auto`` takes up a fitting snapshot if there is one, ``required`` fails without, ``never`` starts over.
+        caller: public function that was called, for messages.
         every: least seconds between two savings; there are more where saving would take over a twentieth of the time.
     """
 
     path: Path
     fingerprint: Mapping[str, Any]
     resume: str = "auto"
+    caller: str = "analyze"
     every: float = 60.0
     _due: float = field(init=False, default=0.0)
 
@@ -40,12 +42,11 @@ class Snapshot:
         Raises:
             InvalidArgumentError: when resuming is required and no fitting snapshot exists.
         """
-        check_resume("analyze", self.resume)
         found = None if self.resume == "never" else self._file.read()
         if found is None or not ({"done", "signed"} <= found[0].keys() and sums.keys() <= found[1].keys()):
             if self.resume == "required":
                 raise InvalidArgumentError(
-                    f"[analyze] resume is required, but {self.path} holds no state of this analysis"
+                    f"[{self.caller}] resume is required, but {self.path} holds no state of this work"
                 )
             return 0
         state, tensors = found
@@ -66,7 +67,7 @@ class Snapshot:
         self._due = now + max(self.every, 20 * (now - started))
 
     def discard(self) -> None:
-        """Remove the file: the analysis is complete."""
+        """Remove the file: the integral is complete."""
         self._file.discard()
 
     @property

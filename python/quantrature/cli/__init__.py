@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
 from .._C import QuantratureError
@@ -36,9 +38,20 @@ VERBS = (
 )
 """In the order of the help text."""
 
+
+class _Verbs(TyperGroup):
+    """Commands of one word or two."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first words name, its name, and the words after it."""
+        if " ".join(args[:2]) in self.commands:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
+    cls=_Verbs,
+    rich_markup_mode="rich",
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -61,6 +74,11 @@ for _verb in VERBS:
     app.command(_verb)(importlib.import_module(f"._{_verb.replace(' ', '_')}", __name__).run)
 
 
+def _verb_of(given: Sequence[str]) -> str:
+    """The verb of the command line, of one word or two."""
+    return max((verb for verb in VERBS if given[: verb.count(" ") + 1] == verb.split()), key=len, default="quantrature")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -72,13 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after a failure, 2 after wrong usage, 130 after an interrupt.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     notes = logging.StreamHandler()
     notes.setFormatter(logging.Formatter("quantrature: note: %(message)s"))
     logging.getLogger("quantrature").addHandler(notes)
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        if " ".join(given[:2]) in VERBS:
-            given[:2] = [" ".join(given[:2])]
         status = app(given, prog_name="quantrature", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -90,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = " ".join((usage() if usage else str(error)).split())
         if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
             text = f"this needs {error.name}, which is not installed: pip install 'quantrature[hf]'"
-        elif not usage and not isinstance(error, QuantratureError):
+        elif isinstance(error, QuantratureError):  # it names the function that a verb called
+            text = re.sub(r"^\[[\w.]+\]", f"[{_verb_of(given)}]", text)
+        elif not usage:
             text = f"{type(error).__name__}: {text} (QUANTRATURE_DEBUG=1 shows where)"
         print(f"quantrature: error: {text}", file=sys.stderr)
         return 2 if usage else 1

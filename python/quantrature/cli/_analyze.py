@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import memory_limits
+from ._input import memory_limits, resume_folder_of
 from ._options import (
+    CALIBRATION,
+    MEMORY,
+    OUTPUT,
+    RESUMING,
     BatchSize,
     Bos,
+    Calibration,
     Checkpointing,
     DeviceMap,
     GroupSize,
@@ -23,12 +28,12 @@ from ._options import (
     ModelArgument,
     Nsamples,
     OverwriteOutput,
+    Resume,
     Rule,
     Seed,
     Seqlen,
     Sym,
     TextColumn,
-    TextFile,
     TrustRemoteCode,
 )
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
@@ -46,7 +51,7 @@ def run(
     method: Method = "rtn",
     sym: Sym = False,
     ignore: Ignore = None,
-    calibration: TextFile = None,
+    calibration: Calibration = None,
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
@@ -54,22 +59,36 @@ def run(
     text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.")] = 4,
+    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window.", rich_help_panel=CALIBRATION)] = 4,
     tol: Annotated[
-        float | None, typer.Option(help="Add nodes until prediction and measurement agree to this share.")
+        float | None,
+        typer.Option(
+            help="Add nodes until prediction and measurement agree to this share.", rich_help_panel=CALIBRATION
+        ),
     ] = None,
-    abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.")] = "after_mean",
-    dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16.")] = "float32",
+    abs_mode: Annotated[
+        str, typer.Option(help="after_mean, per_sample or per_node.", rich_help_panel=CALIBRATION)
+    ] = "after_mean",
+    dtype: Annotated[
+        str, typer.Option(help="What to run in: auto, float32, bfloat16.", rich_help_panel=MEMORY)
+    ] = "float32",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
-    state_file: Annotated[
-        str | None, typer.Option(help="Where to keep the state, to go on after an interruption; SENS.state by default.")
+    resume: Resume = "auto",
+    resume_folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to keep what an interrupted run goes on from.",
+            show_default="SENS.resume",
+            rich_help_panel=RESUMING,
+        ),
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     overwrite: OverwriteOutput = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -83,8 +102,8 @@ def run(
         raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
     if output is None and not (as_json or dry_run):
         raise InvalidArgumentError("[analyze] -o must name a folder for the result")
-    if state_file is None and output is not None:
-        state_file = f"{output}.state"
+    if output is not None:
+        resume_folder = resume_folder_of(output, resume_folder)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis, models
@@ -136,7 +155,7 @@ def run(
                 abs_mode=abs_mode,
                 checkpointing=checkpointing,
                 map_folder=map_folder,
-                state_file=state_file,
+                resume_folder=resume_folder,
                 resume=resume,
                 progress=False if as_json or rank else None,
             )

@@ -94,16 +94,16 @@ def requantizing(
     """Of :func:`quantrature.requant` with a plan that fits the model, and with these of its arguments."""
     from ..requantization import SHARES, TEMPERATURES
 
-    share = (settings["outliers"] + settings["significant"]) / 100
-    kept = replace(plan, entries={name: e if e.keeps else replace(e, outliers=share) for name, e in plan})
+    share = settings["outlier_fraction"] + settings["significant_fraction"]
+    kept = replace(plan, entries={name: e if e.keeps else replace(e, outlier_fraction=share) for name, e in plan})
     once = quantizing(model, linears, kept)
-    integrals = bool(settings["outliers"]) + settings["steps"] * bool(settings["significant"]) + 1
+    integrals = bool(settings["outlier_fraction"]) + settings["steps"] * bool(settings["significant_fraction"]) + 1
     analysis = analyzing(model, windows, linears, integrals * settings["nodes"], settings["batch_size"])
     trials = len(TEMPERATURES) if settings["selection"] == "temperature" else len(SHARES)
     return replace(
         once,
         memory_bytes=analysis.memory_bytes + 2 * once.bytes,
-        seconds=analysis.seconds + once.seconds * (1 + trials * bool(settings["outliers"])),
+        seconds=analysis.seconds + once.seconds * (1 + trials * bool(settings["outlier_fraction"])),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import BatchSize, Bos, DeviceMap, Json, ModelArgument, TextColumn, TextFile, TrustRemoteCode
+from ._options import MEMORY, BatchSize, Bos, DeviceMap, Json, ModelArgument, TextColumn, TextFile, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def run(
     model: ModelArgument,
     text: TextFile = None,
     seqlen: Annotated[
-        int | None, typer.Option(help="Tokens in a window; by default 2048 or what the model was built for.")
+        int | None, typer.Option(help="Tokens in a window.", show_default="2048, or what the model was built for")
     ] = None,
     reference: Annotated[str | None, typer.Option(help="Model to measure the divergence from.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Use no more of the text than its first tokens.")] = None,
@@ -41,7 +41,9 @@ def run(
     limit: Annotated[
         float | None, typer.Option(help="Documents of each task to use; below 1, the share of them.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.", rich_help_panel=MEMORY)
+    ] = "float32",
     device_map: DeviceMap = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from .._C import InvalidArgumentError
 
@@ -24,6 +25,23 @@ def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
         return int(float(found[1]) * unit)
     except ValueError:
         raise InvalidArgumentError(f"[{verb}] {option} must be a size such as 4.2GiB or 900MB: got {text!r}") from None
+
+
+def resume_folder_of(output: str, given: str | None) -> str:
+    """Where a run keeps what it goes on from: in the folder that was given, or in one beside its output."""
+    return f"{Path(output)}.resume" if given is None else given
+
+
+def check_fraction(verb: str, option: str, value: float | None) -> None:
+    """Refuse what is no fraction, and percent above all.
+
+    Raises:
+        InvalidArgumentError: naming the option.
+    """
+    if value is not None and not 0 <= value <= 1:
+        raise InvalidArgumentError(
+            f"[{verb}] {option} must be a fraction between 0 and 1 (0.005 is half a percent): got {value:g}"
+        )
 
 
 def memory_limits(verb: str, given: list[str] | None, device_map: str | None) -> dict[int | str, int | str] | None:

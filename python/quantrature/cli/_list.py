@@ -14,6 +14,7 @@ from ._output import print_json, print_table, stdout_kept_clean
 
 KINDS = {
     "methods": ("quantrature.methods", "METHODS"),
+    "strategies": ("quantrature.allocation", "STRATEGIES"),
     "metrics": ("quantrature.analysis", "METRICS"),
     "solvers": ("quantrature.methods", "SOLVERS"),
     "formats": ("quantrature.export.plans", "FORMATS"),
@@ -27,7 +28,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods, metrics, solvers and formats there are."""
+    """List the methods, strategies, metrics, solvers and formats there are."""
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(f"[list] kind must be one of {', '.join(KINDS)}: got {kind}")
     with stdout_kept_clean(as_json):

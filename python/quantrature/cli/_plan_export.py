@@ -29,5 +29,5 @@ def run(
         with open(output, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise InvalidArgumentError(f"[export] cannot write {output}: {error.strerror}") from None
+        raise InvalidArgumentError(f"[plan export] cannot write {output}: {error.strerror}") from None
     print_table(f"{plan} for {to}", [("written to", output)])

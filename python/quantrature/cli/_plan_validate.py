@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import BatchSize, Bos, Json, Seqlen, TextColumn, TrustRemoteCode
+from ._options import CALIBRATION, MEMORY, BatchSize, Bos, Json, Seqlen, TextColumn, TrustRemoteCode
 from ._output import print_json, print_table, stdout_kept_clean
 
 
@@ -27,13 +27,17 @@ def run(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Write the plan with its validation.", metavar="PLAN")
     ] = None,
-    nsamples: Annotated[int, typer.Option(help="Windows of text.")] = 128,
+    nsamples: Annotated[int, typer.Option(help="Windows of text.", rich_help_panel=CALIBRATION)] = 128,
     seqlen: Seqlen = None,
-    seed: Annotated[int, typer.Option(help="For the choice of windows, and of random plans.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="For the choice of windows, and of random plans.", rich_help_panel=CALIBRATION)
+    ] = 0,
     bos: Bos = "auto",
     text_column: TextColumn = None,
     batch_size: BatchSize = 8,
-    dtype: Annotated[str, typer.Option(help="What to measure in: auto, float32, bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="What to measure in: auto, float32, bfloat16.", rich_help_panel=MEMORY)
+    ] = "float32",
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +51,7 @@ def run(
         given = Plan.load(plan)
         if given.predicted_loss_change is None:
             raise InvalidArgumentError(
-                f"[validate] {plan} must predict the loss change of every entry: got one without"
+                f"[plan validate] {plan} must predict the loss change of every entry: got one without"
             )
         from ..allocation import measured_loss_changes, validate
         from ..analysis import Sensitivity
@@ -55,7 +59,7 @@ def run(
 
         analysis = None if sensitivity is None else Sensitivity.load(sensitivity)
         config = models.load_config(model, trust_remote_code)
-        models.check_dense("validate", config)
+        models.check_dense("plan validate", config)
         tokenizer = models.load_tokenizer(model, trust_remote_code)
         tokens = token_windows(
             calibration,

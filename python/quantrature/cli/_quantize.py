@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import memory_limits
+from ._input import check_fraction, memory_limits, resume_folder_of
 from ._options import (
+    CALIBRATION,
+    MEMORY,
+    METHOD,
+    OUTPUT,
+    REQUANT,
+    RESUMING,
     BatchSize,
     Bos,
     Checkpointing,
@@ -24,8 +30,8 @@ from ._options import (
     Method,
     ModelArgument,
     OverwriteOutput,
+    Resume,
     Seed,
-    Seqlen,
     Sym,
     TextColumn,
     TrustRemoteCode,
@@ -49,84 +55,139 @@ def run(
     method: Method = "rtn",
     sym: Sym = False,
     meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zeros to so many bits.")] = None,
-    outliers: Annotated[
+    outlier_fraction: Annotated[
         float | None,
-        typer.Option(help="Percent of the weights kept exactly for their magnitude: 0, or 0.45 with --requant."),
+        typer.Option(
+            help="Fraction of the weights, 0 to 1, kept exactly for their magnitude.",
+            show_default="0; 0.0045 with --requant",
+        ),
     ] = None,
     embedding_bits: Annotated[
         int | None, typer.Option(help="Quantize the token and the output embedding, too; 8 loses next to nothing.")
     ] = None,
     requant: Annotated[
         bool,
-        typer.Option("--requant", help="Share outliers out by PQI, and keep the most significant weights, too."),
+        typer.Option(
+            "--requant",
+            help="Share outliers out by PQI, and keep the most significant weights, too.",
+            rich_help_panel=REQUANT,
+        ),
     ] = False,
-    significant: Annotated[
-        float | None, typer.Option(help="Percent of the weights kept exactly for their PQI; 0.05 with --requant.")
+    significant_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of the weights, 0 to 1, kept exactly for their PQI.",
+            show_default="0.0005 with --requant",
+            rich_help_panel=REQUANT,
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Integrals over which the significant weights are spread.")] = 2,
-    selection: Annotated[str, typer.Option(help="How outliers are shared out: temperature or greedy.")] = "temperature",
+    steps: Annotated[
+        int, typer.Option(help="Integrals over which the significant weights are spread.", rich_help_panel=REQUANT)
+    ] = 2,
+    selection: Annotated[
+        str, typer.Option(help="How outliers are shared out: temperature or greedy.", rich_help_panel=REQUANT)
+    ] = "temperature",
     ignore: Ignore = None,
     calibration: Annotated[
         str | None,
         typer.Option(
             help="Text for --requant and for methods that need it: .txt, .jsonl, .json or a data set, "
-            "NAME[:CONFIGURATION[:SPLIT]]."
+            "NAME[:CONFIGURATION[:SPLIT]].",
+            rich_help_panel=CALIBRATION,
         ),
     ] = None,
     nsamples: Annotated[
-        int | None, typer.Option(help="Windows of calibration text; by default as many as the method's authors take.")
+        int | None,
+        typer.Option(
+            help="Windows of calibration text.", show_default="128; 100 for squeezellm", rich_help_panel=CALIBRATION
+        ),
     ] = None,
-    seqlen: Seqlen = None,
+    seqlen: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a window.",
+            show_default="2048, 512 for awq and squeezellm; or what the model was built for",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None,
     seed: Seed = 0,
     bos: Bos = "auto",
     text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     damp_percent: Annotated[
-        float | None, typer.Option(help="Of gptq: added to the Hessian's diagonal, a share of its mean.")
+        float | None,
+        typer.Option(
+            help="Of gptq: added to the Hessian's diagonal, a share of its mean.",
+            show_default="0.01",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     desc_act: Annotated[
-        bool | None, typer.Option("--desc-act/--no-desc-act", help="Of gptq: columns by falling activations.")
+        bool | None,
+        typer.Option(
+            "--desc-act/--no-desc-act",
+            help="Of gptq: columns by falling activations.",
+            show_default="desc-act",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     static_groups: Annotated[
         bool | None,
         typer.Option(
-            "--static-groups/--no-static-groups", help="Of gptq: grids of the weights as they are, or found on the way."
+            "--static-groups/--no-static-groups",
+            help="Of gptq: grids of the weights as they are, or found on the way.",
+            show_default="static-groups",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.", rich_help_panel=METHOD),
     ] = None,
     true_sequential: Annotated[
         bool,
         typer.Option(
-            "--true-sequential/--no-true-sequential", help="Calibrate on quantized matrices within a block, too."
+            "--true-sequential/--no-true-sequential",
+            help="Calibrate on quantized matrices within a block, too.",
+            rich_help_panel=CALIBRATION,
         ),
     ] = True,
-    resume: Annotated[str, typer.Option(help="Go on where an interrupted run was: auto, required or never.")] = "auto",
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
+    resume: Resume = "auto",
+    resume_folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to keep what an interrupted run goes on from.",
+            show_default="OUT.resume",
+            rich_help_panel=RESUMING,
+        ),
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(help="Gradient evaluations for each window and integral.", rich_help_panel=CALIBRATION)
+    ] = 4,
     compute_dtype: Annotated[
-        str, typer.Option(help="What --requant runs the model in: float32, bfloat16.")
+        str, typer.Option(help="What --requant runs the model in: float32, bfloat16.", rich_help_panel=MEMORY)
     ] = "float32",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
-    state_file: Annotated[
-        str | None,
-        typer.Option(help="Where --requant keeps its state, to go on after an interruption; OUT.state by default."),
-    ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.")
+        str,
+        typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.", rich_help_panel=OUTPUT),
     ] = "auto",
     max_shard_size: MaxShardSize = "5GB",
     auto_map: Annotated[
         bool,
         typer.Option(
-            "--auto-map", help="Write code, too, that opens the folder with trust_remote_code, not importing."
+            "--auto-map",
+            help="Write code, too, that opens the folder with trust_remote_code, not importing.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     overwrite: OverwriteOutput = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large and how long.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how large and how long.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -139,15 +200,20 @@ def run(
         raise InvalidArgumentError("[quantize] -o must name a folder to write")
     if requant and calibration is None:
         raise InvalidArgumentError("[quantize] --requant needs --calibration, a text to integrate on")
-    if significant is not None and not requant:
-        raise InvalidArgumentError("[quantize] --significant goes with --requant, which finds the significant weights")
+    if significant_fraction is not None and not requant:
+        raise InvalidArgumentError(
+            "[quantize] --significant-fraction goes with --requant, which finds the significant weights"
+        )
+    check_fraction("quantize", "--outlier-fraction", outlier_fraction)
+    check_fraction("quantize", "--significant-fraction", significant_fraction)
     if compute_dtype not in ("float32", "bfloat16", "float16"):
         raise InvalidArgumentError(
             f"[quantize] --compute-dtype must be float32, bfloat16 or float16: got {compute_dtype}"
         )
-    percent = outliers if outliers is not None else (0.45 if requant else 0.0)
-    if not 0 <= percent <= 100:
-        raise InvalidArgumentError(f"[quantize] --outliers must be 0 to 100 percent: got {percent:g}")
+    if output is not None:
+        resume_folder = resume_folder_of(output, resume_folder)
+    if outlier_fraction is None:
+        outlier_fraction = 0.0045 if requant else 0.0
     limits = memory_limits("quantize", max_memory, device_map)
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         import logging
@@ -184,7 +250,7 @@ def run(
         }
         record = None
         linears, made = plan_for(
-            loaded, **host, plan=chosen, outliers=0.0 if requant else percent / 100, experts=not requant
+            loaded, **host, plan=chosen, outlier_fraction=0.0 if requant else outlier_fraction, experts=not requant
         )
         needy = [entry.solver for _, entry in made if not entry.keeps and SOLVERS[entry.solver].needs]
         if needy and calibration is None:
@@ -215,8 +281,8 @@ def run(
                 made,
                 windows,
                 {
-                    "outliers": percent,
-                    "significant": 0.05 if significant is None else significant,
+                    "outlier_fraction": outlier_fraction,
+                    "significant_fraction": 0.0005 if significant_fraction is None else significant_fraction,
                     "steps": steps,
                     "selection": selection,
                     "batch_size": batch_size,
@@ -225,7 +291,7 @@ def run(
                     "tokenizer": tokenizer,
                     "checkpointing": checkpointing,
                     "map_folder": map_folder,
-                    "state_file": f"{output}.state" if state_file is None else state_file,
+                    "resume_folder": resume_folder,
                     "resume": resume,
                     "progress": False if as_json or rank else None,
                 },
@@ -238,7 +304,6 @@ def run(
             if needy:
                 peak = quantizing(loaded, linears, made, windows).memory_bytes
                 print(f"memory at the peak: about {peak / 2**20:,.0f} MiB and the program's own", file=sys.stderr)
-            state = Path(str(output)).with_name(f".{Path(str(output)).name}.state")
             try:
                 quantize(
                     loaded,
@@ -247,13 +312,15 @@ def run(
                     nsamples=None,
                     batch_size=batch_size,
                     true_sequential=true_sequential,
-                    state_folder=state if needy else None,
+                    resume_folder=resume_folder,
                     resume=resume,
                     progress=False if as_json else None,
                 )
             except KeyboardInterrupt:
-                if needy and state.is_dir():
-                    print(f"finished blocks are in {state}; the same command goes on from there", file=sys.stderr)
+                if needy and Path(str(resume_folder)).is_dir():
+                    print(
+                        f"finished blocks are in {resume_folder}; the same command goes on from there", file=sys.stderr
+                    )
                 raise
         if rank:
             return  # the first process has the same

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import memory_limits, size_in_bytes
+from ._input import check_fraction, memory_limits, resume_folder_of, size_in_bytes
 from ._options import (
+    CALIBRATION,
+    MEMORY,
+    OUTPUT,
+    RESUMING,
     BatchSize,
     Bos,
     Checkpointing,
@@ -19,6 +23,7 @@ from ._options import (
     MaxMemory,
     MaxShardSize,
     Nsamples,
+    Resume,
     Rule,
     Seed,
     Seqlen,
@@ -40,14 +45,18 @@ def run(
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
     ] = None,
-    significant: Annotated[float | None, typer.Option(help="Percent of the weights to restore.")] = None,
+    significant_fraction: Annotated[
+        float | None, typer.Option(help="Fraction of the weights, 0 to 1, to restore.")
+    ] = None,
     avg_bits: Annotated[
         float | None, typer.Option(help="Instead: bits of storage for each weight, everything included.")
     ] = None,
     target_size: Annotated[
         str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Integrals over which the weights are spread.")] = 2,
+    steps: Annotated[
+        int, typer.Option(help="Integrals over which the weights are spread.", rich_help_panel=CALIBRATION)
+    ] = 2,
     nsamples: Nsamples = 128,
     seqlen: Seqlen = None,
     seed: Seed = 0,
@@ -55,21 +64,27 @@ def run(
     text_column: TextColumn = None,
     batch_size: BatchSize = 1,
     rule: Rule = "gauss",
-    nodes: Annotated[int, typer.Option(help="Gradient evaluations for each window and integral.")] = 4,
-    dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.")] = "float32",
+    nodes: Annotated[
+        int, typer.Option(help="Gradient evaluations for each window and integral.", rich_help_panel=CALIBRATION)
+    ] = 4,
+    dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.", rich_help_panel=MEMORY)] = "float32",
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     checkpointing: Checkpointing = False,
     map_folder: MapFolder = None,
-    state_file: Annotated[
+    resume: Resume = "auto",
+    resume_folder: Annotated[
         str | None,
         typer.Option(
-            help="Where to keep the state, to go on after an interruption; DIR.state or OUT.state by default."
+            help="Where to keep what an interrupted run goes on from.",
+            show_default="OUT.resume or DIR.resume",
+            rich_help_panel=RESUMING,
         ),
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
     max_shard_size: MaxShardSize = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that is not empty.", rich_help_panel=OUTPUT)
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
@@ -79,10 +94,11 @@ def run(
     """
     if output is None and not overwrite:
         raise InvalidArgumentError("[requant] -o must name a folder to write, or --overwrite allow to replace DIR")
-    if sum(given is not None for given in (significant, avg_bits, target_size)) != 1:
+    if sum(given is not None for given in (significant_fraction, avg_bits, target_size)) != 1:
         raise InvalidArgumentError(
-            "[requant] a budget is given as exactly one of --significant, --avg-bits and --target-size"
+            "[requant] a budget is given as exactly one of --significant-fraction, --avg-bits and --target-size"
         )
+    check_fraction("requant", "--significant-fraction", significant_fraction)
     target = None if target_size is None else size_in_bytes("requant", target_size)
     limits = memory_limits("requant", max_memory, device_map)
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
@@ -94,7 +110,7 @@ def run(
             folder,
             source,
             calibration,
-            significant=significant,
+            significant_fraction=significant_fraction,
             avg_bits=avg_bits,
             target_bytes=target,
             steps=steps,
@@ -113,7 +129,7 @@ def run(
             dtype=dtype,
             device_map=device_map,
             max_memory=limits,
-            state_file=f"{output or folder}.state" if state_file is None else state_file,
+            resume_folder=resume_folder_of(output or folder, resume_folder),
             resume=resume,
             max_shard_size=max_shard_size,
             trust_remote_code=trust_remote_code,

@@ -95,7 +95,7 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
             uniform = Plan.uniform((matrix.name for matrix in sensitivity.matrices), entry)
             row = _measured(f"uniform, {bits} bits", uniform, folder / f"uniform-{bits}", evaluation, original)
             yield replace(row, predicted_loss_change=proof.predicted_loss_change)
-            plan = allocate(sensitivity, method="pqi", avg_bits=row.bits_per_weight)
+            plan = allocate(sensitivity, strategy="pqi", avg_bits=row.bits_per_weight)
             yield _measured(f"PQI plan, {bits} bits", plan, folder / f"pqi-{bits}", evaluation, original)
 
 

@@ -301,8 +301,8 @@ def _demand_a_grid_alone(form: str, name: str, entry: PlanEntry) -> None:
     method = SOLVERS[entry.solver]
     if not method.uniform:
         _refuse(form, name, "solver must be one with a uniform grid", entry.solver)
-    if entry.outliers:
-        _refuse(form, name, "outliers must be 0", entry.outliers)
+    if entry.outlier_fraction:
+        _refuse(form, name, "outlier_fraction must be 0", entry.outlier_fraction)
 
 
 def _refuse(form: str, name: str, rule: str, got: object) -> NoReturn:

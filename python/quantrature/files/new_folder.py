@@ -57,4 +57,4 @@ def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) ->
     if target.is_file():
         raise InvalidArgumentError(f"[save] {target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InvalidArgumentError(f"[save] {target} exists and is not empty; --overwrite replaces it")
+        raise InvalidArgumentError(f"[save] {target} exists and is not empty; it is only replaced with overwrite")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,32 @@ RESUME = ("auto", "required", "never")
 """``auto`` goes on from what is there and fits, ``required`` fails without it, ``never`` starts over."""
 
 
-def check_resume(op: str, resume: str) -> None:
-    """Refuse another value of ``resume``.
+def check_resume(caller: str, resume: str, folder: str | os.PathLike[str] | None) -> None:
+    """Refuse settings that say nothing of where an interrupted run goes on.
+
+    Args:
+        caller: public function that was called, for the message.
+        resume: one of ``RESUME``.
+        folder: the ``resume_folder``.
 
     Raises:
-        InvalidArgumentError: beginning with op.
+        InvalidArgumentError: for another ``resume``, ``required`` without a folder, or a folder that is a file.
     """
     if resume not in RESUME:
-        raise InvalidArgumentError(f"[{op}] resume must be one of {', '.join(RESUME)}: got {resume!r}")
+        raise InvalidArgumentError(f"[{caller}] resume must be one of {', '.join(RESUME)}: got {resume!r}")
+    if folder is None and resume == "required":
+        raise InvalidArgumentError(f"[{caller}] resume='required' needs a resume_folder to resume from")
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise InvalidArgumentError(f"[{caller}] resume_folder must be a folder: {folder} is a file")
+
+
+def remove_with_folder(files: Iterable[Path]) -> None:
+    """Remove what an interrupted run left behind, and its folder, unless something else is in it."""
+    for file in files:
+        file.unlink(missing_ok=True)
+        file.with_name(f"{file.name}.partial").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -66,5 +85,5 @@ class StateFile:
         os.replace(partial, self.path)
 
     def discard(self) -> None:
-        """Remove the file: the run is complete."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file, and its folder unless something else is in it: the run is complete."""
+        remove_with_folder([self.path])

@@ -7,8 +7,9 @@ registering needs is imported at the head.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from .._C import InvalidArgumentError, QuantratureError
 from ..checkpoint import FORMAT_VERSION, QUANT_METHOD, stored_tensors
 from ..checkpoint.declaration import on_quantized
 from ..files.remote_code import REMOTE_CODE
+from ..plan.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from ..models import Linears
@@ -35,7 +37,7 @@ class QuantratureConfig(QuantizationConfigMixin):
     """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
 
     Args:
-        bits, group_size, method, sym, meta_bits, outliers, embedding_bits, plan, ignore: as in
+        bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore: as in
             :func:`quantrature.quantize`; for dense checkpoints, which are quantized while they are read. plan may also
             be the content of a plan.json.
         modules: matrix name to its description (:class:`quantrature.packed.MatrixSpec`), in quantized checkpoints.
@@ -44,7 +46,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         folds: what scales were folded into (:class:`quantrature.models.folding.Fold`), in quantized checkpoints.
 
     Raises:
-        InvalidArgumentError: for a checkpoint of another format version.
+        InvalidArgumentError: for a setting that does not exist, and for a checkpoint of another format version.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         method: str = "rtn",
         sym: bool = False,
         meta_bits: int | None = None,
-        outliers: float = 0.0,
+        outlier_fraction: float = 0.0,
         embedding_bits: int | None = None,
         plan: Any = None,
         ignore: str | Iterable[str] = (),
@@ -62,8 +64,12 @@ class QuantratureConfig(QuantizationConfigMixin):
         format_version: int = FORMAT_VERSION,
         dequantize: bool = False,
         folds: Sequence[Any] = (),
-        **_: Any,
+        **others: Any,
     ) -> None:
+        known = [name for name in inspect.signature(QuantratureConfig).parameters if name != "others"]
+        for name in others:
+            if name not in ("quant_method", "quantrature_version"):  # which config.json has, too
+                raise InvalidArgumentError(f"[QuantratureConfig] {name} is no setting{did_you_mean(name, known)}")
         if format_version != FORMAT_VERSION:
             raise InvalidArgumentError(
                 f"[load] format_version of the checkpoint is {format_version}; quantrature {__version__} reads "
@@ -83,11 +89,23 @@ class QuantratureConfig(QuantizationConfigMixin):
             "method": method,
             "sym": sym,
             "meta_bits": meta_bits,
-            "outliers": outliers,
+            "outlier_fraction": outlier_fraction,
             "embedding_bits": embedding_bits,
             "plan": plan,
             "ignore": ignore,
         }
+
+    def __repr__(self) -> str:
+        """The settings that are not left at their defaults; of plans and modules the number of matrices."""
+        given = {**self.wish, "modules": self.modules, "dequantize": self.dequantize, "folds": self.folds or ()}
+        defaults = inspect.signature(QuantratureConfig).parameters
+        shown = []
+        for name, value in given.items():
+            if value == defaults[name].default:
+                continue
+            many = name in ("plan", "modules", "folds") and isinstance(value, Sized)
+            shown.append(f"{name}=<{len(value)} entries>" if many else f"{name}={value!r}")
+        return f"QuantratureConfig({', '.join(shown)})"
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What a caller of ``from_pretrained`` may set for a checkpoint that is quantized already."""
@@ -185,7 +203,7 @@ class QuantratureHfQuantizer(HfQuantizer):
             wish = dict(self.quantization_config.wish)
             if isinstance(wish["plan"], Mapping):
                 wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
-            self._on_load = QuantizeOnLoad(*plan_for(model, **wish))
+            self._on_load = QuantizeOnLoad(*plan_for(model, **wish, caller="QuantratureConfig"))
             return
         from ..models import find_linears
         from ..nn import install

@@ -51,7 +51,7 @@ METHODS: dict[str, Method] = {
     "awq": AWQ,
     "gptq": GPTQ,
 }
-"""What ``--method`` takes."""
+"""Names that ``method`` takes, and what each is."""
 
 SOLVERS: dict[str, Method] = {method.solver: method for method in METHODS.values()}
 """What the ``solver`` of a plan's entry takes."""

@@ -81,7 +81,7 @@ def _anything(entry: PlanEntry) -> None:
 
 
 def _outliers(weights: int, entry: PlanEntry) -> int:
-    return round(entry.outliers * weights)
+    return round(entry.outlier_fraction * weights)
 
 
 @dataclass(frozen=True)
@@ -170,5 +170,5 @@ def kept_beside(weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | Non
     if kept is not None and len(kept):
         return ops.extract_outliers(weight, indices=kept)[1]
     if kept is None and _outliers(weight.numel(), entry):
-        return ops.extract_outliers(weight, fraction=entry.outliers)[1]
+        return ops.extract_outliers(weight, fraction=entry.outlier_fraction)[1]
     return None

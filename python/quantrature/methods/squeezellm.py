@@ -68,7 +68,7 @@ def _kept(weight: torch.Tensor, fisher: torch.Tensor, entry: PlanEntry) -> torch
 def _counts(weights: int, entry: PlanEntry) -> tuple[int, int]:
     """How many of the weights are kept for their Fisher information, and how many of the rest for their size."""
     sensitive = round(SQUEEZELLM.settings(entry)["sensitive"] * weights)
-    return sensitive, min(round(entry.outliers * weights), weights - sensitive)
+    return sensitive, min(round(entry.outlier_fraction * weights), weights - sensitive)
 
 
 def _stored(centroids: torch.Tensor) -> torch.Tensor:

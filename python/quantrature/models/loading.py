@@ -368,7 +368,7 @@ def _warn_of_own_code(config: PreTrainedConfig, chosen: type[PreTrainedModel]) -
     if files:
         _log.warning(
             "%s comes with Python code of its own (%s), which was not run: %s of transformers is loaded. If the model "
-            "needs its own code and you trust it, pass trust_remote_code=True (--trust-remote-code).",
+            "needs its own code and you trust it, set trust_remote_code.",
             config.name_or_path,
             ", ".join(files),
             chosen.__name__,

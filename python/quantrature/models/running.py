@@ -86,7 +86,8 @@ def outputs(model: Any, ids: torch.Tensor) -> Any:
         ids = ids.to(device)
     takes = inspect.signature(model.forward).parameters
     wanted = [n for n, p in takes.items() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
-    known = "input_ids" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())  # or it hands them on
+    hands_on = any(p.kind == p.VAR_KEYWORD for p in takes.values())
+    known = "input_ids" in takes or (hands_on and getattr(model, "main_input_name", "input_ids") == "input_ids")
     if isinstance(model, PreTrainedModel) and (set(wanted) - {"input_ids"} or not known):
         what = next((name for name in wanted if name != "input_ids"), model.main_input_name)
         raise InvalidArgumentError(f"[text] {type(model).__name__} does not run on text alone: it needs {what}")

@@ -15,20 +15,20 @@ VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, order=True)
 class Option:
-    """Bits, group size and share of outliers: what an allocator chooses for a matrix.
+    """Bits, group size and fraction of outliers: what a strategy chooses for a matrix.
 
     Attributes:
-        bits, group_size, outliers: as in :class:`quantrature.plan.PlanEntry`.
+        bits, group_size, outlier_fraction: as in :class:`quantrature.plan.PlanEntry`.
     """
 
     bits: int
     group_size: int = 64
-    outliers: float = 0.0
+    outlier_fraction: float = 0.0
 
     @property
     def key(self) -> str:
         """In short: ``b3g64``, with outliers ``b3g64o0.005``."""
-        return f"b{self.bits}g{self.group_size}" + (f"o{self.outliers:g}" if self.outliers else "")
+        return f"b{self.bits}g{self.group_size}" + (f"o{self.outlier_fraction:g}" if self.outlier_fraction else "")
 
     @classmethod
     def parse(cls, key: str) -> Option:
@@ -40,17 +40,22 @@ class Option:
         found = re.fullmatch(r"b?(\d+)(?:g(-1|\d+))?(?:o(0?\.\d+(?:e-\d+)?|0|1|\d+e-\d+))?", key)
         if not found:
             raise InvalidArgumentError(f"[allocate] a setting reads like b3g64 or b3g64o0.005: got {key!r}")
-        bits, group_size, outliers = found.groups()
-        return cls(int(bits), int(group_size or 64), float(outliers or 0))
+        bits, group_size, fraction = found.groups()
+        return cls(int(bits), int(group_size or 64), float(fraction or 0))
 
     def entry(self, solver: str = "minmax", sym: bool = False, meta_bits: int | None = None) -> PlanEntry:
         """The plan entry of this option.
 
         Raises:
-            InvalidArgumentError: when bits, group size or outliers are out of range.
+            InvalidArgumentError: when bits, group size or outlier_fraction are out of range.
         """
         return PlanEntry(
-            self.bits, self.group_size, sym=sym, solver=solver, meta_bits=meta_bits, outliers=self.outliers
+            self.bits,
+            self.group_size,
+            sym=sym,
+            solver=solver,
+            meta_bits=meta_bits,
+            outlier_fraction=self.outlier_fraction,
         )
 
 

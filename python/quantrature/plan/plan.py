@@ -12,9 +12,11 @@ from typing import Any
 from .._C import InvalidArgumentError
 from ..files.json_files import read_json
 from ..methods import SOLVERS
+from .nearest import did_you_mean
 
 FORMAT = "quantrature-plan"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 is read, too: it had other names for ``outlier_fraction``, and for ``strategy`` and ``method``."""
 KEEP_BITS = 16
 """The `bits` of an entry that leaves its matrix as it is."""
 
@@ -29,8 +31,8 @@ class PlanEntry:
         sym: a grid symmetric around zero, which stores no zero point.
         solver: how the codes are found: ``minmax`` for method rtn (round to nearest), else the name of the method.
         meta_bits: bits of quantized scales and zeros; ``None`` stores them as float16.
-        outliers: share of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
-        reason: why the allocator chose this; free text.
+        outlier_fraction: fraction of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
+        reason: why the strategy chose this; free text.
         predicted_loss_change: nats per token that this matrix is expected to cost; ``None`` when not predicted.
         options: settings of the method's own, such as ``damp_percent`` of gptq; its defaults where not given.
     """
@@ -40,7 +42,7 @@ class PlanEntry:
     sym: bool = False
     solver: str = "minmax"
     meta_bits: int | None = None
-    outliers: float = 0.0
+    outlier_fraction: float = 0.0
     reason: str = ""
     predicted_loss_change: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -68,8 +70,8 @@ class PlanEntry:
             "meta_bits",
             "null or 1 to 8",
         )
-        number = isinstance(self.outliers, (int, float)) and not isinstance(self.outliers, bool)
-        demand(number and 0 <= self.outliers <= 1, "outliers", "a share between 0 and 1")
+        number = isinstance(self.outlier_fraction, (int, float)) and not isinstance(self.outlier_fraction, bool)
+        demand(number and 0 <= self.outlier_fraction <= 1, "outlier_fraction", "a fraction between 0 and 1")
         demand(isinstance(self.reason, str), "reason", "text")
         predicted = self.predicted_loss_change
         demand(
@@ -91,19 +93,28 @@ class PlanEntry:
         return f"b{self.bits}g{self.group_size}"
 
     def __str__(self) -> str:
-        """How the matrix is stored, in short: ``b3g64 hqq, meta 8, outliers 0.005``, or ``kept``."""
+        """How the matrix is stored, in short: ``b3g64 hqq, meta 8, outlier_fraction 0.005``, or ``kept``."""
         if self.keeps:
             return "kept"
         parts = [f"{self.setting} {self.solver}{' sym' if self.sym else ''}"]
         if self.meta_bits is not None:
             parts.append(f"meta {self.meta_bits}")
-        if self.outliers:
-            parts.append(f"outliers {self.outliers:g}")
+        if self.outlier_fraction:
+            parts.append(f"outlier_fraction {self.outlier_fraction:g}")
         parts += [f"{name} {value}" for name, value in self.options.items()]
         return ", ".join(parts)
 
 
 _FIELDS = {f.name for f in fields(PlanEntry)}
+
+_ENTRY_BEFORE = {"outliers": "outlier_fraction"}
+_ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
+"""Names in version 1 to the names of today, of an entry's fields and of what an allocation says."""
+
+
+def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The same values, in the same order, under the names of today."""
+    return {names.get(name, name): value for name, value in given.items()}
 
 
 def _as_json(entry: PlanEntry) -> dict[str, Any]:
@@ -120,7 +131,8 @@ class Plan:
 
     Attributes:
         entries: module name to :class:`PlanEntry`.
-        allocation: how the plan was made: method, budget, sizes, predicted loss change, validation; free-form JSON.
+        allocation: how the plan was made: strategy, method, budget, sizes, predicted loss change, validation;
+            free-form JSON.
     """
 
     entries: Mapping[str, PlanEntry]
@@ -129,7 +141,7 @@ class Plan:
     @classmethod
     def uniform(cls, names: Iterable[str], entry: PlanEntry) -> Plan:
         """The same entry for every name."""
-        return cls({name: entry for name in names}, {"method": "uniform"})
+        return cls({name: entry for name in names}, {"strategy": "uniform"})
 
     def __iter__(self) -> Iterator[tuple[str, PlanEntry]]:
         """Pairs of name and entry."""
@@ -169,14 +181,12 @@ class Plan:
         Raises:
             InvalidArgumentError: naming the entry and the most similar module.
         """
-        import difflib
-
         known = list(names)
         for name in self.entries:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InvalidArgumentError(f"[plan] entry {name!r} is no quantizable matrix of this model{hint}")
+                raise InvalidArgumentError(
+                    f"[plan] entry {name!r} is no quantizable matrix of this model{did_you_mean(name, known)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -196,10 +206,10 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InvalidArgumentError(f'[plan] {origin} is no plan: expected an object with "format": "{FORMAT}"')
-        if data.get("format_version") != FORMAT_VERSION:
+        version = data.get("format_version")
+        if version not in (1, FORMAT_VERSION):
             raise InvalidArgumentError(
-                f"[plan] {origin} has format_version {data.get('format_version')!r}; "
-                f"this version reads {FORMAT_VERSION}"
+                f"[plan] {origin} has format_version {version!r}; this version reads 1 and {FORMAT_VERSION}"
             )
         if not isinstance(data.get("entries"), dict) or not data["entries"]:
             raise InvalidArgumentError(f'[plan] {origin} must have "entries": an object with at least one module')
@@ -208,7 +218,11 @@ class Plan:
             where = f"[plan] {origin}, entry {name!r}: "
             if not isinstance(given, dict):
                 raise InvalidArgumentError(f"{where}must be an object, got {given!r}")
+            if version == 1:
+                given = _renamed(given, _ENTRY_BEFORE)
             unknown = sorted(set(given) - _FIELDS)
+            if unknown and unknown[0] in _ENTRY_BEFORE:
+                raise InvalidArgumentError(f"{where}{unknown[0]} is called {_ENTRY_BEFORE[unknown[0]]} since version 2")
             if unknown:
                 raise InvalidArgumentError(f"{where}unknown field {unknown[0]!r}; known: {', '.join(sorted(_FIELDS))}")
             if "bits" not in given:
@@ -220,7 +234,7 @@ class Plan:
         allocation = data.get("allocation", {})
         if not isinstance(allocation, dict):
             raise InvalidArgumentError(f'[plan] {origin}: "allocation" must be an object, got {allocation!r}')
-        return cls(entries, allocation)
+        return cls(entries, _renamed(allocation, _ALLOCATION_BEFORE) if version == 1 else allocation)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write plan.json; an existing file is replaced in one step."""

@@ -80,7 +80,14 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
         )
     stored = stored_tensors(files)
     model = empty_model(config, trust_remote_code)
-    options: Any = {"bits": 4, "group_size": 64, "method": "rtn", "sym": False, "meta_bits": None, "outliers": 0.0}
+    options: Any = {
+        "bits": 4,
+        "group_size": 64,
+        "method": "rtn",
+        "sym": False,
+        "meta_bits": None,
+        "outlier_fraction": 0.0,
+    }
     linears, plan = plan_for(model, plan=None, ignore=(), **options)
     dtypes: dict[str, int] = {}
     for tensor in stored.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 from .. import __version__, ops
 from .._C import InvalidArgumentError
 from ..checkpoint.declaration import tell
+from ..files.resume import check_resume
 from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
 from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears, fingerprint
 from ..models.folding import Fold, fold
@@ -23,6 +25,7 @@ from ..nn import install, quantized_layers
 from ..nn.experts import can_split, part_with_memory
 from ..packed import MatrixSpec, QuantizedMatrix
 from ..plan import Plan, PlanEntry
+from ..plan.nearest import did_you_mean
 from ..progress import progress as progress_bar
 from ..text import DEFAULT_SEQLEN, token_windows
 from .sequential import Calibrated, calibrate, units
@@ -39,7 +42,7 @@ def quantize(
     method: str = "rtn",
     sym: bool = False,
     meta_bits: int | None = None,
-    outliers: float = 0.0,
+    outlier_fraction: float = 0.0,
     embedding_bits: int | None = None,
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
@@ -52,7 +55,7 @@ def quantize(
     text_column: str | None = None,
     batch_size: int = 1,
     true_sequential: bool = True,
-    state_folder: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     progress: bool | None = None,
     **options: Any,
@@ -71,7 +74,7 @@ def quantize(
         method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
         sym: a grid symmetric around zero, which stores no zero point.
         meta_bits: quantize scales and zeros to so many bits.
-        outliers: share of the weights kept exactly, the largest in magnitude.
+        outlier_fraction: fraction of the weights, 0 to 1, kept exactly, the largest in magnitude.
         embedding_bits: quantize the token embedding and the output embedding, too, to so many bits, by rounding to
             nearest: at 8 bits with one scale a token, below in groups as elsewhere. Where the two are tied they stay
             so. Calibrated methods see the embedding as it was. ``None`` leaves both as they are.
@@ -83,7 +86,8 @@ def quantize(
         batch_size: windows that go through a block at once.
         true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
             only from the quantized blocks before (:func:`quantrature.quantization.calibrate`).
-        state_folder: save each finished block there, and remove the folder in the end.
+        resume_folder: save each finished block there, and remove the blocks in the end; only methods that need
+            calibration do so.
         resume: ``auto`` takes up the finished blocks of the same work that are in that folder, ``required`` fails
             without, ``never`` starts over. The result is, byte for byte, that of an uninterrupted run.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -97,6 +101,7 @@ def quantize(
             another dtype; the model is then as it was.
         QuantratureError: naming module and sample where activations are not finite; likewise.
     """
+    check_resume("quantize", resume, resume_folder)
     linears, plan = plan_for(
         model,
         bits=bits,
@@ -104,7 +109,7 @@ def quantize(
         method=method,
         sym=sym,
         meta_bits=meta_bits,
-        outliers=outliers,
+        outlier_fraction=outlier_fraction,
         embedding_bits=embedding_bits,
         plan=plan,
         ignore=ignore,
@@ -123,7 +128,7 @@ def quantize(
         windows = token_windows(
             calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
         )
-        state = None if state_folder is None else BlockState(Path(state_folder), resume)
+        state = None if resume_folder is None else BlockState(Path(resume_folder), resume)
         found = _calibrated(
             model,
             linears,
@@ -219,75 +224,96 @@ def plan_for(
     method: str,
     sym: bool,
     meta_bits: int | None,
-    outliers: float,
+    outlier_fraction: float,
     plan: Plan | None,
     ignore: str | Iterable[str],
     options: Mapping[str, Any] | None = None,
     embedding_bits: int | None = None,
     experts: bool = True,
+    caller: str = "quantize",
 ) -> tuple[Linears, Plan]:
     """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
 
     Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
     matrices looks at the weights, where there are some. Without ``experts``, fused experts and embeddings are left out.
+    Messages begin with the name of the caller.
 
     Raises:
         InvalidArgumentError: naming the argument or the plan's entry.
     """
     if quantized_layers(model):
-        raise InvalidArgumentError("[quantize] model must not be quantized already")
+        raise InvalidArgumentError(f"[{caller}] model must not be quantized already")
     if (bits is None) == (plan is None):
-        raise InvalidArgumentError("[quantize] either bits or plan must be given, not both")
+        raise InvalidArgumentError(f"[{caller}] either bits or plan must be given, not both")
     if plan is not None and ignore:
-        raise InvalidArgumentError("[quantize] ignore does not go with a plan: take the entries out of the plan")
+        raise InvalidArgumentError(f"[{caller}] ignore does not go with a plan: take the entries out of the plan")
+    if plan is None:
+        _check_options(method, options or {}, caller)
     if plan is not None and options:
-        raise InvalidArgumentError(f"[quantize] {next(iter(options))} belongs into the options of the plan's entries")
+        raise InvalidArgumentError(f"[{caller}] {next(iter(options))} belongs into the options of the plan's entries")
     if embedding_bits is not None and (plan is not None or not experts):
-        raise InvalidArgumentError("[quantize] embedding_bits goes with neither a plan nor ReQuant")
+        raise InvalidArgumentError(f"[{caller}] embedding_bits goes with neither a plan nor ReQuant")
     embeddings = experts and (plan is not None or embedding_bits is not None)
     linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
     if plan is not None:
         reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
         for name, entry in plan:
             if name in reasons and not entry.keeps:
-                raise InvalidArgumentError(f"[plan] entry {name!r} cannot be quantized: {reasons[name]}")
+                raise InvalidArgumentError(f"[{caller}] plan entry {name!r} cannot be quantized: {reasons[name]}")
         plan.check_modules(linear.name for linear in linears)
         for name, entry in plan:
-            if not entry.keeps and not linears.find(name).in_block and (entry.outliers or SOLVERS[entry.solver].needs):
+            if (
+                not entry.keeps
+                and not linears.find(name).in_block
+                and (entry.outlier_fraction or SOLVERS[entry.solver].needs)
+            ):
                 raise InvalidArgumentError(
-                    f"[quantize] {name}: an embedding takes neither outliers nor a method that needs calibration"
+                    f"[{caller}] {name}: an embedding takes neither outliers nor a method that needs calibration"
                 )
         return linears, plan
     assert bits is not None
     solver, only = solver_of(method), METHODS[method].group_size
     try:
         entry = PlanEntry(
-            bits, group_size if only is None else only, sym, solver, meta_bits, outliers, options=options or {}
+            bits, group_size if only is None else only, sym, solver, meta_bits, outlier_fraction, options=options or {}
         )
     except InvalidArgumentError as e:
-        raise InvalidArgumentError(f"[quantize] {e}") from None
+        raise InvalidArgumentError(f"[{caller}] {e}") from None
     inside = [linear for linear in linears if linear.in_block]
     made = Plan.uniform((linear.name for linear in inside), entry)
     spread = METHODS[method].spread
-    if spread is not None and outliers and not any(linear.parameter.is_meta for linear in inside):
-        for name, share in spread({linear.name: linear.weight for linear in inside}, outliers).items():
-            made = made.replace(name, outliers=share)
+    if spread is not None and outlier_fraction and not any(linear.parameter.is_meta for linear in inside):
+        for name, share in spread({linear.name: linear.weight for linear in inside}, outlier_fraction).items():
+            made = made.replace(name, outlier_fraction=share)
     if embedding_bits is not None:
-        made = _with_embeddings(made, linears, entry, embedding_bits)
+        made = _with_embeddings(made, linears, entry, embedding_bits, caller)
     return linears, made
 
 
-def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: int) -> Plan:
+def _check_options(method: str, options: Mapping[str, Any], caller: str) -> None:
+    """Refuse what is neither an argument nor an option of the method."""
+    solver_of(method)
+    known = METHODS[method].options
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, [*inspect.signature(quantize).parameters, *known])
+            raise InvalidArgumentError(
+                f"[{caller}] {name} is no argument, and no option of method {method}, which has "
+                f"{', '.join(known) or 'none'}{hint}"
+            )
+
+
+def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: int, caller: str) -> Plan:
     outside = [linear.name for linear in linears if not linear.in_block]
     if not outside:
         why = [f"{s.name} is {s.reason}" for s in linears.skipped if "embedding" in s.reason or "tied" in s.reason]
         raise InvalidArgumentError(
-            f"[quantize] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
+            f"[{caller}] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
         )
     try:
         entry = PlanEntry(bits, -1 if bits == 8 else of_blocks.group_size, of_blocks.sym, meta_bits=of_blocks.meta_bits)
     except InvalidArgumentError as e:
-        raise InvalidArgumentError(f"[quantize] embedding_bits: {e}") from None
+        raise InvalidArgumentError(f"[{caller}] embedding_bits: {e}") from None
     return replace(plan, entries={**plan.entries, **dict.fromkeys(outside, entry)})
 
 
@@ -312,13 +338,13 @@ def _that_can_run(linears: Linears) -> Linears:
     return Linears(kept, skipped, linears.stacks)
 
 
-def check_weight(name: str, weight: torch.Tensor) -> None:
+def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> None:
     """Refuse a matrix that the ops would refuse, before anything is replaced."""
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise InvalidArgumentError(f"[quantize] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
+        raise InvalidArgumentError(f"[{caller}] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
     straight = weight if weight.is_contiguous() else weight.mT
     if not math.isfinite(float(ops.moments(straight.cpu().contiguous()).mean)):
-        raise InvalidArgumentError(f"[quantize] {name} must hold finite numbers: it has a NaN or infinity")
+        raise InvalidArgumentError(f"[{caller}] {name} must hold finite numbers: it has a NaN or infinity")
 
 
 def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, device: Any = None) -> MatrixSpec:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._C import InvalidArgumentError
-from ..files.resume import StateFile, check_resume
+from ..files.resume import StateFile, remove_with_folder
 from ..models.folding import Fold
 from ..packed import MatrixSpec, QuantizedMatrix, digest
+
+BLOCKS = "block-?????.safetensors*"
+"""Names of the files, partial ones included."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,8 @@ class BlockState:
         """Say what the blocks must belong to.
 
         Raises:
-            InvalidArgumentError: for another ``resume``, or when it is required and there is no first block.
+            InvalidArgumentError: when resuming is required and there is no first block.
         """
-        check_resume("quantize", self.resume)
         self.fingerprint = fingerprint
         if self.resume == "required" and self.load(0) is None:
             raise InvalidArgumentError(f"[quantize] resume is required, but {self.folder} holds no block of this work")
@@ -90,5 +91,5 @@ class BlockState:
         self._file(number).write(about, tensors)
 
     def discard(self) -> None:
-        """Remove the folder: the work is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the blocks, and the folder where nothing else is in it: the work is complete."""
+        remove_with_folder({self.folder / path.name.removesuffix(".partial") for path in self.folder.glob(BLOCKS)})

@@ -44,12 +44,12 @@ def requant(
     meta_bits: int | None = None,
     plan: Plan | None = None,
     ignore: str | Iterable[str] = (),
-    outliers: float = 0.45,
-    significant: float = 0.05,
+    outlier_fraction: float = 0.0045,
+    significant_fraction: float = 0.0005,
     steps: int = 2,
     selection: str = "temperature",
     temperatures: Sequence[float] = TEMPERATURES,
-    max_outliers: float = 5.0,
+    max_outlier_fraction: float = 0.05,
     tokenizer: Any = None,
     nsamples: int | None = None,
     seqlen: int | None = None,
@@ -65,7 +65,7 @@ def requant(
     checkpointing: bool = False,
     map_folder: str | os.PathLike[str] | None = None,
     prove: bool = True,
-    state_file: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     progress: bool | None = None,
 ) -> tuple[torch.nn.Module, Requantization]:
@@ -84,20 +84,19 @@ def requant(
         bits, group_size, method, sym, meta_bits, plan, ignore: the host, as in :func:`quantrature.quantize`; the
             entries of a plan have no outliers of their own. A host that needs calibration is given the same text; what
             it says is found once, with the host alone, and held in memory for all matrices.
-        outliers: percent of all weights that are kept for their magnitude. Mind that this, like in the paper and on
-            the command line, is percent, while :func:`quantrature.quantize` takes a share.
-        significant: percent of all weights that are kept for their PQI.
+        outlier_fraction: fraction of all weights, 0 to 1, that are kept for their magnitude.
+        significant_fraction: fraction of all weights, 0 to 1, that are kept for their PQI.
         steps: integrals over which these are spread.
         selection: ``temperature``, or ``greedy``: outliers go where they are predicted to save most PQI, judged by the
             error of each matrix at a few ratios.
         temperatures: to try.
-        max_outliers: percent of a matrix that may be outliers.
+        max_outlier_fraction: fraction of a matrix, 0 to 1, that may be outliers.
         tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
             is ``None``.
         batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
             :func:`quantrature.analyze`.
         prove: integrate once more at the end, for a prediction of the result beside its measurement.
-        state_file: keep there, from time to time, what was found out so far, for resume.
+        resume_folder: keep there, from time to time, what was found out so far, and remove it in the end.
         resume: ``auto`` goes on where a run of the same arguments was interrupted, to the same bits; ``required``
             fails where there is nothing to go on from, ``never`` starts over.
         progress: show a bar; ``None`` for when stderr is a terminal.
@@ -110,8 +109,8 @@ def requant(
             model is then as it was.
         QuantratureError: naming matrix, sample and node where a loss or gradient is not finite; likewise.
     """
-    _check(outliers, significant, steps, selection, temperatures, max_outliers)
-    quadrature(rule, nodes)
+    _check(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
+    quadrature(rule, nodes, "requant")
     linears, plan = plan_for(
         model,
         bits=bits,
@@ -119,13 +118,14 @@ def requant(
         method=method,
         sym=sym,
         meta_bits=meta_bits,
-        outliers=0.0,
+        outlier_fraction=0.0,
         plan=plan,
         ignore=ignore,
         experts=False,
+        caller="requant",
     )
     for name, entry in plan:
-        if entry.outliers:
+        if entry.outlier_fraction:
             raise InvalidArgumentError(f"[requant] the plan must leave outliers to ReQuant: got some for {name!r}")
     entries = {linears.find(name).name: entry for name, entry in plan if not entry.keeps}
     chosen = [linear for linear in linears if linear.name in entries]
@@ -133,18 +133,18 @@ def requant(
         raise InvalidArgumentError("[requant] the plan must quantize at least one matrix")
     check_loaded("requant", chosen)
     for linear in chosen:
-        check_weight(linear.name, linear.weight)
+        check_weight(linear.name, linear.weight, "requant")
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
     )
     settings: dict[str, Any] = {
         "host": [entry.setting for entry in dict.fromkeys(entries.values())],
         "solvers": sorted({entry.solver for entry in entries.values()}),
-        "outliers": outliers,
-        "significant": significant,
+        "outlier_fraction": outlier_fraction,
+        "significant_fraction": significant_fraction,
         "steps": steps,
         "selection": selection,
-        "max_outliers": max_outliers,
+        "max_outlier_fraction": max_outlier_fraction,
         "rule": rule,
         "nodes": nodes,
         "tol": tol,
@@ -156,14 +156,14 @@ def requant(
         "bos": bos_of(windows, tokenizer, model),
     }
     total = sum(linear.numel for linear in chosen)
-    budgets = round(outliers / 100 * total), round(significant / 100 * total)
-    split(budgets[0], [linear.numel for linear in chosen], [1.0] * len(chosen), math.inf, max_outliers / 100)
+    budgets = round(outlier_fraction * total), round(significant_fraction * total)
+    split(budgets[0], [linear.numel for linear in chosen], [1.0] * len(chosen), math.inf, max_outlier_fraction)
     model_print, text_print = fingerprint.of_matrices(chosen), fingerprint.of_tokens(windows)
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
     integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
     journal = Journal(
-        state_file,
+        resume_folder,
         {
             **settings,
             "prove": prove,
@@ -172,6 +172,7 @@ def requant(
             "calibration": text_print,
         },
         resume,
+        "requant",
     )
 
     passes = integrals * nodes * len(Share(windows).windows)
@@ -209,11 +210,11 @@ def requant(
                 mean_pqi = matrices.mean_pqi(state)
                 state = "outliers"
                 if selection == "greedy":
-                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outliers / 100, given)
+                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outlier_fraction, given)
                     matrices.stored = _without_outliers(chosen, entries, counts, given)
                 else:
                     counts, temperature, trials = _search(
-                        matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outliers / 100, given
+                        matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outlier_fraction, given
                     )
             significant_of, last = matrices.detach_stepwise(state, budgets[1], steps, prove=prove)
             found, stages = matrices.stored, tuple(matrices.stages)
@@ -245,17 +246,29 @@ def requant(
 
 
 def _check(
-    outliers: float, significant: float, steps: int, selection: str, temperatures: Sequence[float], max_outliers: float
+    outlier_fraction: float,
+    significant_fraction: float,
+    steps: int,
+    selection: str,
+    temperatures: Sequence[float],
+    max_outlier_fraction: float,
 ) -> None:
-    for name, value in (("outliers", outliers), ("significant", significant), ("max_outliers", max_outliers)):
-        if not 0 <= value <= 100:
-            raise InvalidArgumentError(f"[requant] {name} must be 0 to 100 percent: got {name}={value}")
-    if outliers + significant > 100:
+    for name, value in (
+        ("outlier_fraction", outlier_fraction),
+        ("significant_fraction", significant_fraction),
+        ("max_outlier_fraction", max_outlier_fraction),
+    ):
+        if not 0 <= value <= 1:
+            raise InvalidArgumentError(f"[requant] {name} must be a fraction between 0 and 1: got {name}={value}")
+    both = outlier_fraction + significant_fraction
+    if both > 1:
         raise InvalidArgumentError(
-            f"[requant] outliers and significant must be at most 100 percent together: got {outliers + significant:g}"
+            f"[requant] outlier_fraction and significant_fraction must be at most 1 together: got {both:g}"
         )
-    if not outliers + significant:
-        raise InvalidArgumentError("[requant] outliers and significant must not both be 0: quantize does without")
+    if not both:
+        raise InvalidArgumentError(
+            "[requant] outlier_fraction and significant_fraction must not both be 0: quantize does without"
+        )
     if steps < 1:
         raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
     if selection not in SELECTIONS:

@@ -43,7 +43,7 @@ def requant_folder(
     source: str | os.PathLike[str],
     tokens: Any,
     *,
-    significant: float | None = None,
+    significant_fraction: float | None = None,
     avg_bits: float | None = None,
     target_bytes: int | None = None,
     steps: int = 2,
@@ -67,7 +67,7 @@ def requant_folder(
     device_map: Any = None,
     max_memory: Mapping[int | str, int | str] | None = None,
     prove: bool = True,
-    state_file: str | os.PathLike[str] | None = None,
+    resume_folder: str | os.PathLike[str] | None = None,
     resume: str = "auto",
     max_shard_size: str = "5GB",
     trust_remote_code: bool = False,
@@ -83,13 +83,13 @@ def requant_folder(
         folder: with a model that quantrature quantized.
         source: the model it was made from.
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
-        significant: percent of the quantized weights to restore.
+        significant_fraction: fraction of the quantized weights, 0 to 1, to restore.
         avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
         target_bytes: bytes that the quantized matrices of the result may take.
         steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
             tokenizer is that of the source unless given.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as there.
-        state_file, resume, progress: as there.
+        resume_folder, resume, progress: as there.
         output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
         overwrite: replace a folder that is not empty.
         dtype: of the forward and backward passes.
@@ -106,22 +106,24 @@ def requant_folder(
         QuantratureError: naming a matrix that was not made from the source.
     """
     if output is None and not overwrite:
-        raise InvalidArgumentError(f"[requant] {folder} is only replaced with overwrite; or give an output folder")
-    if sum(given is not None for given in (significant, avg_bits, target_bytes)) != 1:
+        raise InvalidArgumentError(f"[requant_folder] {folder} is only replaced with overwrite; or give output")
+    if sum(given is not None for given in (significant_fraction, avg_bits, target_bytes)) != 1:
         raise InvalidArgumentError(
-            "[requant] the budget is given as exactly one of significant, avg_bits, target_bytes"
+            "[requant_folder] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
         )
-    if significant is not None and not 0 < significant <= 100:
-        raise InvalidArgumentError(f"[requant] significant must be above 0, to 100 percent: got {significant}")
+    if significant_fraction is not None and not 0 < significant_fraction <= 1:
+        raise InvalidArgumentError(
+            f"[requant_folder] significant_fraction must be a fraction above 0, at most 1: got {significant_fraction}"
+        )
     if steps < 1:
-        raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
-    quadrature(rule, nodes)
+        raise InvalidArgumentError(f"[requant_folder] steps must be at least 1: got steps={steps}")
+    quadrature(rule, nodes, "requant_folder")
     target = Path(folder if output is None else output)
     check_new_folder(target, overwrite)
     quantized = load_model(folder, trust_remote_code=trust_remote_code)
     present = quantized_layers(quantized)
     if not present:
-        raise InvalidArgumentError(f"[requant] {folder} holds no matrix quantized by quantrature")
+        raise InvalidArgumentError(f"[requant_folder] {folder} holds no matrix quantized by quantrature")
     original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
     found = find_linears(original, embeddings=True, watch=False)
     inside = {name: layer for name, layer in present.items() if found.find(name).in_block}
@@ -138,13 +140,13 @@ def requant_folder(
             len(layers),
         )
     linears = [found.find(name) for name in layers]
-    check_loaded("requant", linears)
+    check_loaded("requant_folder", linears)
     folds = folds_of(quantized)
     fold(original, found, folds)
     for linear, (name, layer) in zip(linears, layers.items(), strict=True):
         same = tuple(linear.weight.shape) == layer.spec.shape
         if not same or not compare(layer, linear.weight.cpu()).fits:
-            raise QuantratureError(f"[requant] {name} of {folder} was not made from {source}")
+            raise QuantratureError(f"[requant_folder] {name} of {folder} was not made from {source}")
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=original
@@ -152,8 +154,8 @@ def requant_folder(
 
     stored = {linear.name: layer.matrix for linear, layer in zip(linears, layers.values(), strict=True)}
     weights = sum(linear.numel for linear in linears)
-    if significant is not None:
-        count = round(significant / 100 * weights)
+    if significant_fraction is not None:
+        count = round(significant_fraction * weights)
     else:
         budget = int(avg_bits * weights / 8) if avg_bits is not None else target_bytes
         assert budget is not None
@@ -161,10 +163,11 @@ def requant_folder(
     before = {name: 0 if matrix.outliers is None else matrix.outliers.nnz for name, matrix in stored.items()}
     if not 0 < count <= weights - sum(before.values()):
         raise InvalidArgumentError(
-            f"[requant] the budget must have room for 1 to {weights - sum(before.values())} more weights: got {count}"
+            f"[requant_folder] the budget must have room for 1 to {weights - sum(before.values())} more weights: "
+            f"got {count}"
         )
     settings = {
-        "significant": significant,
+        "significant_fraction": significant_fraction,
         "avg_bits": avg_bits,
         "target_bytes": target_bytes,
         "steps": steps,
@@ -187,7 +190,7 @@ def requant_folder(
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     digests = {name: layer.spec.digest for name, layer in layers.items()}
     about = {**settings, "prove": prove, "model": model_print, "calibration": text_print, "quantized": digests}
-    journal = Journal(state_file, about, resume)
+    journal = Journal(resume_folder, about, resume, "requant_folder")
     blocks = [block for stack in found.stacks for block in original.get_submodule(stack).children()]
     passes = (steps + prove) * nodes * len(Share(windows).windows)
     with (

@@ -1,4 +1,4 @@
-"""How far a ReQuant has come, in a file, so that an interrupted one goes on with the same bits."""
+"""How far a ReQuant has come, in a folder, so that an interrupted one goes on with the same bits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from .._C import InvalidArgumentError
 from ..analysis.snapshot import Snapshot
-from ..files.resume import StateFile, check_resume
+from ..files.resume import StateFile, check_resume, remove_with_folder
 from ..models.ranks import of_first_rank, rank_of
 
 Found = tuple[Any, dict[str, torch.Tensor]]
@@ -25,19 +24,21 @@ class Journal:
     Under ``torch.distributed`` the first process keeps the journal for all, and each the state of its own integral.
 
     Args:
-        path: of the journal, and the beginning of the names of integrals' states; ``None`` keeps nothing.
+        folder: of the journal and of the states of integrals; ``None`` keeps nothing.
         about: what must be equal for either to be of use.
         resume: ``auto`` takes up what fits, ``required`` fails where nothing does, ``never`` starts over.
+        caller: public function that was called, for messages.
 
     Raises:
-        InvalidArgumentError: for another resume.
+        InvalidArgumentError: for another resume, or ``required`` without a folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, about: Mapping[str, Any], resume: str) -> None:
-        check_resume("requant", resume)
-        if path is None and resume == "required":
-            raise InvalidArgumentError("[requant] resume='required' needs a state_file to resume from")
-        self._path = None if path is None else Path(path)
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, about: Mapping[str, Any], resume: str, caller: str
+    ) -> None:
+        check_resume(caller, resume, folder)
+        self._caller = caller
+        self._path = None if folder is None else Path(folder) / "journal.safetensors"
         self._about = json.loads(json.dumps(about))
         self._resume = resume
         rank, ranks = rank_of()
@@ -61,19 +62,17 @@ class Journal:
         if self._path is None:
             return None
         resume = "auto" if self._found and self._resume == "required" else self._resume
-        return Snapshot(self._integral, {**self._about, "step": step, "nodes": nodes}, resume)
+        return Snapshot(self._integral, {**self._about, "step": step, "nodes": nodes}, resume, self._caller)
 
     def discard(self) -> None:
         """Remove the files: the work is done."""
         if self._path is not None:
-            self._integral.unlink(missing_ok=True)
-            if self._keeps:
-                self._path.unlink(missing_ok=True)
+            remove_with_folder([self._integral, self._path] if self._keeps else [self._integral])
 
     @property
     def _integral(self) -> Path:
         assert self._path is not None
-        return self._path.with_name(f"{self._path.name}.integral{self._of_rank}")
+        return self._path.with_name(f"integral{self._of_rank}.safetensors")
 
     def _read(self) -> dict[str, Found]:
         state = None if self._path is None or self._resume == "never" else StateFile(self._path, self._about).read()

@@ -42,9 +42,9 @@ class KeptWeights:
     predicted_loss_change: float | None = None
 
     @property
-    def outlier_ratio(self) -> float:
-        """Outliers in percent of the weights."""
-        return 100 * self.outliers / self.weights
+    def outlier_fraction(self) -> float:
+        """Outliers over weights."""
+        return self.outliers / self.weights
 
 
 @dataclass(frozen=True)
