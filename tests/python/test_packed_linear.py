@@ -13,7 +13,7 @@ from quantrature.methods import quantize_matrix
 from quantrature.methods.method import Statistics
 from quantrature.nn import QuantLinear, quantized_layers
 from quantrature.nn import product as packed_linear
-from quantrature.packed import MatrixSpec, QuantizedMatrix
+from quantrature.packed import MatrixSpec, QuantizedMatrix, product
 from quantrature.plan import PlanEntry
 from tiny_models import tiny_model
 
@@ -43,7 +43,7 @@ def check(layer, x):
     cols = layer.in_features
     # Sums of float32 as matvec.hpp bounds them, with 32 for the ratio of a code's size to a value's; one rounding of
     # the result; and of the weights, where many rows are multiplied in 16 bits.
-    few = x.reshape(-1, cols).shape[0] <= packed_linear.FEW[x.dtype]
+    few = x.reshape(-1, cols).shape[0] <= product.FEW[x.dtype]
     size = dense_linear(x.double().abs(), weight.abs())
     unit = torch.finfo(x.dtype).eps
     bound = 2.0**-23 * (cols / 8 + 32) * 32 * size + unit * exact.abs() + 1e-6
@@ -59,7 +59,7 @@ def test_few_and_many_rows_give_the_product(bits, dtype):
     for settings in ({"group_size": 32}, {"group_size": -1}, {"group_size": 64, "sym": True}, {"meta_bits": 8}):
         for outliers in (0.0, 0.03):
             layer = layer_of(bits=bits, outliers=outliers, bias=True, **settings)
-            for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
+            for rows in (1, 3, product.FEW[dtype], product.FEW[dtype] + 1):
                 check(layer, torch.randn(rows, layer.in_features).to(dtype))
 
 
@@ -80,7 +80,7 @@ def test_codebooks_are_multiplied_packed(settings, dtype, monkeypatch):
     for outliers in (0.0, 0.03):
         entry = PlanEntry(**{"group_size": 32, "outliers": outliers, **settings})
         layer = made(quantize_matrix("m", weight, entry, statistics=fisher), bias=True)
-        for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
+        for rows in (1, 3, product.FEW[dtype], product.FEW[dtype] + 1):
             check(layer, torch.randn(rows, layer.in_features).to(dtype))
         with monkeypatch.context() as blocked:
             blocked.setattr(QuantizedMatrix, "dequantize", None)
@@ -92,13 +92,13 @@ def test_blocks_make_no_difference(block, monkeypatch):
     layer = layer_of(outliers=0.05, meta_bits=8)
     x = torch.randn(150, 70)
     expected = layer(x)
-    monkeypatch.setattr(packed_linear, "BLOCK", block)
+    monkeypatch.setattr(product, "BLOCK", block)
     assert torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_whole_matrix_is_never_dequantized(monkeypatch):
     layer = layer_of(rows=64, cols=64, outliers=0.02)
-    monkeypatch.setattr(packed_linear, "BLOCK", 16 * 64)
+    monkeypatch.setattr(product, "BLOCK", 16 * 64)
     sizes = []
     dequantize = QuantizedMatrix.dequantize
 
@@ -228,7 +228,7 @@ def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
 def test_what_is_prepared_is_small():
     layer = layer_of(rows=256, cols=512, outliers=0.005)
     layer(torch.randn(1, 512))
-    ready = packed_linear._prepared[layer.codes]
+    ready = packed_linear._prepared[id(layer.codes)].ready
     assert ready.packed.dense.codes.data_ptr() == layer.codes.data_ptr()
     assert ready.packed.residuals.values.nbytes == 4 * layer.spec.outliers
 
