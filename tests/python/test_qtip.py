@@ -10,9 +10,9 @@ from quantrature import InvalidArgumentError, Plan, checkpoint, models, ops
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.qtip import block_ldlq, feedback
 from quantrature.nn import QuantLinear, quantized_layers
-from quantrature.packed.product import RotatedProduct
 from quantrature.ops import Trellis
 from quantrature.packed import MatrixSpec
+from quantrature.packed.product import RotatedProduct
 from quantrature.packed.trellis import padded, rotated, unrotated
 from quantrature.plan import PlanEntry
 from quantrature.plan.option import stored_bytes

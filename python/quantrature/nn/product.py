@@ -11,6 +11,7 @@ import json
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def linear(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: 
         InvalidArgumentError: for another dtype or length of ``x``.
     """
     if not torch.compiler.is_compiling():
-        ready = ready_at_once(stored, description)
-        if ready is not None and _is_plain(x) and (bias is None or _is_plain(bias)) and _only_numbers_matter(x, bias):
+        ready = ready_at_once(stored, description, x, bias)
+        if ready is not None:
             return _multiplied(ready, x, bias)
     result: torch.Tensor = torch.ops.quantrature.linear(x, stored, description, bias)
     return result
@@ -62,11 +63,22 @@ def spec_of(description: str) -> MatrixSpec:
     return MatrixSpec.from_json(json.loads(description))
 
 
+_ADDRESS = torch.Tensor.data_ptr
+_VERSION = attrgetter("_version")
+
+
+def _versions(stored: Sequence[torch.Tensor]) -> list[int | None]:
+    try:
+        return list(map(_VERSION, stored))
+    except RuntimeError:  # tensors of inference mode have none
+        return [None if tensor.is_inference() else tensor._version for tensor in stored]
+
+
 class _Kept:
-    """A matrix ready to be multiplied, and the stored tensors that it was made of.
+    """A matrix ready to be multiplied, and of which stored tensors it was made.
 
     Args:
-        stored: those tensors; they may die before this does.
+        stored: those tensors. The codes may die before this does.
         description: what they stand for.
         forget: called with this when the codes die.
     """
@@ -75,23 +87,20 @@ class _Kept:
         self.ready = _made(stored, description)
         self.description = description
         self.at_once = all(_is_plain(tensor) for tensor in stored)
-        self._codes = weakref.ref(stored[0], lambda _: forget(self))
-        self._stored = [
-            # The version tells of writing to a tensor, the address of other memory, as an assignment to .data gives it.
-            (weakref.ref(tensor), None if tensor.is_inference() else tensor._version, tensor.data_ptr())
-            for tensor in stored
-        ]
+        self._codes, self._others = weakref.ref(stored[0], lambda _: forget(self)), stored[1:]
+        self._ids = list(map(id, stored))
+        # The version tells of writing to a tensor, the address of other memory, as an assignment to .data gives it.
+        self._versions, self._addresses = _versions(stored), list(map(_ADDRESS, stored))
 
     def is_of(self, stored: Sequence[torch.Tensor], description: str) -> bool:
         """Whether these are the tensors it was made of, and have the same in them."""
-        if len(stored) != len(self._stored) or description != self.description:
-            return False
-        for tensor, (kept, version, address) in zip(stored, self._stored, strict=True):
-            if kept() is not tensor or tensor.data_ptr() != address:
-                return False
-            if version is not None and tensor._version != version:
-                return False
-        return True
+        return (
+            self._codes() is stored[0]
+            and list(map(id, stored)) == self._ids
+            and _versions(stored) == self._versions
+            and list(map(_ADDRESS, stored)) == self._addresses
+            and description == self.description
+        )
 
 
 # By the id of the tensor with the codes, with which it dies; casts, moves and loading make another tensor.
@@ -112,10 +121,31 @@ def prepare(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
     return kept.ready
 
 
-def ready_at_once(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix | None:
-    """The matrix of some stored tensors if it is ready, and plain tensors of the CPU can be multiplied with it."""
+def ready_at_once(
+    stored: Sequence[torch.Tensor], description: str, x: torch.Tensor, bias: torch.Tensor | None = None
+) -> PreparedMatrix | None:
+    """The matrix of some stored tensors if it is ready and a product with it needs no operator.
+
+    That is so for plain tensors on the CPU while nobody wants to know how the result comes about: no gradient, trace,
+    transform or profile is being made.
+    """
     kept = _prepared.get(id(stored[0]))
-    return kept.ready if kept is not None and kept.at_once and kept.is_of(stored, description) else None
+    if (
+        kept is None
+        or not kept.at_once
+        or not _is_plain(x)
+        or _modes().raw_repr() not in _QUIET
+        or _function_mode()
+        or _profile()
+        or forward_ad._current_level >= 0
+        or not kept.is_of(stored, description)
+    ):
+        return None
+    if bias is not None and not _is_plain(bias):
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return None
+    return kept.ready
 
 
 def _made(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
@@ -126,39 +156,22 @@ def _made(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
     return spec.dense.prepared(matrix)
 
 
-def _keys(x: torch.Tensor) -> int:
-    found: int = torch._C._dispatch_keys(x).raw_repr()
-    return found
-
-
-def _keys_of_modes() -> int:
-    found: int = torch._C._dispatch_tls_local_include_set().raw_repr()
-    return found
-
-
 # What torch's dispatcher goes by. Tensors that are not strided, that negate, of other devices or of transforms such as
 # vmap have other keys; modes that trace, transforms and jit.trace add keys to those of all tensors.
-with torch.inference_mode(False):
-    _PLAIN, _QUIET = {_keys(torch.empty(0))}, {_keys_of_modes()}
-with torch.inference_mode():
-    _PLAIN.add(_keys(torch.empty(0)))
-    _QUIET.add(_keys_of_modes())
+_keys = torch._C._dispatch_keys
+_modes = torch._C._dispatch_tls_local_include_set
+_function_mode = torch._C._is_torch_function_mode_enabled
+_profile = torch._C._autograd._profiler_enabled
+_PLAIN, _QUIET = set(), set()
+for _inference in (False, True):
+    with torch.inference_mode(_inference):
+        _PLAIN.add(_keys(torch.empty(0, device="cpu")).raw_repr())
+        _QUIET.add(_modes().raw_repr())
 
 
 def _is_plain(x: torch.Tensor) -> bool:
     """Whether a tensor is a strided one of the CPU and nothing else."""
-    return type(x) in (torch.Tensor, torch.nn.Parameter) and _keys(x) in _PLAIN
-
-
-def _only_numbers_matter(*plain: torch.Tensor | None) -> bool:
-    """Whether nobody wants to know how a result of some plain tensors comes about: no gradient, trace or profile."""
-    return (
-        not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in plain))
-        and _keys_of_modes() in _QUIET
-        and not torch._C._is_torch_function_mode_enabled()
-        and forward_ad._current_level < 0
-        and not torch.autograd._profiler_enabled()
-    )
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and _keys(x).raw_repr() in _PLAIN
 
 
 def _check(x: torch.Tensor, cols: int) -> None:

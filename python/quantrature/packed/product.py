@@ -15,6 +15,7 @@ import torch
 
 from ..ops import CodebookTensor, PackedMatrix, QuantizedTensor, SparseCSR
 from ..ops._arrays import FLOATS, place
+from ..ops._matvec import ACTIVATIONS
 from .quantized import QuantizedMatrix
 from .trellis import TrellisMatrix
 
@@ -30,6 +31,7 @@ BLOCK = 1 << 19
 BLOCK_ON_CUDA = 1 << 24
 """The same on a CUDA device: enough to keep it busy."""
 
+_FLOATS = ACTIVATIONS.index("float32")
 _IN_CORE = {getattr(torch, name): number for number, name in enumerate(FLOATS)}
 
 
@@ -62,44 +64,42 @@ class PackedProduct:
     Attributes:
         matrix: the matrix, with scales that need no dequantizing of their own.
         packed: the same for the packed product.
+        on_cpu: whether its tensors are on the CPU.
     """
 
     matrix: QuantizedMatrix
     packed: PackedMatrix
+    on_cpu: bool
 
     @classmethod
     def of(cls, matrix: QuantizedMatrix) -> PackedProduct:
         """Prepare a matrix."""
         assert isinstance(matrix.dense, QuantizedTensor | CodebookTensor)
         packed = PackedMatrix.of(matrix.dense, _beside_the_codes(matrix))
-        return cls(replace(matrix, dense=packed.dense), packed)
+        return cls(replace(matrix, dense=packed.dense), packed, place("linear", q=packed.dense.codes) is None)
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """As :meth:`PreparedMatrix.product`: packed for a few rows, else with blocks of the matrix."""
-        rows, cols = self.packed.dense.shape
+        packed, scale, dtype = self.packed, self.matrix.input_scale, x.dtype
+        rows, cols = packed.dense.shape
         count = x.numel() // cols
-        if count > (FEW_ON_CUDA if x.is_cuda else FEW[x.dtype]):
+        if count > (FEW_ON_CUDA if x.is_cuda else FEW[dtype]):
             return self._product_with_blocks(x, bias)
-        scale, dtype = self.matrix.input_scale, x.dtype
         # The result is no view: models add to results in place, which autograd forbids for views.
-        y = torch.empty(
-            (*x.shape[:-1], rows), dtype=dtype if bias is None and scale is None else torch.float32, device=x.device
-        )
+        if bias is None and scale is None:
+            y = x.new_empty((*x.shape[:-1], rows))
+        else:
+            y = x.new_empty((*x.shape[:-1], rows), dtype=torch.float32)
         if scale is not None:
             x = x.float() * scale
         x = x.contiguous()
         if count:
-            self.packed.core.multiply(
-                x.data_ptr(),
-                _IN_CORE[x.dtype],
-                y.data_ptr(),
-                _IN_CORE[y.dtype],
-                count,
-                place=place("linear", q=self.packed.dense.codes, x=x) if x.is_cuda else None,
-            )
+            where = None if self.on_cpu and not x.is_cuda else place("linear", q=packed.dense.codes, x=x)
+            addresses = x.data_ptr(), _IN_CORE[x.dtype], y.data_ptr(), _IN_CORE[y.dtype]
+            packed.core.multiply(*addresses, count, _FLOATS, where)
         if bias is not None:
             y.add_(bias)
-        return y if y.dtype == dtype else y.to(dtype)
+        return y.to(dtype)
 
     def _product_with_blocks(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         rows, cols = self.packed.dense.shape
