@@ -5,10 +5,11 @@
     python bench/runtime.py generate MODEL [--output bench/results]
     python bench/runtime.py shape FOLDER [--output bench/results]     # the first time, it builds the models there
 
-products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. calls: what
-Python takes around the product of a quantized layer. generate: a model decodes greedily in turns; of a busy machine,
-compare the processor's time, with OMP_NUM_THREADS=1 --threads 1, rather than tokens/s. shape: a Llama of a billion random weights; every variant loads and decodes in a
-process of its own. Peers that are not installed are left out by name.
+products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. calls: the
+time of Python around the product of a quantized layer. generate: a model decodes greedily in turns; on a busy machine,
+compare the processor's time, with OMP_NUM_THREADS=1 --threads 1, rather than tokens/s. shape: a Llama of a billion
+random weights; every variant loads and decodes in a process of its own.
+Peers that are not installed are left out by name.
 """
 
 from __future__ import annotations
@@ -131,39 +132,46 @@ def products(options: argparse.Namespace) -> str:
 
 def calls(options: argparse.Namespace) -> str:
     """A quantized layer is called with one vector, beside the product in the core alone; time of the thread."""
-    from quantrature.nn import QuantLinear
-    from quantrature.packed import MatrixSpec, QuantizedMatrix
-
-    def least(call: Callable[[], Any], times: int = 300) -> float:
-        found = []
-        for _ in range(options.rounds + 1):
-            start = time.thread_time_ns()
-            for _ in range(times):
-                call()
-            found.append((time.thread_time_ns() - start) / times / 1e3)
-        return min(found)
-
     lines = [
         "| matrix | core, us | layer, us | bfloat16, us | with bias, us | F.linear, float32, us |",
         "|---|" + "---|" * 5,
     ]
     for rows, cols in ((8, 64), (192, 576), (576, 576), (1536, 576), (576, 1536)):
-        weight = torch.randn(rows, cols)
-        matrix = QuantizedMatrix(ops.quantize(weight, 4, 64))
-        layers = [QuantLinear(MatrixSpec.of(matrix), bias) for bias in (None, torch.nn.Parameter(torch.randn(rows)))]
-        for layer in layers:
-            layer.store(matrix)
-        x, y = torch.randn(1, 1, cols), torch.empty(rows)
-        core = ops.PackedMatrix.of(matrix.dense).core
-        found = [
-            least(lambda: core.multiply(x.data_ptr(), 0, y.data_ptr(), 0, 1)),
-            least(lambda: layers[0](x)),
-            least(lambda: layers[0](x.bfloat16())),
-            least(lambda: layers[1](x)),
-            least(lambda: torch.nn.functional.linear(x, weight)),
-        ]
-        lines.append(f"| {rows} x {cols} | " + " | ".join(f"{us:.1f}" for us in found) + " |")
+        times = [min(time_of(call) for _ in range(options.rounds)) for call in calls_of(rows, cols)]
+        lines.append(f"| {rows} x {cols} | " + " | ".join(f"{us:.1f}" for us in times) + " |")
     return "\n".join(lines)
+
+
+def calls_of(rows: int, cols: int) -> list[Callable[[], Any]]:
+    from quantrature.nn import QuantLinear
+    from quantrature.packed import MatrixSpec, QuantizedMatrix
+
+    weight = torch.randn(rows, cols)
+    matrix = QuantizedMatrix(ops.quantize(weight, 4, 64))
+    layer, with_bias = (
+        QuantLinear(MatrixSpec.of(matrix), bias) for bias in (None, torch.nn.Parameter(torch.randn(rows)))
+    )
+    layer.store(matrix)
+    with_bias.store(matrix)
+    x, y = torch.randn(1, 1, cols), torch.empty(rows)
+    half = x.bfloat16()
+    core = ops.PackedMatrix.of(matrix.dense).core
+    return [
+        lambda: core.multiply(x.data_ptr(), 0, y.data_ptr(), 0, 1),
+        lambda: layer(x),
+        lambda: layer(half),
+        lambda: with_bias(x),
+        lambda: torch.nn.functional.linear(x, weight),
+    ]
+
+
+def time_of(call: Callable[[], Any], times: int = 300) -> float:
+    """Microseconds of the thread."""
+    call()
+    start = time.thread_time_ns()
+    for _ in range(times):
+        call()
+    return (time.thread_time_ns() - start) / times / 1e3
 
 
 # Generation

@@ -99,7 +99,7 @@ class PackedProduct:
             packed.core.multiply(*addresses, count, _FLOATS, where)
         if bias is not None:
             y.add_(bias)
-        return y.to(dtype)
+        return y if y.dtype == dtype else y.to(dtype)
 
     def _product_with_blocks(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         rows, cols = self.packed.dense.shape
