@@ -1,12 +1,15 @@
 """Runs quantized models: decoding, memory, and loading, beside torch, llama.cpp and the package hqq.
 
     python bench/runtime.py products [--output bench/results]
+    python bench/runtime.py calls [--threads 1]
     python bench/runtime.py generate MODEL [--output bench/results]
     python bench/runtime.py shape FOLDER [--output bench/results]     # the first time, it builds the models there
 
-products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. generate: a
-model decodes greedily in turns. shape: a Llama of a billion random weights; every variant loads and decodes in a
-process of its own. Peers that are not installed are left out by name.
+products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. calls: the
+time of Python around the product of a quantized layer. generate: a model decodes greedily in turns; on a busy machine,
+compare the processor's time, with OMP_NUM_THREADS=1 --threads 1, rather than tokens/s. shape: a Llama of a billion
+random weights; every variant loads and decodes in a process of its own.
+Peers that are not installed are left out by name.
 """
 
 from __future__ import annotations
@@ -124,21 +127,70 @@ def products(options: argparse.Namespace) -> str:
     return f"{len(weights)} matrices of 8192 x 2048, one vector each.\n\n" + "\n".join(lines)
 
 
+# Calls
+
+
+def calls(options: argparse.Namespace) -> str:
+    """A quantized layer is called with one vector, beside the product in the core alone; time of the thread."""
+    lines = [
+        "| matrix | core, us | layer, us | bfloat16, us | with bias, us | F.linear, float32, us |",
+        "|---|" + "---|" * 5,
+    ]
+    for rows, cols in ((8, 64), (192, 576), (576, 576), (1536, 576), (576, 1536)):
+        times = [min(time_of(call) for _ in range(options.rounds)) for call in calls_of(rows, cols)]
+        lines.append(f"| {rows} x {cols} | " + " | ".join(f"{us:.1f}" for us in times) + " |")
+    return "\n".join(lines)
+
+
+def calls_of(rows: int, cols: int) -> list[Callable[[], Any]]:
+    from quantrature.nn import QuantLinear
+    from quantrature.packed import MatrixSpec, QuantizedMatrix
+
+    weight = torch.randn(rows, cols)
+    matrix = QuantizedMatrix(ops.quantize(weight, 4, 64))
+    layer, with_bias = (
+        QuantLinear(MatrixSpec.of(matrix), bias) for bias in (None, torch.nn.Parameter(torch.randn(rows)))
+    )
+    layer.store(matrix)
+    with_bias.store(matrix)
+    x, y = torch.randn(1, 1, cols), torch.empty(rows)
+    half = x.bfloat16()
+    core = ops.PackedMatrix.of(matrix.dense).core
+    return [
+        lambda: core.multiply(x.data_ptr(), 0, y.data_ptr(), 0, 1),
+        lambda: layer(x),
+        lambda: layer(half),
+        lambda: with_bias(x),
+        lambda: torch.nn.functional.linear(x, weight),
+    ]
+
+
+def time_of(call: Callable[[], Any], times: int = 300) -> float:
+    """Microseconds of the thread."""
+    call()
+    start = time.thread_time_ns()
+    for _ in range(times):
+        call()
+    return (time.thread_time_ns() - start) / times / 1e3
+
+
 # Generation
 
 
-def decode(model: Any, tokens: int, prompt: int = 16) -> float:
-    """Tokens a second of greedy decoding; the prompt is not counted."""
+def decode(model: Any, tokens: int, prompt: int = 16) -> tuple[float, float]:
+    """Tokens a second of greedy decoding, and seconds of the processor a token; the prompt is not counted."""
     ids = torch.arange(10, 10 + prompt).view(1, -1)
     settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+    def took(new: int) -> tuple[float, float]:
+        start, busy = time.perf_counter(), time.process_time()
+        model.generate(ids, max_new_tokens=new, **settings)
+        return time.perf_counter() - start, time.process_time() - busy
+
     with torch.no_grad():
-        model.generate(ids, max_new_tokens=2, **settings)
-        start = time.perf_counter()
-        model.generate(ids, max_new_tokens=1, **settings)
-        first = time.perf_counter() - start
-        start = time.perf_counter()
-        model.generate(ids, max_new_tokens=tokens + 1, **settings)
-        return tokens / (time.perf_counter() - start - first)
+        took(2)
+        first, all_of_them = took(1), took(tokens + 1)
+    return tokens / (all_of_them[0] - first[0]), (all_of_them[1] - first[1]) / tokens
 
 
 def generate(options: argparse.Namespace) -> str:
@@ -164,14 +216,24 @@ def generate(options: argparse.Namespace) -> str:
         for dtype in (torch.float32, torch.bfloat16):
             model = qtr.quantize(load(dtype), bits=bits, group_size=64, outlier_fraction=0.005)
             variants[f"quantrature, {bits} bits, g64, 0.5 % outliers, {str(dtype)[6:]}"] = model
-    speeds: dict[str, list[float]] = {name: [] for name in variants}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = qtr.quantize(load(dtype), bits=4, group_size=64, embedding_bits=8)
+        variants[f"quantrature, 4 bits, g64, embedding 8 bits, {str(dtype)[6:]}"] = model
+    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(options.rounds):
         for name, model in variants.items():
             speeds[name].append(decode(model, options.tokens))
-    lines = ["| model | tokens/s | times float32 |", "|---|---|---|"]
-    base = statistics.median(speeds["float32"])
-    for name, found in speeds.items():
-        lines.append(f"| {name} | {statistics.median(found):.1f} | {statistics.median(found) / base:.2f} |")
+    lines = [
+        "| model | tokens/s | times float32 | least ms of the processor a token | of float32 |",
+        "|---|---|---|---|---|",
+    ]
+    middle = {name: statistics.median(speed for speed, _ in found) for name, found in speeds.items()}
+    busy = {name: 1e3 * min(seconds for _, seconds in found) for name, found in speeds.items()}
+    lines += [
+        f"| {name} | {middle[name]:.1f} | {middle[name] / middle['float32']:.2f} "
+        f"| {busy[name]:.1f} | {busy[name] / busy['float32']:.2f} |"
+        for name in speeds
+    ]
     return f"{Path(options.model).name}, {options.tokens} tokens, one sequence.\n\n" + "\n".join(lines)
 
 
@@ -242,7 +304,7 @@ def one(options: argparse.Namespace) -> None:
         model.save_pretrained(options.keep)
     else:
         with Memory() as memory:
-            found["tokens_per_second"] = decode(model, options.tokens)
+            found["tokens_per_second"], _ = decode(model, options.tokens)
         prepared = {name: of_products(layer) for name, layer in qtr_layers(model).items()}
         found |= {"run_peak": memory.own - before, "weights": sum(tensors.values()) + sum(prepared.values())}
         found["matrices"] = sum(
@@ -337,7 +399,7 @@ def shape(options: argparse.Namespace) -> str:
 def main() -> None:
     """Measure, print, and keep the table where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["products", "generate", "shape", "one"])
+    parser.add_argument("part", choices=["products", "calls", "generate", "shape", "one"])
     parser.add_argument("model", nargs="?", help="folder of the model, or for the models of random weights")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
@@ -355,7 +417,7 @@ def main() -> None:
     if options.part == "one":
         one(options)
         return
-    table = {"products": products, "generate": generate, "shape": shape}[options.part](options)
+    table = {"products": products, "calls": calls, "generate": generate, "shape": shape}[options.part](options)
     heading = f"`python {' '.join(sys.argv)}`\n\n{date.today()}, {machine(options.threads)}"
     text = f"{heading}\n\n{table}\n"
     print(text)

@@ -17,7 +17,7 @@ WITHOUT_TORCH = (
     "integrations/_import_hook",
     *(f"methods/{path.name}" for path in sorted((PACKAGE / "methods").glob("*.py"))),
     "ops/_arrays",
-    *(f"packed/{path.name}" for path in sorted((PACKAGE / "packed").glob("*.py"))),
+    *(f"packed/{path.name}" for path in sorted((PACKAGE / "packed").glob("*.py")) if path.stem != "product"),
     *(f"plan/{path.name}" for path in sorted((PACKAGE / "plan").glob("*.py"))),
     "progress",
 )

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -278,6 +281,26 @@ def test_codebooks_make_linear_layers(dtype):
     assert y.dtype == dtype
     check_codebook(packed.matvec(x).numpy(), packed.dense, x.float(), outliers)
     assert torch.equal(y, packed.matvec(x).to(dtype))
+
+
+def test_copies_and_pickles_of_a_prepared_matrix_multiply():
+    _, outliers = ops.extract_outliers(matrix(20, 300), fraction=0.03)
+    packed = ops.PackedMatrix.of(ops.quantize(matrix(20, 300), 4, 64), outliers)
+    x = matrix(3, 300, 1)
+    y = packed.matvec(x)
+    for twin in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        np.testing.assert_array_equal(twin.matvec(x), y)
+        twin.dense.scale[...] = 0
+        twin.residuals.values[...] = 0
+        assert not twin.matvec(x).any()
+    np.testing.assert_array_equal(packed.matvec(x), y)
+
+
+def test_a_negating_view_is_refused():
+    one = torch.complex(torch.ones(1), torch.ones(1)).conj().imag  # contiguous, since it is one number
+    q = ops.quantize(np.ones((2, 1), np.float32), 4, -1)
+    with pytest.raises(InvalidArgumentError, match=r"\[matvec\] x must not be the imaginary part .* x.resolve_neg\(\)"):
+        ops.matvec(q, one)
 
 
 W = matrix(4, 64)

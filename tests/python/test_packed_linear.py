@@ -1,11 +1,17 @@
 """The operator behind quantized layers: the same as the dequantized matrix times the input, and known to torch."""
 
+import contextlib
 import copy
 import gc
+import io
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear as dense_linear
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, ops
@@ -13,7 +19,7 @@ from quantrature.methods import quantize_matrix
 from quantrature.methods.method import Statistics
 from quantrature.nn import QuantLinear, quantized_layers
 from quantrature.nn import product as packed_linear
-from quantrature.packed import MatrixSpec, QuantizedMatrix
+from quantrature.packed import MatrixSpec, QuantizedMatrix, product
 from quantrature.plan import PlanEntry
 from tiny_models import tiny_model
 
@@ -43,7 +49,7 @@ def check(layer, x):
     cols = layer.in_features
     # Sums of float32 as matvec.hpp bounds them, with 32 for the ratio of a code's size to a value's; one rounding of
     # the result; and of the weights, where many rows are multiplied in 16 bits.
-    few = x.reshape(-1, cols).shape[0] <= packed_linear.FEW[x.dtype]
+    few = x.reshape(-1, cols).shape[0] <= product.FEW[x.dtype]
     size = dense_linear(x.double().abs(), weight.abs())
     unit = torch.finfo(x.dtype).eps
     bound = 2.0**-23 * (cols / 8 + 32) * 32 * size + unit * exact.abs() + 1e-6
@@ -59,7 +65,7 @@ def test_few_and_many_rows_give_the_product(bits, dtype):
     for settings in ({"group_size": 32}, {"group_size": -1}, {"group_size": 64, "sym": True}, {"meta_bits": 8}):
         for outliers in (0.0, 0.03):
             layer = layer_of(bits=bits, outliers=outliers, bias=True, **settings)
-            for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
+            for rows in (1, 3, product.FEW[dtype], product.FEW[dtype] + 1):
                 check(layer, torch.randn(rows, layer.in_features).to(dtype))
 
 
@@ -80,7 +86,7 @@ def test_codebooks_are_multiplied_packed(settings, dtype, monkeypatch):
     for outliers in (0.0, 0.03):
         entry = PlanEntry(**{"group_size": 32, "outlier_fraction": outliers, **settings})
         layer = made(quantize_matrix("m", weight, entry, statistics=fisher), bias=True)
-        for rows in (1, 3, packed_linear.FEW[dtype], packed_linear.FEW[dtype] + 1):
+        for rows in (1, 3, product.FEW[dtype], product.FEW[dtype] + 1):
             check(layer, torch.randn(rows, layer.in_features).to(dtype))
         with monkeypatch.context() as blocked:
             blocked.setattr(QuantizedMatrix, "dequantize", None)
@@ -92,13 +98,13 @@ def test_blocks_make_no_difference(block, monkeypatch):
     layer = layer_of(outliers=0.05, meta_bits=8)
     x = torch.randn(150, 70)
     expected = layer(x)
-    monkeypatch.setattr(packed_linear, "BLOCK", block)
+    monkeypatch.setattr(product, "BLOCK", block)
     assert torch.allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_whole_matrix_is_never_dequantized(monkeypatch):
     layer = layer_of(rows=64, cols=64, outliers=0.02)
-    monkeypatch.setattr(packed_linear, "BLOCK", 16 * 64)
+    monkeypatch.setattr(product, "BLOCK", 16 * 64)
     sizes = []
     dequantize = QuantizedMatrix.dequantize
 
@@ -228,7 +234,7 @@ def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
 def test_what_is_prepared_is_small():
     layer = layer_of(rows=256, cols=512, outliers=0.005)
     layer(torch.randn(1, 512))
-    ready = packed_linear._prepared[layer.codes]
+    ready = packed_linear._prepared[id(layer.codes)].ready
     assert ready.packed.dense.codes.data_ptr() == layer.codes.data_ptr()
     assert ready.packed.residuals.values.nbytes == 4 * layer.spec.outliers
 
@@ -259,3 +265,172 @@ def test_a_model_on_the_meta_device_has_shapes():
     model = qtr.quantize(tiny_model("llama"), bits=4, group_size=16, outlier_fraction=0.02).to("meta")
     assert quantized_layers(model)
     assert model(torch.arange(6, device="meta").view(1, 6)).logits.shape == (1, 6, 258)
+
+
+def scale_of(layer):
+    """The scales of a layer, or those of its scales on a grid."""
+    return "scale_scale" if "scale_scale" in layer._buffers else "scale"
+
+
+def replace_scale(layer, other):
+    setattr(layer, scale_of(layer), getattr(other, scale_of(layer)))
+
+
+def write_scale(layer, other):
+    getattr(layer, scale_of(layer)).copy_(getattr(other, scale_of(layer)))
+
+
+def give_scale_other_memory(layer, other):
+    getattr(layer, scale_of(layer)).data = getattr(other, scale_of(layer)).clone()
+
+
+def swap_scales(layer, other):
+    torch.utils.swap_tensors(getattr(layer, scale_of(layer)), copy.deepcopy(getattr(other, scale_of(layer))))
+
+
+CHANGES = {
+    "replace a buffer": replace_scale,
+    "write to a buffer": write_scale,
+    "give a buffer other memory": give_scale_other_memory,
+    "swap a buffer": swap_scales,
+    "load in place": lambda layer, other: layer.load_state_dict(other.state_dict()),
+    "load by assignment": lambda layer, other: layer.load_state_dict(other.state_dict(), assign=True),
+    "store": lambda layer, other: layer.store(other.matrix),
+    "become": lambda layer, other: layer.become(other.matrix),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"outliers": 0.03}, {"meta_bits": 8}], ids=str)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@torch.no_grad()
+def test_the_next_product_is_of_the_changed_layer(change, settings):
+    layer, other = layer_of(**settings), layer_of(**{**settings, "seed": 1})
+    x = torch.randn(2, 70)
+    layer(x)
+    before = layer(x)
+    change(layer, other)
+    after = layer(x)
+    assert torch.equal(after, made(layer.matrix)(x)) and not torch.equal(after, before)
+    assert torch.equal(layer(x), after)
+
+
+@torch.no_grad()
+def test_copies_and_pickles_multiply_with_buffers_of_their_own():
+    layer = layer_of(outliers=0.03, bias=True)
+    x = torch.randn(2, 70)
+    expected = layer(x)
+    saved = io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    for twin in (copy.deepcopy(layer), torch.load(saved, weights_only=False)):
+        assert torch.equal(twin(x), expected)
+        twin.scale.mul_(2)
+        assert not torch.equal(twin(x), expected)
+    assert torch.equal(layer(x), expected)
+
+
+@torch.no_grad()
+def test_moving_a_layer_frees_what_was_prepared():
+    layer = layer_of()
+    x = torch.randn(2, 70)
+    layer(x)
+    gc.collect()
+    before = len(packed_linear._prepared)
+    layer.to("meta")
+    gc.collect()
+    assert len(packed_linear._prepared) == before - 1
+    assert layer(x.to("meta")).shape == (2, 24)
+
+
+# The operator, and the way without it
+
+
+@pytest.fixture
+def operator_calls(monkeypatch):
+    """The inputs of the operator, noted from now on."""
+    calls, operator = [], torch.ops.quantrature.linear
+
+    def noted(x, *more):
+        calls.append(x)
+        return operator(x, *more)
+
+    noted.default = operator.default
+    monkeypatch.setattr(torch.ops.quantrature, "linear", noted)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("settings", [{}, {"outliers": 0.03, "meta_bits": 8}, {"solver": "nf4"}], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_gradients_the_operator_is_called_once(settings, bias, dtype, operator_calls):
+    layer = layer_of(bias=bias, **settings)
+    for rows in (1, 3, 300):
+        x = torch.randn(2, rows, 70).to(dtype)
+        operator = torch.ops.quantrature.linear(x, layer._in_order(), layer._description, layer.bias)
+        operator_calls.clear()
+        for mode in (torch.no_grad(), torch.inference_mode()):
+            with mode:
+                assert torch.equal(layer(x), operator)
+                assert torch.equal(layer(x.mT.contiguous().mT), operator)
+        assert not operator_calls
+    layer.requires_grad_(False)
+    assert torch.equal(layer(x), operator) and not operator_calls
+
+
+class Onlooker(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def with_tangent(layer, x):
+    with forward_ad.dual_level():
+        layer(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def within(context):
+    def call(layer, x):
+        with context():
+            layer(x)
+
+    return call
+
+
+WATCHED = {
+    "gradient of x": lambda layer, x: layer(x.requires_grad_()),
+    "gradient of the bias": lambda layer, x: layer.requires_grad_()(x),
+    "dispatch mode": within(lambda: FlopCounterMode(display=False)),
+    "function mode": within(Onlooker),
+    "default device": within(lambda: torch.device("cpu")),
+    "profile": within(torch.profiler.profile),
+    "vmap": lambda layer, x: torch.vmap(layer)(x),
+    "forward gradient": with_tangent,
+    "torch.func.jvp": lambda layer, x: torch.func.jvp(layer, (x,), (x,)),
+    "torch.func.grad": lambda layer, x: torch.func.grad(lambda x: layer(x).sum())(x),
+    "jit.trace": lambda layer, x: torch.jit.trace(layer, x, check_trace=False),
+    "make_fx": lambda layer, x: make_fx(layer, tracing_mode="real")(x),
+    "negated view": lambda layer, x: layer(torch.complex(x, x).conj().imag),
+    "x elsewhere": lambda layer, x: layer(x.to("meta")),
+    "sparse x": lambda layer, x: layer(x.to_sparse()),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED)
+def test_who_watches_sees_the_operator(watch, operator_calls):
+    layer = layer_of(bias=True).requires_grad_(False)
+    x = torch.randn(3, 70)
+    layer(x)
+    layer(x)
+    assert len(operator_calls) == 1
+    # Torch may say that the operator has no rule for it, which is for the operator to say.
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        watch(layer, x)
+    assert len(operator_calls) > 1
+
+
+@torch.no_grad()
+def test_a_negated_view_has_its_own_signs():
+    layer, x = layer_of(), torch.randn(3, 70)
+    negated = torch.complex(x, x)[0].conj().imag
+    layer(x)
+    assert torch.equal(layer(negated), layer(-x[0]))

@@ -10,9 +10,9 @@ from quantrature import InvalidArgumentError, Plan, checkpoint, models, ops
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.qtip import block_ldlq, feedback
 from quantrature.nn import QuantLinear, quantized_layers
-from quantrature.nn.product import RotatedMatrix
 from quantrature.ops import Trellis
 from quantrature.packed import MatrixSpec
+from quantrature.packed.product import RotatedProduct
 from quantrature.packed.trellis import padded, rotated, unrotated
 from quantrature.plan import PlanEntry
 from quantrature.plan.option import stored_bytes
@@ -179,7 +179,7 @@ def test_products_stay_in_the_rotated_basis(rows, cols, outliers, scaled, count)
     if scaled:
         stored = replace(stored, input_scale=torch.rand(cols) + 0.5)
     image = stored.dequantize("float32")
-    matrix = RotatedMatrix.of(stored)
+    matrix = RotatedProduct.of(stored)
     x, y = torch.randn(count, cols), torch.randn(count, rows)
     torch.testing.assert_close(matrix.product(x), x @ image.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(matrix.transposed_product(y), y @ image, atol=1e-4, rtol=1e-4)

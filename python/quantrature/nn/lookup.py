@@ -9,7 +9,8 @@ import torch
 
 from .._C import InvalidArgumentError
 from ..ops import QuantizedTensor
-from .product import library, prepare, spec_of
+from ..packed.product import PreparedMatrix
+from .product import library, prepare, ready_at_once, spec_of
 
 
 def lookup(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype: torch.dtype) -> torch.Tensor:
@@ -28,14 +29,22 @@ def lookup(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtyp
         InvalidArgumentError: for numbers that are no integers.
         IndexError: for a number that the table has no row of.
     """
+    if not torch.compiler.is_compiling():
+        ready = ready_at_once(stored, description, ids)
+        if ready is not None:
+            return _rows_of(ready, ids, dtype)
     result: torch.Tensor = torch.ops.quantrature.embedding(ids, stored, description, dtype)
     return result
 
 
 def _rows(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype: torch.dtype) -> torch.Tensor:
+    return _rows_of(prepare(stored, description), ids, dtype)
+
+
+def _rows_of(ready: PreparedMatrix, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InvalidArgumentError(f"[embedding] ids must be integers: got dtype={ids.dtype}")
-    table: Any = prepare(stored, description).matrix.dense
+    table: Any = ready.matrix.dense
     assert isinstance(table, QuantizedTensor)
     flat = ids.reshape(-1)
 
@@ -43,7 +52,7 @@ def _rows(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype
         return part.reshape(table.shape[0], -1).index_select(0, flat)
 
     if len(flat) == 0:
-        return stored[0].new_empty((*ids.shape, table.shape[1]), dtype=dtype)
+        return torch.empty((*ids.shape, table.shape[1]), dtype=dtype, device=table.codes.device)
     rows = replace(
         table,
         codes=taken(table.codes),

@@ -1,38 +1,27 @@
 """The product of activations and a quantized matrix, as an operator that torch can trace: ``quantrature::linear``.
 
-A few rows of activations, as in decoding, are multiplied with the packed codes themselves. For many, as in a prompt,
-a block of the matrix at a time is dequantized and given to torch's own product; the whole matrix is never there.
-Trellis codes stay in their rotated basis: the activations are rotated instead.
+Where nothing traces and no gradient is wanted, as in decoding, :func:`linear` multiplies without the operator, whose
+way through torch's dispatcher and back into Python takes longer than a small product.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.autograd import forward_ad
 
 from .. import _C
 from .._C import InvalidArgumentError
-from ..ops import CodebookTensor, PackedMatrix, QuantizedTensor, SparseCSR
-from ..packed import MatrixSpec, QuantizedMatrix, TrellisMatrix
-
-FEW = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 32}
-"""Up to so many rows of activations of a dtype, the packed product is the faster one on two cores."""
-
-FEW_ON_CUDA = 16
-"""The same on a CUDA device, where it has not been measured: the kernels are made for so many."""
-
-BLOCK = 1 << 19
-"""Numbers that are dequantized at a time: what a core's second cache holds."""
-
-BLOCK_ON_CUDA = 1 << 24
-"""The same on a CUDA device: enough to keep it busy."""
+from ..packed import MatrixSpec
+from ..packed.product import FEW, PreparedMatrix
 
 
 def describe(spec: MatrixSpec) -> str:
@@ -60,6 +49,10 @@ def linear(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: 
     Raises:
         InvalidArgumentError: for another dtype or length of ``x``.
     """
+    if not torch.compiler.is_compiling():
+        ready = ready_at_once(stored, description, x, bias)
+        if ready is not None:
+            return _multiplied(ready, x, bias)
     result: torch.Tensor = torch.ops.quantrature.linear(x, stored, description, bias)
     return result
 
@@ -70,104 +63,115 @@ def spec_of(description: str) -> MatrixSpec:
     return MatrixSpec.from_json(json.loads(description))
 
 
-@dataclass(frozen=True)
-class RotatedMatrix:
-    """A matrix in a rotated basis ready to be multiplied.
+_ADDRESS = torch.Tensor.data_ptr
+_VERSION = attrgetter("_version")
 
-    Attributes:
-        dense: the matrix.
-        input_scale: what each input is multiplied by on its way into it; ``None`` for ones.
-        residuals: sparse float32, (out_features, in_features): what outliers add to the dense form; ``None`` without.
+
+def _versions(stored: Sequence[torch.Tensor]) -> list[int | None]:
+    try:
+        return list(map(_VERSION, stored))
+    except RuntimeError:  # tensors of inference mode have none
+        return [None if tensor.is_inference() else tensor._version for tensor in stored]
+
+
+class _Kept:
+    """A matrix ready to be multiplied, and of which stored tensors it was made.
+
+    Args:
+        stored: those tensors. The codes may die before this does.
+        description: what they stand for.
+        forget: called with this when the codes die.
     """
 
-    dense: TrellisMatrix
-    input_scale: torch.Tensor | None
-    residuals: torch.Tensor | None
+    def __init__(self, stored: Sequence[torch.Tensor], description: str, forget: Any) -> None:
+        self.ready = _made(stored, description)
+        self.description = description
+        self.at_once = all(_is_plain(tensor) for tensor in stored)
+        self._codes, self._others = weakref.ref(stored[0], lambda _: forget(self)), stored[1:]
+        self._ids = list(map(id, stored))
+        # The version tells of writing to a tensor, the address of other memory, as an assignment to .data gives it.
+        self._versions, self._addresses = _versions(stored), list(map(_ADDRESS, stored))
 
-    @classmethod
-    def of(cls, matrix: QuantizedMatrix) -> RotatedMatrix:
-        """Prepare a matrix whose dense form is in a rotated basis."""
-        assert isinstance(matrix.dense, TrellisMatrix)
-        outliers = matrix.outliers
-        if outliers is None or outliers.nnz == 0:
-            return cls(matrix.dense, matrix.input_scale, None)
-        cols = matrix.dense.shape[1]
-        places = outliers.positions()
-        values = outliers.values.float() - replace(matrix, outliers=None).dequantize("float32").view(-1)[places]
-        indices = torch.stack([places // cols, places % cols])
-        residuals = torch.sparse_coo_tensor(indices, values, matrix.dense.shape, check_invariants=True).coalesce()
-        return cls(matrix.dense, matrix.input_scale, residuals)
-
-    def product(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the transposed matrix; float32 (n, in_features) to (n, out_features)."""
-        y = self.dense.product(x if self.input_scale is None else x * self.input_scale)
-        return y if self.residuals is None else y + torch.sparse.mm(self.residuals, x.mT).mT
-
-    def transposed_product(self, y: torch.Tensor) -> torch.Tensor:
-        """Y times the matrix; float32 (n, out_features) to (n, in_features)."""
-        x = self.dense.transposed_product(y)
-        if self.input_scale is not None:
-            x = x * self.input_scale
-        return x if self.residuals is None else x + torch.sparse.mm(self.residuals.mT, y.mT).mT
+    def is_of(self, stored: Sequence[torch.Tensor], description: str) -> bool:
+        """Whether these are the tensors it was made of, and have the same in them."""
+        return (
+            self._codes() is stored[0]
+            and list(map(id, stored)) == self._ids
+            and _versions(stored) == self._versions
+            and list(map(_ADDRESS, stored)) == self._addresses
+            and description == self.description
+        )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A matrix ready to be multiplied.
+# By the id of the tensor with the codes, with which it dies; casts, moves and loading make another tensor.
+_prepared: dict[int, _Kept] = {}
 
-    Attributes:
-        versions: of the stored tensors, which tell whether something was written to them since.
-        matrix: with scales that need no dequantizing of their own.
-        packed: the same for the packed product; ``None`` for a form in a rotated basis.
-        rotated: the same for the product in a rotated basis; ``None`` for other forms.
+
+def prepare(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
+    """The matrix of some stored tensors, made ready once for as long as its codes live and nothing is written to it."""
+    key = id(stored[0])
+    kept = _prepared.get(key)
+    if kept is None or not kept.is_of(stored, description):
+
+        def forget(dead: _Kept) -> None:
+            if _prepared.get(key) is dead:
+                del _prepared[key]
+
+        kept = _prepared[key] = _Kept(stored, description, forget)
+    return kept.ready
+
+
+def ready_at_once(
+    stored: Sequence[torch.Tensor], description: str, x: torch.Tensor, bias: torch.Tensor | None = None
+) -> PreparedMatrix | None:
+    """The matrix of some stored tensors if it is ready and a product with it needs no operator.
+
+    That is so for plain tensors on the CPU while nobody wants to know how the result comes about: no gradient, trace,
+    transform or profile is being made.
     """
-
-    versions: tuple[int, ...]
-    matrix: QuantizedMatrix
-    packed: PackedMatrix | None = None
-    rotated: RotatedMatrix | None = None
-
-    def blocks(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of the matrix, and the same dequantized."""
-        rows, cols = self.matrix.dense.shape
-        step = max(1, (BLOCK if device.type == "cpu" else BLOCK_ON_CUDA) // cols)
-        for begin in range(0, rows, step):
-            block = slice(begin, min(rows, begin + step))
-            yield block, self.matrix.dequantize(str(dtype).removeprefix("torch."), block)
-
-
-# What is prepared lives as long as the tensor with the codes, and casts, moves and loading make another tensor.
-_prepared: Any = WeakIdKeyDictionary()
-
-
-def prepare(stored: Sequence[torch.Tensor], description: str) -> _Prepared:
-    """The matrix of some stored tensors, made ready once for as long as its codes live."""
-    versions = tuple(0 if tensor.is_inference() else tensor._version for tensor in stored)
-    found: _Prepared | None = _prepared.get(stored[0])
-    if found is None or found.versions != versions:
-        found = _made(stored, description, versions)
-        _prepared[stored[0]] = found
-    return found
+    kept = _prepared.get(id(stored[0]))
+    if (
+        kept is None
+        or not kept.at_once
+        or not _is_plain(x)
+        or _modes().raw_repr() not in _QUIET
+        or _function_mode()
+        or _profile()
+        or forward_ad._current_level >= 0
+        or not kept.is_of(stored, description)
+    ):
+        return None
+    if bias is not None and not _is_plain(bias):
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return None
+    return kept.ready
 
 
-def _made(stored: Sequence[torch.Tensor], description: str, versions: tuple[int, ...]) -> _Prepared:
+def _made(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
     spec = spec_of(description)
     # Not the tensors themselves: the codes would be kept alive by what is to die with them.
     names = (name for name, _, _ in spec.layout())
     matrix = spec.matrix({name: tensor.data for name, tensor in zip(names, stored, strict=True)})
-    if isinstance(matrix.dense, TrellisMatrix):
-        return _Prepared(versions, matrix, rotated=RotatedMatrix.of(matrix))
-    assert isinstance(matrix.dense, QuantizedTensor | CodebookTensor)
-    packed = PackedMatrix.of(matrix.dense, _beside_the_codes(matrix))
-    return _Prepared(versions, replace(matrix, dense=packed.dense), packed)
+    return spec.dense.prepared(matrix)
 
 
-def _beside_the_codes(matrix: QuantizedMatrix) -> SparseCSR | None:
-    """The outliers in units of the dense form, whose inputs are scaled where the outliers' are not."""
-    outliers, scale = matrix.outliers, matrix.input_scale
-    if outliers is None or scale is None:
-        return outliers
-    return replace(outliers, values=outliers.values.float() / scale.float()[outliers.columns.long()])
+# What torch's dispatcher goes by. Tensors that are not strided, that negate, of other devices or of transforms such as
+# vmap have other keys; modes that trace, transforms and jit.trace add keys to those of all tensors.
+_keys = torch._C._dispatch_keys
+_modes = torch._C._dispatch_tls_local_include_set
+_function_mode = torch._C._is_torch_function_mode_enabled
+_profile = torch._C._autograd._profiler_enabled
+_PLAIN, _QUIET = set(), set()
+for _inference in (False, True):
+    with torch.inference_mode(_inference):
+        _PLAIN.add(_keys(torch.empty(0, device="cpu")).raw_repr())
+        _QUIET.add(_modes().raw_repr())
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether a tensor is a strided one of the CPU and nothing else."""
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and _keys(x).raw_repr() in _PLAIN
 
 
 def _check(x: torch.Tensor, cols: int) -> None:
@@ -177,47 +181,20 @@ def _check(x: torch.Tensor, cols: int) -> None:
         raise InvalidArgumentError(f"[linear] x must have shape (..., {cols}): got shape={tuple(x.shape)}")
 
 
+def _multiplied(ready: PreparedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    _check(x, ready.matrix.dense.shape[1])
+    return ready.product(x, bias)
+
+
 def _product(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
-    ready = prepare(stored, description)
-    rows, cols = ready.matrix.dense.shape
-    _check(x, cols)
-    # Allocated as it is given back: models add to results in place, which autograd forbids for views.
-    result = x.new_empty((*x.shape[:-1], rows))
-    x = x.reshape(-1, cols)
-    if len(x) == 0:
-        return result
-    out = result.view(-1, rows)
-    if ready.rotated is not None:
-        y = ready.rotated.product(x.float())
-        out.copy_(y if bias is None else y + bias)
-    elif ready.packed is not None and len(x) <= (FEW[x.dtype] if x.device.type == "cpu" else FEW_ON_CUDA):
-        scale = ready.matrix.input_scale
-        x = (x if scale is None else x.float() * scale).contiguous()
-        if bias is None and scale is None:
-            ready.packed.matmul(x, out)
-        else:
-            y = ready.packed.matvec(x)
-            out.copy_(y if bias is None else y.add_(bias))
-    else:
-        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-        left = x.to(dtype)
-        for block, weight in ready.blocks(dtype, x.device):
-            out[:, block] = torch.nn.functional.linear(left, weight, None if bias is None else bias[block].to(dtype))
-    return result
+    return _multiplied(prepare(stored, description), x, bias)
 
 
 def _gradient_product(gradient: torch.Tensor, stored: list[torch.Tensor], description: str) -> torch.Tensor:
     ready = prepare(stored, description)
     rows, cols = ready.matrix.dense.shape
-    left = gradient.reshape(-1, rows).float()
-    if ready.rotated is not None:
-        total = ready.rotated.transposed_product(left)
-    else:
-        total = left.new_zeros(len(left), cols)
-        for block, weight in ready.blocks(torch.float32, left.device):
-            total.addmm_(left[:, block], weight)
-    result: torch.Tensor = total.to(gradient.dtype).view(*gradient.shape[:-1], cols)
-    return result
+    total = ready.transposed_product(gradient.reshape(-1, rows).float())
+    return total.to(gradient.dtype).view(*gradient.shape[:-1], cols)
 
 
 def _fake(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:

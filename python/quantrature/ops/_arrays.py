@@ -14,6 +14,7 @@ from .._C import InvalidArgumentError
 Array = Any  # np.ndarray | torch.Tensor; torch is not imported for the sake of a type
 
 FLOATS = ("float32", "float16", "bfloat16")
+"""In the order of ``qtr_dtype``."""
 
 
 @functools.cache  # to print a dtype takes microseconds
@@ -164,3 +165,17 @@ def core_view(x: Array) -> Array:
                 return torch.utils.dlpack.to_dlpack(x)
         return (x.view(sys.modules["torch"].uint16) if dtype_name(x) == "bfloat16" else x).numpy()
     return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x
+
+
+def core_address(x: Array, op: str, name: str) -> int:
+    """Where the numbers of an array begin that :func:`as_input` has accepted.
+
+    Raises InvalidArgumentError naming op and argument for a tensor whose memory has other signs than its numbers.
+    """
+    if not is_torch(x):
+        return int(x.ctypes.data)
+    if x.is_neg():
+        raise InvalidArgumentError(
+            f"[{op}] {name} must not be the imaginary part of a conjugate view: pass {name}.resolve_neg()"
+        )
+    return int(x.data_ptr())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from .. import _C
-from ._arrays import Array, as_input, as_output, core_view, dtype_name, empty_like_kind, place
+from ._arrays import FLOATS, Array, as_input, as_output, core_address, core_view, dtype_name, empty_like_kind, place
 from ._codebook import CodebookTensor
 from ._grid import QuantizedTensor
 from ._outliers import SparseCSR
@@ -17,7 +18,6 @@ ACTIVATIONS = ("float32", "int8")
 """What vectors are multiplied as, in the order of ``qtr_activations``."""
 
 _ANY = range(1, 33)
-_Stored = tuple[Any, int, int, int, Any, Any, Any, Any, Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +81,17 @@ class PackedMatrix:
         return self._product(x, out, activations, dtype_name(x))
 
     @functools.cached_property
-    def _sparse(self) -> tuple[Array | None, Array | None, Array | None]:
-        if self.residuals is None:
-            return None, None, None
-        return self.residuals.values, self.residuals.columns, self.residuals.core_row_offsets()
+    def core(self) -> _C.Product:
+        """The product in the core, which has checked the arrays of the matrix and keeps them.
 
-    def _as_arguments(self) -> _Stored:
-        """The matrix as a product hands it to the core."""
-        return (*_arguments(self.dense), *(None if part is None else core_view(part) for part in self._sparse))
+        Its ``multiply`` takes addresses and checks no array: :meth:`matmul` and :meth:`matvec` do.
+        """
+        sparse = (None, None, None) if self.residuals is None else _parts(self.residuals)
+        return _C.Product(*_arguments(self.dense), *sparse)
 
-    @functools.cached_property
-    def _on_cpu(self) -> _Stored:
-        """The same, which on the CPU can be kept from product to product."""
-        return self._as_arguments()
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have: the matrix without :attr:`core`, which each makes of its own arrays."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _product(self, x: Array, out: Array | None, activations: str, dtype: str) -> Array:
         if activations not in ACTIVATIONS:
@@ -119,12 +117,15 @@ class PackedMatrix:
         if 0 in shape:
             return out
         where = place("matvec", q=self.dense.codes, x=source, out=target)
-        if where is None:
-            views = core_view(source).reshape(-1, cols), core_view(target).reshape(-1, rows)
-            _C.matvec(*self._on_cpu, *views, ACTIVATIONS.index(activations), None)
-        else:
-            views = core_view(source.reshape(-1, cols)), core_view(target.reshape(-1, rows))
-            _C.matvec(*self._as_arguments(), *views, ACTIVATIONS.index(activations), where)
+        self.core.multiply(
+            core_address(x, "matvec", "x"),
+            FLOATS.index(dtype_name(x)),
+            core_address(out, "matvec", "out"),
+            FLOATS.index(dtype_name(out)),
+            math.prod(shape[:-1]),
+            ACTIVATIONS.index(activations),
+            where,
+        )
         return out
 
 

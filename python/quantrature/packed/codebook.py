@@ -16,6 +16,9 @@ from .grid import GridSpec
 if TYPE_CHECKING:
     import torch
 
+    from .product import PreparedMatrix
+    from .quantized import QuantizedMatrix
+
 
 @dataclass(frozen=True)
 class CodebookSpec(DenseSpec):
@@ -153,3 +156,9 @@ class CodebookSpec(DenseSpec):
             shape=self.shape,
             dtype=self.dtype,
         )
+
+    def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
+        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        from .product import PackedProduct
+
+        return PackedProduct.of(matrix)

@@ -15,6 +15,9 @@ from ..ops._arrays import FLOATS
 if TYPE_CHECKING:
     import torch
 
+    from .product import PreparedMatrix
+    from .quantized import QuantizedMatrix
+
 Layout = Iterator[tuple[str, tuple[int, ...], str]]
 """Names, shapes and dtypes of stored tensors."""
 
@@ -90,6 +93,10 @@ class DenseSpec(ABC):
         Raises:
             InvalidArgumentError: when the tensors do not fit together.
         """
+
+    @abstractmethod
+    def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
+        """Make a matrix with a dense form of this kind ready to be multiplied."""
 
     @property
     @abstractmethod

@@ -15,6 +15,9 @@ from .dense import DenseSpec, Description, Layout, is_natural, part_name
 if TYPE_CHECKING:
     import torch
 
+    from .product import PreparedMatrix
+    from .quantized import QuantizedMatrix
+
 
 @dataclass(frozen=True)
 class GridSpec(DenseSpec):
@@ -139,3 +142,9 @@ class GridSpec(DenseSpec):
             dtype=self.dtype,
             **parts,
         )
+
+    def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
+        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        from .product import PackedProduct
+
+        return PackedProduct.of(matrix)

@@ -16,6 +16,9 @@ from .dense import DenseSpec, Description, Layout, is_natural, part_name
 if TYPE_CHECKING:
     import torch
 
+    from .product import PreparedMatrix
+    from .quantized import QuantizedMatrix
+
 _TILE = 16
 _LARGEST_ORDER = 512
 _BLOCK = 1 << 19
@@ -255,3 +258,9 @@ class TrellisSpec(DenseSpec):
             shape=(rows, cols),
             dtype=self.dtype,
         )
+
+    def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
+        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        from .product import RotatedProduct
+
+        return RotatedProduct.of(matrix)
