@@ -53,7 +53,7 @@ def members_of(cls):
     names = {name for base in ours for name in (*vars(base), *inspect.get_annotations(base))}
     for name in sorted(name for name in names if not name.startswith("_")):
         member = getattr(cls, name, None)
-        yield f"{name}{signature_of(member)}" if inspect.isroutine(member) else name
+        yield f"{name}{signature_of(member)}" if inspect.isroutine(member) and callable(member) else name
 
 
 def interface():

@@ -13,7 +13,7 @@ CHECK = """
 import os, torch
 import quantrature as qtr
 from quantrature import ops
-from quantrature.nn import product
+from quantrature.packed import product
 qtr.set_num_threads(3)
 w = torch.randn(300, 512, generator=torch.Generator().manual_seed(0))
 packed = ops.PackedMatrix.of(ops.quantize(w, 4, 64))

@@ -12,13 +12,11 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from .. import _C
 from .._C import InvalidArgumentError
 from ..packed import MatrixSpec
 from ..packed.product import FEW, PreparedMatrix
@@ -222,9 +220,6 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias)
     return of_x, [None] * len(stored), None, of_bias
 
-
-# Or torch's threads, which spin for a while after each of its own products, would have to be fought for.
-_C.run_on_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 library = torch.library.Library("quantrature", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from .. import _C
 from ..ops import CodebookTensor, PackedMatrix, QuantizedTensor, SparseCSR
 from ..ops._arrays import FLOATS, place
 from ..ops._matvec import ACTIVATIONS
@@ -30,6 +32,9 @@ BLOCK = 1 << 19
 
 BLOCK_ON_CUDA = 1 << 24
 """The same on a CUDA device: enough to keep it busy."""
+
+# Or torch's threads, which spin for a while after each of its own products, would have to be fought for.
+_C.run_on_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 _FLOATS = ACTIVATIONS.index("float32")
 _IN_CORE = {getattr(torch, name): number for number, name in enumerate(FLOATS)}
