@@ -11,6 +11,7 @@ import quantrature as qtr
 from helpers import run_python
 from quantrature import InvalidArgumentError, checkpoint, evaluate
 from quantrature.cli import main
+from test_loading import OWN_CASES, own_code
 from tiny_models import byte_tokenizer, tiny_model
 
 pytest.importorskip("lm_eval")
@@ -109,3 +110,20 @@ def test_usage(place, capfd, arguments, complaint):
 def test_no_tasks_are_refused(place):
     with pytest.raises(InvalidArgumentError, match="must name at least one task"):
         evaluate.tasks(place / "model", [])
+
+
+def test_trusted_code_of_a_model_is_what_tasks_measure(place, tmp_path, monkeypatch):
+    """The harness itself loads the class of transformers that has the same name."""
+    seen = []
+
+    def evaluated(model, **_):
+        seen.append(type(model.model))
+        return {"results": {}}
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", evaluated)
+    auto_map, changes = OWN_CASES["of a known name"]
+    folder = own_code(tmp_path / "own", auto_map, **changes)
+    for trusted in (True, False):
+        assert evaluate.tasks(folder, ["alphabet"], include_path=place / "tasks", trust_remote_code=trusted) == []
+    assert "transformers_modules" in seen[0].__module__
+    assert seen[1] is type(tiny_model("llama"))

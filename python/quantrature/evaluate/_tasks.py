@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .._C import InvalidArgumentError
-from ..models import load_tokenizer
+from ..models import load_model, load_tokenizer
 from ..text import own_bos
 
 
@@ -42,7 +44,7 @@ def tasks(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> list[TaskResult]:
-    """Run tasks of the LM Evaluation Harness (the package ``lm_eval``, model type ``hf``) on a folder or id on the Hub.
+    """Run tasks of the LM Evaluation Harness (the package ``lm_eval``) on a folder or id on the Hub.
 
     Args:
         model: what transformers loads, quantized or not.
@@ -63,37 +65,37 @@ def tasks(
         raise InvalidArgumentError("[eval] tasks must name at least one task")
     try:
         import lm_eval
+        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
         raise InvalidArgumentError(
             f"[eval] tasks need {error.name}, which is not installed: pip install 'quantrature[eval]'"
         ) from None
-    add_bos = _adds_bos(model, bos, trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code)
+    add_bos = _adds_bos(tokenizer, bos)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
         raise InvalidArgumentError(f"[eval] there is no task of the name {unknown[0]!r}")
+    # Loaded here: the harness takes the class of transformers where a folder has code for a class of the same name.
+    loaded = load_model(model, dtype, trust_remote_code=trust_remote_code).to(torch.device(device))
     found: Any = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(model), "dtype": dtype, "trust_remote_code": trust_remote_code}
-        | {"add_bos_token": add_bos},
+        model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos),
         tasks=list(names),
         task_manager=manager,
         num_fewshot=num_fewshot,
         limit=limit,
-        batch_size=batch_size,
-        device=device,
         log_samples=False,
     )
     said = "window" if add_bos else "none"
     return [_result(name, values, said) for name, values in found["results"].items()]
 
 
-def _adds_bos(model: str | os.PathLike[str], bos: str, trust_remote_code: bool) -> bool:
+def _adds_bos(tokenizer: Any, bos: str) -> bool:
     """Whether the harness is to let the tokenizer add its special tokens, which releases of it decide differently."""
     if bos not in ("auto", "none", "window"):
         raise InvalidArgumentError(f"[eval] bos must be auto, none or window for tasks: got bos={bos}")
-    adds = bool(own_bos(load_tokenizer(model, trust_remote_code)))
+    adds = bool(own_bos(tokenizer))
     if bos == "window" and not adds:
         raise InvalidArgumentError("[eval] bos=window needs, for tasks, a tokenizer that adds BOS by itself: use auto")
     return adds and bos != "none"
