@@ -345,7 +345,7 @@ def test_plans_differ_in_how_matrices_are_stored():
 def test_entries_in_short():
     assert str(PlanEntry(16)) == "kept"
     assert str(PlanEntry(3)) == "b3g64 minmax"
-    assert str(PlanEntry(3, -1, True, "mse", 8, 0.005)) == "b3g-1 mse sym, meta 8, outliers 0.005"
+    assert str(PlanEntry(3, -1, True, "mse", 8, 0.005)) == "b3g-1 mse sym, meta 8, outlier_fraction 0.005"
 
 
 # The verbs
@@ -372,7 +372,7 @@ def test_plan_diff(capfd, tmp_path):
     assert (status, err) == (0, "")
     words = " ".join(out.split())
     assert "1 of 2 matrices differ" in words
-    assert "m b3g64 minmax → b2g64 minmax, outliers 0.01" in words
+    assert "m b3g64 minmax → b2g64 minmax, outlier_fraction 0.01" in words
     assert "bytes 1,000 → 900" in words
     PLAN.save(b)
     status, out, err = run(capfd, "plan", "diff", a, b)

@@ -33,7 +33,7 @@ ENTRIES = {
 }
 """Modules of other kinds: a trellis, tables of the rows with scales of the inputs, a known table with groups."""
 KERNELS = [
-    *("dequantize", "matvec", "residuals", "codebook_dequantize"),
+    *("dequantize", "Product", "residuals", "codebook_dequantize"),
     *("trellis_dequantize", "trellis_matvec", "hadamard"),
 ]
 RECIPES = sorted((Path(__file__).parent / "hostile").glob("*.json"))

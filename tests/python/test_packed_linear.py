@@ -64,7 +64,7 @@ def check(layer, x):
 def test_few_and_many_rows_give_the_product(bits, dtype):
     for settings in ({"group_size": 32}, {"group_size": -1}, {"group_size": 64, "sym": True}, {"meta_bits": 8}):
         for outliers in (0.0, 0.03):
-            layer = layer_of(bits=bits, outliers=outliers, bias=True, **settings)
+            layer = layer_of(bits=bits, outlier_fraction=outliers, bias=True, **settings)
             for rows in (1, 3, product.FEW[dtype], product.FEW[dtype] + 1):
                 check(layer, torch.randn(rows, layer.in_features).to(dtype))
 
@@ -95,7 +95,7 @@ def test_codebooks_are_multiplied_packed(settings, dtype, monkeypatch):
 
 @pytest.mark.parametrize("block", [70, 71 * 5, 1 << 20])
 def test_blocks_make_no_difference(block, monkeypatch):
-    layer = layer_of(outliers=0.05, meta_bits=8)
+    layer = layer_of(outlier_fraction=0.05, meta_bits=8)
     x = torch.randn(150, 70)
     expected = layer(x)
     monkeypatch.setattr(product, "BLOCK", block)
@@ -103,7 +103,7 @@ def test_blocks_make_no_difference(block, monkeypatch):
 
 
 def test_the_whole_matrix_is_never_dequantized(monkeypatch):
-    layer = layer_of(rows=64, cols=64, outliers=0.02)
+    layer = layer_of(rows=64, cols=64, outlier_fraction=0.02)
     monkeypatch.setattr(product, "BLOCK", 16 * 64)
     sizes = []
     dequantize = QuantizedMatrix.dequantize
@@ -156,7 +156,7 @@ def test_other_activations_are_refused(x, complaint):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("rows", [3, 160])
 def test_the_gradient_flows_through(rows, dtype):
-    layer = layer_of(bias=True, outliers=0.03)
+    layer = layer_of(bias=True, outlier_fraction=0.03)
     x = torch.randn(rows, 70, dtype=dtype, requires_grad=True)
     direction = torch.randn(rows, 24).to(dtype)
     layer(x).backward(direction)
@@ -179,7 +179,7 @@ def test_results_may_be_changed_in_place(rows):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_torch_accepts_the_operator(bias):
-    layer = layer_of(bias=bias, outliers=0.03)
+    layer = layer_of(bias=bias, outlier_fraction=0.03)
     stored = list(layer.stored().values())
     x = torch.randn(3, 70, requires_grad=True)
     arguments = (x, stored, packed_linear.describe(layer.spec), layer.bias)
@@ -200,7 +200,7 @@ def test_a_compiled_model_is_one_graph(layout):
 
 
 def test_inductor_takes_a_layer():
-    layer = layer_of(outliers=0.02, bias=True)
+    layer = layer_of(outlier_fraction=0.02, bias=True)
     compiled = torch.compile(lambda x: layer(x).relu() * 2, fullgraph=True)
     for rows in (1, 3, 160):
         x = torch.randn(rows, 70)
@@ -221,7 +221,7 @@ def preparations(monkeypatch):
 def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
     gc.collect()
     before = len(packed_linear._prepared)
-    layer = layer_of(outliers=0.03)
+    layer = layer_of(outlier_fraction=0.03)
     for rows in (1, 150, 2):
         layer(torch.randn(rows, 70))
     assert len(preparations) == 1
@@ -232,7 +232,7 @@ def test_a_matrix_is_prepared_once_and_forgotten_with_its_layer(preparations):
 
 
 def test_what_is_prepared_is_small():
-    layer = layer_of(rows=256, cols=512, outliers=0.005)
+    layer = layer_of(rows=256, cols=512, outlier_fraction=0.005)
     layer(torch.randn(1, 512))
     ready = packed_linear._prepared[id(layer.codes)].ready
     assert ready.packed.dense.codes.data_ptr() == layer.codes.data_ptr()
@@ -240,12 +240,12 @@ def test_what_is_prepared_is_small():
 
 
 def test_new_values_are_seen(preparations):
-    layer, other = layer_of(outliers=0.03), layer_of(outliers=0.03, seed=1)
+    layer, other = layer_of(outlier_fraction=0.03), layer_of(outlier_fraction=0.03, seed=1)
     x = torch.randn(2, 70)
     before = layer(x)
     layer.load_state_dict(other.state_dict())  # in place
     assert torch.equal(layer(x), other(x)) and not torch.equal(layer(x), before)
-    layer.store(layer_of(outliers=0.03).matrix)
+    layer.store(layer_of(outlier_fraction=0.03).matrix)
     assert torch.equal(layer(x), before)
     layer.to(torch.bfloat16)
     assert torch.equal(layer(x), before)
@@ -253,7 +253,7 @@ def test_new_values_are_seen(preparations):
 
 
 def test_inference_mode_runs():
-    layer = layer_of(outliers=0.03)
+    layer = layer_of(outlier_fraction=0.03)
     x = torch.randn(2, 70)
     expected = layer(x)
     with torch.inference_mode():
@@ -300,7 +300,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, {"outliers": 0.03}, {"meta_bits": 8}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"outlier_fraction": 0.03}, {"meta_bits": 8}], ids=str)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @torch.no_grad()
 def test_the_next_product_is_of_the_changed_layer(change, settings):
@@ -316,7 +316,7 @@ def test_the_next_product_is_of_the_changed_layer(change, settings):
 
 @torch.no_grad()
 def test_copies_and_pickles_multiply_with_buffers_of_their_own():
-    layer = layer_of(outliers=0.03, bias=True)
+    layer = layer_of(outlier_fraction=0.03, bias=True)
     x = torch.randn(2, 70)
     expected = layer(x)
     saved = io.BytesIO()
@@ -360,7 +360,7 @@ def operator_calls(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("settings", [{}, {"outliers": 0.03, "meta_bits": 8}, {"solver": "nf4"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"outlier_fraction": 0.03, "meta_bits": 8}, {"solver": "nf4"}], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_without_gradients_the_operator_is_called_once(settings, bias, dtype, operator_calls):
     layer = layer_of(bias=bias, **settings)

@@ -182,7 +182,7 @@ def test_a_table_is_read(written):
         ([ROWS[0], "0,a,3,64"], HEADER, "line 3: a number is missing or is none"),
         ([ROWS[0], "0,a,3,64,8,128,nan,1,1024,3,1"], HEADER, "line 3: a number is out of range"),
         ([ROWS[0], "0,a,3,0,8,128,1,1,1024,3,1"], HEADER, "line 3: a number is out of range"),
-        ([ROWS[0], ROWS[0]], HEADER, "line 3: the same matrix and setting were there before"),
+        ([ROWS[0], ROWS[0]], HEADER, "line 3 repeats a matrix and its setting"),
         ([*ROWS, "1,a,4,64,8,128,1,1,1024,3,1"], HEADER, "every matrix in all 2 settings: got 1 for a of layer 1"),
     ],
 )

@@ -314,7 +314,7 @@ def test_quantized_experts_of_a_folder_stay_as_they_are(tmp_path, caplog):
     checkpoint.save(qtr.quantize(tiny_model("mixtral"), **HOST, embedding_bits=8), tmp_path / "host")
     text = {"nodes": 2, "steps": 1, "prove": False}
     record = qtr.requant_folder(
-        tmp_path / "host", tmp_path / "source", TOKENS, significant=1.0, output=tmp_path / "out", **text
+        tmp_path / "host", tmp_path / "source", TOKENS, significant_fraction=0.01, output=tmp_path / "out", **text
     )
     assert "12 matrices of fused experts stay as they are" in caplog.text
     assert {matrix.name for matrix in record.matrices} == {
@@ -329,7 +329,12 @@ def test_quantized_experts_of_a_folder_stay_as_they_are(tmp_path, caplog):
     checkpoint.save(qtr.quantize(tiny_model("mixtral"), **HOST, ignore="re:.*self_attn"), tmp_path / "experts")
     with pytest.raises(InvalidArgumentError, match="every quantized matrix of .* is one of fused experts"):
         qtr.requant_folder(
-            tmp_path / "experts", tmp_path / "source", TOKENS, significant=1.0, output=tmp_path / "never", **text
+            tmp_path / "experts",
+            tmp_path / "source",
+            TOKENS,
+            significant_fraction=0.01,
+            output=tmp_path / "never",
+            **text,
         )
 
 

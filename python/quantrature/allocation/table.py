@@ -132,7 +132,7 @@ def read_table(path: str | os.PathLike[str]) -> CostTable:
             raise InvalidArgumentError(f"[read_table] {path}, line {line}: a number is out of range")
         of_matrix = cells.setdefault((whole["layer"], row["module"]), {})
         if configuration in of_matrix:
-            raise InvalidArgumentError(f"[read_table] {path}, line {line}: matrix and setting were there before")
+            raise InvalidArgumentError(f"[read_table] {path}, line {line} repeats a matrix and its setting")
         of_matrix[configuration] = {"params": whole["params"], **values}
     matrices = tuple(sorted(cells))
     configurations = tuple(sorted({c for of_matrix in cells.values() for c in of_matrix}))
