@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from .._C import InvalidArgumentError
 from ..models import load_model, load_tokenizer
 from ..text import own_bos
@@ -78,7 +76,8 @@ def tasks(
     if unknown:
         raise InvalidArgumentError(f"[eval] there is no task of the name {unknown[0]!r}")
     # Loaded here: the harness takes the class of transformers where a folder has code for a class of the same name.
-    loaded = load_model(model, dtype, trust_remote_code=trust_remote_code).to(torch.device(device))
+    loaded: Any = load_model(model, dtype, trust_remote_code=trust_remote_code)
+    loaded.to(device)
     found: Any = lm_eval.simple_evaluate(
         model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos),
         tasks=list(names),
