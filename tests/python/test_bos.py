@@ -282,15 +282,12 @@ def test_a_setting_that_there_is_not_is_refused(folder, capfd):
 @pytest.mark.filterwarnings("ignore")  # what the harness and the packages it stands on say of themselves
 def test_tasks_begin_with_bos(tmp_path, monkeypatch):
     lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
-
     tiny_model("llama").save_pretrained(tmp_path)
     said = tokenizer = None
 
-    def simple_evaluate(model_args, **_):
+    def simple_evaluate(model, **_):
         nonlocal said
-        harness = HFLM(**model_args, device="cpu")
-        said = harness.tok_encode("ab"), harness.tok_batch_encode(["ab"])[0][0].tolist()
+        said = model.tok_encode("ab"), model.tok_batch_encode(["ab"])[0][0].tolist()
         return {"results": {"some": {"acc,none": 1.0}}}
 
     class NoTasks:  # which are many, and take their time to be found
