@@ -84,7 +84,7 @@ def run(
     meta_bits: Annotated[
         int | None,
         typer.Option(
-            help="Quantize scales and zeros to so many bits; 0 for none.",
+            help="Bits of quantized scales and zero points; 0 stores them as float16.",
             show_default="8 for mxq, sensiboost and kurtboost; else 0",
             rich_help_panel=METHOD,
         ),
@@ -117,7 +117,9 @@ def run(
     ] = 2,
     top_m: Annotated[
         int,
-        typer.Option(help="Boost so many layers of each module; 0 for all conspicuous ones.", rich_help_panel=METHOD),
+        typer.Option(
+            help="Number of layers to boost in each module; 0 for all conspicuous ones.", rich_help_panel=METHOD
+        ),
     ] = 0,
     weights: Annotated[
         str | None, typer.Option(help="The model that SENS is of, to measure settings that it does not have.")
@@ -135,7 +137,7 @@ def run(
     validate: Annotated[
         int,
         typer.Option(
-            help="Measure so many random plans, and store how well they were predicted.", rich_help_panel=OUTPUT
+            help="Number of random plans to measure, to tell how well they are predicted.", rich_help_panel=OUTPUT
         ),
     ] = 0,
     dtype: Annotated[

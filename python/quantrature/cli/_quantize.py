@@ -54,7 +54,7 @@ def run(
     group_size: GroupSize = 64,
     method: Method = "rtn",
     sym: Sym = False,
-    meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zeros to so many bits.")] = None,
+    meta_bits: Annotated[int | None, typer.Option(help="Bits of quantized scales and zero points.")] = None,
     outlier_fraction: Annotated[
         float | None,
         typer.Option(

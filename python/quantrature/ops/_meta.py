@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,22 +67,23 @@ def with_quantized_scales(
     """
     values = _Weights(w, exclude)
     before = values.squared_error(plain)
-    negligible = _NEGLIGIBLE**2 * values.squared_norm
+
+    def accepted(error: float, ratio: float) -> bool:
+        return error <= ratio**2 * before or error <= _NEGLIGIBLE**2 * values.squared_norm
+
     zero = getattr(plain, "zero", None)
     best = replace(plain, scale=quantized(plain.scale.reshape(-1)))
     if zero is not None:
         best = replace(best, zero=quantized(zero.reshape(-1)))
     least = values.squared_error(best)
-    if least <= max(_UNNOTICED**2 * before, negligible):
+    if accepted(least, _UNNOTICED):
         return best
     if again is not None:
         covering = again(*_covering(plain, quantized, meta_bits, meta_group))
         error = values.squared_error(covering)
         if error < least:
             best, least = covering, error
-    if group < 8:
-        return best
-    return best if least <= max(allowed_ratio(meta_bits, group) ** 2 * before, negligible) else plain
+    return best if group < 8 or accepted(least, allowed_ratio(meta_bits, group)) else plain
 
 
 class _Weights:
@@ -90,7 +92,10 @@ class _Weights:
     def __init__(self, w: Array, exclude: Positions) -> None:
         self._flat = w.reshape(-1)
         self._excluded = _flat_positions(w, exclude)
-        self.squared_norm = self._sum(lambda part: _double(self._flat[part]))
+
+    @functools.cached_property
+    def squared_norm(self) -> float:
+        return self._sum(lambda part: _double(self._flat[part]))
 
     def squared_error(self, q: Any) -> float:
         values = q.dequantize("float32").reshape(-1)

@@ -73,7 +73,7 @@ def quantize(
         group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
         method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
         sym: a grid symmetric around zero, which stores no zero point.
-        meta_bits: quantize scales and zeros to so many bits.
+        meta_bits: bits of quantized scales and zero points; ``None`` stores them as float16 or float32.
         outlier_fraction: fraction of the weights, 0 to 1, kept exactly, the largest in magnitude.
         embedding_bits: quantize the token embedding and the output embedding, too, to so many bits, by rounding to
             nearest: at 8 bits with one scale a token, below in groups as elsewhere. Where the two are tied they stay
