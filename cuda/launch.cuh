@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -69,13 +71,38 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
 #endif
 }
 
+// Where calls take memory from. What they give back stays there, up to 1 GiB or a thirty-second of the
+// device's memory: the default pool returns all of it whenever somebody waits, and to map it anew takes
+// longer than most kernels.
+inline cudaMemPool_t pool_of(int ordinal) {
+  static std::mutex guard;
+  static std::map<int, cudaMemPool_t> pools;
+  const std::lock_guard lock(guard);
+  const auto [at, is_new] = pools.try_emplace(ordinal, nullptr);
+  if (is_new) {
+    cudaMemPoolProps about{};
+    about.allocType = cudaMemAllocationTypePinned;
+    about.location = {cudaMemLocationTypeDevice, ordinal};
+    size_t free = 0, all = 0;
+    expect(cudaMemGetInfo(&free, &all), "asking for the size of the memory");
+    uint64_t kept = std::min<uint64_t>(all / 32, uint64_t{1} << 30);
+    expect(cudaMemPoolCreate(&at->second, &about), "making a pool of memory");
+    expect(cudaMemPoolSetAttribute(at->second, cudaMemPoolAttrReleaseThreshold, &kept),
+           "keeping memory of a pool");
+  }
+  return at->second;
+}
+
 // Memory of one call, given back in the order of the stream.
 template <class T>
 class Scratch {
  public:
   Scratch(int64_t count, cudaStream_t stream) : stream_(stream) {
     const size_t bytes = sizeof(T) * static_cast<size_t>(std::max<int64_t>(1, count));
-    expect(cudaMallocAsync(reinterpret_cast<void**>(&data_), bytes, stream), "allocating scratch memory");
+    int ordinal = 0;
+    expect(cudaGetDevice(&ordinal), "finding the current device");
+    expect(cudaMallocFromPoolAsync(reinterpret_cast<void**>(&data_), bytes, pool_of(ordinal), stream),
+           "allocating scratch memory");
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

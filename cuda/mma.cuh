@@ -1,13 +1,27 @@
 // Tensor cores: products of tiles of bfloat16, added in float32.
 #pragma once
 
+#include "common/half.hpp"
 #include "launch.cuh"
 
 namespace quantrature::cuda {
 
-// Two numbers that bfloat16 holds exactly; a comes first in memory.
-__device__ __forceinline__ uint32_t two_bf16(float a, float b) {
-  return std::bit_cast<uint32_t>(a) >> 16 | (std::bit_cast<uint32_t>(b) & 0xFFFF0000u);
+// Two fields of kBits bits, up to 4, of a word, the first at bit `at`, the other 16 bits higher; each times 2^left, as
+// a bfloat16. Set below the exponent of 2^(7 + left), a field is the mantissa of a number, which is then taken off.
+template <int kBits>
+__device__ __forceinline__ uint32_t two_fields(uint32_t word, int at, int left) {
+  constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x00010001u;
+  const uint32_t base = (0x4300u + (static_cast<uint32_t>(left) << 7)) * 0x00010001u;
+  const uint32_t above = (word >> at & kMask) | base;
+#ifdef QUANTRATURE_CUDA_ON_HOST
+  const auto half = [](uint32_t two, int which) { return f32_from_bf16(static_cast<uint16_t>(two >> 16 * which)); };
+  const auto apart = [&](int which) { return bf16_from_f32(half(above, which) - half(base, which)); };
+  return apart(0) | static_cast<uint32_t>(apart(1)) << 16;
+#else
+  uint32_t fields;  // above times 1 minus base, exact
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(fields) : "r"(above), "r"(0x3F803F80u), "r"(base ^ 0x80008000u));
+  return fields;
+#endif
 }
 
 // d += a b, for a of 16 x 16 and b of 16 x 8; the threads of a warp share them. With lane = 4 g + t, d is

@@ -400,7 +400,29 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
   return cudaSuccess;
 }
-inline cudaError_t cudaMallocAsync(void** at, size_t bytes, cudaStream_t) {
+using cudaMemPool_t = void*;
+enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+struct cudaMemLocation {
+  cudaMemLocationType type;
+  int id;
+};
+struct cudaMemPoolProps {
+  cudaMemAllocationType allocType;
+  cudaMemLocation location;
+};
+inline cudaError_t cudaMemGetInfo(size_t* free, size_t* all) {
+  *free = *all = size_t{1} << 30;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolCreate(cudaMemPool_t*, const cudaMemPoolProps*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocFromPoolAsync(void** at, size_t bytes, cudaMemPool_t, cudaStream_t) {
   // Filled, so that a kernel which reads what it has not written does not find zeros there.
   *at = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*at == nullptr) return cudaErrorMemoryAllocation;

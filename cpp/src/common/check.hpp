@@ -2,24 +2,38 @@
 #pragma once
 
 #include <cstdint>
-#include <sstream>
+#include <cstdio>
 #include <string>
+#include <type_traits>
 
 #include "quantrature/error.hpp"
 #include "quantrature/types.hpp"
 
 namespace quantrature {
 
+// A name or value as it reads in a message, whatever the locale: no stream has a part in it.
+template <class T>
+std::string text_of(const T& value) {
+  if constexpr (std::is_floating_point_v<T>) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%g", static_cast<double>(value));
+    return text;
+  } else if constexpr (std::is_arithmetic_v<T>) {
+    return std::to_string(value);
+  } else {
+    return value;
+  }
+}
+
 template <class... NamesAndValues>
 std::string complaint(const char* rule, const NamesAndValues&... names_and_values) {
-  std::ostringstream text;
-  text << rule;
+  std::string text = rule;
   if constexpr (sizeof...(names_and_values) > 0) {
-    text << ": got ";
+    text += ": got ";
     int i = 0;
-    ((text << (i == 0 ? "" : (i % 2 ? "=" : ", ")) << names_and_values, ++i), ...);
+    ((text += (i == 0 ? "" : (i % 2 ? "=" : ", ")), text += text_of(names_and_values), ++i), ...);
   }
-  return text.str();
+  return text;
 }
 
 template <class... NamesAndValues>
