@@ -1,8 +1,9 @@
 """The command line: ``quantrature VERB MODEL [options]``, a file for each verb.
 
-A verb is a function ``run`` in ``_<verb>.py`` whose docstring is its help, and its name in VERBS. It imports what it
-needs inside ``run``, so that help comes without torch. A verb of two words, in ``_<first>_<second>.py``, goes before
-one of the first word alone: ``quantrature plan diff`` compares plans, and a model in a folder of that name is ./diff.
+A verb is a function ``run`` in ``_<verb>.py`` whose docstring is its help, and its name in VERBS. Options that go
+together come in groups, which are values (``_groups.py``). A verb imports what it needs inside ``run``, so that help
+comes without torch. A verb of two words, in ``_<first>_<second>.py``, goes before one of the first word alone:
+``quantrature plan diff`` compares plans, and a model in a folder of that name is ./diff.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from .._C import QuantratureError
+from ._groups import as_command
 
 VERBS = (
     "analyze",
@@ -71,7 +73,7 @@ def quantrature(
 
 
 for _verb in VERBS:
-    app.command(_verb)(importlib.import_module(f"._{_verb.replace(' ', '_')}", __name__).run)
+    app.command(_verb)(as_command(importlib.import_module(f"._{_verb.replace(' ', '_')}", __name__).run))
 
 
 def _verb_of(given: Sequence[str]) -> str:

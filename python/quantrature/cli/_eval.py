@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
-from ._options import MEMORY, BatchSize, Bos, DeviceMap, Json, ModelArgument, TextColumn, TextFile, TrustRemoteCode
+from ._groups import Loading
+from ._options import Json, ModelArgument
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -18,103 +20,163 @@ if TYPE_CHECKING:
 BEGUN = {"window": ", each begun by BOS", "text": ", BOS before the text", "none": ", without BOS"}
 """What is said of windows by where they have BOS."""
 
+TEXT = "On a text"
+TASKS = "On tasks"
+
+
+@dataclass(frozen=True)
+class OnText:
+    """A text, and how it is cut into windows."""
+
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="A .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].", rich_help_panel=TEXT
+        ),
+    ] = None
+    reference: Annotated[
+        str | None, typer.Option(help="Model to measure the divergence from.", rich_help_panel=TEXT)
+    ] = None
+    seqlen: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a window.", show_default="2048, or what the model was built for", rich_help_panel=TEXT
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Use no more of the text than its first tokens.", rich_help_panel=TEXT)
+    ] = None
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Let windows overlap and begin this many tokens apart; not with --reference.", rich_help_panel=TEXT
+        ),
+    ] = None
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Field that has the text in rows of .jsonl, .json and data sets; by default text, content, messages, "
+            "conversations, instruction with output, or input_ids.",
+            metavar="NAME",
+            rich_help_panel=TEXT,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OnTasks:
+    """Tasks of the LM Evaluation Harness."""
+
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a text, tasks of the LM Evaluation Harness, with commas between.", rich_help_panel=TASKS
+        ),
+    ] = None
+    include_path: Annotated[
+        str | None, typer.Option(help="Folder with definitions of further tasks.", rich_help_panel=TASKS)
+    ] = None
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples in the prompt of a task.", rich_help_panel=TASKS)
+    ] = None
+    limit: Annotated[
+        float | None,
+        typer.Option(help="Documents of each task to use; below 1, the share of them.", rich_help_panel=TASKS),
+    ] = None
+
 
 def run(
     model: ModelArgument,
-    text: TextFile = None,
-    seqlen: Annotated[
-        int | None, typer.Option(help="Tokens in a window.", show_default="2048, or what the model was built for")
-    ] = None,
-    reference: Annotated[str | None, typer.Option(help="Model to measure the divergence from.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Use no more of the text than its first tokens.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Let windows overlap and begin this many tokens apart; not with --reference.")
-    ] = None,
-    bos: Bos = "auto",
-    text_column: TextColumn = None,
-    batch_size: BatchSize = 8,
-    tasks: Annotated[
-        str | None, typer.Option(help="In place of a text, tasks of the LM Evaluation Harness, with commas between.")
-    ] = None,
-    include_path: Annotated[str | None, typer.Option(help="Folder with definitions of further tasks.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt of a task.")] = None,
-    limit: Annotated[
-        float | None, typer.Option(help="Documents of each task to use; below 1, the share of them.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.", rich_help_panel=MEMORY)
-    ] = "float32",
-    device_map: DeviceMap = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    on: OnText,
+    on_tasks: OnTasks,
+    bos: Annotated[
+        str,
+        typer.Option(
+            help="Where the BOS token goes: window (first of each window), text (once, before the text), none, or "
+            "auto: window if the tokenizer adds BOS by itself."
+        ),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 8,
+    loading: Loading,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity, and divergence from a reference, on a text; or run tasks."""
-    if (text is None) == (tasks is None):
+    if (on.text is None) == (on_tasks.tasks is None):
         raise InvalidArgumentError("[eval] either --text or --tasks must be given, not both")
-    if text is None:
-        assert tasks is not None
-        if reference is not None or stride is not None or max_tokens is not None or seqlen is not None:
-            raise InvalidArgumentError("[eval] --reference, --stride, --max-tokens and --seqlen go with --text")
+    _refuse_the_rest(on_tasks if on.text is not None else on)
+    loading.limits("eval")
+    if on_tasks.tasks is not None:
         with stdout_kept_clean(as_json):
-            from .. import evaluate
-
-            results = evaluate.tasks(
-                model,
-                tasks.split(","),
-                include_path=include_path,
-                num_fewshot=num_fewshot,
-                limit=limit,
-                batch_size=batch_size,
-                bos=bos,
-                dtype=dtype,
-                device=device_map or "cpu",
-                trust_remote_code=trust_remote_code,
-            )
+            results = _on_tasks(model, on_tasks, loading, bos, batch_size)
         if as_json:
             print_json({r.name: {"metrics": r.metrics, "standard_errors": r.errors, "bos": r.bos} for r in results})
         else:
-            print_table(f"{model} on {tasks}", [row for r in results for row in _task_rows(r)])
+            print_table(f"{model} on {on_tasks.tasks}", [row for r in results for row in _task_rows(r)])
         return
-    if include_path is not None or num_fewshot is not None or limit is not None:
-        raise InvalidArgumentError("[eval] --include-path, --num-fewshot and --limit go with --tasks")
-    if stride is not None and reference is not None:
+    if on.stride is not None and on.reference is not None:
         raise InvalidArgumentError("[eval] stride goes without a reference: a divergence is taken window by window")
     with stdout_kept_clean(as_json):
-        from .. import evaluate, models
-        from ..text import token_stream, token_windows
-
-        # The text first: a mistake in it shows before any weight is loaded.
-        config = models.load_config(model, trust_remote_code)
-        tokenizer = models.load_tokenizer(model, trust_remote_code)
-        if stride is None:
-            tokens = token_windows(
-                text, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=config, bos=bos, text_column=text_column
-            )
-        else:
-            tokens = token_stream(text, tokenizer, max_tokens=max_tokens, bos=bos, text_column=text_column)
-
-        def load(name: str) -> Any:
-            return models.load_model(name, dtype, device_map, trust_remote_code)
-
-        more: dict[str, Any] = {
-            "seqlen": seqlen,
-            "tokenizer": tokenizer,
-            "batch_size": batch_size,
-            "bos": "auto" if stride is None else bos,  # windows have what they are to begin with
-            "progress": False if as_json else None,
-        }
-        ours, theirs = load(model), None
-        divergence = None
-        if reference is None:
-            found = evaluate.perplexity(ours, tokens, stride=stride, **more)
-        else:
-            theirs = load(reference)
-            divergence = evaluate.divergence(ours, theirs, tokens, **more)
-            found = divergence.model
+        found, divergence = _on_text(model, on, loading, bos, batch_size, False if as_json else None)
     if as_json:
         print_json(_values(found, divergence))
     else:
-        print_table(f"{model} on {text}", _rows(found, divergence))
+        print_table(f"{model} on {on.text}", _rows(found, divergence))
+
+
+def _refuse_the_rest(unused: OnText | OnTasks) -> None:
+    """Refuse what goes with the other one of --text and --tasks."""
+    given = [field.name for field in fields(unused) if getattr(unused, field.name) != field.default]
+    if given:
+        other = "--tasks" if isinstance(unused, OnTasks) else "--text"
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InvalidArgumentError(f"[eval] {names} goes with {other}")
+
+
+def _on_tasks(model: str, on: OnTasks, loading: Loading, bos: str, batch_size: int) -> list[TaskResult]:
+    from .. import evaluate
+
+    assert on.tasks is not None
+    return evaluate.tasks(
+        model,
+        on.tasks.split(","),
+        include_path=on.include_path,
+        num_fewshot=on.num_fewshot,
+        limit=on.limit,
+        batch_size=batch_size,
+        bos=bos,
+        dtype=loading.dtype,
+        device=loading.device_map or "cpu",
+        trust_remote_code=loading.trust_remote_code,
+    )
+
+
+def _on_text(
+    model: str, on: OnText, loading: Loading, bos: str, batch_size: int, progress: bool | None
+) -> tuple[PerplexityResult, DivergenceResult | None]:
+    from .. import evaluate, models
+    from ..text import token_stream, token_windows
+
+    # The text first: a mistake in it shows before any weight is loaded.
+    config = models.load_config(model, loading.trust_remote_code)
+    tokenizer = loading.tokenizer(model)
+    how: dict[str, Any] = {"max_tokens": on.max_tokens, "bos": bos, "text_column": on.text_column}
+    if on.stride is None:
+        tokens = token_windows(on.text, tokenizer, seqlen=on.seqlen, model=config, **how)
+    else:
+        tokens = token_stream(on.text, tokenizer, **how)
+    more: dict[str, Any] = {
+        "seqlen": on.seqlen,
+        "tokenizer": tokenizer,
+        "batch_size": batch_size,
+        "bos": "auto" if on.stride is None else bos,  # windows have what they are to begin with
+        "progress": progress,
+    }
+    ours = loading.load(model, "eval")
+    if on.reference is None:
+        return evaluate.perplexity(ours, tokens, stride=on.stride, **more), None
+    divergence = evaluate.divergence(ours, loading.load(on.reference, "eval"), tokens, **more)
+    return divergence.model, divergence
 
 
 def _values(found: PerplexityResult, divergence: DivergenceResult | None) -> dict[str, float | str]:

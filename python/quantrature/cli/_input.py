@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from .._C import InvalidArgumentError
 
@@ -27,11 +26,6 @@ def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
         raise InvalidArgumentError(f"[{verb}] {option} must be a size such as 4.2GiB or 900MB: got {text!r}") from None
 
 
-def resume_folder_of(output: str, given: str | None) -> str:
-    """Where a run keeps what it goes on from: in the folder that was given, or in one beside its output."""
-    return f"{Path(output)}.resume" if given is None else given
-
-
 def check_fraction(verb: str, option: str, value: float | None) -> None:
     """Refuse what is no fraction, and percent above all.
 
@@ -42,20 +36,3 @@ def check_fraction(verb: str, option: str, value: float | None) -> None:
         raise InvalidArgumentError(
             f"[{verb}] {option} must be a fraction between 0 and 1 (0.005 is half a percent): got {value:g}"
         )
-
-
-def memory_limits(verb: str, given: list[str] | None, device_map: str | None) -> dict[int | str, int | str] | None:
-    """What the weights may take of each device, out of ``DEVICE=SIZE``; ``None`` for no limits.
-
-    Raises:
-        InvalidArgumentError: for anything else, or limits without a device map.
-    """
-    if given and device_map is None:
-        raise InvalidArgumentError(f"[{verb}] --max-memory goes with --device-map")
-    limits: dict[int | str, int | str] = {}
-    for text in given or ():
-        device, equals, size = text.partition("=")
-        if not (device and equals and size):
-            raise InvalidArgumentError(f"[{verb}] --max-memory must be DEVICE=SIZE: got {text!r}")
-        limits[int(device) if device.isdigit() else device] = size_in_bytes(verb, size, "--max-memory")
-    return limits or None

@@ -3,104 +3,83 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._C import InvalidArgumentError
-from ._input import check_fraction, memory_limits, resume_folder_of, size_in_bytes
-from ._options import (
-    CALIBRATION,
-    MEMORY,
-    OUTPUT,
-    RESUMING,
-    BatchSize,
-    Bos,
-    Checkpointing,
-    DeviceMap,
-    Json,
-    MapFolder,
-    MaxMemory,
-    MaxShardSize,
-    Nsamples,
-    Resume,
-    Rule,
-    Seed,
-    Seqlen,
-    TextColumn,
-    TrustRemoteCode,
-)
+from ._groups import Loading, Quadrature, Resuming, Text
+from ._input import check_fraction, size_in_bytes
+from ._options import CALIBRATION, Json, MaxShardSize, Overwrite
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
     from ..requantization import Requantization
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How many weights are restored: one of three ways to say it."""
+
+    significant_fraction: Annotated[float | None, typer.Option(help="Fraction of the weights, 0 to 1, to restore.")] = (
+        None
+    )
+    avg_bits: Annotated[
+        float | None, typer.Option(help="Instead: bits of storage for each weight, everything included.")
+    ] = None
+    target_size: Annotated[
+        str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
+    ] = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As :func:`quantrature.requantization.requant_folder` takes them.
+
+        Raises:
+            InvalidArgumentError: for none of them or several, for no fraction, and for no size.
+        """
+        if sum(given is not None for given in vars(self).values()) != 1:
+            raise InvalidArgumentError(
+                "[requant] a budget is given as exactly one of --significant-fraction, --avg-bits and --target-size"
+            )
+        check_fraction("requant", "--significant-fraction", self.significant_fraction)
+        target = None if self.target_size is None else size_in_bytes("requant", self.target_size)
+        return {
+            "significant_fraction": self.significant_fraction,
+            "avg_bits": self.avg_bits,
+            "target_bytes": target,
+        }
+
+
 def run(
     folder: Annotated[str, typer.Argument(help="Folder that quantrature quantized.", metavar="DIR")],
+    *,
     source: Annotated[str, typer.Option(help="The model it was made from: folder or id.", metavar="MODEL")],
-    calibration: Annotated[
-        str, typer.Option(help="A .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].")
-    ],
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
     ] = None,
-    significant_fraction: Annotated[
-        float | None, typer.Option(help="Fraction of the weights, 0 to 1, to restore.")
-    ] = None,
-    avg_bits: Annotated[
-        float | None, typer.Option(help="Instead: bits of storage for each weight, everything included.")
-    ] = None,
-    target_size: Annotated[
-        str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
-    ] = None,
+    budget: Budget,
     steps: Annotated[
         int, typer.Option(help="Integrals over which the weights are spread.", rich_help_panel=CALIBRATION)
     ] = 2,
-    nsamples: Nsamples = 128,
-    seqlen: Seqlen = None,
-    seed: Seed = 0,
-    bos: Bos = "auto",
-    text_column: TextColumn = None,
-    batch_size: BatchSize = 1,
-    rule: Rule = "gauss",
-    nodes: Annotated[
-        int, typer.Option(help="Gradient evaluations for each window and integral.", rich_help_panel=CALIBRATION)
-    ] = 4,
-    dtype: Annotated[str, typer.Option(help="What to run in: float32, bfloat16.", rich_help_panel=MEMORY)] = "float32",
-    device_map: DeviceMap = None,
-    max_memory: MaxMemory = None,
-    checkpointing: Checkpointing = False,
-    map_folder: MapFolder = None,
-    resume: Resume = "auto",
-    resume_folder: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to keep what an interrupted run goes on from.",
-            show_default="OUT.resume or DIR.resume",
-            rich_help_panel=RESUMING,
-        ),
-    ] = None,
+    text: Text,
+    integral: Quadrature,
+    loading: Loading,
+    resuming: Resuming,
     max_shard_size: MaxShardSize = "5GB",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that is not empty.", rich_help_panel=OUTPUT)
-    ] = False,
-    trust_remote_code: TrustRemoteCode = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Improve a quantized folder: keep the weights that cost most exactly, within a budget.
 
     Processes that torchrun starts (torchrun --no-python quantrature requant ...) divide the windows among them.
     """
+    if text.calibration is None:
+        raise InvalidArgumentError("[requant] --calibration must name the text to integrate on")
     if output is None and not overwrite:
         raise InvalidArgumentError("[requant] -o must name a folder to write, or --overwrite allow to replace DIR")
-    if sum(given is not None for given in (significant_fraction, avg_bits, target_size)) != 1:
-        raise InvalidArgumentError(
-            "[requant] a budget is given as exactly one of --significant-fraction, --avg-bits and --target-size"
-        )
-    check_fraction("requant", "--significant-fraction", significant_fraction)
-    target = None if target_size is None else size_in_bytes("requant", target_size)
-    limits = memory_limits("requant", max_memory, device_map)
+    amount, limits = budget.arguments, loading.limits("requant")
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from ..models.ranks import joined
         from ..requantization import requant_folder
@@ -109,31 +88,21 @@ def run(
         record = requant_folder(
             folder,
             source,
-            calibration,
-            significant_fraction=significant_fraction,
-            avg_bits=avg_bits,
-            target_bytes=target,
-            steps=steps,
+            text.calibration,
             output=output,
-            overwrite=overwrite,
-            nsamples=nsamples,
-            seqlen=seqlen,
-            seed=seed,
-            bos=bos,
-            text_column=text_column,
-            batch_size=batch_size,
-            rule=rule,
-            nodes=nodes,
-            checkpointing=checkpointing,
-            map_folder=map_folder,
-            dtype=dtype,
-            device_map=device_map,
+            steps=steps,
+            batch_size=text.batch_size,
+            dtype=loading.dtype,
+            device_map=loading.device_map,
             max_memory=limits,
-            resume_folder=resume_folder_of(output or folder, resume_folder),
-            resume=resume,
+            trust_remote_code=loading.trust_remote_code,
             max_shard_size=max_shard_size,
-            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
             progress=False if as_json or rank else None,
+            **amount,
+            **text.cut,
+            **vars(integral),
+            **resuming.beside(output or folder),
         )
     if rank:
         return  # the first process has written the same
