@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantrature
-from quantrature import InvalidArgumentError, QuantratureError, models
+from quantrature import InvalidArgumentError, QuantratureError, models, ops
 from quantrature.allocation import (
     Option,
     Validation,
@@ -82,10 +83,13 @@ def test_sizes_are_those_of_the_ops(rows, columns, bits, group_size, sym, meta_b
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)).to(dtype)
     entry = PlanEntry(bits, group_size, sym=sym, meta_bits=meta_bits, outlier_fraction=outliers)
     quantized = quantize_matrix("w", weight, entry)
-    size = stored_bytes(rows, columns, entry, str(dtype).removeprefix("torch."))
     scale, zero = quantized.dense.scale, quantized.dense.zero
-    # What only the weights tell: whether float16 holds the scales.
-    if meta_bits is None:
+    # What only the weights tell: whether scales can be quantized once more, and whether float16 holds them.
+    plain = not isinstance(scale, ops.QuantizedTensor)
+    size = stored_bytes(
+        rows, columns, replace(entry, meta_bits=None) if plain else entry, str(dtype).removeprefix("torch.")
+    )
+    if plain:
         wide = [part for part in (scale, zero) if part is not None and part.dtype == torch.float32]
         size += sum(2 * part.numel() for part in wide)
     else:

@@ -203,7 +203,7 @@ def test_a_table_that_is_not_there(tmp_path):
     ("call", "message"),
     [
         (lambda t: mxq(t, 2), r"avg_bits must be at least 2\.1270 for these matrices and settings: got avg_bits=2"),
-        (lambda t: boost(t, "kurtboost", 2), r"avg_bits must be at least 2\.13 for .* got avg_bits=2"),
+        (lambda t: boost(t, "kurtboost", 2), r"kurtboost needs a budget of at least 2\.13 bits a weight: got 2\.0000"),
         (lambda t: boost(t, "kurtboost", 4, stops=-1), "must be at least 0: got stops=-1, top_m=0"),
         (lambda t: boost(t, "kurtboost", 4, top_m=-1), "must be at least 0: got stops=2, top_m=-1"),
         (

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 from ..plan.fusion import fusion_groups
 from ..plan.option import Option, stored_bytes
 from ._allocate import STRATEGIES, allocate
+from .boosts import conspicuous
 from .constraints import Constraints
 from .estimate import estimate
 from .loss import LossModel
-from .published import TableChoice, boost, conspicuous, mxq
+from .published import TableChoice, boost, mxq
 from .sources import Source
 from .table import CONFIGURATIONS, Configuration, CostTable, ladder, read_table
 

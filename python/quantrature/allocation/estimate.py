@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ._allocate import grid_of, options_of
+from .candidates import grid_of, options_of
 from .sources import Source
 
 SAMPLE = (256, 1024)

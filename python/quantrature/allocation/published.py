@@ -10,13 +10,11 @@ import numpy as np
 
 from .. import ops
 from .._C import InvalidArgumentError
+from .boosts import Rule
 from .table import Configuration, CostTable, Floats, ladder
 
 UNITS = 2**30
 """Whole numbers in a MiB, for the knapsack: 1024 in a byte."""
-
-TRIM = 0.05
-THRESHOLD = 3.0
 
 
 @dataclass(frozen=True)
@@ -124,48 +122,18 @@ def boost(table: CostTable, strategy: str, avg_bits: float, stops: int = 2, top_
     name = {"sensiboost": "sensitivity", "kurtboost": "kurtosis"}[strategy]
     scores = table.sensitivity if strategy == "sensiboost" else table.kurtosis
     _demand(table, scores, name, strategy)
-    if stops < 0 or top_m < 0:
-        raise InvalidArgumentError(
-            f"[boost] boost stops and top-m must be at least 0: got stops={stops}, top_m={top_m}"
-        )
+    rule = Rule(strategy, stops, top_m, "boost")
     steps = ladder(table.configurations)
-    within = [k for k, c in enumerate(steps) if c.label <= avg_bits + 1e-9]
-    if not within:
-        raise InvalidArgumentError(
-            f"[boost] avg_bits must be at least {steps[0].label:.2f} for these matrices and settings: "
-            f"got avg_bits={avg_bits}"
-        )
-    base = within[-1]
-    chosen = [steps[base]] * len(table.matrices)
+    base, boosted = (steps[k] for k in rule.steps([c.label for c in steps], avg_bits))
+    chosen = [base] * len(table.matrices)
     flagged = {}
     for module, triples in table.of_modules(scores).items():
-        found = conspicuous(np.array([score for _, _, score in triples]), ratio=strategy == "sensiboost")
-        if top_m:
-            found = found[:top_m]
-        for position in found:
-            chosen[triples[position][1]] = steps[min(base + stops, len(steps) - 1)]
+        found = [triples[position] for position in rule.flagged([score for _, _, score in triples])]
+        for _, i, _ in found:
+            chosen[i] = boosted
         if found:
-            flagged[module] = [triples[position][0] for position in found]
+            flagged[module] = [layer for layer, _, _ in found]
     return TableChoice.of(table, chosen, avg_bits, flagged=flagged)
-
-
-def conspicuous(scores: Floats, ratio: bool) -> list[int]:
-    """Positions whose score departs from that of the layer before, the most conspicuous first.
-
-    With d_i the ratio or the difference of neighbours, a layer is conspicuous when abs(d - mu) / sigma > 3, where mu
-    and sigma are the mean and the standard deviation (ddof 1) without the int(0.05 n) smallest and largest d. The
-    first layer never is. Formulas as in the authors' code, which their figures come from; the paper's equation 15
-    puts the square root elsewhere.
-    """
-    if len(scores) < 4:  # three differences at least, or there is no spread to speak of
-        return []
-    with np.errstate(all="ignore"):
-        d = scores[1:] / scores[:-1] if ratio else scores[1:] - scores[:-1]
-        cut = int(TRIM * len(d))
-        kept = np.sort(d)[cut : len(d) - cut]
-        z = np.abs(d - kept.mean()) / kept.std(ddof=1)
-    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
-    return [i + 1 for i in order if z[i] > THRESHOLD]
 
 
 def _demand(table: CostTable, scores: Floats, name: str, strategy: str) -> None:

@@ -1,0 +1,69 @@
+"""How much all matrices of a plan may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._C import InvalidArgumentError
+from .sources import Matrix
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be stored.
+
+    Attributes:
+        limit: bytes.
+        weights: of all matrices that count.
+        asked: the argument and its value, for messages.
+    """
+
+    limit: int
+    weights: int
+    asked: tuple[str, float]
+
+    @classmethod
+    def of(cls, matrices: Sequence[Matrix], avg_bits: float | None, target_bytes: int | None) -> Budget:
+        """The budget that was asked for in one of two ways."""
+        weights = sum(matrix.numel for matrix in matrices)
+        if (avg_bits is None) == (target_bytes is None):
+            both = f"got avg_bits={avg_bits}, target_bytes={target_bytes}"
+            raise InvalidArgumentError(f"[allocate] a budget is given as either avg_bits or target_bytes: {both}")
+        name, value = ("avg_bits", avg_bits) if avg_bits is not None else ("target_bytes", target_bytes)
+        assert value is not None
+        if not math.isfinite(value) or value <= 0:
+            raise InvalidArgumentError(f"[allocate] {name} must be above 0: got {name}={value}")
+        limit = value * weights / 8 if name == "avg_bits" else value
+        return cls(math.floor(limit + 1e-6), weights, (name, value))
+
+    @property
+    def bits(self) -> float:
+        """For each weight."""
+        return self.asked[1] if self.asked[0] == "avg_bits" else 8 * self.limit / self.weights
+
+    def demand(self, least: int) -> None:
+        """Refuse when even the smallest plan is larger.
+
+        Raises:
+            InvalidArgumentError: naming the smallest value that would do.
+        """
+        if least > self.limit:
+            name, value = self.asked
+            enough = f"{math.ceil(8e4 * least / self.weights) / 1e4:.4f}" if name == "avg_bits" else str(least)
+            raise InvalidArgumentError(
+                f"[allocate] {name} must be at least {enough} for these matrices and settings: got {name}={value}"
+            )
+
+    def report(self, used: int) -> dict[str, Any]:
+        """What plan.json says of it."""
+        return {
+            "budget": {self.asked[0]: self.asked[1]},
+            "budget_bytes": self.limit,
+            "bytes": used,
+            "slack_bytes": self.limit - used,
+            "weights": self.weights,
+            "bits_per_weight": 8 * used / self.weights,
+        }

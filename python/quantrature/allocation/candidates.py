@@ -1,0 +1,55 @@
+"""The settings that a strategy chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .._C import InvalidArgumentError
+from ..methods import solver_of
+from ..plan.option import Option
+from .sources import Grid, Source
+
+PAPERS = ("mxq", "sensiboost", "kurtboost")
+"""Strategies with defaults of their own: what was published."""
+
+
+def grid_of(
+    origin: Source, strategy: str, method: str | None, sym: bool | None, meta_bits: int | str | None
+) -> tuple[str, Grid]:
+    """The method that finds the codes, and the form of its grids."""
+    name = method or origin.method or ("hqq" if strategy in PAPERS else "rtn")
+    symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
+    if meta_bits == "default":
+        meta_bits = 8 if strategy in PAPERS else None
+    if isinstance(meta_bits, str):
+        raise InvalidArgumentError(f"[allocate] meta_bits must be None or 1 to 8: got {meta_bits!r}")
+    return name, Grid(solver_of(name), symmetric, meta_bits)
+
+
+def options_of(
+    origin: Source,
+    strategy: str,
+    bits: Iterable[int] | None,
+    group_sizes: Iterable[int] | None,
+    outlier_fractions: Iterable[float],
+    grid: Grid,
+) -> list[Option]:
+    """All combinations, each one that can be stored."""
+    if bits is None:
+        bits = (2, 3, 4, 8) if strategy in PAPERS else (2, 3, 4, 5, 6, 7, 8)
+    if group_sizes is None:
+        analyzed = origin.group_size
+        also = set() if strategy in PAPERS else {analyzed}
+        group_sizes = [-1] if analyzed == -1 else sorted({32, 64, 128} | also)
+    shares, sizes = list(outlier_fractions), list(group_sizes)
+    options = [Option(b, g, o) for b in bits for g in sizes for o in shares]
+    if not options:
+        raise InvalidArgumentError("[allocate] bits, group_sizes and outlier_fractions must leave a choice: got none")
+    for option in options:
+        if option.bits > 8:
+            raise InvalidArgumentError(f"[allocate] bits must be 1 to 8: got {option.bits}")
+        try:
+            grid.entry(option)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"[allocate] {error}") from None
+    return options

@@ -1,0 +1,125 @@
+"""What is known of each matrix in each setting: its size, its error, and what it costs in loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .._C import InvalidArgumentError
+from ..plan.option import Option
+from .loss import LossModel
+from .sources import Grid, Matrix, Source, size_of
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each matrix (by its index) in each setting.
+
+    Attributes:
+        matrices: that the plan is about.
+        grid: of the plan.
+        errors, sizes: for each matrix, setting to error energy and to bytes, as far as they were seen.
+        model: predicts loss changes; ``None`` without references.
+        origin: has the weights, perhaps.
+    """
+
+    matrices: Sequence[Matrix]
+    grid: Grid
+    errors: Sequence[Mapping[str, float]]
+    sizes: Sequence[dict[str, int]]
+    model: LossModel | None
+    origin: Source
+
+    @classmethod
+    def of(
+        cls, origin: Source, matrices: Sequence[Matrix], options: Sequence[Option], grid: Grid, progress: bool | None
+    ) -> Facts:
+        """From the analysis; what it does not have of the options is measured where there are weights."""
+        same = grid == origin.grid
+        errors = [dict(m.error) for m in matrices] if same else [{} for _ in matrices]
+        sizes = [dict(m.nbytes) for m in matrices] if same else [{} for _ in matrices]
+        missing = [o for o in options if any(o.key not in known for known in errors)]
+        outcomes = origin.outcomes(matrices, missing, grid, progress) if missing else None
+        for i, found in enumerate(outcomes or []):
+            errors[i] |= {key: outcome.error for key, outcome in found.items()}
+            sizes[i] |= {key: outcome.nbytes for key, outcome in found.items()}
+        model = None
+        if all(m.loss_change for m in matrices):
+            model = LossModel(
+                [m.name for m in matrices],
+                [m.columns for m in matrices],
+                [m.numel for m in matrices],
+                [m.loss_change for m in matrices],
+                [m.error for m in matrices],
+                errors if all(errors) else None,
+            )
+        return cls(matrices, grid, errors, sizes, model, origin)
+
+    def size(self, i: int, option: Option) -> int:
+        """Bytes."""
+        return size_of(self.matrices[i], option, self.grid, self.sizes[i])
+
+    def weigh(self, options: Sequence[Option]) -> int:
+        """Bytes of one option for each matrix; seen, not computed, where there are weights."""
+        total = 0
+        for i, (matrix, option) in enumerate(zip(self.matrices, options, strict=True)):
+            if option.key not in self.sizes[i]:
+                seen = self.origin.outcomes([matrix], [option], self.grid, False)
+                if seen is not None:
+                    self.sizes[i][option.key] = seen[0][option.key].nbytes
+            total += self.size(i, option)
+        return total
+
+    def norm(self, i: int, option: Option) -> float:
+        """Frobenius norm of the error.
+
+        Raises:
+            InvalidArgumentError: when it was not measured.
+        """
+        if option.key not in self.errors[i]:
+            raise InvalidArgumentError(
+                f"[allocate] strategy mxq needs the weights, or an analysis that measured them: got nothing for "
+                f"{self.matrices[i].name} at {option.key}"
+            )
+        return math.sqrt(self.errors[i][option.key])
+
+    def cost(self, i: int, option: Option) -> float:
+        """What a matrix costs in loss, see :meth:`LossModel.cost`.
+
+        Raises:
+            InvalidArgumentError: when it cannot be predicted.
+        """
+        assert self.model is not None
+        return self._known(i, option, self.model.cost(i, option))
+
+    def expected_cost(self, i: int, option: Option) -> float:
+        """The same to choose by, see :meth:`LossModel.expected_cost`."""
+        assert self.model is not None
+        return self._known(i, option, self.model.expected_cost(i, option))
+
+    def _known(self, i: int, option: Option, cost: float | None) -> float:
+        if cost is None:
+            raise InvalidArgumentError(
+                f"[allocate] the effect of outliers cannot be predicted without the weights: got {option.key}, "
+                f"not measured for {self.matrices[i].name}"
+            )
+        return cost
+
+    def nats(self, total: float) -> float:
+        """Nats per token for one more unit of cost in a plan of so many."""
+        assert self.model is not None
+        power = self.model.power
+        return float(power * total ** (power - 1)) if total > 0 else 1.0
+
+    def demand_predictions(self) -> None:
+        """Refuse matrices without references.
+
+        Raises:
+            InvalidArgumentError: naming the first.
+        """
+        for matrix in self.matrices:
+            if not matrix.loss_change:
+                raise InvalidArgumentError(
+                    f"[allocate] strategy pqi needs an analysis with the metric pqi: got none for {matrix.name}"
+                )
