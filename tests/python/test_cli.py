@@ -1,5 +1,7 @@
+import importlib
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -254,20 +256,27 @@ def test_doctor_shows_packages_that_are_missing_or_broken(capfd, monkeypatch, tm
     }
 
 
-def test_list_reads_what_is_registered(capfd, monkeypatch):
+def test_list_has_every_table_of_names_that_the_package_offers(capfd):
+    """Whatever a public package offers as a mapping from names to a line about each, uppercase in its ``__all__``."""
     from quantrature.cli import _list
 
-    monkeypatch.setattr(
-        _list, "KINDS", {"methods": ("quantrature.text", "METHODS"), "metrics": ("quantrature.nothing", "METRICS")}
-    )
-    monkeypatch.setattr(quantrature.text, "METHODS", {"rtn": "round to nearest"}, raising=False)
+    offered = set()
+    for found in pkgutil.walk_packages(quantrature.__path__, "quantrature."):
+        if found.ispkg and not any(part.startswith("_") for part in found.name.split(".")):
+            package = importlib.import_module(found.name)
+            offered |= {
+                (found.name, name)
+                for name in getattr(package, "__all__", ())
+                if name.isupper() and isinstance(getattr(package, name), dict)
+                if not isinstance(next(iter(getattr(package, name).values())), (type, tuple))
+            }
+    assert offered == set(_list.KINDS.values())
     status, out, _ = run(capfd, "list", "--json")
     assert status == 0
-    assert json.loads(out) == {"methods": {"rtn": "round to nearest"}, "metrics": {}}
-    assert json.loads(run(capfd, "list", "metrics", "--json")[1]) == {"metrics": {}}
-    _, out, _ = run(capfd, "list")
-    assert "round to nearest" in out
-    assert "none yet" in out
+    for kind, (module, name) in _list.KINDS.items():
+        assert json.loads(out)[kind].keys() == getattr(importlib.import_module(module), name).keys()
+    assert json.loads(run(capfd, "list", "metrics", "--json")[1]).keys() == {"metrics"}
+    assert "round to the nearest" in run(capfd, "list", "methods")[1]
 
 
 def test_what_needs_torch_says_how_to_get_it(folders):

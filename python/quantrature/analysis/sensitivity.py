@@ -122,17 +122,16 @@ class Sensitivity:
             Metric to correlation, for the first reference setting; ``None`` where all scores are equal. Empty without
             PQI, and for less than two matrices.
         """
-        from scipy.stats import rankdata
+        from scipy.stats import spearmanr
 
         if not self.proofs or len(self.matrices) < 2:
             return {}
-        changes = rankdata([m.loss_change[self.proofs[0].setting] for m in self.matrices])
+        changes = [m.loss_change[self.proofs[0].setting] for m in self.matrices]
         found: dict[str, float | None] = {}
         for metric in self.matrices[0].scores:
-            ranks = rankdata([m.scores[metric] for m in self.matrices])
-            spread = float(ranks.std() * changes.std())
-            apart = float(((ranks - ranks.mean()) * (changes - changes.mean())).mean())
-            found[metric] = apart / spread if spread else None
+            scores = [m.scores[metric] for m in self.matrices]
+            varied = min(len(set(scores)), len(set(changes))) > 1
+            found[metric] = float(spearmanr(scores, changes).statistic) if varied else None
         return found
 
     def to_json(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
 from .contents import Contents
 
 
@@ -20,12 +22,13 @@ def model_card(contents: Contents, source: str, opened_by: str, more: str, auto_
     trusting = """
 Where quantrature is installed, `from_pretrained("PATH", trust_remote_code=True)` needs no import.
 """
-    base = f"base_model: {source}\n" if source and not Path(source).exists() else ""
+    about = ModelCardData(
+        library_name="transformers",
+        base_model=source if source and not Path(source).exists() else None,
+        tags=["quantized", "quantrature"],
+    )
     return f"""---
-library_name: transformers
-{base}tags:
-- quantized
-- quantrature
+{about.to_yaml()}
 ---
 # {Path(source).name or "Model"}, {contents.bits_per_weight:.2f} bits per weight
 

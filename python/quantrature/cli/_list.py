@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ KINDS = {
     "strategies": ("quantrature.allocation", "STRATEGIES"),
     "metrics": ("quantrature.analysis", "METRICS"),
     "solvers": ("quantrature.methods", "SOLVERS"),
-    "formats": ("quantrature.export.plans", "FORMATS"),
+    "formats": ("quantrature.export", "FORMATS"),
 }
 """Where each kind is kept, as a mapping from names to a line about each."""
 
@@ -37,12 +36,9 @@ def run(
         print_json(found)
         return
     for name, entries in found.items():
-        print_table(name, entries.items() if entries else [("none yet", "")])
+        print_table(name, entries.items())
 
 
 def _entries(module: str, attribute: str) -> dict[str, str]:
-    """What is kept there; nothing where that part of quantrature has not been written yet."""
-    if importlib.util.find_spec(module) is None:
-        return {}
-    kept = getattr(importlib.import_module(module), attribute, {})
-    return {name: str(about) for name, about in kept.items()}
+    """The names that are kept there, and a line about each."""
+    return {name: str(about) for name, about in getattr(importlib.import_module(module), attribute).items()}
