@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("mode", ["after_mean", "per_sample"])
+@pytest.mark.parametrize("mode", ["after_mean", pytest.param("per_sample", marks=pytest.mark.slow)])
 def test_two_ranks_find_what_one_finds(folder, tmp_path, mode):
     arguments = ["analyze", folder / "model", "--calibration", folder / "text.txt", "--json"]
     arguments += ["--metrics", "pqi,first_order,fisher,activation_error"]
@@ -87,6 +87,7 @@ def test_two_ranks_find_what_one_finds(folder, tmp_path, mode):
     assert len(list((tmp_path / "maps").iterdir())) == RANKS * len(expected_maps)
 
 
+@pytest.mark.slow
 def test_two_ranks_keep_what_one_keeps(folder, tmp_path):
     arguments = ["quantize", folder / "model", "--calibration", folder / "text.txt", "--requant", "--json"]
     arguments += ["--bits", 2, "--group-size", 16, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]
@@ -118,6 +119,7 @@ def kept(folder):
     return {(name, place) for name, matrix in sparse.items() for place in matrix.positions().tolist()}
 
 
+@pytest.mark.slow
 def test_ranks_go_on_where_they_were(folder, tmp_path):
     arguments = ["quantize", folder / "model", "--calibration", folder / "text.txt", "--requant"]
     arguments += ["--bits", 2, "--group-size", 16, "--nodes", 2, "--nsamples", 5, "--seqlen", 32]

@@ -229,6 +229,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused():
         evaluate.perplexity(tiny_model("llama"), [[1, 2, 300]])
 
 
+@pytest.mark.slow
 def test_the_anchor_of_the_shared_model(shared):
     folder = shared / "models" / "books-llama"
     found = evaluate.perplexity(

@@ -140,6 +140,7 @@ def test_the_peak_is_originals_accumulators_and_one_gradient():
     assert float(done.stdout) < 2.5
 
 
+@pytest.mark.slow
 def test_files_in_the_place_of_memory(tmp_path):
     """Originals and accumulators are twice the weights: with less room than that, an analysis needs them in files.
 

@@ -78,6 +78,7 @@ def test_the_verb(place, capfd):
     assert "alphabet, acc" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_harness_alone_needs_the_import(place):
     code = (
         "import sys\n{}\nfrom lm_eval import simple_evaluate\nfrom lm_eval.tasks import TaskManager\n"
