@@ -2,23 +2,22 @@
 #include <nanobind/stl/tuple.h>
 
 #include "bindings/arrays.hpp"
+#include "bindings/exclude.hpp"
 
 namespace quantrature::bindings {
 
-using Codes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<uint8_t, nb::c_contig>;
 using Hessian = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Fitted = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Columns = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Fitted = nb::ndarray<float, nb::c_contig>;
 
 void bind_gptq(nb::module_& m) {
   m.def(
       "gptq",
-      [](const Input& w, const Hessian& hessian, int bits, int64_t group_size,
-         const std::optional<Input>& scale, const std::optional<Input>& zero, double damp, bool ordered,
+      [](const AnyInput& w, const Hessian& hessian, int bits, int64_t group_size,
+         const std::optional<AnyInput>& scale, const std::optional<AnyInput>& zero, double damp, bool ordered,
          const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns, const Codes& codes,
          const std::optional<Fitted>& fitted_scale, const std::optional<Fitted>& fitted_zero, int solver,
-         bool half) {
+         bool half, const Place& place) {
         GptqResult result{};
         GptqArgs args{};
         args.struct_size = sizeof(args);
@@ -31,16 +30,8 @@ void bind_gptq(nb::module_& m) {
         if (zero) args.zero = view(*zero);
         args.damp = damp;
         args.ordered = ordered;
-        if (row_offsets && columns) {
-          // The core trusts the sizes, which it cannot see.
-          const auto rows = static_cast<size_t>(args.w.rows);
-          if (row_offsets->shape(0) != rows + 1)
-            throw InvalidArgument("[gptq] exclude must have one row_offset more than w has rows");
-          if (row_offsets->data()[rows] != static_cast<int64_t>(columns->shape(0)))
-            throw InvalidArgument("[gptq] exclude must have as many columns as its last row_offset says");
-          args.exclude_row_offsets = row_offsets->data();
-          args.exclude_columns = columns->data();
-        }
+        args.device = device_of(place, w, scale, zero, codes, fitted_scale, fitted_zero);
+        exclude(row_offsets, columns, "gptq", args);
         args.codes = codes.data();
         args.codes_size = static_cast<int64_t>(codes.size());
         args.result = &result;
@@ -64,7 +55,8 @@ void bind_gptq(nb::module_& m) {
       "w"_a.noconvert(), "hessian"_a.noconvert(), "bits"_a, "group_size"_a, "scale"_a.noconvert().none(),
       "zero"_a.noconvert().none(), "damp"_a, "ordered"_a, "row_offsets"_a.noconvert().none(),
       "columns"_a.noconvert().none(), "codes"_a.noconvert(), "fitted_scale"_a.noconvert().none() = nb::none(),
-      "fitted_zero"_a.noconvert().none() = nb::none(), "solver"_a = 0, "half"_a = false);
+      "fitted_zero"_a.noconvert().none() = nb::none(), "solver"_a = 0, "half"_a = false,
+      "place"_a.none() = nb::none());
 }
 
 }  // namespace quantrature::bindings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _C
-from ._arrays import Array, as_input, dtype_name, empty_like_kind
+from ._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch, place
 from ._grid import SOLVERS, QuantizedTensor, check_grid, dequantize, layout, narrow, positions
 
 
@@ -52,8 +52,9 @@ def gptq(
     and what they have to make up for by then.
 
     Args:
-        w: float32, float16 or bfloat16 (out_features, in_features), contiguous, finite.
-        hessian: float32 (in_features, in_features), contiguous: the sum or mean of x x^T; its lower triangle counts.
+        w: float32, float16 or bfloat16 (out_features, in_features), contiguous, finite; on the CPU or a CUDA device.
+        hessian: float32 (in_features, in_features), contiguous: the sum or mean of x x^T; its lower triangle counts. Its
+            Cholesky factor is found on the CPU, wherever ``w`` is: a Hessian on a device is copied.
         grid: what :func:`quantrature.ops.quantize` made of w, on axis 1, or another grid of its shape; its codes do not
             matter.
         bits, group_size, sym: in place of a grid, as in :func:`quantrature.ops.quantize`.
@@ -67,14 +68,15 @@ def gptq(
             after them make up for no error of theirs.
 
     Returns:
-        The grid with new codes, or a new one, and a :class:`Feedback`. The same for every number of threads.
+        The grid with new codes, or a new one, where ``w`` is, and a :class:`Feedback`. The same for every number of
+        threads and on every device.
 
     Raises:
         InvalidArgumentError: for an argument outside of the above, a NaN or infinity, naming its position, or a
             negative number on the diagonal.
     """
-    source = as_input(w, "gptq", "w", ndim=(2,))
-    of_inputs = as_input(hessian, "gptq", "hessian", dtypes=("float32",), ndim=(2,))
+    source = as_input(w, "gptq", "w", ndim=(2,), on_cuda=True)
+    of_inputs = as_input(hessian, "gptq", "hessian", dtypes=("float32",), ndim=(2,), on_cuda=True)
     if tuple(of_inputs.shape) != (source.shape[1], source.shape[1]):
         raise _C.InvalidArgumentError(
             f"[gptq] hessian must have a row and a column for each column of w: got shape={tuple(of_inputs.shape)}, "
@@ -82,7 +84,9 @@ def gptq(
         )
     if (grid is None) == (bits is None):
         raise _C.InvalidArgumentError("[gptq] either grid or bits must be given, not both")
-    offsets, columns = positions("gptq", exclude, w)
+    offsets, columns = (None if x is None else core_view(x) for x in positions("gptq", exclude, w))
+    if is_torch(of_inputs):
+        of_inputs = of_inputs.cpu()
     if bits is not None:
         return _fitted(
             source, of_inputs, w, bits, group_size, sym, solver, (damp_percent, desc_act), (offsets, columns)
@@ -96,21 +100,23 @@ def gptq(
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x
         for x in (grid.scale, grid.zero)
     )
-    scale = as_input(scale, "gptq", "scale", dtypes=("float32", "float16"))
-    zero = None if zero is None else as_input(zero, "gptq", "zero", dtypes=("float32", "float16"))
+    halves = ("float32", "float16")
+    scale = as_input(scale, "gptq", "scale", dtypes=halves, on_cuda=True)
+    zero = None if zero is None else as_input(zero, "gptq", "zero", dtypes=halves, on_cuda=True)
     codes = empty_like_kind(w, tuple(grid.codes.shape), "uint8")
     damp, loss, dead = _C.gptq(
-        source,
-        of_inputs,
+        core_view(source),
+        core_view(of_inputs),
         grid.bits,
         grid.group_size,
-        scale,
-        zero,
+        core_view(scale),
+        None if zero is None else core_view(zero),
         float(damp_percent),
         bool(desc_act),
         offsets,
         columns,
-        codes,
+        core_view(codes),
+        place=place("gptq", w=source, scale=scale, zero=zero),
     )
     return replace(grid, codes=codes), Feedback(damp, loss, dead)
 
@@ -137,8 +143,8 @@ def _fitted(
     damp_percent, desc_act = how
     for half in (True, False):
         damp, loss, dead = _C.gptq(
-            source,
-            hessian,
+            core_view(source),
+            core_view(hessian),
             bits,
             group_size,
             None,
@@ -146,11 +152,12 @@ def _fitted(
             float(damp_percent),
             bool(desc_act),
             *exclude,
-            codes,
-            scale,
-            None if sym else zero,
+            core_view(codes),
+            core_view(scale),
+            None if sym else core_view(zero),
             SOLVERS[solver],
             half,
+            place("gptq", w=source),
         )
         stored = narrow(scale, None if sym else zero, "auto" if half else "float32")
         if not half or dtype_name(stored[0]) == "float16":

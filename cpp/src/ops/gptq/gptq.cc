@@ -14,13 +14,14 @@
 #include "ops/grid/line.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/packing.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
 namespace {
 
-constexpr int64_t kStrip = 2 * kGptqRows;  // rows of a task: a panel of A is read once for both pieces
+constexpr int64_t kStrip = kGptqStrip;
 constexpr double kRaised[] = {1, 2, 5, 10, 20, 50, 100};
 
 static_assert(kTileRows == kGptqColumns && kTileFloats == kGptqRows);
@@ -61,6 +62,8 @@ class Feedback {
   int64_t panel_count() const { return (n_ + kGptqColumns - 1) / kGptqColumns; }
   int64_t column(int64_t place) const { return order_[at(place)]; }
   double pivot(int64_t place) const { return pivots_[at(place)]; }
+  const int64_t* order() const { return order_.data(); }
+  const double* pivots() const { return pivots_.data(); }
   // Rows j of A up to the end of a panel of columns, each of kGptqColumns numbers.
   const float* panel(int64_t p) const { return panels_.data() + offset(p); }
 
@@ -305,16 +308,9 @@ class Strip {
   std::vector<uint64_t> exact_;                     // a bit for each row
 };
 
-void check_finite(const GptqArgs& a) {
+void check_weights(const GptqArgs& a) {
   const int64_t n = a.w.cols;
   std::atomic<bool> good{true};
-  parallel_for_pieces(n, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      bool row = a.hessian[i * n + i] >= 0;
-      for (int64_t j = 0; j <= i; ++j) row = row && std::isfinite(a.hessian[i * n + j]);
-      if (!row) good = false;
-    }
-  });
   parallel_for_pieces(a.w.rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(at(n));
     for (int64_t r = begin; r < end; ++r) {
@@ -330,6 +326,19 @@ void check_finite(const GptqArgs& a) {
       const float x = *float_row(a.w, r, j, 1, &value);
       check(std::isfinite(x), "[gptq] w must be finite", "value", x, "row", r, "col", j);
     }
+}
+
+void check_hessian(const GptqArgs& a) {
+  const int64_t n = a.w.cols;
+  std::atomic<bool> good{true};
+  parallel_for_pieces(n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      bool row = a.hessian[i * n + i] >= 0;
+      for (int64_t j = 0; j <= i; ++j) row = row && std::isfinite(a.hessian[i * n + j]);
+      if (!row) good = false;
+    }
+  });
+  if (good) return;
   for (int64_t i = 0; i < n; ++i) {
     check(!(a.hessian[i * n + i] < 0), "[gptq] hessian must not be negative on its diagonal", "value",
           a.hessian[i * n + i], "row", i);
@@ -379,6 +388,8 @@ void gptq(const GptqArgs& a) {
         "codes_size", a.codes_size, "expected", a.w.rows * row_bytes(a.w.cols, a.bits));
   check_given(a.result != nullptr, "gptq", "result");
   const int64_t groups = group_count(a.w.rows, a.w.cols, a.group_size, 1);
+  const bool on_device = a.device.kind != QTR_CPU;  // whose numbers the backend looks at
+  if (on_device) backend_of(a.device, "gptq");
   GptqArgs flat = a;
   const auto in_a_row = [&](Matrix& m, const char* name) {
     check_matrix(m, "gptq", name);
@@ -386,7 +397,7 @@ void gptq(const GptqArgs& a) {
           "[gptq] scale and zero must hold one number for each group, without gaps", "groups",
           m.rows * m.cols, "expected", groups);
     m = Matrix{m.data, 1, groups, groups, m.dtype};
-    check_grid(m, name);
+    if (!on_device) check_grid(m, name);
   };
   if (a.fitted_scale != nullptr) {
     check(a.fitted_size == groups, "[gptq] fitted_scale must hold one number for each group", "fitted_size",
@@ -398,9 +409,16 @@ void gptq(const GptqArgs& a) {
     in_a_row(flat.scale, "scale");
     if (flat.zero.data != nullptr) in_a_row(flat.zero, "zero");
   }
-  check_excluded(a);
-  check_finite(a);
+  if (on_device) {
+    check_given(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr, "gptq", "exclude_columns");
+  } else {
+    check_excluded(a);
+    check_weights(a);
+  }
+  check_hessian(a);
   const Feedback feedback(flat, *a.result);
+  const qtr_gptq_columns_args columns{flat, feedback.panel(0), feedback.order(), feedback.pivots(), a.device};
+  if (done_on_device(columns, "gptq", &qtr_backend::gptq_columns)) return;
   const int64_t strips = (a.w.rows + kStrip - 1) / kStrip;
   std::vector<double> losses(at(strips));
   parallel_for(strips, [&](int64_t i) { losses[at(i)] = Strip(flat, feedback, i * kStrip).run(); });
