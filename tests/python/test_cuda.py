@@ -314,6 +314,140 @@ def test_kmeans(on_device, weighted):
         same(one, other)
 
 
+@needs_a_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hessians(on_device, dtype):
+    x = on_device(numbers(700, 75)).to(dtype)
+    total = on_device(np.zeros((75, 75), np.float32))
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        for _ in range(2):
+            assert ops.hessian_accumulate(total, x) is total
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    exact = 2 * x.double().mT @ x.double()
+    bound = 2 * x.double().abs().mT @ x.double().abs() * (256 + 6) * 2.0**-24
+    assert ((total - exact).abs() <= bound).all()
+    assert torch.equal(total, total.mT)
+    with pytest.raises(quantrature.InvalidArgumentError, match=r"a column for each column of x: got shape=\(75, 75\)"):
+        ops.hessian_accumulate(total, x[:, :74].contiguous())
+    with pytest.raises(quantrature.InvalidArgumentError, match="total must be float32: got dtype=float64"):
+        ops.hessian_accumulate(total.double(), x)
+    with pytest.raises(quantrature.InvalidArgumentError, match="x must be on the device of total"):
+        ops.hessian_accumulate(total, numbers(5, 75))
+
+
+def hessian(columns, tokens):
+    x = numbers(tokens, columns, 9)
+    return ops.hessian_accumulate(np.zeros((columns, columns), np.float32), x + np.roll(x, 1, axis=1))
+
+
+@needs_a_device
+@pytest.mark.parametrize("group_size", [-1, 32, 48, 128])
+@pytest.mark.parametrize("desc_act", [False, True])
+@pytest.mark.parametrize("sym", [False, True])
+def test_gptq(on_device, group_size, desc_act, sym):
+    w, h = numbers(37, 200), hessian(200, 500)
+    rest, outliers = ops.extract_outliers(w, fraction=0.02)
+    mine, theirs = ops.extract_outliers(on_device(w), fraction=0.02)
+    settings = {"group_size": group_size, "sym": sym}
+    ways = [
+        {"bits": 3, **settings},
+        {"bits": 4, "solver": "mse", **settings},
+        {"grid": ({"bits": 3, "solver": "mse"}, {"bits": 2, "meta_bits": 8})[sym]},
+    ]
+    for way in ways:
+        expected_way, my_way = dict(way), dict(way)
+        if "grid" in way:
+            expected_way["grid"] = ops.quantize(rest, **way["grid"], **settings, exclude=outliers)
+            my_way["grid"] = ops.quantize(mine, **way["grid"], **settings, exclude=theirs)
+        expected = ops.gptq(rest, h, **expected_way, desc_act=desc_act, exclude=outliers)
+        found = ops.gptq(mine, on_device(h), **my_way, desc_act=desc_act, exclude=theirs)
+        same_grid(found[0], expected[0])
+        assert found[1] == expected[1]
+
+
+@needs_a_device
+def test_gptq_refuses(on_device):
+    w, h = numbers(4, 64), hessian(64, 100)
+    bad = w.copy()
+    bad[2, 5] = np.inf
+    with pytest.raises(
+        quantrature.InvalidArgumentError, match=r"\[gptq\] w must be finite: got value=inf, row=2, col=5"
+    ):
+        ops.gptq(on_device(bad), on_device(h), bits=4)
+    with pytest.raises(quantrature.InvalidArgumentError, match=r"\[gptq\] scale must be on the device of w"):
+        ops.gptq(on_device(w), on_device(h), ops.quantize(w, 4))
+
+
+@needs_a_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["rtn", "mse", "hqq", "gptq", "squeezellm"])
+def test_a_model_is_quantized_where_it_is(model_on_device, monkeypatch, method, dtype):
+    from quantrature.nn import quantized_layers
+    from test_analysis import TOKENS, sharp_model
+
+    settings = {"bits": 3, "group_size": 16, "method": method, "outlier_fraction": 0.01}
+    if method in ("gptq", "squeezellm"):
+        settings["calibration"] = TOKENS
+    if method == "squeezellm":
+        del settings["group_size"]
+    hessians, weights = [], []
+    quantize, gptq, accumulate = ops.quantize, ops.gptq, ops.hessian_accumulate
+
+    def watched(op):
+        def watching(w, *args, **kwargs):
+            weights.append(w.device.type)
+            return op(w, *args, **kwargs)
+
+        return watching
+
+    def watched_sum(total, x):
+        hessians.append((total.device.type, x.device.type))
+        # What a device sums has other bits: the model on the CPU is given these.
+        sys.modules["quantrature.ops._hessian"]._add_on_device(total, x)
+
+    expected = sharp_model().to(dtype)
+    with monkeypatch.context() as of_device:
+        of_device.setattr(ops, "hessian_accumulate", watched_sum if ON_HOST else accumulate)
+        quantrature.quantize(expected, **settings)
+    hessians.clear()
+    model = model_on_device(sharp_model().to(dtype))
+    monkeypatch.setattr(ops, "quantize", watched(quantize))
+    monkeypatch.setattr(ops, "gptq", watched(gptq))
+    monkeypatch.setattr(ops, "hessian_accumulate", watched_sum)
+    quantrature.quantize(model, **settings)
+    assert set(hessians) == ({("cuda", "cuda")} if method == "gptq" else set())
+    assert set(weights) == {"cpu" if method == "squeezellm" else "cuda"}
+    layers = quantized_layers(model)
+    for name, layer in quantized_layers(expected).items():
+        mine, other = (x.matrix.dequantize("float32").cpu() for x in (layers[name], layer))
+        if ON_HOST or method != "gptq":
+            assert torch.equal(mine, other), name
+        else:  # activations of a GPU round in other ways
+            assert (mine == other).float().mean() > 0.9, name
+
+
+@needs_a_device
+def test_a_model_is_quantized_on_the_cpu_without_a_backend(model_on_device, monkeypatch):
+    from quantrature import methods
+    from test_analysis import TOKENS, sharp_model
+
+    monkeypatch.setattr(methods, "cuda_device_count", lambda: (0, "there is none"))
+    seen = []
+    gptq = ops.gptq
+
+    def watched(w, h, *args, **kwargs):
+        seen.append((w.device.type, h.device.type))
+        return gptq(w, h, *args, **kwargs)
+
+    monkeypatch.setattr(ops, "gptq", watched)
+    model = model_on_device(sharp_model())
+    quantrature.quantize(model, bits=3, group_size=16, method="gptq", calibration=TOKENS)
+    assert set(seen) == {("cpu", "cpu")}
+
+
 ANALYSIS = {"bits": 2, "group_size": 16, "nodes": 2, "batch_size": 2}
 
 
@@ -551,12 +685,6 @@ def test_the_documentation_names_the_kernels():
     named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[2])} - {"topk"}
     assert named == kernels
     assert len(kernels) > 40
-
-
-@needs_a_gpu
-def test_ops_without_kernels_name_themselves():
-    with pytest.raises(quantrature.InvalidArgumentError, match="must be on the CPU: got device=cuda:0"):
-        ops.gptq(torch.zeros(4, 64, device="cuda"), torch.eye(64), bits=4)
 
 
 @needs_a_gpu

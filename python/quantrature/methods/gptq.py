@@ -84,4 +84,5 @@ GPTQ = Method(
     options={"damp_percent": 0.01, "desc_act": True, "static_groups": True, "grid": "minmax"},
     check=_check,
     objective=of_outputs,
+    on_devices=True,
 )

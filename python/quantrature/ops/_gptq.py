@@ -53,8 +53,8 @@ def gptq(
 
     Args:
         w: float32, float16 or bfloat16 (out_features, in_features), contiguous, finite; on the CPU or a CUDA device.
-        hessian: float32 (in_features, in_features), contiguous: the sum or mean of x x^T; its lower triangle counts. Its
-            Cholesky factor is found on the CPU, wherever ``w`` is: a Hessian on a device is copied.
+        hessian: float32 (in_features, in_features), contiguous: the sum or mean of x x^T; its lower triangle counts.
+            Its Cholesky factor is found on the CPU, wherever ``w`` is: a Hessian on a device is copied.
         grid: what :func:`quantrature.ops.quantize` made of w, on axis 1, or another grid of its shape; its codes do not
             matter.
         bits, group_size, sym: in place of a grid, as in :func:`quantrature.ops.quantize`.
