@@ -29,12 +29,15 @@ struct Span {
   __host__ __device__ int64_t size() const { return end - begin; }
 };
 
-// The factor A: panel p has rows j < 8 (p + 1) of columns 8 p to 8 p + 7.
+// The factor A: panel p has rows j < 8 (p + 1) of columns 8 p to 8 p + 7, or as many rows as there are.
 struct Feedback {
   const float* panels;
+  int64_t rows;  // of each panel; 0 where they differ
 
   static __host__ __device__ int64_t offset(int64_t p) { return p * (p + 1) / 2 * kPanel * kPanel; }
-  __device__ const float* row(int64_t p, int64_t j) const { return panels + offset(p) + j * kPanel; }
+  __device__ const float* row(int64_t p, int64_t j) const {
+    return panels + (rows > 0 ? p * rows * kPanel : offset(p)) + j * kPanel;
+  }
   __device__ float operator()(int64_t j, int64_t k) const { return row(k / kPanel, j)[k % kPanel]; }
 };
 
@@ -381,7 +384,7 @@ class Solver {
         stream_(stream_of(args.device)),
         sums_(rows_ * stride_of(cols_), stream_),
         errors_(rows_ * stride_of(cols_), stream_),
-        panels_(Feedback::offset(ceil_div(cols_, kPanel)), stream_),
+        panels_(a_.factor == nullptr ? Feedback::offset(ceil_div(cols_, kPanel)) : 0, stream_),
         columns_(cols_, stream_),
         codes_(rows_ * cols_, stream_),
         exact_(a_.exclude_row_offsets == nullptr ? 0 : rows_ * cols_, stream_) {
@@ -392,7 +395,7 @@ class Solver {
       mark_excluded({a_.exclude_row_offsets, a_.exclude_columns, rows_, cols_}, "gptq", exact_, stream_);
     const std::vector<int32_t> columns(all_.order, all_.order + cols_);
     columns_.write(columns.data(), cols_);
-    panels_.write(all_.panels, Feedback::offset(ceil_div(cols_, kPanel)));
+    if (a_.factor == nullptr) panels_.write(all_.panels, Feedback::offset(ceil_div(cols_, kPanel)));
     launch(arrange, grid_of(rows_ * cols_), kThreads, 0, stream_, a_.w, columns_.get(), sums(), errors());
     expect(cudaFuncSetAttribute(take_columns, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
            "asking for shared memory");
@@ -441,7 +444,9 @@ class Solver {
 
   Places sums() const { return {sums_.get(), stride_of(cols_), 0}; }
   Places errors() const { return {errors_.get(), stride_of(cols_), 0}; }
-  Feedback feedback() const { return {panels_.get()}; }
+  Feedback feedback() const {
+    return a_.factor == nullptr ? Feedback{panels_.get(), 0} : Feedback{a_.factor, cols_};
+  }
   const uint8_t* exact() const { return a_.exclude_row_offsets == nullptr ? nullptr : exact_.get(); }
   int64_t group_of(int64_t place) const { return all_.order[place] / group_; }
 

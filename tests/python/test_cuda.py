@@ -369,6 +369,58 @@ def test_gptq(on_device, group_size, desc_act, sym):
 
 
 @needs_a_device
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_gptq_with_a_factor_that_is_given(on_device, fitted, desc_act):
+    w, h = numbers(37, 203), hessian(203, 500)
+    h[7] = h[:, 7] = 0
+    way = {"bits": 3, "group_size": 32, "desc_act": desc_act}
+    mine, grid = on_device(w), {} if fitted else {"grid": ops.quantize(w, 3, 32)}
+    my_grid = {} if fitted else {"grid": ops.quantize(on_device(w), 3, 32)}
+    expected = ops.gptq(w, h, **(way if fitted else {"desc_act": desc_act}), **grid)
+    factor = ops.gptq_factor(on_device(h), desc_act=desc_act, group_size=32 if fitted else None)
+    found = ops.gptq(mine, factor, **(way if fitted else {"desc_act": desc_act}), **my_grid)
+    assert (host(found[0].unpack()) == expected[0].unpack()).mean() > 0.99
+    assert found[1].loss == pytest.approx(expected[1].loss, rel=1e-2)
+    assert (found[1].damp_percent, found[1].dead) == (expected[1].damp_percent, expected[1].dead) == (0.01, 1)
+    on_cpu = ops.GptqFactor(host(factor.panels), *(x.numpy() for x in (factor.order, factor.pivots)), 0.01, 1)
+    same_grid(found[0], ops.gptq(w, on_cpu, **(way if fitted else {"desc_act": desc_act}), **grid)[0])
+
+
+@needs_a_device
+def test_a_factor_raises_its_damping_and_refuses_as_gptq_does(on_device):
+    w, h = numbers(5, 40), np.eye(40, dtype=np.float32)
+    grid, my_grid = ops.quantize(w, 4, 8), ops.quantize(on_device(w), 4, 8)
+    for value in (1.2, 50):
+        h[3, 0] = value
+        expected, found = ops.gptq(w, h, grid), ops.gptq(on_device(w), ops.gptq_factor(on_device(h)), my_grid)
+        assert found[1].damp_percent == expected[1].damp_percent > 0.1
+        same_grid(found[0], expected[0])
+    for place, value in (((4, 4), -2), ((6, 2), np.nan)):
+        bad = np.eye(40, dtype=np.float32)
+        bad[place] = value
+        with pytest.raises(quantrature.InvalidArgumentError) as expected:
+            ops.gptq(w, bad, grid)
+        with pytest.raises(quantrature.InvalidArgumentError) as found:
+            ops.gptq_factor(on_device(bad))
+        assert str(found.value) == str(expected.value)
+    with pytest.raises(
+        quantrature.InvalidArgumentError, match=r"\[gptq\] factor must be of a Hessian of as many columns"
+    ):
+        ops.gptq(on_device(w), ops.gptq_factor(on_device(np.eye(39, dtype=np.float32))), my_grid)
+    with pytest.raises(quantrature.InvalidArgumentError, match="order must keep groups whole where grids are fitted"):
+        ops.gptq(
+            on_device(w), ops.gptq_factor(on_device(np.diag(np.float32(numbers(1, 40) ** 2)))), bits=4, group_size=8
+        )
+    with pytest.raises(quantrature.InvalidArgumentError, match="damp must be finite and not negative"):
+        ops.gptq_factor(on_device(h), damp_percent=-1)
+    with pytest.raises(quantrature.InvalidArgumentError, match="hessian must be a torch tensor"):
+        ops.gptq_factor(h)
+    with pytest.raises(quantrature.InvalidArgumentError, match="hessian must be square"):
+        ops.gptq_factor(on_device(h[:7].copy()))
+
+
+@needs_a_device
 def test_gptq_refuses(on_device):
     w, h = numbers(4, 64), hessian(64, 100)
     bad = w.copy()
@@ -408,8 +460,13 @@ def test_a_model_is_quantized_where_it_is(model_on_device, monkeypatch, method, 
         # What a device sums has other bits: the model on the CPU is given these.
         sys.modules["quantrature.ops._hessian"]._add_on_device(total, x)
 
+    def with_factor(w, h, grid=None, *, damp_percent, desc_act, **how):
+        factor = ops.gptq_factor(h, damp_percent=damp_percent, desc_act=desc_act)
+        return gptq(w, factor, grid, **how)
+
     expected = sharp_model().to(dtype)
     with monkeypatch.context() as of_device:
+        of_device.setattr(ops, "gptq", with_factor)
         of_device.setattr(ops, "hessian_accumulate", watched_sum if ON_HOST else accumulate)
         quantrature.quantize(expected, **settings)
     hessians.clear()

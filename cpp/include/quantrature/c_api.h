@@ -553,6 +553,11 @@ typedef struct qtr_gptq_args {
   qtr_grid_solver solver; /* of fitted grids */
   int32_t half;           /* round fitted scales and zeros to float16 before they are used */
   qtr_device device;
+  const float* factor;  /* A in panels, each of 8 columns and all rows j: A_jk at 8 (k / 8 cols + j) + k % 8,
+                         * cols padded to a multiple of 8; or NULL: it is found from hessian, damp and ordered,
+                         * which are not read otherwise */
+  const int64_t* order; /* with factor: the column that is taken at each place; on the host, as pivots */
+  const double* pivots; /* with factor: the squared diagonal of R */
 } qtr_gptq_args;
 
 QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);

@@ -20,10 +20,11 @@ typedef struct qtr_failure {
   char message[512];
 } qtr_failure;
 
-/* gptq once the core has factored the Hessian; what is beside `of` lies in the memory of the host. */
+/* gptq once the Hessian has been factored; what is beside `of` lies in the memory of the host. */
 typedef struct qtr_gptq_columns_args {
-  qtr_gptq_args of;     /* but for hessian, damp and ordered; scale and zero in one row */
-  const float* panels;  /* A of gptq.hpp: panel p has rows j < 8 (p + 1) of columns k = 8 p to 8 p + 7 */
+  qtr_gptq_args of;    /* but for hessian, damp and ordered; scale and zero in one row */
+  const float* panels; /* NULL where `of` has the factor. A: panel p has rows j < 8 (p + 1) of columns k = 8 p
+                        * to 8 p + 7 */
   const int64_t* order; /* the column that is taken at each place */
   const double* pivots; /* R_kk squared */
   qtr_device device;    /* as of `of` */

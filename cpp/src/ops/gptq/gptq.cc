@@ -33,6 +33,19 @@ size_t at(int64_t i) {
 // A and the squared diagonal of R, columns in the order they are taken.
 class Feedback {
  public:
+  // Of the caller.
+  explicit Feedback(const GptqArgs& a)
+      : n_(a.w.cols), h_(nullptr), order_(a.order, a.order + n_), pivots_(a.pivots, a.pivots + n_) {
+    if (a.device.kind != QTR_CPU) return;
+    panels_.resize(at(offset(panel_count())));
+    parallel_for(panel_count(), [&](int64_t p) {
+      for (int64_t j = 0; j < std::min((p + 1) * kGptqColumns, n_); ++j)
+        for (int64_t k = 0; k < kGptqColumns; ++k)
+          if (j < p * kGptqColumns + k)
+            panels_[at(offset(p) + j * kGptqColumns + k)] = a.factor[(p * n_ + j) * kGptqColumns + k];
+    });
+  }
+
   Feedback(const GptqArgs& a, GptqResult& result) : n_(a.w.cols), h_(a.hessian), order_(at(n_)) {
     std::iota(order_.begin(), order_.end(), int64_t{0});
     if (a.ordered)
@@ -348,6 +361,24 @@ void check_hessian(const GptqArgs& a) {
   }
 }
 
+// Each column once, and where grids are fitted all columns of a group after each other.
+void check_order(const GptqArgs& a) {
+  check_given(a.order != nullptr, "gptq", "order");
+  check_given(a.pivots != nullptr, "gptq", "pivots");
+  const int64_t group = a.group_size == -1 ? a.w.cols : a.group_size;
+  std::vector<bool> taken(at(a.w.cols)), begun(at((a.w.cols - 1) / group + 1));
+  for (int64_t place = 0; place < a.w.cols; ++place) {
+    const int64_t column = a.order[place];
+    check(column >= 0 && column < a.w.cols && !taken[at(column)], "[gptq] order must have each column once",
+          "column", column, "place", place);
+    taken[at(column)] = true;
+    const bool begins = place == 0 || column / group != a.order[place - 1] / group;
+    check(a.fitted_scale == nullptr || !begins || !begun[at(column / group)],
+          "[gptq] order must keep groups whole where grids are fitted", "column", column, "place", place);
+    begun[at(column / group)] = true;
+  }
+}
+
 void check_grid(const Matrix& m, const char* name) {
   std::vector<float> buffer(static_cast<size_t>(m.cols));
   const float* numbers = float_row(m, 0, 0, m.cols, buffer.data());
@@ -378,10 +409,12 @@ void gptq(const GptqArgs& a) {
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
         a.group_size);
   check_extent(a.w.cols, a.w.cols, "gptq", "hessian");
-  check_given(a.hessian != nullptr, "gptq", "hessian");
-  check(a.hessian_size == a.w.cols * a.w.cols,
-        "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
-        "expected", a.w.cols * a.w.cols);
+  if (a.factor == nullptr) {
+    check_given(a.hessian != nullptr, "gptq", "hessian");
+    check(a.hessian_size == a.w.cols * a.w.cols,
+          "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
+          "expected", a.w.cols * a.w.cols);
+  }
   check(std::isfinite(a.damp) && a.damp >= 0, "[gptq] damp must be finite and not negative", "damp", a.damp);
   check_given(a.codes != nullptr, "gptq", "codes");
   check(a.codes_size == a.w.rows * row_bytes(a.w.cols, a.bits), "[gptq] codes must hold all packed rows",
@@ -415,9 +448,14 @@ void gptq(const GptqArgs& a) {
     check_excluded(a);
     check_weights(a);
   }
-  check_hessian(a);
-  const Feedback feedback(flat, *a.result);
-  const qtr_gptq_columns_args columns{flat, feedback.panel(0), feedback.order(), feedback.pivots(), a.device};
+  if (a.factor == nullptr)
+    check_hessian(a);
+  else
+    check_order(a);
+  *a.result = {a.damp, 0, 0};
+  const Feedback feedback = a.factor == nullptr ? Feedback(flat, *a.result) : Feedback(flat);
+  const qtr_gptq_columns_args columns{flat, a.factor == nullptr ? feedback.panel(0) : nullptr,
+                                      feedback.order(), feedback.pivots(), a.device};
   if (done_on_device(columns, "gptq", &qtr_backend::gptq_columns)) return;
   const int64_t strips = (a.w.rows + kStrip - 1) / kStrip;
   std::vector<double> losses(at(strips));
