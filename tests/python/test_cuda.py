@@ -711,6 +711,7 @@ def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
         "device": "none",
         "streams": bench.stream_rows(Clock(), 4, 512),
         "steps": bench.step_rows(Clock(), 1, 128, 8),
+        "gptq": bench.gptq_rows(Clock(), 8, 256, 300),
         "products": bench.product_rows(Clock(), [(64, 256)], 0),
     }
     lines = bench.table(json.loads(json.dumps(result))).splitlines()
