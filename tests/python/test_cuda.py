@@ -316,16 +316,30 @@ def test_kmeans(on_device, weighted):
 
 @needs_a_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_hessians(on_device, dtype):
+def test_hessians(on_device, monkeypatch, dtype):
     x = on_device(numbers(700, 75)).to(dtype)
     total = on_device(np.zeros((75, 75), np.float32))
-    torch.backends.cuda.matmul.allow_tf32 = True
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = True
+    seen = []
+    add = torch.Tensor.addmm_
+
+    def watched(*args):
+        seen.append(products.fp32_precision if hasattr(products, "fp32_precision") else products.allow_tf32)
+        return add(*args)
+
+    monkeypatch.setattr(torch.Tensor, "addmm_", watched)
     try:
         for _ in range(2):
             assert ops.hessian_accumulate(total, x) is total
-        assert torch.backends.cuda.matmul.allow_tf32
+        assert products.allow_tf32
+        if hasattr(products, "fp32_precision"):
+            products.fp32_precision = "tf32"
+            ops.hessian_accumulate(torch.zeros_like(total), x)
+            assert products.fp32_precision == "tf32"
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        products.allow_tf32 = False
+    assert set(seen) <= {"ieee", False}
     exact = 2 * x.double().mT @ x.double()
     bound = 2 * x.double().abs().mT @ x.double().abs() * (256 + 6) * 2.0**-24
     assert ((total - exact).abs() <= bound).all()

@@ -46,8 +46,10 @@ def hessian_accumulate(total: Array, x: Array) -> Array:
 def _add_on_device(total: Array, x: Array) -> None:
     torch = sys.modules["torch"]
     products = torch.backends.cuda.matmul
-    rounded = products.allow_tf32
-    products.allow_tf32 = False
+    # Where there is the newer of the two names, the older one cannot be read once the newer one has been set.
+    name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(products, name)
+    setattr(products, name, exact)
     try:
         with torch.no_grad():
             for chunk in x.split(_CHUNK):
@@ -55,4 +57,4 @@ def _add_on_device(total: Array, x: Array) -> None:
                 total.addmm_(chunk.T, chunk)
             total.copy_(total.tril() + total.tril(-1).T)
     finally:
-        products.allow_tf32 = rounded
+        setattr(products, name, before)
