@@ -164,6 +164,34 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
     return [about | {"seconds": seconds, "without": without, "share": share}]
 
 
+def gptq_rows(timer: Timer, rows: int, cols: int, tokens: int) -> list[dict[str, Any]]:
+    """What GPTQ does for one matrix: the sum of its Hessian, the factor on the device, the columns."""
+    import torch
+
+    from quantrature import ops
+
+    torch.manual_seed(0)
+    w, x = torch.randn(rows, cols, device="cuda"), torch.randn(tokens, cols, device="cuda")
+    total = torch.zeros(cols, cols, device="cuda")
+    ops.hessian_accumulate(total, x)
+    grid = ops.quantize(w, bits=4, group_size=128)
+    factor = ops.gptq_factor(total)
+    fitting = ops.gptq_factor(total, group_size=128)
+    calls = {
+        f"Hessian of {tokens} tokens": lambda: ops.hessian_accumulate(total, x),
+        "factor, float64": lambda: ops.gptq_factor(total),
+        "columns, given grid": lambda: ops.gptq(w, factor, grid),
+        "columns, fitted grids": lambda: ops.gptq(w, fitting, bits=4, group_size=128),
+        "factor on the CPU and columns": lambda: ops.gptq(w, total, grid),
+    }
+    found = []
+    for name, call in calls.items():
+        seconds = timer.waiting(call)
+        found.append({"name": name, "shape": (rows, cols), "seconds": seconds})
+        print(f"  {name}: {seconds * 1e3:.2f} ms", flush=True)
+    return found
+
+
 def product_rows(timer: Timer, shapes: list[tuple[int, int]], cached: int = CACHED) -> list[dict[str, Any]]:
     """Products of packed matrices with 0.5 % outliers and 1 to 64 vectors, beside torch and what is installed."""
     import torch
@@ -268,6 +296,8 @@ def table(result: dict[str, Any]) -> str:
     for r in result["steps"]:
         about = f"{r['seconds'] * 1e3:.1f} ms, {r['tokens']} tokens, {r['weights'] / 1e6:.0f} million weights"
         lines.append(f"{r['name']}: {r['share']:.2%} of a step of {about}")
+    for r in result["gptq"]:
+        lines.append(f"GPTQ {'x'.join(map(str, r['shape']))}, {r['name']}: {r['seconds'] * 1e3:.2f} ms")
     torch_rows = {(tuple(r["shape"]), r["vectors"]): r for r in result["products"] if r["name"] == "torch bf16"}
     lines.append(f"{'product':34} {'matrix':>12} {'vectors':>7} {'us':>8} {'of copy':>8} {'x torch':>8}")
     for r in result["products"]:
@@ -312,6 +342,7 @@ def main() -> int:
     work: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "streams": lambda: stream_rows(timer, 14336, 4096),
         "steps": lambda: step_rows(timer, layers, 2048, 2048),
+        "gptq": lambda: gptq_rows(timer, 4096, 4096, 4096),
         "products": lambda: product_rows(timer, shapes),
     }
     for name, rows in work.items():

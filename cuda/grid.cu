@@ -10,8 +10,8 @@
 #include "device/elements.cuh"
 #include "exclude.cuh"
 #include "finite.cuh"
+#include "fit.cuh"
 #include "launch.cuh"
-#include "ops/grid/line.hpp"
 #include "ops/grid/pieces.hpp"
 #include "tile.cuh"
 
@@ -19,9 +19,7 @@ namespace quantrature::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 16;
 constexpr int kGroups = kThreads / kLanes;  // of a block at a time
-constexpr unsigned kAll = 0xffffffffu;
 
 // Numbers group after group, wherever they lie.
 struct Source {
@@ -49,85 +47,22 @@ struct Lines {
   float* scale;
 };
 
-__device__ float add_lanes(float x) {
-  for (int apart = kLanes / 2; apart > 0; apart /= 2)
-    x += __shfl_down_sync(kAll, x, static_cast<unsigned>(apart), kLanes);
-  return __shfl_sync(kAll, x, 0, kLanes);
-}
-
-__device__ float least_of_lanes(float x) {
-  for (int apart = kLanes / 2; apart > 0; apart /= 2) {
-    const float other = __shfl_xor_sync(kAll, x, apart, kLanes);
-    x = other < x ? other : x;
-  }
-  return x;
-}
-
-struct Range {
-  float low, high;
-  bool finite;  // all numbers are
-};
-
-// Of n numbers, which the lanes of a group share.
-template <class At>
-__device__ Range range_of(int64_t n, int lane, const At& at) {
-  float low = std::numeric_limits<float>::infinity(), high = -low;
-  float bad = 0;
-  for (int64_t i = lane; i < n; i += kLanes) {
-    const float v = at(i);
-    if (!is_finite(v)) bad = -1;
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-  }
-  low = least_of_lanes(low);
-  high = -least_of_lanes(-high);
-  bad = least_of_lanes(bad);
-  return {low, high, bad == 0};
-}
-
-__device__ float code_of(float x, float inv, float zero, float top) {
-  const float code = std::nearbyint(x * inv + zero);
-  return code < 0.0f ? 0.0f : code > top ? top : code;
-}
-
-__device__ float squared_error(const Source& x, int64_t g, int64_t n, int lane, const GridLine& line,
-                               float top) {
-  float sum = 0;
-  for (int64_t i = lane; i < n; i += kLanes) {
-    const float apart = x(g, i) - (code_of(x(g, i), line.inv, line.zero, top) - line.zero) * line.scale;
-    sum += apart * apart;
-  }
-  return add_lanes(sum);
-}
-
 // Both halves of a warp go through the same steps, whatever their groups are.
 __global__ void __launch_bounds__(kThreads)
     fit_groups(Source x, GridRule rule, Lines out, unsigned long long* first_bad) {
   const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const float top = top_code(rule.bits);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
        first += static_cast<int64_t>(gridDim.x) * kGroups) {
     const int64_t own = first + threadIdx.x / kLanes;
     const int64_t g = own < groups ? own : groups - 1;
     const int64_t n = x.length(g);
-    const auto [low, high, finite] = range_of(n, lane, [&](int64_t i) { return x(g, i); });
-    const bool good = finite && range_is_finite(low, high, rule.sym);
-    GridLine best = line_of_range(low, high, rule);
-    if (rule.mse) {
-      float least = squared_error(x, g, n, lane, best, top);
-      const bool constant = best.inv == 0;
-      for (int i = 1; i < kMseCandidates; ++i) {
-        const GridLine line = line_of_range(low * shrink_factor(i), high * shrink_factor(i), rule);
-        const float error = squared_error(x, g, n, lane, line, top);
-        if (!constant && error < least) best = line, least = error;
-      }
-    }
+    const Fitted fitted = fitted_line(n, lane, rule, [&](int64_t i) { return x(g, i); });
     if (lane != 0 || own >= groups) continue;
-    if (!good) atomicMin(first_bad, static_cast<unsigned long long>(g));
-    out.inv[g] = best.inv;
-    out.scale[g] = best.scale;
-    out.zero[g] = best.zero;
+    if (!fitted.good) atomicMin(first_bad, static_cast<unsigned long long>(g));
+    out.inv[g] = fitted.line.inv;
+    out.scale[g] = fitted.line.scale;
+    out.zero[g] = fitted.line.zero;
   }
 }
 

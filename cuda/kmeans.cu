@@ -138,7 +138,7 @@ __device__ int64_t position_of(uint64_t pair) {
   return static_cast<int64_t>(pair & 0xFFFFFFFFu);
 }
 
-__global__ void __launch_bounds__(kThreads) solve_rows(Rows r) {
+__global__ void __launch_bounds__(kThreads, kTogether) solve_rows(Rows r) {
   __shared__ int64_t ends[kMostCentroids];
   const Memory& m = r.memory;
   const int64_t n = r.x.cols, block = blockIdx.x;

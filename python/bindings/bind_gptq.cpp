@@ -2,48 +2,54 @@
 #include <nanobind/stl/tuple.h>
 
 #include "bindings/arrays.hpp"
+#include "bindings/exclude.hpp"
 
 namespace quantrature::bindings {
 
-using Codes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<uint8_t, nb::c_contig>;
 using Hessian = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Offsets = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Fitted = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
-using Columns = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Panels = nb::ndarray<const float, nb::ndim<3>, nb::c_contig>;
+using Order = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Pivots = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Fitted = nb::ndarray<float, nb::c_contig>;
 
 void bind_gptq(nb::module_& m) {
   m.def(
       "gptq",
-      [](const Input& w, const Hessian& hessian, int bits, int64_t group_size,
-         const std::optional<Input>& scale, const std::optional<Input>& zero, double damp, bool ordered,
+      [](const AnyInput& w, const std::optional<Hessian>& hessian, int bits, int64_t group_size,
+         const std::optional<AnyInput>& scale, const std::optional<AnyInput>& zero, double damp, bool ordered,
          const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns, const Codes& codes,
          const std::optional<Fitted>& fitted_scale, const std::optional<Fitted>& fitted_zero, int solver,
-         bool half) {
+         bool half, const std::optional<Panels>& factor, const std::optional<Order>& order,
+         const std::optional<Pivots>& pivots, const Place& place) {
         GptqResult result{};
         GptqArgs args{};
         args.struct_size = sizeof(args);
         args.w = view(w);
-        args.hessian = hessian.data();
-        args.hessian_size = static_cast<int64_t>(hessian.size());
+        if (hessian) {
+          args.hessian = hessian->data();
+          args.hessian_size = static_cast<int64_t>(hessian->size());
+        }
         args.bits = bits;
         args.group_size = group_size;
         if (scale) args.scale = view(*scale);
         if (zero) args.zero = view(*zero);
         args.damp = damp;
         args.ordered = ordered;
-        if (row_offsets && columns) {
-          // The core trusts the sizes, which it cannot see.
-          const auto rows = static_cast<size_t>(args.w.rows);
-          if (row_offsets->shape(0) != rows + 1)
-            throw InvalidArgument("[gptq] exclude must have one row_offset more than w has rows");
-          if (row_offsets->data()[rows] != static_cast<int64_t>(columns->shape(0)))
-            throw InvalidArgument("[gptq] exclude must have as many columns as its last row_offset says");
-          args.exclude_row_offsets = row_offsets->data();
-          args.exclude_columns = columns->data();
-        }
+        args.device = device_of(place, w, scale, zero, codes, fitted_scale, fitted_zero, factor);
+        exclude(row_offsets, columns, "gptq", args);
         args.codes = codes.data();
         args.codes_size = static_cast<int64_t>(codes.size());
         args.result = &result;
+        if (factor && order && pivots) {
+          const auto cols = static_cast<size_t>(args.w.cols);
+          if (factor->shape(0) != (cols + 7) / 8 || factor->shape(1) != cols || factor->shape(2) != 8 ||
+              order->size() != cols || pivots->size() != cols)
+            throw InvalidArgument("[gptq] factor must be of a Hessian of as many columns as w has");
+          args.factor = factor->data();
+          args.order = order->data();
+          args.pivots = pivots->data();
+        }
         if (fitted_scale) {
           if (fitted_zero && fitted_zero->size() != fitted_scale->size())
             throw InvalidArgument("[gptq] fitted_zero must be of the size of fitted_scale");
@@ -61,10 +67,13 @@ void bind_gptq(nb::module_& m) {
         }
         return std::make_tuple(result.damp, result.loss, result.dead);
       },
-      "w"_a.noconvert(), "hessian"_a.noconvert(), "bits"_a, "group_size"_a, "scale"_a.noconvert().none(),
-      "zero"_a.noconvert().none(), "damp"_a, "ordered"_a, "row_offsets"_a.noconvert().none(),
-      "columns"_a.noconvert().none(), "codes"_a.noconvert(), "fitted_scale"_a.noconvert().none() = nb::none(),
-      "fitted_zero"_a.noconvert().none() = nb::none(), "solver"_a = 0, "half"_a = false);
+      "w"_a.noconvert(), "hessian"_a.noconvert().none(), "bits"_a, "group_size"_a,
+      "scale"_a.noconvert().none(), "zero"_a.noconvert().none(), "damp"_a, "ordered"_a,
+      "row_offsets"_a.noconvert().none(), "columns"_a.noconvert().none(), "codes"_a.noconvert(),
+      "fitted_scale"_a.noconvert().none() = nb::none(), "fitted_zero"_a.noconvert().none() = nb::none(),
+      "solver"_a = 0, "half"_a = false, "factor"_a.noconvert().none() = nb::none(),
+      "order"_a.noconvert().none() = nb::none(), "pivots"_a.noconvert().none() = nb::none(),
+      "place"_a.none() = nb::none());
 }
 
 }  // namespace quantrature::bindings

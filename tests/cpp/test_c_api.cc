@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <regex>
 #include <string>
 #include <vector>
@@ -792,6 +793,25 @@ TEST_F(CApi, HessianAndGptq) {
           "[gptq] exclude must have row_offsets that ascend");
   REFUSED(qtr_gptq, gptq(), (a.exclude_row_offsets = good, a.exclude_columns = outside),
           "[gptq] exclude must lie within w");
+  std::vector<int64_t> order(kCols);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  const std::vector<double> pivots(kCols, 1);
+  const std::vector<float> factor((kCols + 7) / 8 * 8 * kCols);
+  const auto factored = [&](qtr_gptq_args args) {
+    args.factor = factor.data(), args.order = order.data(), args.pivots = pivots.data();
+    args.hessian = nullptr;
+    return args;
+  };
+  expect_sound(qtr_gptq, factored(gptq()));
+  REFUSED(qtr_gptq, factored(gptq()), a.order = nullptr, "[gptq] order must not be null");
+  REFUSED(qtr_gptq, factored(gptq()), a.pivots = nullptr, "[gptq] pivots must not be null");
+  std::swap(order.front(), order.back());
+  expect_sound(qtr_gptq, factored(gptq()));
+  REFUSED(qtr_gptq, factored(fitting_gptq()), , "[gptq] order must keep groups whole where grids are fitted");
+  order.front() = 0;
+  REFUSED(qtr_gptq, factored(gptq()), , "[gptq] order must have each column once: got column=0");
+  order.back() = kCols;
+  REFUSED(qtr_gptq, factored(gptq()), , "[gptq] order must have each column once");
   scale_[2] = NAN;
   REFUSED(qtr_gptq, gptq(), , "[gptq] scale must be finite: got value=nan, group=2");
   scale_[2] = 0.5f;

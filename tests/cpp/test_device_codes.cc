@@ -456,5 +456,235 @@ TEST_F(OnDevice, KmeansRefusesAsTheCpuDoes) {
   }
 }
 
+struct GptqCase {
+  int64_t rows, cols, group;
+  DType dtype;
+  int bits;
+  bool ordered, excludes, fitted, mse, sym, half;
+  double damp = 0.01;
+};
+
+// Everything that gptq writes.
+struct GptqCodes {
+  std::vector<uint8_t> codes;
+  std::vector<float> scale, zero;
+  GptqResult result;
+};
+
+// Hessian of tokens, whose column 2 is always 0 where there is one.
+std::vector<float> hessian_of(int64_t cols, int64_t tokens) {
+  cases::Sample x = cases::sample("normal", tokens, cols, QTR_F32, 0, 5);
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t j = 1; j < cols; ++j) {
+      float& number = x.values[static_cast<size_t>(t * cols + j)];
+      number = j == 2 ? 0 : number / 2 + x.at(t, j - 1) / 2;
+    }
+  std::vector<float> sum(static_cast<size_t>(cols * cols));
+  hessian_accumulate({sizeof(HessianAccumulateArgs), {sum.data(), cols, cols, cols, QTR_F32}, x.view()});
+  return sum;
+}
+
+class GptqRun {
+ public:
+  GptqRun(const GptqCase& c, const std::vector<float>& hessian, const cases::Sample& w)
+      : case_(c),
+        hessian_(hessian),
+        w_(w),
+        groups_(c.rows * group_count(1, c.cols, c.group, 1)),
+        scale_(cases::sample("normal", c.rows, groups_ / c.rows, c.half ? QTR_F16 : QTR_F32)),
+        zero_(cases::sample("normal", c.rows, groups_ / c.rows, c.half ? QTR_F16 : QTR_F32, 0, 1)) {
+    for (int64_t row = 0; row <= c.rows; ++row) offsets_.push_back(row == 0 ? 0 : 2 * row - 1);
+    for (int64_t i = 0; i < offsets_.back(); ++i) columns_.push_back(static_cast<int32_t>(i * 5 % c.cols));
+  }
+
+  GptqCodes on_host() const {
+    GptqCodes out = empty();
+    GptqArgs args = of(out.codes.data(), out.scale.data(), out.zero.data(), out.result);
+    args.w = w_.view();
+    if (!case_.fitted) args.scale = scale_.view(), args.zero = zero_.view();
+    if (case_.sym) args.zero = {};
+    if (case_.excludes) args.exclude_row_offsets = offsets_.data(), args.exclude_columns = columns_.data();
+    gptq(args);
+    return out;
+  }
+
+  GptqCodes on_device() const {
+    GptqCodes out = empty();
+    const Input w(w_), scale(scale_), zero(zero_);
+    const DeviceArray<uint8_t> codes(out.codes.size());
+    const DeviceArray<float> fitted_scale(out.scale.size()), fitted_zero(out.zero.size());
+    const DeviceArray<int64_t> offsets(offsets_);
+    const DeviceArray<int32_t> columns(columns_);
+    GptqArgs args = of(codes.data(), fitted_scale.data(), fitted_zero.data(), out.result);
+    args.w = w.m;
+    if (!case_.fitted) args.scale = scale.m, args.zero = zero.m;
+    if (case_.sym) args.zero = {};
+    if (case_.excludes) args.exclude_row_offsets = offsets.data(), args.exclude_columns = columns.data();
+    args.device = kDevice;
+    gptq(args);
+    out.codes = codes.read();
+    if (case_.fitted) out.scale = fitted_scale.read(), out.zero = fitted_zero.read();
+    return out;
+  }
+
+ private:
+  GptqCodes empty() const {
+    const auto fitted = static_cast<size_t>(case_.fitted ? groups_ : 0);
+    return {std::vector<uint8_t>(static_cast<size_t>(case_.rows * row_bytes(case_.cols, case_.bits))),
+            std::vector<float>(fitted), std::vector<float>(case_.sym ? 0 : fitted), GptqResult{}};
+  }
+
+  GptqArgs of(uint8_t* codes, float* fitted_scale, float* fitted_zero, GptqResult& result) const {
+    GptqArgs args{};
+    args.struct_size = sizeof(args);
+    args.hessian = hessian_.data();
+    args.hessian_size = static_cast<int64_t>(hessian_.size());
+    args.bits = case_.bits;
+    args.group_size = case_.group;
+    args.damp = case_.damp;
+    args.ordered = case_.ordered;
+    args.codes = codes;
+    args.codes_size = case_.rows * row_bytes(case_.cols, case_.bits);
+    args.result = &result;
+    if (!case_.fitted) return args;
+    args.fitted_scale = fitted_scale;
+    args.fitted_zero = case_.sym ? nullptr : fitted_zero;
+    args.fitted_size = groups_;
+    args.solver = case_.mse ? QTR_MSE : QTR_MINMAX;
+    args.half = case_.half;
+    return args;
+  }
+
+  const GptqCase& case_;
+  const std::vector<float>& hessian_;
+  const cases::Sample& w_;
+  int64_t groups_;
+  cases::Sample scale_, zero_;
+  std::vector<int64_t> offsets_;
+  std::vector<int32_t> columns_;
+};
+
+void expect_same_gptq(const GptqCase& c, const std::vector<float>& hessian) {
+  SCOPED_TRACE(std::to_string(c.rows) + " x " + std::to_string(c.cols) + ", group " +
+               std::to_string(c.group) + (c.ordered ? ", ordered" : "") + (c.excludes ? ", excludes" : "") +
+               (c.fitted ? ", fitted" : "") + (c.mse ? ", mse" : "") + (c.sym ? ", sym" : "") +
+               (c.half ? ", half" : ""));
+  const cases::Sample w = cases::sample("normal", c.rows, c.cols, c.dtype, c.cols % 3);
+  const GptqRun run(c, hessian, w);
+  const GptqCodes host = run.on_host(), device = run.on_device();
+  expect_same(device.codes, host.codes);
+  expect_same(device.scale, host.scale);
+  expect_same(device.zero, host.zero);
+  EXPECT_EQ(device.result.loss, host.result.loss);
+  EXPECT_EQ(device.result.damp, host.result.damp);
+  EXPECT_EQ(device.result.dead, host.result.dead);
+}
+
+TEST_F(OnDevice, Gptq) {
+  size_t n = 0;  // what has no loop of its own goes in turns
+  for (const int64_t cols : {1, 7, 129, 300})
+    for (const int64_t group : {int64_t{-1}, int64_t{5}, int64_t{32}, int64_t{48}, int64_t{128}})
+      for (const bool ordered : {false, true})
+        for (const bool fitted : {false, true}) {
+          if (cols < 100 && group > 5) continue;
+          const int64_t rows = cols == 300 && n % 3 == 0 ? 131 : 3 + static_cast<int64_t>(n % 17);
+          expect_same_gptq({rows, cols, group, cases::kDTypes[n % 3], static_cast<int>(2 + n % 4), ordered,
+                            n % 2 == 1, fitted, n % 5 < 2, n % 7 < 2, n % 4 < 2},
+                           hessian_of(cols, 200));
+          ++n;
+        }
+}
+
+// Hessians that need more damping, or that none makes positive definite.
+TEST_F(OnDevice, GptqOfHessiansThatAreNotPositiveDefinite) {
+  std::vector<float> hessian = hessian_of(40, 10);
+  for (const double damp : {0.0, 0.01}) {
+    GptqCase c{20, 40, 16, QTR_F32, 3, true, true, false, false, false, false};
+    c.damp = damp;
+    expect_same_gptq(c, hessian);
+    c.fitted = true;
+    expect_same_gptq(c, hessian);
+  }
+  hessian[1 * 40 + 0] = 1e6f;
+  for (const bool fitted : {false, true})
+    expect_same_gptq({20, 40, 16, QTR_F32, 3, false, false, fitted, true, false, false}, hessian);
+}
+
+TEST_F(OnDevice, GptqOfASumThatIsNoNumberGivesCodeZero) {
+  const GptqCase c{2, 2, 1, QTR_F32, 3, false, false, false, false, true, false};
+  cases::Sample w = cases::sample("zero", 2, 2, QTR_F32);
+  w.values = {3e38f, 3e38f, 1, 2};
+  const std::vector<float> hessian(4, 1);
+  const GptqRun run(c, hessian, w);
+  expect_same(run.on_device().codes, run.on_host().codes);
+}
+
+TEST_F(OnDevice, GptqRefusesWhatTheCpuRefuses) {
+  const auto refusal = [](const auto& run) {
+    try {
+      run();
+    } catch (const InvalidArgument& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  const auto same = [&](const GptqCase& c, const std::vector<float>& hessian, const cases::Sample& w) {
+    const GptqRun run(c, hessian, w);
+    const std::string host = refusal([&] { static_cast<void>(run.on_host()); });
+    EXPECT_NE(host, "taken");
+    EXPECT_EQ(refusal([&] { static_cast<void>(run.on_device()); }), host);
+  };
+  const GptqCase given{5, 40, 16, QTR_F32, 3, true, false, false, false, false, false};
+  const std::vector<float> hessian = hessian_of(40, 100);
+  const cases::Sample w = cases::sample("normal", 5, 40, QTR_F32);
+  cases::Sample bad = w;
+  bad.values[3 * 40 + 7] = INFINITY;
+  same(given, hessian, bad);
+  std::vector<float> other = hessian;
+  other[3 * 40 + 1] = NAN;
+  same(given, other, w);
+  other = hessian;
+  other[0] = -1;
+  same(given, other, w);
+  same(given, std::vector<float>(39), w);
+  GptqCase fitted = given;
+  fitted.fitted = true;
+  fitted.bits = 9;
+  same(fitted, hessian, w);
+  fitted.bits = 3;
+  bad = w;
+  bad.values[2 * 40 + 20] = 3e38f;
+  bad.values[2 * 40 + 21] = -3e38f;
+  same(fitted, hessian, bad);
+
+  // A grid that is not finite.
+  const Input there(w);
+  const DeviceArray<float> scale(std::vector<float>{1, 1, NAN, 1, 1});
+  const DeviceArray<uint8_t> codes(static_cast<size_t>(5 * row_bytes(40, 3)));
+  GptqResult result;
+  GptqArgs args{};
+  args.struct_size = sizeof(args);
+  args.w = there.m;
+  args.hessian = hessian.data();
+  args.hessian_size = 1600;
+  args.bits = 3;
+  args.group_size = -1;
+  args.scale = {scale.data(), 5, 1, 1, QTR_F32};
+  args.codes = codes.data();
+  args.codes_size = 5 * row_bytes(40, 3);
+  args.result = &result;
+  args.device = kDevice;
+  EXPECT_EQ(refusal([&] { gptq(args); }), "[gptq] scale must be finite: got value=nan, group=2");
+  const std::vector<float> ones(5, 1);
+  const DeviceArray<float> good(ones);
+  args.scale.data = good.data();
+  const DeviceArray<int64_t> offsets(std::vector<int64_t>{0, 1, 1, 1, 1, 1});
+  const DeviceArray<int32_t> columns(std::vector<int32_t>{40});
+  args.exclude_row_offsets = offsets.data();
+  args.exclude_columns = columns.data();
+  EXPECT_EQ(refusal([&] { gptq(args); }),
+            "[gptq] exclude must have row_offsets from 0 that ascend, and lie within w: got row=0");
+}
+
 }  // namespace
 }  // namespace quantrature

@@ -314,6 +314,211 @@ def test_kmeans(on_device, weighted):
         same(one, other)
 
 
+@needs_a_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hessians(on_device, monkeypatch, dtype):
+    x = on_device(numbers(700, 75)).to(dtype)
+    total = on_device(np.zeros((75, 75), np.float32))
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = True
+    seen = []
+    add = torch.Tensor.addmm_
+
+    def watched(*args):
+        seen.append(products.fp32_precision if hasattr(products, "fp32_precision") else products.allow_tf32)
+        return add(*args)
+
+    monkeypatch.setattr(torch.Tensor, "addmm_", watched)
+    try:
+        for _ in range(2):
+            assert ops.hessian_accumulate(total, x) is total
+        assert products.allow_tf32
+        if hasattr(products, "fp32_precision"):
+            products.fp32_precision = "tf32"
+            ops.hessian_accumulate(torch.zeros_like(total), x)
+            assert products.fp32_precision == "tf32"
+    finally:
+        products.allow_tf32 = False
+    assert set(seen) <= {"ieee", False}
+    exact = 2 * x.double().mT @ x.double()
+    bound = 2 * x.double().abs().mT @ x.double().abs() * (256 + 6) * 2.0**-24
+    assert ((total - exact).abs() <= bound).all()
+    assert torch.equal(total, total.mT)
+    with pytest.raises(quantrature.InvalidArgumentError, match=r"a column for each column of x: got shape=\(75, 75\)"):
+        ops.hessian_accumulate(total, x[:, :74].contiguous())
+    with pytest.raises(quantrature.InvalidArgumentError, match="total must be float32: got dtype=float64"):
+        ops.hessian_accumulate(total.double(), x)
+    with pytest.raises(quantrature.InvalidArgumentError, match="x must be on the device of total"):
+        ops.hessian_accumulate(total, numbers(5, 75))
+
+
+def hessian(columns, tokens):
+    x = numbers(tokens, columns, 9)
+    return ops.hessian_accumulate(np.zeros((columns, columns), np.float32), x + np.roll(x, 1, axis=1))
+
+
+@needs_a_device
+@pytest.mark.parametrize("group_size", [-1, 32, 48, 128])
+@pytest.mark.parametrize("desc_act", [False, True])
+@pytest.mark.parametrize("sym", [False, True])
+def test_gptq(on_device, group_size, desc_act, sym):
+    w, h = numbers(37, 200), hessian(200, 500)
+    rest, outliers = ops.extract_outliers(w, fraction=0.02)
+    mine, theirs = ops.extract_outliers(on_device(w), fraction=0.02)
+    settings = {"group_size": group_size, "sym": sym}
+    ways = [
+        {"bits": 3, **settings},
+        {"bits": 4, "solver": "mse", **settings},
+        {"grid": ({"bits": 3, "solver": "mse"}, {"bits": 2, "meta_bits": 8})[sym]},
+    ]
+    for way in ways:
+        expected_way, my_way = dict(way), dict(way)
+        if "grid" in way:
+            expected_way["grid"] = ops.quantize(rest, **way["grid"], **settings, exclude=outliers)
+            my_way["grid"] = ops.quantize(mine, **way["grid"], **settings, exclude=theirs)
+        expected = ops.gptq(rest, h, **expected_way, desc_act=desc_act, exclude=outliers)
+        found = ops.gptq(mine, on_device(h), **my_way, desc_act=desc_act, exclude=theirs)
+        same_grid(found[0], expected[0])
+        assert found[1] == expected[1]
+
+
+@needs_a_device
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_gptq_with_a_factor_that_is_given(on_device, fitted, desc_act):
+    w, h = numbers(37, 203), hessian(203, 500)
+    h[7] = h[:, 7] = 0
+    way = {"bits": 3, "group_size": 32, "desc_act": desc_act}
+    mine, grid = on_device(w), {} if fitted else {"grid": ops.quantize(w, 3, 32)}
+    my_grid = {} if fitted else {"grid": ops.quantize(on_device(w), 3, 32)}
+    expected = ops.gptq(w, h, **(way if fitted else {"desc_act": desc_act}), **grid)
+    factor = ops.gptq_factor(on_device(h), desc_act=desc_act, group_size=32 if fitted else None)
+    found = ops.gptq(mine, factor, **(way if fitted else {"desc_act": desc_act}), **my_grid)
+    assert (host(found[0].unpack()) == expected[0].unpack()).mean() > 0.99
+    assert found[1].loss == pytest.approx(expected[1].loss, rel=1e-2)
+    assert (found[1].damp_percent, found[1].dead) == (expected[1].damp_percent, expected[1].dead) == (0.01, 1)
+    on_cpu = ops.GptqFactor(host(factor.panels), *(x.numpy() for x in (factor.order, factor.pivots)), 0.01, 1)
+    same_grid(found[0], ops.gptq(w, on_cpu, **(way if fitted else {"desc_act": desc_act}), **grid)[0])
+
+
+@needs_a_device
+def test_a_factor_raises_its_damping_and_refuses_as_gptq_does(on_device):
+    w, h = numbers(5, 40), np.eye(40, dtype=np.float32)
+    grid, my_grid = ops.quantize(w, 4, 8), ops.quantize(on_device(w), 4, 8)
+    for value in (1.2, 50):
+        h[3, 0] = value
+        expected, found = ops.gptq(w, h, grid), ops.gptq(on_device(w), ops.gptq_factor(on_device(h)), my_grid)
+        assert found[1].damp_percent == expected[1].damp_percent > 0.1
+        same_grid(found[0], expected[0])
+    for place, value in (((4, 4), -2), ((6, 2), np.nan)):
+        bad = np.eye(40, dtype=np.float32)
+        bad[place] = value
+        with pytest.raises(quantrature.InvalidArgumentError) as expected:
+            ops.gptq(w, bad, grid)
+        with pytest.raises(quantrature.InvalidArgumentError) as found:
+            ops.gptq_factor(on_device(bad))
+        assert str(found.value) == str(expected.value)
+    with pytest.raises(
+        quantrature.InvalidArgumentError, match=r"\[gptq\] factor must be of a Hessian of as many columns"
+    ):
+        ops.gptq(on_device(w), ops.gptq_factor(on_device(np.eye(39, dtype=np.float32))), my_grid)
+    with pytest.raises(quantrature.InvalidArgumentError, match="order must keep groups whole where grids are fitted"):
+        ops.gptq(
+            on_device(w), ops.gptq_factor(on_device(np.diag(np.float32(numbers(1, 40) ** 2)))), bits=4, group_size=8
+        )
+    with pytest.raises(quantrature.InvalidArgumentError, match="damp must be finite and not negative"):
+        ops.gptq_factor(on_device(h), damp_percent=-1)
+    with pytest.raises(quantrature.InvalidArgumentError, match="hessian must be a torch tensor"):
+        ops.gptq_factor(h)
+    with pytest.raises(quantrature.InvalidArgumentError, match="hessian must be square"):
+        ops.gptq_factor(on_device(h[:7].copy()))
+
+
+@needs_a_device
+def test_gptq_refuses(on_device):
+    w, h = numbers(4, 64), hessian(64, 100)
+    bad = w.copy()
+    bad[2, 5] = np.inf
+    with pytest.raises(
+        quantrature.InvalidArgumentError, match=r"\[gptq\] w must be finite: got value=inf, row=2, col=5"
+    ):
+        ops.gptq(on_device(bad), on_device(h), bits=4)
+    with pytest.raises(quantrature.InvalidArgumentError, match=r"\[gptq\] scale must be on the device of w"):
+        ops.gptq(on_device(w), on_device(h), ops.quantize(w, 4))
+
+
+@needs_a_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["rtn", "mse", "hqq", "gptq", "squeezellm"])
+def test_a_model_is_quantized_where_it_is(model_on_device, monkeypatch, method, dtype):
+    from quantrature.nn import quantized_layers
+    from test_analysis import TOKENS, sharp_model
+
+    settings = {"bits": 3, "group_size": 16, "method": method, "outlier_fraction": 0.01}
+    if method in ("gptq", "squeezellm"):
+        settings["calibration"] = TOKENS
+    if method == "squeezellm":
+        del settings["group_size"]
+    hessians, weights = [], []
+    quantize, gptq, accumulate = ops.quantize, ops.gptq, ops.hessian_accumulate
+
+    def watched(op):
+        def watching(w, *args, **kwargs):
+            weights.append(w.device.type)
+            return op(w, *args, **kwargs)
+
+        return watching
+
+    def watched_sum(total, x):
+        hessians.append((total.device.type, x.device.type))
+        # What a device sums has other bits: the model on the CPU is given these.
+        sys.modules["quantrature.ops._hessian"]._add_on_device(total, x)
+
+    def with_factor(w, h, grid=None, *, damp_percent, desc_act, **how):
+        factor = ops.gptq_factor(h, damp_percent=damp_percent, desc_act=desc_act)
+        return gptq(w, factor, grid, **how)
+
+    expected = sharp_model().to(dtype)
+    with monkeypatch.context() as of_device:
+        of_device.setattr(ops, "gptq", with_factor)
+        of_device.setattr(ops, "hessian_accumulate", watched_sum if ON_HOST else accumulate)
+        quantrature.quantize(expected, **settings)
+    hessians.clear()
+    model = model_on_device(sharp_model().to(dtype))
+    monkeypatch.setattr(ops, "quantize", watched(quantize))
+    monkeypatch.setattr(ops, "gptq", watched(gptq))
+    monkeypatch.setattr(ops, "hessian_accumulate", watched_sum)
+    quantrature.quantize(model, **settings)
+    assert set(hessians) == ({("cuda", "cuda")} if method == "gptq" else set())
+    assert set(weights) == {"cpu" if method == "squeezellm" else "cuda"}
+    layers = quantized_layers(model)
+    for name, layer in quantized_layers(expected).items():
+        mine, other = (x.matrix.dequantize("float32").cpu() for x in (layers[name], layer))
+        if ON_HOST or method != "gptq":
+            assert torch.equal(mine, other), name
+        else:  # activations of a GPU round in other ways
+            assert (mine == other).float().mean() > 0.9, name
+
+
+@needs_a_device
+def test_a_model_is_quantized_on_the_cpu_without_a_backend(model_on_device, monkeypatch):
+    from quantrature import methods
+    from test_analysis import TOKENS, sharp_model
+
+    monkeypatch.setattr(methods, "cuda_device_count", lambda: (0, "there is none"))
+    seen = []
+    gptq = ops.gptq
+
+    def watched(w, h, *args, **kwargs):
+        seen.append((w.device.type, h.device.type))
+        return gptq(w, h, *args, **kwargs)
+
+    monkeypatch.setattr(ops, "gptq", watched)
+    model = model_on_device(sharp_model())
+    quantrature.quantize(model, bits=3, group_size=16, method="gptq", calibration=TOKENS)
+    assert set(seen) == {("cpu", "cpu")}
+
+
 ANALYSIS = {"bits": 2, "group_size": 16, "nodes": 2, "batch_size": 2}
 
 
@@ -520,6 +725,7 @@ def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
         "device": "none",
         "streams": bench.stream_rows(Clock(), 4, 512),
         "steps": bench.step_rows(Clock(), 1, 128, 8),
+        "gptq": bench.gptq_rows(Clock(), 8, 256, 300),
         "products": bench.product_rows(Clock(), [(64, 256)], 0),
     }
     lines = bench.table(json.loads(json.dumps(result))).splitlines()
@@ -551,12 +757,6 @@ def test_the_documentation_names_the_kernels():
     named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[2])} - {"topk"}
     assert named == kernels
     assert len(kernels) > 40
-
-
-@needs_a_gpu
-def test_ops_without_kernels_name_themselves():
-    with pytest.raises(quantrature.InvalidArgumentError, match="must be on the CPU: got device=cuda:0"):
-        ops.gptq(torch.zeros(4, 64, device="cuda"), torch.eye(64), bits=4)
 
 
 @needs_a_gpu

@@ -534,7 +534,7 @@ typedef struct qtr_gptq_result {
 typedef struct qtr_gptq_args {
   size_t struct_size;
   qtr_matrix w;
-  const float* hessian; /* cols x cols without gaps; its lower triangle is read */
+  const float* hessian; /* cols x cols without gaps, always on the host; its lower triangle is read */
   int64_t hessian_size;
   int32_t bits;
   int64_t group_size; /* -1: one group a row */
@@ -552,6 +552,12 @@ typedef struct qtr_gptq_args {
   int64_t fitted_size;    /* of each */
   qtr_grid_solver solver; /* of fitted grids */
   int32_t half;           /* round fitted scales and zeros to float16 before they are used */
+  qtr_device device;
+  const float* factor;  /* A in panels, each of 8 columns and all rows j: A_jk at 8 (k / 8 cols + j) + k % 8,
+                         * cols padded to a multiple of 8; or NULL: it is found from hessian, damp and ordered,
+                         * which are not read otherwise */
+  const int64_t* order; /* with factor: the column that is taken at each place; on the host, as pivots */
+  const double* pivots; /* with factor: the squared diagonal of R */
 } qtr_gptq_args;
 
 QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);

@@ -20,7 +20,17 @@ typedef struct qtr_failure {
   char message[512];
 } qtr_failure;
 
-/* Every op of the table: its name in c_api.h, qtr_<name>_args. */
+/* gptq once the Hessian has been factored; what is beside `of` lies in the memory of the host. */
+typedef struct qtr_gptq_columns_args {
+  qtr_gptq_args of;    /* but for hessian, damp and ordered; scale and zero in one row */
+  const float* panels; /* NULL where `of` has the factor. A: panel p has rows j < 8 (p + 1) of columns k = 8 p
+                        * to 8 p + 7 */
+  const int64_t* order; /* the column that is taken at each place */
+  const double* pivots; /* R_kk squared */
+  qtr_device device;    /* as of `of` */
+} qtr_gptq_columns_args;
+
+/* Every op of the table: its name in c_api.h, qtr_<name>_args, or above. */
 #define QTR_BACKEND_OPS(OP) \
   OP(moments)               \
   OP(pqi_accumulate)        \
@@ -41,7 +51,8 @@ typedef struct qtr_failure {
   OP(trellis_dequantize)    \
   OP(trellis_matvec)        \
   OP(trellis_quantize)      \
-  OP(kmeans)
+  OP(kmeans)                \
+  OP(gptq_columns)
 
 typedef struct qtr_backend {
   uint32_t abi;

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .._C import InvalidArgumentError, QuantratureError
+from .._C import InvalidArgumentError, QuantratureError, cuda_device_count
 from ..ops import QuantizedTensor
 from ..packed import QuantizedMatrix
 from .awq import AWQ
@@ -81,25 +81,33 @@ def quantize_matrix(
 
     Args:
         name: for messages.
-        weight: on the CPU; float32, float16 or bfloat16.
+        weight: float32, float16 or bfloat16. Where it is on a CUDA device, a method that runs there quantizes it there;
+            others get a copy on the CPU.
         entry: the method, its grid, and how many outliers are left out of its fit and kept exactly.
         kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
         statistics: what calibration text says about the matrix, for methods that need it.
         comparison: is given the errors of this method and of rtn.
         scale: of columns, which the weight has already and rtn would not have.
 
+    Returns:
+        The quantized matrix, on the CPU.
+
     Raises:
         InvalidArgumentError: naming the matrix and the statistics that its method needs and was not given.
         QuantratureError: of the kind the op raised, naming the matrix.
     """
-    method, given = SOLVERS[entry.solver], statistics or Statistics()
+    method, given = SOLVERS[entry.solver], replace(statistics or Statistics(), name=name)
     for need in method.needs:
         if getattr(given, need) is None:
             raise InvalidArgumentError(
                 f"[quantize] {name}: method {entry.solver} needs a calibration text, for the {need} of this matrix"
             )
+    if not (weight.is_cuda and method.on_devices and cuda_device_count()[0]):
+        weight = weight.cpu()
+    place = weight.device
+    given = given.to(place)
     try:
-        found = method.quantize(weight, entry, kept, replace(given, name=name))
+        found = method.quantize(weight, entry, None if kept is None else kept.to(place), given)
     except QuantratureError as e:
         raise type(e)(f"{name}: {e}") from None
     if entry.meta_bits is not None and not isinstance(getattr(found.dense, "scale", None), QuantizedTensor):
@@ -111,8 +119,8 @@ def quantize_matrix(
             found.nbytes,
         )
     if comparison is not None:
-        comparison.add(method, weight, entry, replace(given, name=name), found, scale)
-    return found
+        comparison.add(method, weight, entry, given, found, None if scale is None else scale.to(place))
+    return found.cpu() if weight.is_cuda else found
 
 
 def image_of(

@@ -38,6 +38,7 @@ def with_feedback(
         "desc_act": settings["desc_act"],
         "exclude": outliers,
     }
+    hessian = _factored(statistics.hessian, settings, entry.group_size) if weight.is_cuda else statistics.hessian
     if settings["static_groups"]:
         fixed = ops.quantize(
             weight,
@@ -45,9 +46,9 @@ def with_feedback(
             meta_bits=entry.meta_bits,
             exclude=outliers,
         )
-        dense, found = ops.gptq(weight, statistics.hessian, fixed, **how)
+        dense, found = ops.gptq(weight, hessian, fixed, **how)
     else:
-        dense, found = ops.gptq(weight, statistics.hessian, **grid, **how)
+        dense, found = ops.gptq(weight, hessian, **grid, **how)
     if found.failed:
         _log.warning(
             "%s: the Hessian is not positive definite with any damping; its weights are rounded to nearest",
@@ -58,6 +59,21 @@ def with_feedback(
     if found.dead:
         _log.info("%s: %d of its inputs are always 0", statistics.name, found.dead)
     return QuantizedMatrix(dense, outliers)
+
+
+def _factored(hessian: torch.Tensor, settings: dict[str, Any], group_size: int) -> ops.GptqFactor | torch.Tensor:
+    """The factor of a Hessian on a device; where there is no memory for it, the Hessian, to be factored on the CPU."""
+    import torch
+
+    try:
+        return ops.gptq_factor(
+            hessian,
+            damp_percent=settings["damp_percent"],
+            desc_act=settings["desc_act"],
+            group_size=None if settings["static_groups"] else group_size,
+        )
+    except torch.cuda.OutOfMemoryError:
+        return hessian
 
 
 def _check(entry: PlanEntry) -> None:
@@ -84,4 +100,5 @@ GPTQ = Method(
     options={"damp_percent": 0.01, "desc_act": True, "static_groups": True, "grid": "minmax"},
     check=_check,
     objective=of_outputs,
+    on_devices=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import ops
@@ -36,13 +36,19 @@ class Statistics:
     activations: torch.Tensor | None = None
     tokens: int = 0
 
+    def to(self, device: torch.device | str) -> Statistics:
+        """The same with all tensors on a device."""
+        parts = {name: getattr(self, name) for name in STATISTICS}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
+
 
 STATISTICS = ("hessian", "fisher", "activations")
 """The parts of :class:`Statistics` that a method can ask for."""
 
 Quantizer = Callable[["torch.Tensor", "PlanEntry", "torch.Tensor | None", Statistics], QuantizedMatrix]
-"""Takes the weight, (out_features, in_features), contiguous on the CPU; its plan entry; the places to keep exactly
-(int64 in the flattened weight, ascending), or ``None`` for as many outliers as the entry says; and statistics."""
+"""Takes the weight, (out_features, in_features), contiguous, on the CPU or where :attr:`Method.on_devices` says so on a
+CUDA device; its plan entry; the places to keep exactly (int64 in the flattened weight, ascending), or ``None`` for as
+many outliers as the entry says; and statistics. Places and statistics are where the weight is, and so is the result."""
 
 
 InputScale = Callable[[Sequence[tuple["torch.Tensor", "PlanEntry"]], "torch.Tensor", tuple[int, int]], "torch.Tensor"]
@@ -107,6 +113,7 @@ class Method:
             a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
             under ``scale`` false.
         objective: the error that it minimizes; ``None`` for a method that minimizes nothing.
+        on_devices: whether ``quantize`` takes a weight on a CUDA device.
     """
 
     about: str
@@ -124,6 +131,7 @@ class Method:
     nsamples: int = 128
     seqlen: int = 2048
     objective: Objective | None = None
+    on_devices: bool = False
 
     def __str__(self) -> str:
         """The line about it, with its options."""

@@ -2,7 +2,7 @@
 
 from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._codebook import CODEBOOKS, CodebookTensor
-from ._gptq import Feedback, gptq
+from ._gptq import Feedback, GptqFactor, gptq, gptq_factor
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._hadamard import hadamard, hadamard_order, random_signs
 from ._hessian import hessian_accumulate
@@ -19,6 +19,7 @@ __all__ = [
     "CODEBOOKS",
     "CodebookTensor",
     "Feedback",
+    "GptqFactor",
     "KnapsackChoice",
     "Moments",
     "PackedMatrix",
@@ -28,6 +29,7 @@ __all__ = [
     "dequantize",
     "extract_outliers",
     "gptq",
+    "gptq_factor",
     "groups_in_row",
     "hadamard",
     "hadamard_order",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from .. import _C
-from ._arrays import Array, as_input, as_output
+from ._arrays import Array, as_input, as_output, core_view, place
+
+_CHUNK = 256
+"""Tokens whose products are added before the sum is (hessian.hpp)."""
 
 
 def hessian_accumulate(total: Array, x: Array) -> Array:
@@ -13,16 +18,43 @@ def hessian_accumulate(total: Array, x: Array) -> Array:
 
     Args:
         total: float32 (in_features, in_features), contiguous; its lower triangle is added to, the upper one follows.
-        x: float32, float16 or bfloat16 (tokens, in_features), contiguous.
+        x: float32, float16 or bfloat16 (tokens, in_features), contiguous; on the device of ``total``.
 
     Returns:
         ``total``. Products are added in float32, from zero anew after every 256 tokens; symmetric to the bit, and the
-        same for every number of threads.
+        same for every number of threads. On a CUDA device torch multiplies, in full float32: the error has the same
+        bound, the bits differ.
 
     Raises:
         InvalidArgumentError: for another dtype or shape, and an array that is empty or not contiguous.
     """
-    source = as_input(x, "hessian_accumulate", "x", ndim=(2,))
-    target = as_output(total, "hessian_accumulate", "total", dtypes=("float32",), ndim=(2,))
-    _C.hessian_accumulate(target, source)
+    source = as_input(x, "hessian_accumulate", "x", ndim=(2,), on_cuda=True)
+    target = as_output(total, "hessian_accumulate", "total", dtypes=("float32",), ndim=(2,), on_cuda=True)
+    if place("hessian_accumulate", total=target, x=source) is None:
+        _C.hessian_accumulate(core_view(target), core_view(source))
+        return total
+    columns = int(source.shape[1])
+    if tuple(target.shape) != (columns, columns):
+        raise _C.InvalidArgumentError(
+            f"[hessian_accumulate] total must have a row and a column for each column of x: "
+            f"got shape={tuple(target.shape)}, expected {(columns, columns)}"
+        )
+    _add_on_device(target, source)
     return total
+
+
+def _add_on_device(total: Array, x: Array) -> None:
+    torch = sys.modules["torch"]
+    products = torch.backends.cuda.matmul
+    # Where there is the newer of the two names, the older one cannot be read once the newer one has been set.
+    name, exact = ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(products, name)
+    setattr(products, name, exact)
+    try:
+        with torch.no_grad():
+            for chunk in x.split(_CHUNK):
+                chunk = chunk.float()
+                total.addmm_(chunk.T, chunk)
+            total.copy_(total.tril() + total.tril(-1).T)
+    finally:
+        setattr(products, name, before)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..ops import SparseCSR
+from ..ops._arrays import is_torch
 from .dense import DenseForm
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class QuantizedMatrix:
         parts = (self.dense, self.outliers, self.input_scale)
         return sum(part.nbytes for part in parts if part is not None)
 
+    def cpu(self) -> QuantizedMatrix:
+        """The matrix with all its tensors on the CPU."""
+        moved: QuantizedMatrix = _on_cpu(self)
+        return moved
+
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
         """The matrix that the stored form stands for, (out_features, in_features), or some rows of it.
 
@@ -52,3 +58,10 @@ class QuantizedMatrix:
         if self.outliers is not None:
             (self.outliers if rows is None else self.outliers.rows(rows)).add_to(weight)
         return weight
+
+
+def _on_cpu(part: Any) -> Any:
+    """A stored form, or a part of one, with all its tensors on the CPU."""
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{field.name: _on_cpu(getattr(part, field.name)) for field in fields(part)})
+    return part.cpu() if is_torch(part) else part

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import __version__, ops
-from .._C import InvalidArgumentError
+from .._C import InvalidArgumentError, cuda_device_count
 from ..checkpoint.declaration import tell
 from ..files.resume import check_resume
 from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
@@ -157,7 +157,7 @@ def quantize(
 
 
 def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) -> QuantizedMatrix:
-    return quantize_matrix(linear.name, linear.weight.cpu().contiguous(), entry, comparison=comparison)
+    return quantize_matrix(linear.name, linear.weight.contiguous(), entry, comparison=comparison)
 
 
 def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
@@ -343,7 +343,9 @@ def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> N
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidArgumentError(f"[{caller}] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
     straight = weight if weight.is_contiguous() else weight.mT
-    if not math.isfinite(float(ops.moments(straight.cpu().contiguous()).mean)):
+    if not (straight.is_cuda and cuda_device_count()[0]):
+        straight = straight.cpu()
+    if not math.isfinite(float(ops.moments(straight.contiguous()).mean)):
         raise InvalidArgumentError(f"[{caller}] {name} must hold finite numbers: it has a NaN or infinity")
 
 

@@ -71,8 +71,9 @@ def calibrate(
         batch_size: windows that go through a block at once.
         true_sequential: see above.
         state: where finished blocks are saved and taken up again.
-        keep_statistics: return them, for matrices that are to be quantized again; not those of blocks taken up.
-        weight_of: makes the weight that is quantized, contiguous and on the CPU; by default that of the model.
+        keep_statistics: return them, on the CPU, for matrices that are to be quantized again; not those of blocks taken
+            up.
+        weight_of: makes the weight that is quantized, contiguous; by default that of the model, where it is.
         report: called with work that is done, :func:`units` in all, and what it was.
 
     Raises:
@@ -82,7 +83,7 @@ def calibrate(
     chosen = [linear for linear in linears if linear.name in entries]
     entries = dict(entries)
     needs = {linear.name: SOLVERS[entries[linear.name].solver].needs for linear in chosen}
-    weight_of = weight_of or (lambda linear: linear.weight.cpu().contiguous())
+    weight_of = weight_of or (lambda linear: linear.weight.contiguous())
     matrices: dict[str, QuantizedMatrix] = {}
     kept: dict[str, Statistics] = {}
     folds: list[Fold] = []
@@ -136,6 +137,7 @@ def calibrate(
                     of_block = folder.folds(blocks, number, groups, seen)
                     folded(of_block)
                 for step in steps:
+                    copies: _Copies = {}
                     for linear, statistics in _gathered(blocks, number, step, needs, done):
                         statistics = replace(statistics, fisher=fishers.get(linear.name))
                         matrix = quantize_matrix(
@@ -148,7 +150,7 @@ def calibrate(
                         )
                         found[linear.name] = matrix
                         if keep_statistics:
-                            kept[linear.name] = statistics
+                            kept[linear.name] = _on_cpu(statistics, copies)
                     for stage in step:
                         for linear in stage:
                             _move(linear, found[linear.name])
@@ -169,7 +171,7 @@ def collect(
     batch_size: int = 1,
     report: Callable[[float], Any] = lambda units: None,
 ) -> dict[str, Statistics]:
-    """Statistics of matrices in the model as it is, for methods whose settings are still to be compared.
+    """Statistics of matrices in the model as it is, for methods whose settings are still to be compared; on the CPU.
 
     Args:
         model, linears, windows, batch_size, report: as in :func:`calibrate`.
@@ -186,8 +188,9 @@ def collect(
             members = blocks.members(number, chosen)
             if members:
                 stages = blocks.stages(number, members)
+                copies: _Copies = {}
                 for linear, statistics in _gathered(blocks, number, stages, needs, lambda count: report(count / 2)):
-                    found[linear.name] = replace(statistics, fisher=fishers.get(linear.name))
+                    found[linear.name] = _on_cpu(replace(statistics, fisher=fishers.get(linear.name)), copies)
             blocks.advance(number, lambda count: report(count / 2))
     return found
 
@@ -280,6 +283,17 @@ def _gathered(
             own = [gatherers[linear.name].statistics() for linear in stage]
             found += zip(stage, filled_up(stage, own) if _asks([stage], needs) else own, strict=True)
     return found
+
+
+_Copies = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Hessians by their identity, each with its copy: matrices that read the same inputs share one."""
+
+
+def _on_cpu(statistics: Statistics, copies: _Copies) -> Statistics:
+    hessian = statistics.hessian
+    if hessian is not None:
+        statistics = replace(statistics, hessian=copies.setdefault(id(hessian), (hessian, hessian.cpu()))[1])
+    return statistics
 
 
 def _move(linear: LinearWeight, matrix: QuantizedMatrix) -> None:

@@ -27,13 +27,14 @@ class Gatherer:
 
     Args:
         needs: which of ``quantrature.methods.STATISTICS``.
-        tokens: of the whole text; ``None`` where that is not known before, as of what is routed to an expert: then
-            every second of the activations is dropped whenever they are twice :data:`SAMPLED`.
+        tokens: of the whole text; ``None`` for what is routed to an expert, where that is not known before: then
+            every second of the activations is dropped whenever they are twice :data:`SAMPLED`. Hessians are gathered
+            where the inputs are, but those of experts on the CPU: a device may have no room for so many.
     """
 
     def __init__(self, needs: Iterable[str], tokens: int | None) -> None:
         self._needs = set(needs)
-        self._thinning = tokens is None
+        self._many = tokens is None
         self._step = max(1, (tokens or 0) // SAMPLED)
         self._hessian: torch.Tensor | None = None
         self._activations: list[torch.Tensor] = []
@@ -44,11 +45,12 @@ class Gatherer:
         rows = x.reshape(-1, x.shape[-1])
         if "hessian" in self._needs:
             if self._hessian is None:
-                self._hessian = torch.zeros(rows.shape[1], rows.shape[1])
-            ops.hessian_accumulate(self._hessian, rows.cpu().contiguous())
+                place = rows.device if rows.is_cuda and not self._many else torch.device("cpu")
+                self._hessian = torch.zeros(rows.shape[1], rows.shape[1], device=place)
+            ops.hessian_accumulate(self._hessian, rows.to(self._hessian.device).contiguous())
         if "activations" in self._needs:
             self._activations.append(rows[-self._tokens % self._step :: self._step].float().cpu())
-            while self._thinning and sum(map(len, self._activations)) >= 2 * SAMPLED:
+            while self._many and sum(map(len, self._activations)) >= 2 * SAMPLED:
                 self._activations = [torch.cat(self._activations)[::2].clone()]
                 self._step *= 2
         self._tokens += len(rows)

@@ -7,6 +7,8 @@ namespace quantrature {
 
 inline constexpr int64_t kGptqRows = 32;    // of a piece
 inline constexpr int64_t kGptqColumns = 8;  // of a piece, at most
+inline constexpr int64_t kGptqStrip =
+    2 * kGptqRows;  // rows of a task: a panel of A is read once for both pieces
 
 struct GptqColumns {
   int count;

@@ -14,13 +14,14 @@
 #include "ops/grid/line.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/packing.hpp"
+#include "runtime/backend.hpp"
 #include "runtime/dispatch.hpp"
 #include "runtime/thread_pool.hpp"
 
 namespace quantrature {
 namespace {
 
-constexpr int64_t kStrip = 2 * kGptqRows;  // rows of a task: a panel of A is read once for both pieces
+constexpr int64_t kStrip = kGptqStrip;
 constexpr double kRaised[] = {1, 2, 5, 10, 20, 50, 100};
 
 static_assert(kTileRows == kGptqColumns && kTileFloats == kGptqRows);
@@ -32,6 +33,19 @@ size_t at(int64_t i) {
 // A and the squared diagonal of R, columns in the order they are taken.
 class Feedback {
  public:
+  // Of the caller.
+  explicit Feedback(const GptqArgs& a)
+      : n_(a.w.cols), h_(nullptr), order_(a.order, a.order + n_), pivots_(a.pivots, a.pivots + n_) {
+    if (a.device.kind != QTR_CPU) return;
+    panels_.resize(at(offset(panel_count())));
+    parallel_for(panel_count(), [&](int64_t p) {
+      for (int64_t j = 0; j < std::min((p + 1) * kGptqColumns, n_); ++j)
+        for (int64_t k = 0; k < kGptqColumns; ++k)
+          if (j < p * kGptqColumns + k)
+            panels_[at(offset(p) + j * kGptqColumns + k)] = a.factor[(p * n_ + j) * kGptqColumns + k];
+    });
+  }
+
   Feedback(const GptqArgs& a, GptqResult& result) : n_(a.w.cols), h_(a.hessian), order_(at(n_)) {
     std::iota(order_.begin(), order_.end(), int64_t{0});
     if (a.ordered)
@@ -61,6 +75,8 @@ class Feedback {
   int64_t panel_count() const { return (n_ + kGptqColumns - 1) / kGptqColumns; }
   int64_t column(int64_t place) const { return order_[at(place)]; }
   double pivot(int64_t place) const { return pivots_[at(place)]; }
+  const int64_t* order() const { return order_.data(); }
+  const double* pivots() const { return pivots_.data(); }
   // Rows j of A up to the end of a panel of columns, each of kGptqColumns numbers.
   const float* panel(int64_t p) const { return panels_.data() + offset(p); }
 
@@ -305,16 +321,9 @@ class Strip {
   std::vector<uint64_t> exact_;                     // a bit for each row
 };
 
-void check_finite(const GptqArgs& a) {
+void check_weights(const GptqArgs& a) {
   const int64_t n = a.w.cols;
   std::atomic<bool> good{true};
-  parallel_for_pieces(n, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      bool row = a.hessian[i * n + i] >= 0;
-      for (int64_t j = 0; j <= i; ++j) row = row && std::isfinite(a.hessian[i * n + j]);
-      if (!row) good = false;
-    }
-  });
   parallel_for_pieces(a.w.rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(at(n));
     for (int64_t r = begin; r < end; ++r) {
@@ -330,12 +339,43 @@ void check_finite(const GptqArgs& a) {
       const float x = *float_row(a.w, r, j, 1, &value);
       check(std::isfinite(x), "[gptq] w must be finite", "value", x, "row", r, "col", j);
     }
+}
+
+void check_hessian(const GptqArgs& a) {
+  const int64_t n = a.w.cols;
+  std::atomic<bool> good{true};
+  parallel_for_pieces(n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      bool row = a.hessian[i * n + i] >= 0;
+      for (int64_t j = 0; j <= i; ++j) row = row && std::isfinite(a.hessian[i * n + j]);
+      if (!row) good = false;
+    }
+  });
+  if (good) return;
   for (int64_t i = 0; i < n; ++i) {
     check(!(a.hessian[i * n + i] < 0), "[gptq] hessian must not be negative on its diagonal", "value",
           a.hessian[i * n + i], "row", i);
     for (int64_t j = 0; j <= i; ++j)
       check(std::isfinite(a.hessian[i * n + j]), "[gptq] hessian must be finite", "value",
             a.hessian[i * n + j], "row", i, "col", j);
+  }
+}
+
+// Each column once, and where grids are fitted all columns of a group after each other.
+void check_order(const GptqArgs& a) {
+  check_given(a.order != nullptr, "gptq", "order");
+  check_given(a.pivots != nullptr, "gptq", "pivots");
+  const int64_t group = a.group_size == -1 ? a.w.cols : a.group_size;
+  std::vector<bool> taken(at(a.w.cols)), begun(at((a.w.cols - 1) / group + 1));
+  for (int64_t place = 0; place < a.w.cols; ++place) {
+    const int64_t column = a.order[place];
+    check(column >= 0 && column < a.w.cols && !taken[at(column)], "[gptq] order must have each column once",
+          "column", column, "place", place);
+    taken[at(column)] = true;
+    const bool begins = place == 0 || column / group != a.order[place - 1] / group;
+    check(a.fitted_scale == nullptr || !begins || !begun[at(column / group)],
+          "[gptq] order must keep groups whole where grids are fitted", "column", column, "place", place);
+    begun[at(column / group)] = true;
   }
 }
 
@@ -369,16 +409,20 @@ void gptq(const GptqArgs& a) {
   check(a.group_size == -1 || a.group_size >= 1, "[gptq] group_size must be -1 or at least 1", "group_size",
         a.group_size);
   check_extent(a.w.cols, a.w.cols, "gptq", "hessian");
-  check_given(a.hessian != nullptr, "gptq", "hessian");
-  check(a.hessian_size == a.w.cols * a.w.cols,
-        "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
-        "expected", a.w.cols * a.w.cols);
+  if (a.factor == nullptr) {
+    check_given(a.hessian != nullptr, "gptq", "hessian");
+    check(a.hessian_size == a.w.cols * a.w.cols,
+          "[gptq] hessian must have a row and a column for each column of w", "size", a.hessian_size,
+          "expected", a.w.cols * a.w.cols);
+  }
   check(std::isfinite(a.damp) && a.damp >= 0, "[gptq] damp must be finite and not negative", "damp", a.damp);
   check_given(a.codes != nullptr, "gptq", "codes");
   check(a.codes_size == a.w.rows * row_bytes(a.w.cols, a.bits), "[gptq] codes must hold all packed rows",
         "codes_size", a.codes_size, "expected", a.w.rows * row_bytes(a.w.cols, a.bits));
   check_given(a.result != nullptr, "gptq", "result");
   const int64_t groups = group_count(a.w.rows, a.w.cols, a.group_size, 1);
+  const bool on_device = a.device.kind != QTR_CPU;  // whose numbers the backend looks at
+  if (on_device) backend_of(a.device, "gptq");
   GptqArgs flat = a;
   const auto in_a_row = [&](Matrix& m, const char* name) {
     check_matrix(m, "gptq", name);
@@ -386,7 +430,7 @@ void gptq(const GptqArgs& a) {
           "[gptq] scale and zero must hold one number for each group, without gaps", "groups",
           m.rows * m.cols, "expected", groups);
     m = Matrix{m.data, 1, groups, groups, m.dtype};
-    check_grid(m, name);
+    if (!on_device) check_grid(m, name);
   };
   if (a.fitted_scale != nullptr) {
     check(a.fitted_size == groups, "[gptq] fitted_scale must hold one number for each group", "fitted_size",
@@ -398,9 +442,21 @@ void gptq(const GptqArgs& a) {
     in_a_row(flat.scale, "scale");
     if (flat.zero.data != nullptr) in_a_row(flat.zero, "zero");
   }
-  check_excluded(a);
-  check_finite(a);
-  const Feedback feedback(flat, *a.result);
+  if (on_device) {
+    check_given(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr, "gptq", "exclude_columns");
+  } else {
+    check_excluded(a);
+    check_weights(a);
+  }
+  if (a.factor == nullptr)
+    check_hessian(a);
+  else
+    check_order(a);
+  *a.result = {a.damp, 0, 0};
+  const Feedback feedback = a.factor == nullptr ? Feedback(flat, *a.result) : Feedback(flat);
+  const qtr_gptq_columns_args columns{flat, a.factor == nullptr ? feedback.panel(0) : nullptr,
+                                      feedback.order(), feedback.pivots(), a.device};
+  if (done_on_device(columns, "gptq", &qtr_backend::gptq_columns)) return;
   const int64_t strips = (a.w.rows + kStrip - 1) / kStrip;
   std::vector<double> losses(at(strips));
   parallel_for(strips, [&](int64_t i) { losses[at(i)] = Strip(flat, feedback, i * kStrip).run(); });
