@@ -149,12 +149,11 @@ def step_row(timer: Timer, model: Any, windows: Any) -> dict[str, Any]:
 
     linears = find_linears(model)
     sums = {linear.name: torch.zeros(linear.parameter.shape, device=linear.parameter.device) for linear in linears}
-    check = GradientCheck()
+    check = GradientCheck(sums)
     tokens = windows.numel()
 
     def take(linear: Any, gradient: Any) -> None:
-        check(linear.name, gradient, 0.0, range(1))
-        ops.pqi_accumulate(sums[linear.name], gradient, 0.25)
+        ops.pqi_accumulate(sums[linear.name], gradient, 0.25, check(linear.name, gradient, 0.0, range(1)))
 
     def step() -> None:
         (next_token_nll(model, windows) / tokens).backward()

@@ -112,6 +112,23 @@ def test_the_integral(on_device):
 
 
 @needs_a_device
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_adding_up_notes_gradients_that_are_not_finite(on_device, wrong, dtype):
+    flags = on_device(np.zeros(3, np.int32))
+    grad, acc = numbers(9, 131), on_device(np.full((9, 131), np.inf, np.float32))
+    ops.pqi_accumulate(acc, on_device(grad).to(dtype), 0.5, flags[1:2])
+    assert flags.tolist() == [0, 0, 0]
+    for place in (0, 600, 9 * 131 - 1):
+        grad.flat[place] = wrong
+        for flag in (0, 2):
+            ops.pqi_accumulate(acc, on_device(grad).to(dtype), 0.5, flags[flag : flag + 1])
+        grad.flat[place] = 1
+        assert flags.tolist() == [1, 0, 1]
+        flags.zero_()
+
+
+@needs_a_device
 def test_packing(on_device):
     codes = np.random.default_rng(0).integers(0, 8, (5, 333), dtype=np.uint8)
     packed = ops.pack(on_device(codes), 3)
@@ -322,9 +339,9 @@ def places_of_accumulators(monkeypatch):
     found = []
     accumulate = ops.pqi_accumulate
 
-    def watched(acc, grad, weight):
+    def watched(acc, grad, weight, not_finite=None):
         found.append((acc.device.type, grad.device.type))
-        accumulate(acc, grad, weight)
+        accumulate(acc, grad, weight, not_finite)
 
     monkeypatch.setattr(ops, "pqi_accumulate", watched)
     return found
@@ -459,7 +476,7 @@ def test_maps_on_several_devices_are_ranked_together(model_on_device):
 
 
 @needs_a_device
-@pytest.mark.parametrize("metric", ["pqi", "first_order"])
+@pytest.mark.parametrize("metric", ["pqi", "first_order", "fisher"])
 def test_an_analysis_on_a_device_names_the_gradient_that_is_not_finite(model_on_device, metric):
     from test_analysis import TOKENS, sharp_model
 
@@ -477,15 +494,24 @@ def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(mode
     there = torch.nn.Module()
     for name, value in (("good", 3e38), ("bad", np.nan), ("infinite", -np.inf)):
         there.register_buffer(name, torch.full((2, 3), value))
+    there.register_buffer("sum", torch.zeros(2, 3))
     there = model_on_device(there)
-    check = GradientCheck()
-    check("good", there.good, 0.25, range(1))  # whose sum is not finite
-    check.settle(0.25, range(1))
+    check = GradientCheck(["infinite", "good", "bad"])
+
+    def add(name, gradient, t, samples):
+        ops.pqi_accumulate(there.sum, gradient, 0.5, check(name, gradient, t, samples))
+
+    for _ in range(4):  # the sum overflows
+        add("good", there.good, 0.25, range(1))
+        check.settle(0.25, range(1))
+    assert there.sum.isinf().all()
     for name in ("good", "bad", "infinite"):
-        check(name, getattr(there, name), 0.5, range(2, 4))
+        add(name, getattr(there, name), 0.5, range(2, 4))
     with pytest.raises(QuantratureError, match=r"of bad is not finite at node t=0.5, calibration sample 2, 3"):
         check.settle(0.5, range(2, 4))
-    check("infinite", there.infinite.half(), 0.5, range(1))
+    add("good", there.good, 0.5, range(1))
+    check.settle(0.5, range(1))
+    add("infinite", there.infinite.half(), 0.5, range(1))
     with pytest.raises(QuantratureError, match="of infinite is"):
         check.settle(0.5, range(1))
 

@@ -98,14 +98,16 @@ def gradient_scores(
     first = zeros_for(path) if "first_order" in metrics else {}
     second = zeros_for(path) if "fisher" in metrics else {}
     samples = range(0)
-    check = GradientCheck()
+    check = GradientCheck(m.name for m in path.moved)
 
     def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
         m = path.of(linear)
-        check(m.name, gradient, 0.0, samples)
         gradient = gradient.to(m.device)
+        flag = check(m.name, gradient, 0.0, samples)
         if first:
-            ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows))
+            ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows), flag)
+        elif flag is not None:  # a square may be infinite where the gradient is not
+            flag.logical_or_(gradient.isfinite().all().logical_not())
         if second:
             ops.pqi_accumulate(second[m.name], gradient.float().square_(), 1 / len(windows))
 
