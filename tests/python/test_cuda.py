@@ -347,6 +347,24 @@ def places_of_accumulators(monkeypatch):
     return found
 
 
+def places_of_images(monkeypatch):
+    """Names of ops, and devices of what they quantize and interpolate, from now on."""
+    found = set()
+
+    def watch(name, at):
+        op = getattr(ops, name)
+
+        def watched(*arrays, **settings):
+            found.update((name, arrays[i].device.type) for i in at)
+            return op(*arrays, **settings)
+
+        monkeypatch.setattr(ops, name, watched)
+
+    watch("quantize", [0])
+    watch("interpolate", [0, 1])
+    return found
+
+
 def same_maps(found, expected):
     assert found.keys() == expected.keys()
     for metric, maps in expected.items():
@@ -366,13 +384,20 @@ def same_maps(found, expected):
 def test_gradients_are_added_up_where_the_weights_are(model_on_device, monkeypatch, layout, abs_mode):
     from test_analysis import TOKENS, sharp_model
 
-    metrics = ["pqi", "first_order", "fisher"] if abs_mode == "after_mean" else ["pqi"]
+    metrics = ["pqi", "first_order", "fisher", "activation_error", "error", "magnitude", "kurtosis"]
+    metrics = metrics if abs_mode == "after_mean" else ["pqi"]
     settings = ANALYSIS | {"abs_mode": abs_mode, "metrics": metrics}
     expected = quantrature.analyze(sharp_model(layout), TOKENS, **settings)
     model = model_on_device(sharp_model(layout))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    places = places_of_accumulators(monkeypatch)
+    places, images = places_of_accumulators(monkeypatch), places_of_images(monkeypatch)
     found = quantrature.analyze(model, TOKENS, **settings)
+    assert images == {("quantize", "cuda"), ("interpolate", "cuda")}
+    for mine, other in zip(found.matrices, expected.matrices, strict=True):
+        rel = 1e-6 if ON_HOST else 1e-2
+        assert mine.scores == pytest.approx(other.scores, rel=rel)
+        assert mine.error == pytest.approx(other.error, rel=1e-6)
+        assert mine.nbytes == other.nbytes
     of_pass = len(expected.matrices) * len(TOKENS)
     assert len(places) == of_pass * {"after_mean": 3, "per_sample": 3, "per_node": 2}[abs_mode]
     assert set(places) == {("cuda", "cuda")}
@@ -394,10 +419,68 @@ def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model
         settings["map_folder"] = tmp_path
     else:
         monkeypatch.setattr(path, "cuda_device_count", lambda: (0, "there is none"))
-    places = places_of_accumulators(monkeypatch)
+    places, images = places_of_accumulators(monkeypatch), places_of_images(monkeypatch)
     found = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
     assert set(places) == {("cpu", "cpu")}
+    assert images == {("quantize", "cpu"), ("interpolate", "cpu")}
     same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+def test_originals_stay_on_the_cpu_where_a_device_has_little_memory(model_on_device, monkeypatch):
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"metrics": ["pqi"]}
+    expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
+    model = model_on_device(sharp_model())
+    needed = sum(5 * linear.numel for linear in quantrature.models.find_linears(model))
+    for free, place in ((4 * needed - 1, "cpu"), (4 * needed, "cuda")):
+        with monkeypatch.context() as now:
+            now.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+            now.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+            now.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+            places, images = places_of_accumulators(now), places_of_images(now)
+            found = quantrature.analyze(model, TOKENS, **settings)
+        assert images == {("quantize", place), ("interpolate", place)}
+        assert set(places) == {("cuda", "cuda")}
+        same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+def test_images_of_methods_that_do_not_run_there_are_taken_along(model_on_device, monkeypatch):
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"metrics": ["pqi"], "method": "awq"}
+    expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
+    model = model_on_device(sharp_model())
+    images = places_of_images(monkeypatch)
+    found = quantrature.analyze(model, TOKENS, **settings)
+    assert images == {("quantize", "cpu"), ("interpolate", "cuda")}
+    same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+@pytest.mark.parametrize("method", ["rtn", "mse", "hqq", "nf4", "fp4", "squeezellm", "qtip", "awq", "gptq"])
+def test_every_method_leaves_the_matrix_where_its_weights_are(model_on_device, method):
+    from quantrature.methods import METHODS, Statistics, quantize_matrix
+    from quantrature.packed import MatrixSpec
+    from quantrature.plan import PlanEntry
+
+    there = torch.nn.Module()
+    there.register_buffer("weight", torch.from_numpy(numbers(32, 64)).bfloat16())
+    there.register_buffer("kept", torch.tensor([7, 70, 700]))
+    x = torch.from_numpy(numbers(100, 64, 1))
+    given = Statistics("m", x.T @ x / 100, torch.from_numpy(numbers(32, 64, 2) ** 2), x, 100)
+    about = METHODS[method]
+    entry = PlanEntry(4, 32 if about.group_size is None else about.group_size, solver=about.solver)
+    expected = quantize_matrix("m", there.weight, entry, there.kept, given)
+    there = model_on_device(there)
+    found = quantize_matrix("m", there.weight, entry, there.kept, given)
+    assert all(tensor.device.type == "cuda" for tensor in MatrixSpec.of(found).tensors(found).values())
+    assert MatrixSpec.of(found) == MatrixSpec.of(expected)
+    image = found.dequantize("float32")
+    assert image.device.type == "cuda"
+    assert torch.equal(image.cpu(), expected.dequantize("float32"))
 
 
 @needs_a_device

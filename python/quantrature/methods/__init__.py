@@ -81,7 +81,8 @@ def quantize_matrix(
 
     Args:
         name: for messages.
-        weight: on the CPU; float32, float16 or bfloat16.
+        weight: float32, float16 or bfloat16, on the CPU or, where the core works there, a CUDA device. A method that
+            does not run there works on a copy on the CPU; the result is where the weight is all the same.
         entry: the method, its grid, and how many outliers are left out of its fit and kept exactly.
         kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
         statistics: what calibration text says about the matrix, for methods that need it.
@@ -92,7 +93,9 @@ def quantize_matrix(
         InvalidArgumentError: naming the matrix and the statistics that its method needs and was not given.
         QuantratureError: of the kind the op raised, naming the matrix.
     """
-    method, given = SOLVERS[entry.solver], statistics or Statistics()
+    method, given, device = SOLVERS[entry.solver], statistics or Statistics(), weight.device
+    if not method.on_devices:
+        weight, kept = weight.cpu(), None if kept is None else kept.cpu()
     for need in method.needs:
         if getattr(given, need) is None:
             raise InvalidArgumentError(
@@ -112,7 +115,7 @@ def quantize_matrix(
         )
     if comparison is not None:
         comparison.add(method, weight, entry, replace(given, name=name), found, scale)
-    return found
+    return found if weight.device == device else found.to(device)
 
 
 def image_of(

@@ -42,12 +42,13 @@ def _sparse(apart: torch.Tensor, statistics: Statistics) -> float:
     return float(apart.abs_().pow_(0.7).sum())
 
 
-RTN = Method("round to the nearest point of the min-max grid of each group", "minmax", on_grid)
-MSE = Method("the same, on the grid with the least squared error", "mse", on_grid, objective=squared)
+RTN = Method("round to the nearest point of the min-max grid of each group", "minmax", on_grid, on_devices=True)
+MSE = Method("the same, on the grid with the least squared error", "mse", on_grid, objective=squared, on_devices=True)
 HQQ = Method(
     "half-quadratic quantization: zero points solved for sparse errors, without calibration; not with sym",
     "hqq",
     on_grid,
     check=_not_symmetric,
     objective=_sparse,
+    on_devices=True,
 )

@@ -107,6 +107,7 @@ class Method:
             a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
             under ``scale`` false.
         objective: the error that it minimizes; ``None`` for a method that minimizes nothing.
+        on_devices: whether ``quantize`` also takes weights that are on a CUDA device, and leaves the result there.
     """
 
     about: str
@@ -124,6 +125,7 @@ class Method:
     nsamples: int = 128
     seqlen: int = 2048
     objective: Objective | None = None
+    on_devices: bool = False
 
     def __str__(self) -> str:
         """The line about it, with its options."""

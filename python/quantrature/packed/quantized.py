@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..ops import SparseCSR
 from .dense import DenseForm
@@ -34,6 +34,10 @@ class QuantizedMatrix:
         parts = (self.dense, self.outliers, self.input_scale)
         return sum(part.nbytes for part in parts if part is not None)
 
+    def to(self, device: torch.device) -> QuantizedMatrix:
+        """The same matrix on another device."""
+        return QuantizedMatrix(*(_moved(part, device) for part in (self.dense, self.outliers, self.input_scale)))
+
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
         """The matrix that the stored form stands for, (out_features, in_features), or some rows of it.
 
@@ -52,3 +56,12 @@ class QuantizedMatrix:
         if self.outliers is not None:
             (self.outliers if rows is None else self.outliers.rows(rows)).add_to(weight)
         return weight
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """A stored form, or a part of one, with its tensors on a device."""
+    if hasattr(part, "to"):
+        return part.to(device)
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{f.name: _moved(getattr(part, f.name), device) for f in fields(part)})
+    return part
