@@ -185,8 +185,8 @@ def analyze(
                     proofs.append(proof)
                     changes[entry.setting] = integral.signed
                     if number == 0:
+                        scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
                         maps["pqi"] = {name: values.cpu() for name, values in integral.maps.items()}
-                        scores["pqi"] = {name: float(values.double().mean()) for name, values in maps["pqi"].items()}
                     del integral  # and with it accumulators on devices
     for saved in snapshots:
         saved.discard()
