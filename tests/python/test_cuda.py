@@ -651,6 +651,27 @@ def test_the_benchmark_is_skipped_where_there_is_no_gpu():
     assert done.stdout == f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU\n"
 
 
+def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
+    pytest.importorskip("transformers")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "bench" / "cuda_model.py", root / "python" / "quantrature" / "demo" / "model"]
+    sizes = ["--nsamples", "1", "--seqlen", "16", "--steps", "16"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", *sizes, "--output", tmp_path / "model.json"],
+        env=os.environ | {"PYTHONPATH": str(root / "python")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads((tmp_path / "model.json").read_text())
+    assert (found["windows"], found["seqlen"], found["device"]) == (1, 16, "CPU")
+    assert found["analysis"]["measured"] == pytest.approx(found["analysis"]["predicted"], rel=0.5, abs=0.1)
+    assert [row["name"] for row in found["models"]][0] == "dense"
+    assert all(row["tokens_per_second"] > 0 and row["loss"] > 0 for row in found["models"])
+    assert [row["tokens"] for row in found["steps"]] == [16]
+    assert done.stdout.count(" tokens/s, loss ") == len(found["models"])
+
+
 def test_the_documentation_names_the_kernels():
     root = Path(__file__).parents[2]
     declared = r"__global__\s+void(?:\s+__launch_bounds__\([^()]*\))?\s+(\w+)\("
