@@ -666,7 +666,7 @@ def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
     found = json.loads((tmp_path / "model.json").read_text())
     assert (found["windows"], found["seqlen"], found["device"]) == (1, 16, "CPU")
     assert found["analysis"]["measured"] == pytest.approx(found["analysis"]["predicted"], rel=0.5, abs=0.1)
-    assert [row["name"] for row in found["models"]][0] == "dense"
+    assert found["models"][0]["name"] == "dense"
     assert all(row["tokens_per_second"] > 0 and row["loss"] > 0 for row in found["models"])
     assert [row["tokens"] for row in found["steps"]] == [16]
     assert done.stdout.count(" tokens/s, loss ") == len(found["models"])
