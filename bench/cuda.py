@@ -120,14 +120,9 @@ def stream_rows(timer: Timer, rows: int, cols: int) -> list[dict[str, Any]]:
 
 
 def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[str, Any]]:
-    """A gradient of a Llama in bfloat16, without PQI and with it: added up as each gradient comes, and checked."""
+    """A gradient of a Llama in bfloat16 of random weights."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from quantrature import ops
-    from quantrature.models import find_linears
-    from quantrature.models.finiteness import GradientCheck
-    from quantrature.models.gradients import gradients_to, next_token_nll
 
     config = LlamaConfig(
         hidden_size=hidden,
@@ -140,17 +135,28 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).bfloat16().to(torch.device("cuda"))
-    window = torch.randint(0, config.vocab_size, (1, tokens))
+    return [step_row(timer, model, torch.randint(0, config.vocab_size, (1, tokens)))]
+
+
+def step_row(timer: Timer, model: Any, windows: Any) -> dict[str, Any]:
+    """A gradient of a model, without PQI and with it: added up as each gradient comes, and checked."""
+    import torch
+
+    from quantrature import ops
+    from quantrature.models import find_linears
+    from quantrature.models.finiteness import GradientCheck
+    from quantrature.models.gradients import gradients_to, next_token_nll
+
     linears = find_linears(model)
     sums = {linear.name: torch.zeros(linear.parameter.shape, device=linear.parameter.device) for linear in linears}
-    check = GradientCheck()
+    check = GradientCheck(sums)
+    tokens = windows.numel()
 
     def take(linear: Any, gradient: Any) -> None:
-        check(linear.name, gradient, 0.0, range(1))
-        ops.pqi_accumulate(sums[linear.name], gradient, 0.25)
+        ops.pqi_accumulate(sums[linear.name], gradient, 0.25, check(linear.name, gradient, 0.0, range(1)))
 
     def step() -> None:
-        (next_token_nll(model, window) / (tokens - 1)).backward()
+        (next_token_nll(model, windows) / tokens).backward()
         check.settle(0.0, range(1))
 
     with gradients_to(model, linears, lambda linear, gradient: None):
@@ -161,7 +167,7 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
     print(f"  PQI in a step of {tokens} tokens: {share:.2%} of {seconds * 1e3:.1f} ms", flush=True)
     weights = sum(total.numel() for total in sums.values())
     about = {"name": "PQI accumulate in the backward pass", "tokens": tokens, "weights": weights}
-    return [about | {"seconds": seconds, "without": without, "share": share}]
+    return about | {"seconds": seconds, "without": without, "share": share}
 
 
 def gptq_rows(timer: Timer, rows: int, cols: int, tokens: int) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ from peers import machine
 
 import quantrature as qtr
 from quantrature import Sensitivity, models, ops
-from quantrature.analysis.path import Moved, WeightPath
+from quantrature.analysis.path import Moved, WeightPath, homes_of
 from quantrature.analysis.proving import Effort, Prover
 from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
 from quantrature.models.folding import narrowest
@@ -216,7 +216,9 @@ class Bench:
         def greedily() -> dict[str, torch.Tensor]:
             mean_pqi = {matrix["name"]: matrix["mean_pqi"] for matrix in record["modules"]}
             entries = dict.fromkeys(mean_pqi, entry)
-            return self.outliers(greedy_counts(self.linears, entries, mean_pqi, sum(counts), 0.05))
+            return self.outliers(
+                greedy_counts(self.linears, homes_of(self.linears), entries, mean_pqi, sum(counts), 0.05)
+            )
 
         add("nothing kept", lambda: stage(before, None))
         add("+ outliers, by temperature", lambda: stage(after, self.outliers(counts)))

@@ -2,6 +2,7 @@
 // order, the same from run to run; not that of the CPU.
 #include "backend.cuh"
 #include "device/elements.cuh"
+#include "finite.cuh"
 #include "launch.cuh"
 
 namespace quantrature::cuda {
@@ -31,23 +32,31 @@ __device__ int64_t place(const Shape& s, int64_t stride, int64_t i) {
   return s.rows == 1 ? i : i / s.cols * stride + i % s.cols;
 }
 
-__global__ void __launch_bounds__(kThreads) accumulate(float* acc, qtr_matrix grad, float weight, int64_t n,
-                                                       bool by_four, Shape shape, int64_t acc_stride) {
+__global__ void __launch_bounds__(kThreads)
+    accumulate(float* acc, qtr_matrix grad, float weight, int64_t n, bool by_four, Shape shape,
+               int64_t acc_stride, int32_t* not_finite) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   int64_t rest = 0;
+  bool finite = true;
   if (by_four) {
     for (int64_t i = first; i < n / 4; i += step) {
       Four sum = load4(acc, QTR_F32, i);
       const Four g = load4(grad.data, grad.dtype, i);
-      for (int k = 0; k < 4; ++k) sum.v[k] += weight * g.v[k];
+      for (int k = 0; k < 4; ++k) {
+        finite = finite && is_finite(g.v[k]);
+        sum.v[k] += weight * g.v[k];
+      }
       store4(acc, QTR_F32, i, sum);
     }
     rest = n / 4 * 4;
   }
-  for (int64_t i = rest + first; i < n; i += step)
-    acc[place(shape, acc_stride, i)] +=
-        weight * load(grad.data, grad.dtype, place(shape, grad.row_stride, i));
+  for (int64_t i = rest + first; i < n; i += step) {
+    const float g = load(grad.data, grad.dtype, place(shape, grad.row_stride, i));
+    finite = finite && is_finite(g);
+    acc[place(shape, acc_stride, i)] += weight * g;
+  }
+  if (!finite && not_finite != nullptr) *not_finite = 1;  // threads that write it all write the same
 }
 
 __device__ float share(float acc, float w, float image, bool keep_sign) {
@@ -149,7 +158,8 @@ void pqi_accumulate(const qtr_pqi_accumulate_args& a) {
   const int64_t n = a.acc.rows * a.acc.cols;
   const bool by_four = flat && aligned(a.acc.data, QTR_F32) && aligned(a.grad.data, a.grad.dtype);
   launch(accumulate, grid_of(n), kThreads, 0, stream_of(a.device), static_cast<float*>(a.acc.data), a.grad,
-         static_cast<float>(a.weight), n, by_four, shape_of(flat, a.acc.rows, a.acc.cols), a.acc.row_stride);
+         static_cast<float>(a.weight), n, by_four, shape_of(flat, a.acc.rows, a.acc.cols), a.acc.row_stride,
+         a.not_finite);
 }
 
 void pqi_finalize(const qtr_pqi_finalize_args& a) {

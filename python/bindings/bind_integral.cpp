@@ -1,17 +1,28 @@
 #include "bindings/arrays.hpp"
 
 namespace quantrature::bindings {
+namespace {
+
+using Flag = nb::ndarray<int32_t, nb::shape<1>, nb::c_contig>;
+
+}  // namespace
 
 void bind_integral(nb::module_& m) {
   m.def(
       "pqi_accumulate",
-      [](const AnyOutput& acc, const AnyInput& grad, double weight, const Place& place) {
-        const PqiAccumulateArgs args{sizeof(PqiAccumulateArgs), view(acc), view(grad), weight,
-                                     device_of(place, acc, grad)};
+      [](const AnyOutput& acc, const AnyInput& grad, double weight, const std::optional<Flag>& not_finite,
+         const Place& place) {
+        const PqiAccumulateArgs args{sizeof(PqiAccumulateArgs),
+                                     view(acc),
+                                     view(grad),
+                                     weight,
+                                     device_of(place, acc, grad, not_finite),
+                                     not_finite ? not_finite->data() : nullptr};
         nb::gil_scoped_release release;
         pqi_accumulate(args);
       },
-      "acc"_a.noconvert(), "grad"_a.noconvert(), "weight"_a, "place"_a.none() = nb::none());
+      "acc"_a.noconvert(), "grad"_a.noconvert(), "weight"_a, "not_finite"_a.noconvert().none() = nb::none(),
+      "place"_a.none() = nb::none());
   m.def(
       "pqi_finalize",
       [](const AnyInput& acc, const AnyInput& w, const AnyInput& w_quantized, bool keep_sign,

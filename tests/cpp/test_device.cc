@@ -94,6 +94,16 @@ TEST_F(OnDevice, Integral) {
           {sizeof(PqiAccumulateArgs), writable(d_acc.memory.data(), QTR_F32), d_grad.m, 0.3, kDevice});
       std::vector<uint8_t> bytes = d_acc.memory.read();
       EXPECT_EQ(std::memcmp(bytes.data(), host.data(), bytes.size()), 0);
+      for (float last : {1.0f, INFINITY, NAN}) {
+        std::vector<float> odd(static_cast<size_t>(cells), 1);
+        odd[static_cast<size_t>(cells - 1 - shape.padding)] = last;
+        const DeviceArray<float> d_odd(odd), d_sums(std::vector<float>(odd.size(), INFINITY));
+        const DeviceArray<int32_t> flag(std::vector<int32_t>{0});
+        Matrix wrong{d_odd.data(), shape.rows, shape.cols, shape.cols + shape.padding, QTR_F32};
+        pqi_accumulate(
+            {sizeof(PqiAccumulateArgs), writable(d_sums.data(), QTR_F32), wrong, 0.3, kDevice, flag.data()});
+        expect_same(flag.read(), std::vector<int32_t>{std::isfinite(last) ? 0 : 1});
+      }
 
       const Matrix sums{host.data(), shape.rows, shape.cols, shape.cols + shape.padding, QTR_F32};
       double total = 0, on_device = 0, again = 0;

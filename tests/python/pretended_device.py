@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from quantrature.ops import _arrays
 
 CUDA = torch.device("cuda", 0)
+FREE = 1 << 40
+"""Bytes of its memory."""
 
 
 class OnDevice(torch.Tensor):
@@ -102,6 +104,7 @@ def pretended_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
     monkeypatch.setattr(_arrays, "stream_of", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, FREE))
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.utils.dlpack, "to_dlpack", capsule)
     with _Device():

@@ -112,6 +112,23 @@ def test_the_integral(on_device):
 
 
 @needs_a_device
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_adding_up_notes_gradients_that_are_not_finite(on_device, wrong, dtype):
+    flags = on_device(np.zeros(3, np.int32))
+    grad, acc = numbers(9, 131), on_device(np.full((9, 131), np.inf, np.float32))
+    ops.pqi_accumulate(acc, on_device(grad).to(dtype), 0.5, flags[1:2])
+    assert flags.tolist() == [0, 0, 0]
+    for place in (0, 600, 9 * 131 - 1):
+        grad.flat[place] = wrong
+        for flag in (0, 2):
+            ops.pqi_accumulate(acc, on_device(grad).to(dtype), 0.5, flags[flag : flag + 1])
+        grad.flat[place] = 1
+        assert flags.tolist() == [1, 0, 1]
+        flags.zero_()
+
+
+@needs_a_device
 def test_packing(on_device):
     codes = np.random.default_rng(0).integers(0, 8, (5, 333), dtype=np.uint8)
     packed = ops.pack(on_device(codes), 3)
@@ -527,11 +544,29 @@ def places_of_accumulators(monkeypatch):
     found = []
     accumulate = ops.pqi_accumulate
 
-    def watched(acc, grad, weight):
+    def watched(acc, grad, weight, not_finite=None):
         found.append((acc.device.type, grad.device.type))
-        accumulate(acc, grad, weight)
+        accumulate(acc, grad, weight, not_finite)
 
     monkeypatch.setattr(ops, "pqi_accumulate", watched)
+    return found
+
+
+def places_of_images(monkeypatch):
+    """Names of ops, and devices of what they quantize and interpolate, from now on."""
+    found = set()
+
+    def watch(name, at):
+        op = getattr(ops, name)
+
+        def watched(*arrays, **settings):
+            found.update((name, arrays[i].device.type) for i in at)
+            return op(*arrays, **settings)
+
+        monkeypatch.setattr(ops, name, watched)
+
+    watch("quantize", [0])
+    watch("interpolate", [0, 1])
     return found
 
 
@@ -554,13 +589,20 @@ def same_maps(found, expected):
 def test_gradients_are_added_up_where_the_weights_are(model_on_device, monkeypatch, layout, abs_mode):
     from test_analysis import TOKENS, sharp_model
 
-    metrics = ["pqi", "first_order", "fisher"] if abs_mode == "after_mean" else ["pqi"]
+    metrics = ["pqi", "first_order", "fisher", "activation_error", "error", "magnitude", "kurtosis"]
+    metrics = metrics if abs_mode == "after_mean" else ["pqi"]
     settings = ANALYSIS | {"abs_mode": abs_mode, "metrics": metrics}
     expected = quantrature.analyze(sharp_model(layout), TOKENS, **settings)
     model = model_on_device(sharp_model(layout))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    places = places_of_accumulators(monkeypatch)
+    places, images = places_of_accumulators(monkeypatch), places_of_images(monkeypatch)
     found = quantrature.analyze(model, TOKENS, **settings)
+    assert images == {("quantize", "cuda"), ("interpolate", "cuda")}
+    for mine, other in zip(found.matrices, expected.matrices, strict=True):
+        rel = 1e-6 if ON_HOST else 1e-2
+        assert mine.scores == pytest.approx(other.scores, rel=rel)
+        assert mine.error == pytest.approx(other.error, rel=1e-6)
+        assert mine.nbytes == other.nbytes
     of_pass = len(expected.matrices) * len(TOKENS)
     assert len(places) == of_pass * {"after_mean": 3, "per_sample": 3, "per_node": 2}[abs_mode]
     assert set(places) == {("cuda", "cuda")}
@@ -582,10 +624,68 @@ def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model
         settings["map_folder"] = tmp_path
     else:
         monkeypatch.setattr(path, "cuda_device_count", lambda: (0, "there is none"))
-    places = places_of_accumulators(monkeypatch)
+    places, images = places_of_accumulators(monkeypatch), places_of_images(monkeypatch)
     found = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
     assert set(places) == {("cpu", "cpu")}
+    assert images == {("quantize", "cpu"), ("interpolate", "cpu")}
     same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+def test_originals_stay_on_the_cpu_where_a_device_has_little_memory(model_on_device, monkeypatch):
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"metrics": ["pqi"]}
+    expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
+    model = model_on_device(sharp_model())
+    needed = sum(5 * linear.numel for linear in quantrature.models.find_linears(model))
+    for free, place in ((4 * needed - 1, "cpu"), (4 * needed, "cuda")):
+        with monkeypatch.context() as now:
+            now.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+            now.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+            now.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+            places, images = places_of_accumulators(now), places_of_images(now)
+            found = quantrature.analyze(model, TOKENS, **settings)
+        assert images == {("quantize", place), ("interpolate", place)}
+        assert set(places) == {("cuda", "cuda")}
+        same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+def test_images_of_methods_that_do_not_run_there_are_taken_along(model_on_device, monkeypatch):
+    from test_analysis import TOKENS, sharp_model
+
+    settings = ANALYSIS | {"metrics": ["pqi"], "method": "awq"}
+    expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
+    model = model_on_device(sharp_model())
+    images = places_of_images(monkeypatch)
+    found = quantrature.analyze(model, TOKENS, **settings)
+    assert images == {("quantize", "cpu"), ("interpolate", "cuda")}
+    same_maps(found.maps, expected.maps)
+
+
+@needs_a_device
+@pytest.mark.parametrize("method", ["rtn", "mse", "hqq", "nf4", "fp4", "squeezellm", "qtip", "awq", "gptq"])
+def test_every_method_leaves_the_matrix_where_its_weights_are(model_on_device, method):
+    from quantrature.methods import METHODS, Statistics, quantize_matrix
+    from quantrature.packed import MatrixSpec
+    from quantrature.plan import PlanEntry
+
+    there = torch.nn.Module()
+    there.register_buffer("weight", torch.from_numpy(numbers(32, 64)).bfloat16())
+    there.register_buffer("kept", torch.tensor([7, 70, 700]))
+    x = torch.from_numpy(numbers(100, 64, 1))
+    given = Statistics("m", x.T @ x / 100, torch.from_numpy(numbers(32, 64, 2) ** 2), x, 100)
+    about = METHODS[method]
+    entry = PlanEntry(4, 32 if about.group_size is None else about.group_size, solver=about.solver)
+    expected = quantize_matrix("m", there.weight, entry, there.kept, given)
+    there = model_on_device(there)
+    found = quantize_matrix("m", there.weight, entry, there.kept, given)
+    assert all(tensor.device.type == "cuda" for tensor in MatrixSpec.of(found).tensors(found).values())
+    assert MatrixSpec.of(found) == MatrixSpec.of(expected)
+    image = found.dequantize("float32")
+    assert image.device.type == "cuda"
+    assert torch.equal(image.cpu(), expected.dequantize("float32"))
 
 
 @needs_a_device
@@ -614,11 +714,13 @@ def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, 
 
 
 @needs_a_device
-def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
+@pytest.mark.parametrize(("method", "selection"), [("rtn", "temperature"), ("rtn", "greedy"), ("awq", "temperature")])
+def test_requant_ranks_and_quantizes_weights_where_they_are(model_on_device, monkeypatch, method, selection):
     from quantrature.nn import quantized_layers
     from test_analysis import TOKENS, sharp_model
 
     settings = ANALYSIS | {"outlier_fraction": 0.01, "significant_fraction": 0.005, "temperatures": [1.0]}
+    settings |= {"method": method, "selection": selection}
     expected, record = quantrature.requant(sharp_model(), TOKENS, **settings)
     ranked = []
     topk = ops.topk
@@ -629,9 +731,10 @@ def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
         return topk(x, k, key)
 
     monkeypatch.setattr(ops, "topk", watched)
-    places = places_of_accumulators(monkeypatch)
+    places, images = places_of_accumulators(monkeypatch), places_of_images(monkeypatch)
     model, found = quantrature.requant(model_on_device(sharp_model()), TOKENS, **settings)
     assert ranked == [{"cuda"}] * 2
+    assert images == {("quantize", "cuda" if method == "rtn" else "cpu"), ("interpolate", "cuda")}
     assert set(places) == {("cuda", "cuda")}
     assert found.stages[-1].kept == record.stages[-1].kept
     if ON_HOST:
@@ -640,8 +743,8 @@ def test_requant_ranks_weights_where_they_are(model_on_device, monkeypatch):
             assert mine.predicted_loss_change == pytest.approx(other.predicted_loss_change, rel=1e-12)
         layers = quantized_layers(model)
         for name, layer in quantized_layers(expected).items():
-            same(layers[name].matrix.outliers.columns, layer.matrix.outliers.columns.numpy())
-            same(layers[name].matrix.outliers.values, layer.matrix.outliers.values.numpy())
+            assert layers[name].spec == layer.spec  # with a hash over all tensors
+            assert layers[name].device.type == "cuda"
 
 
 @needs_a_device
@@ -664,7 +767,7 @@ def test_maps_on_several_devices_are_ranked_together(model_on_device):
 
 
 @needs_a_device
-@pytest.mark.parametrize("metric", ["pqi", "first_order"])
+@pytest.mark.parametrize("metric", ["pqi", "first_order", "fisher"])
 def test_an_analysis_on_a_device_names_the_gradient_that_is_not_finite(model_on_device, metric):
     from test_analysis import TOKENS, sharp_model
 
@@ -682,15 +785,24 @@ def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(mode
     there = torch.nn.Module()
     for name, value in (("good", 3e38), ("bad", np.nan), ("infinite", -np.inf)):
         there.register_buffer(name, torch.full((2, 3), value))
+    there.register_buffer("sum", torch.zeros(2, 3))
     there = model_on_device(there)
-    check = GradientCheck()
-    check("good", there.good, 0.25, range(1))  # whose sum is not finite
-    check.settle(0.25, range(1))
+    check = GradientCheck(["infinite", "good", "bad"])
+
+    def add(name, gradient, t, samples):
+        ops.pqi_accumulate(there.sum, gradient, 0.5, check(name, gradient, t, samples))
+
+    for _ in range(4):  # the sum overflows
+        add("good", there.good, 0.25, range(1))
+        check.settle(0.25, range(1))
+    assert there.sum.isinf().all()
     for name in ("good", "bad", "infinite"):
-        check(name, getattr(there, name), 0.5, range(2, 4))
+        add(name, getattr(there, name), 0.5, range(2, 4))
     with pytest.raises(QuantratureError, match=r"of bad is not finite at node t=0.5, calibration sample 2, 3"):
         check.settle(0.5, range(2, 4))
-    check("infinite", there.infinite.half(), 0.5, range(1))
+    add("good", there.good, 0.5, range(1))
+    check.settle(0.5, range(1))
+    add("infinite", there.infinite.half(), 0.5, range(1))
     with pytest.raises(QuantratureError, match="of infinite is"):
         check.settle(0.5, range(1))
 
@@ -743,6 +855,27 @@ def test_the_benchmark_is_skipped_where_there_is_no_gpu():
     done = subprocess.run([sys.executable, str(bench)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU\n"
+
+
+def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
+    pytest.importorskip("transformers")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "bench" / "cuda_model.py", root / "python" / "quantrature" / "demo" / "model"]
+    sizes = ["--nsamples", "1", "--seqlen", "16", "--steps", "16"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", *sizes, "--output", tmp_path / "model.json"],
+        env=os.environ | {"PYTHONPATH": str(root / "python")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads((tmp_path / "model.json").read_text())
+    assert (found["windows"], found["seqlen"], found["device"]) == (1, 16, "CPU")
+    assert found["analysis"]["measured"] == pytest.approx(found["analysis"]["predicted"], rel=0.5, abs=0.1)
+    assert found["models"][0]["name"] == "dense"
+    assert all(row["tokens_per_second"] > 0 and row["loss"] > 0 for row in found["models"])
+    assert [row["tokens"] for row in found["steps"]] == [16]
+    assert done.stdout.count(" tokens/s, loss ") == len(found["models"])
 
 
 def test_the_documentation_names_the_kernels():

@@ -23,6 +23,19 @@ def test_accumulate_adds_in_place(library):
     np.testing.assert_array_equal(np.asarray(mine), expected)
 
 
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_adding_up_notes_gradients_that_are_not_finite(library, wrong):
+    grad, acc = np.full((3, 70000), 3e38, np.float32), np.full((3, 70000), np.inf, np.float32)
+    flags = library(np.zeros(2, np.int32))
+    ops.pqi_accumulate(library(acc), library(grad), 1.0, flags[:1])
+    assert flags.tolist() == [0, 0]
+    grad[2, 69000] = wrong
+    ops.pqi_accumulate(library(acc), library(grad), 1.0, flags[1:])
+    ops.pqi_accumulate(library(acc), library(np.zeros_like(grad)), 1.0, flags[1:])
+    assert flags.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened_exactly(dtype):
     grad, w, image = (torch.from_numpy(draw(i)).to(dtype) for i in range(3))
@@ -126,6 +139,11 @@ FIXED.flags.writeable = False
         (lambda: ops.pqi_accumulate(ONES, ONES.astype(float), 1.0), "grad must be float32 or float16 or bfloat16"),
         (lambda: ops.pqi_accumulate(FIXED, ONES, 1.0), "acc must be writable: got a read-only array"),
         (lambda: ops.pqi_accumulate(ONES[:, ::2], ONES[:, :2], 1.0), "acc must be contiguous"),
+        (lambda: ops.pqi_accumulate(ONES, ONES, 1.0, ONES[0]), "not_finite must be int32: got dtype=float32"),
+        (
+            lambda: ops.pqi_accumulate(ONES, ONES, 1.0, np.zeros(2, np.int32)),
+            r"not_finite must have the shape .*\(2,\)",
+        ),
         (lambda: ops.pqi_accumulate(ONES, ONES, float("nan")), "weight must be finite in float32: got weight=nan"),
         (lambda: ops.pqi_finalize(ONES, ONES[:2], ONES), r"\[pqi_finalize\] w must have the shape"),
         (lambda: ops.pqi_finalize(ONES, ONES, ONES[:2]), r"\[pqi_finalize\] w_quantized must have the shape"),

@@ -154,6 +154,7 @@ typedef struct qtr_pqi_accumulate_args {
   qtr_matrix grad;
   double weight;
   qtr_device device;
+  int32_t* not_finite; /* may be null; where acc is: becomes 1 if grad has a NaN or an infinity */
 } qtr_pqi_accumulate_args;
 
 typedef struct qtr_pqi_finalize_args {

@@ -28,7 +28,9 @@ using PqiSumArgs = qtr_pqi_sum_args;
 using InterpolateArgs = qtr_interpolate_args;
 
 // acc += float32(weight) * grad, in place. Throws InvalidArgument for empty or unlike shapes, an accumulator
-// that is not float32, or a weight that is not finite in float32.
+// that is not float32, or a weight that is not finite in float32. Where not_finite is given, it becomes 1 if
+// grad has a NaN or an infinity, and stays as it is otherwise; the sums alone would not tell, which can
+// overflow, and which stay infinite.
 QTR_API void pqi_accumulate(const PqiAccumulateArgs& args);
 
 // out = (w_quantized - w) * acc, or its absolute value.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .._C import InvalidArgumentError
-from ..analysis.path import Moved, WeightPath
+from ..analysis.path import Moved, WeightPath, homes_of
 from ..analysis.sensitivity import Sensitivity
 from ..methods import image_of
 from ..models import find_linears
@@ -95,14 +95,17 @@ def measured_loss_changes(
     )
     for plan in plans:
         plan.check_modules(linear.name for linear in linears)
-    changes = []
+    changes: list[float] = []
+    homes = homes_of(linears)
     with not_training(model), progress_bar("measuring plans", len(plans) + 1, progress) as bar:
         before = mean_nll(model, windows, batch_size)
         bar.advance()
         for plan in plans:
             moved = [
-                Moved(linears.find(name), image_of(name, linears.find(name).weight.cpu(), entry))
-                for name, entry in plan
+                Moved(linear, image_of(name, linear.weight.to(home), entry), home)
+                for name, linear, entry, home in (
+                    (name, linears.find(name), entry, homes[linears.find(name).name]) for name, entry in plan
+                )
                 if not entry.keeps
             ]
             with WeightPath(model, moved) as path:

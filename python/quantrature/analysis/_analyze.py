@@ -25,7 +25,7 @@ from ..quantization import collect
 from ..text import bos_of, token_windows
 from .errors import Outcome, candidates, outcomes
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, WeightPath
+from .path import Moved, WeightPath, homes_of
 from .proving import Effort, Prover
 from .quadrature import quadrature
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
@@ -145,12 +145,13 @@ def analyze(
     with not_training(model), progress_bar("analyzing", total, progress) as bar:
         needs = {linear.name: SOLVERS[solver].needs for linear in linears}
         given = collect(model, linears, needs, windows, batch_size=batch_size) if SOLVERS[solver].needs else {}
-        moved = _towards(linears, entries[0], given)
+        homes = homes_of(linears, effort.map_folder)
+        moved = _towards(linears, homes, entries[0], given)
         scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
         if "pqi" in metrics:
             options = sorted({*candidates(group_size), *(Option(e.bits, e.group_size) for e in entries)})
             for linear in linears:
-                weight = linear.weight.cpu().contiguous()
+                weight = linear.weight.to(homes[linear.name]).contiguous()
                 ways[linear.name] = outcomes(
                     linear.name,
                     weight,
@@ -168,7 +169,7 @@ def analyze(
             if "pqi" in metrics:
                 for number, entry in enumerate(entries):
                     if number:
-                        path.moved = _towards(linears, entry, given)
+                        path.moved = _towards(linears, homes, entry, given)
 
                     def snapshot(nodes: int, setting: str = entry.setting) -> Snapshot | None:
                         if resume_folder is None:
@@ -184,8 +185,8 @@ def analyze(
                     proofs.append(proof)
                     changes[entry.setting] = integral.signed
                     if number == 0:
+                        scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
                         maps["pqi"] = {name: values.cpu() for name, values in integral.maps.items()}
-                        scores["pqi"] = {name: float(values.double().mean()) for name, values in maps["pqi"].items()}
                     del integral  # and with it accumulators on devices
     for saved in snapshots:
         saved.discard()
@@ -207,8 +208,11 @@ def analyze(
     return Sensitivity(matrices, tuple(proofs), settings, model_print, text_print, maps)
 
 
-def _towards(linears: Linears, entry: PlanEntry, given: Mapping[str, Statistics]) -> list[Moved]:
-    """All matrices on their way to the images of one plan entry."""
+def _towards(
+    linears: Linears, homes: Mapping[str, torch.device], entry: PlanEntry, given: Mapping[str, Statistics]
+) -> list[Moved]:
+    """All matrices on their way to the images of one plan entry, which are made in their homes."""
     return [
-        Moved(linear, image_of(linear.name, linear.weight.cpu(), entry, given.get(linear.name))) for linear in linears
+        Moved(linear, image_of(linear.name, linear.weight.to(home), entry, given.get(linear.name)), home)
+        for linear, home in ((linear, homes[linear.name]) for linear in linears)
     ]

@@ -45,7 +45,7 @@ def outcomes(
 
     Args:
         name: for messages.
-        weight: (out_features, in_features), contiguous, on the CPU.
+        weight: (out_features, in_features), contiguous; where :func:`quantrature.methods.quantize_matrix` takes it.
         options: what to try.
         entry: makes the plan entry of an option.
         advance: called with 1 after each.
@@ -55,10 +55,13 @@ def outcomes(
         Key of the option to its outcome.
     """
     exact = weight.float()
-    found = {}
+    keys, sizes, errors = [], [], []
     for option in options:
         stored = quantize_matrix(name, weight, entry(option), statistics=statistics)
         apart = stored.dequantize("float32").sub_(exact)
-        found[option.key] = Outcome(float(apart.square_().sum(dtype=torch.float64)), stored.nbytes)
+        errors.append(apart.square_().sum(dtype=torch.float64))
+        keys.append(option.key)
+        sizes.append(stored.nbytes)
         advance(1)
-    return found
+    found = torch.stack(errors).tolist() if errors else []  # a device is waited for once
+    return dict(zip(keys, map(Outcome, found, sizes), strict=True))

@@ -112,19 +112,19 @@ def integrate(
     signed = {m.name: 0.0 for m in path.moved}
     of_sample = {name: torch.zeros_like(total) for name, total in sums.items()} if abs_mode == "per_sample" else {}
     step, samples = _Step(0, 0.0, 0.0), range(0)
-    check = GradientCheck()
+    check = GradientCheck(sums)
 
     def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
         m = path.of(linear)
-        check(m.name, gradient, step.t, samples)
         gradient = gradient.to(sums[m.name].device)
+        flag = check(m.name, gradient, step.t, samples)
         if abs_mode == "per_sample":
-            ops.pqi_accumulate(of_sample[m.name], gradient, step.weight)
+            ops.pqi_accumulate(of_sample[m.name], gradient, step.weight, flag)
             return
         if abs_mode == "per_node":
             signed[m.name] += step.weight * ops.pqi_sum(gradient.float(), *path.ends(m, gradient.device))
             gradient.abs_()
-        ops.pqi_accumulate(sums[m.name], gradient, step.weight)
+        ops.pqi_accumulate(sums[m.name], gradient, step.weight, flag)
 
     units = list(_units(abs_mode, nodes, list(range(0, len(share.windows), batch_size))))
     done = snapshot.restore(sums, signed) if snapshot is not None else 0

@@ -35,7 +35,7 @@ def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, d
     """Scores that need the weights alone: metric to matrix name to score."""
     scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
     for m in moved:
-        weight = m.linear.weight.cpu().contiguous()
+        weight = m.linear.weight.to(m.home).contiguous()
         if "magnitude" in scores:
             scores["magnitude"][m.name] = float(weight.float().abs().mean())
         if "kurtosis" in scores:
@@ -53,13 +53,13 @@ def activation_error(
     Raises:
         UnsupportedError: naming a matrix of fused experts, whose input no module sees.
     """
-    squares = {m.name: torch.zeros(m.linear.in_features, dtype=torch.float64) for m in path.moved}
+    squares = {m.name: torch.zeros(m.linear.in_features, dtype=torch.float64, device=m.home) for m in path.moved}
     tokens = {m.name: torch.zeros(1, dtype=torch.int64) for m in path.moved}
 
     def watch(m: Moved) -> Any:
         def see(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             x = inputs[0].detach().flatten(0, -2).float()
-            squares[m.name] += x.square().sum(0, dtype=torch.float64).cpu()
+            squares[m.name] += x.square().sum(0, dtype=torch.float64).to(m.home)
             tokens[m.name] += len(x)
 
         return m.linear.module.register_forward_pre_hook(see)
@@ -79,7 +79,7 @@ def activation_error(
     add_over_ranks([*squares.values(), *tokens.values()])
     scores = {}
     for m in path.moved:
-        per_column = (m.image() - m.linear.weight.cpu().float()).double().square().sum(0)
+        per_column = (m.image() - m.linear.weight.to(m.home).float()).double().square().sum(0)
         # A matrix that nothing of the calibration text went through has no error there.
         scores[m.name] = float(per_column @ squares[m.name]) / max(1, int(tokens[m.name]))
     return scores
@@ -98,14 +98,16 @@ def gradient_scores(
     first = zeros_for(path) if "first_order" in metrics else {}
     second = zeros_for(path) if "fisher" in metrics else {}
     samples = range(0)
-    check = GradientCheck()
+    check = GradientCheck(m.name for m in path.moved)
 
     def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
         m = path.of(linear)
-        check(m.name, gradient, 0.0, samples)
         gradient = gradient.to(m.device)
+        flag = check(m.name, gradient, 0.0, samples)
         if first:
-            ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows))
+            ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows), flag)
+        elif flag is not None:  # a square may be infinite where the gradient is not
+            flag.logical_or_(gradient.isfinite().all().logical_not())
         if second:
             ops.pqi_accumulate(second[m.name], gradient.float().square_(), 1 / len(windows))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,57 @@ from ..models.ranks import rank_of
 Image = Callable[[], torch.Tensor]
 """Makes the quantized image of a weight, (out_features, in_features); called at every node and dropped after use."""
 
+CPU = torch.device("cpu")
+SHARE_OF_DEVICE = 0.25
+"""Of a device's free memory that originals and stored forms may take."""
+
+
+def works_on(linear: LinearWeight) -> torch.device:
+    """Where the core can work on a matrix: where the model has it, or on the CPU."""
+    device = linear.parameter.device
+    return device if device.type == "cuda" and cuda_device_count()[0] else CPU
+
+
+def homes_of(linears: Iterable[LinearWeight], folder: Path | None = None) -> dict[str, torch.device]:
+    """Where the original of each matrix and its stored form are to be kept: beside the matrix, or on the CPU.
+
+    Beside it they take no more than another copy of the matrix and its codes, at most a byte for each weight. On a
+    device where that would be more than a quarter of the free memory they are kept on the CPU, all of them: the sums
+    of gradients, in float32, take at least as much again, and passes need the rest. With a folder, where
+    originals are in files, everything stays on the CPU. The numbers are the same either way.
+    """
+    wanted: dict[torch.device, int] = {}
+    linears = list(linears)
+    for linear in linears:
+        device = works_on(linear)
+        wanted[device] = wanted.get(device, 0) + linear.numel * (linear.parameter.element_size() + 1)
+    there = {
+        device
+        for device, needed in wanted.items()
+        if folder is None and device != CPU and needed <= SHARE_OF_DEVICE * _free(device)
+    }
+    return {linear.name: device if (device := works_on(linear)) in there else CPU for linear in linears}
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that torch could get, or has and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
 
 @dataclass(frozen=True)
 class Moved:
-    """A weight matrix on its way: where it is, and how to make its quantized image."""
+    """A weight matrix on its way: where it is, and how to make its quantized image.
+
+    Attributes:
+        linear: the matrix.
+        image: makes its quantized image.
+        home: where its original is kept, and images are made.
+    """
 
     linear: LinearWeight
     image: Image
+    home: torch.device = CPU
 
     @property
     def name(self) -> str:
@@ -31,9 +75,8 @@ class Moved:
 
     @property
     def device(self) -> torch.device:
-        """Where its gradients are added up: where the model has it, if the core works there, else the CPU."""
-        device = self.linear.parameter.device
-        return device if device.type == "cuda" and cuda_device_count()[0] else torch.device("cpu")
+        """Where its gradients are added up."""
+        return works_on(self.linear)
 
     def stored_image(self) -> torch.Tensor:
         """The quantized image in the order the parameter stores it."""
@@ -45,7 +88,8 @@ class WeightPath:
     """Puts a model's weights anywhere between the originals (t = 0) and their quantized images (t = 1).
 
     v(t) = w + t * (w~ - w) is formed in float32 and rounded to the parameter's dtype. All matrices move together.
-    The originals are kept on the CPU in their own dtype and come back, bit for bit, when the ``with`` block ends.
+    The originals are kept in their own dtype, each in its home, and come back, bit for bit, when the ``with`` block
+    ends.
 
     Args:
         model: on any device.
@@ -63,7 +107,11 @@ class WeightPath:
     def __enter__(self) -> WeightPath:
         for number, m in enumerate(self.moved):
             weight = self._in_model(m)
-            kept = new_on_cpu(weight.shape, weight.dtype, self._folder, f"original-{number:05d}", named=False)
+            kept = (
+                new_on_cpu(weight.shape, weight.dtype, self._folder, f"original-{number:05d}", named=False)
+                if m.home == CPU
+                else torch.empty_like(weight, memory_format=torch.contiguous_format)
+            )
             self._originals[m.name] = kept.copy_(weight)
         return self
 
@@ -76,7 +124,7 @@ class WeightPath:
         return m.linear.stored(m.linear.parameter.detach())
 
     def original(self, m: Moved) -> torch.Tensor:
-        """The matrix as it was, on the CPU, in the order the parameter stores it."""
+        """The matrix as it was, in its home, in the order the parameter stores it."""
         return self._originals[m.name]
 
     def ends(self, m: Moved, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,9 +141,9 @@ class WeightPath:
             place, original = self._in_model(m), self.original(m)
             if t == 0:
                 place.copy_(original)
-            elif place.device.type == "cpu":
+            elif place.device == m.home and place.is_contiguous():
                 ops.interpolate(original, m.stored_image(), t, place)
-            else:  # formed where the core runs: the same bits on every device
+            else:  # the same bits on every device
                 place.copy_(ops.interpolate(original, m.stored_image(), t))
 
 

@@ -81,8 +81,8 @@ def quantize_matrix(
 
     Args:
         name: for messages.
-        weight: float32, float16 or bfloat16. Where it is on a CUDA device, a method that runs there quantizes it there;
-            others get a copy on the CPU.
+        weight: float32, float16 or bfloat16, on the CPU or, where the core works there, a CUDA device. A method that
+            does not run there works on a copy on the CPU; the result is where the weight is all the same.
         entry: the method, its grid, and how many outliers are left out of its fit and kept exactly.
         kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
         statistics: what calibration text says about the matrix, for methods that need it.
@@ -90,13 +90,13 @@ def quantize_matrix(
         scale: of columns, which the weight has already and rtn would not have.
 
     Returns:
-        The quantized matrix, on the CPU.
+        The quantized matrix, where the weight is.
 
     Raises:
         InvalidArgumentError: naming the matrix and the statistics that its method needs and was not given.
         QuantratureError: of the kind the op raised, naming the matrix.
     """
-    method, given = SOLVERS[entry.solver], replace(statistics or Statistics(), name=name)
+    method, given, device = SOLVERS[entry.solver], replace(statistics or Statistics(), name=name), weight.device
     for need in method.needs:
         if getattr(given, need) is None:
             raise InvalidArgumentError(
@@ -120,7 +120,7 @@ def quantize_matrix(
         )
     if comparison is not None:
         comparison.add(method, weight, entry, given, found, None if scale is None else scale.to(place))
-    return found.cpu() if weight.is_cuda else found
+    return found if device == place else found.to(device)
 
 
 def image_of(

@@ -45,6 +45,7 @@ NF4 = Method(
     check=_four_bits,
     dense_bytes=_bytes,
     uniform=False,
+    on_devices=True,
 )
 FP4 = Method(
     "the nearest of 15 floating-point numbers of 4 bits, scaled to each group; 4 bits",
@@ -53,4 +54,5 @@ FP4 = Method(
     check=_four_bits,
     dense_bytes=_bytes,
     uniform=False,
+    on_devices=True,
 )

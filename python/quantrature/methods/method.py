@@ -113,7 +113,7 @@ class Method:
             a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
             under ``scale`` false.
         objective: the error that it minimizes; ``None`` for a method that minimizes nothing.
-        on_devices: whether ``quantize`` takes a weight on a CUDA device.
+        on_devices: whether ``quantize`` also takes weights that are on a CUDA device, and leaves the result there.
     """
 
     about: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,31 +15,40 @@ from .running import Span, logits
 class GradientCheck:
     """Stops where a gradient is not finite, naming the matrix, the node and the calibration samples of the batch.
 
-    On the CPU that is before the gradient is used. A device is asked once for all gradients of a backward pass, by
-    :meth:`settle`: an answer is waited for until all work queued before it is done.
+    On the CPU that is before the gradient is used. On a device, :func:`quantrature.ops.pqi_accumulate` looks at each
+    number that it adds up, and :meth:`settle` asks once for all gradients of a backward pass: an answer is waited for
+    until all work queued before it is done.
+
+    Args:
+        names: of all matrices.
     """
 
-    def __init__(self) -> None:
-        self._waiting: list[tuple[str, torch.Tensor]] = []
+    def __init__(self, names: Iterable[str]) -> None:
+        self._places = {name: place for place, name in enumerate(names)}
+        self._flags: dict[torch.device, tuple[torch.Tensor, tuple[torch.Tensor, ...]]] = {}
+        self._waiting: list[tuple[str, torch.device]] = []
 
-    def __call__(self, name: str, gradient: torch.Tensor, t: float, samples: Sequence[int]) -> None:
-        """Check one, or note what is needed to check it later."""
-        if gradient.device.type != "cpu":
-            self._waiting.append((name, torch.linalg.vector_norm(gradient, math.inf)))
-        elif not math.isfinite(float(gradient.sum(dtype=torch.float32))) and not bool(torch.isfinite(gradient).all()):
-            self._stop(name, t, samples)
+    def __call__(self, name: str, gradient: torch.Tensor, t: float, samples: Sequence[int]) -> torch.Tensor | None:
+        """Check one on the CPU; of a device, what ``pqi_accumulate`` is to take as ``not_finite``."""
+        device = gradient.device
+        if device.type == "cpu":
+            if not math.isfinite(float(gradient.sum(dtype=torch.float32))) and not bool(gradient.isfinite().all()):
+                self._stop(name, t, samples)
+            return None
+        if device not in self._flags:
+            flags = torch.zeros(len(self._places), dtype=torch.int32, device=device)
+            self._flags[device] = flags, flags.split(1)
+        self._waiting.append((name, device))
+        return self._flags[device][1][self._places[name]]
 
     def settle(self, t: float, samples: Sequence[int]) -> None:
-        """Check what was noted, in the order in which it came."""
+        """Stop at the first gradient that came and was not finite."""
         waiting, self._waiting = self._waiting, []
-        by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
-        for name, largest in waiting:
-            by_device.setdefault(largest.device, []).append((name, largest))
-        for noted in by_device.values():
-            largest_of = torch.stack([largest.float() for _, largest in noted]).tolist()
-            for (name, _), largest in zip(noted, largest_of, strict=True):
-                if not math.isfinite(largest):
-                    self._stop(name, t, samples)
+        found = {device: flags.tolist() for device, (flags, _) in self._flags.items()}
+        for name, device in waiting:
+            if found[device][self._places[name]]:
+                self._flags.clear()
+                self._stop(name, t, samples)
 
     @staticmethod
     def _stop(name: str, t: float, samples: Sequence[int]) -> None:

@@ -20,13 +20,15 @@ def _check_shapes(op: str, shape: tuple[int, ...], **arrays: Array) -> None:
             )
 
 
-def pqi_accumulate(acc: Array, grad: Array, weight: float) -> None:
+def pqi_accumulate(acc: Array, grad: Array, weight: float, not_finite: Array | None = None) -> None:
     """Add ``weight * grad`` to the accumulator, in place.
 
     Args:
         acc: float32, one or two dimensions, contiguous, writable; zeros before the first call.
         grad: the loss gradient at one node of the path, shaped like ``acc``; float32, float16 or bfloat16.
         weight: the node's quadrature weight, times the share of the sample.
+        not_finite: int32 of one element, where ``acc`` is, which becomes 1 if ``grad`` has a NaN or an infinity and
+            stays as it is otherwise; without another look at ``grad``, and without waiting for a device.
 
     The product rounds to float32, then the sum. After n calls the error is at most about ``(n + 1) * 2**-24`` times
     the sum of the absolute contributions. The same bits on every CPU and for every number of threads.
@@ -38,7 +40,11 @@ def pqi_accumulate(acc: Array, grad: Array, weight: float) -> None:
     acc = as_output(acc, "pqi_accumulate", "acc", dtypes=("float32",), on_cuda=True)
     grad = as_input(grad, "pqi_accumulate", "grad", on_cuda=True)
     _check_shapes("pqi_accumulate", tuple(acc.shape), grad=grad)
-    _C.pqi_accumulate(core_view(acc), core_view(grad), weight, place("pqi_accumulate", acc=acc, grad=grad))
+    if not_finite is not None:
+        flag = as_output(not_finite, "pqi_accumulate", "not_finite", dtypes=("int32",), ndim=(1,), on_cuda=True)
+        _check_shapes("pqi_accumulate", (1,), not_finite=flag)
+    where = place("pqi_accumulate", acc=acc, grad=grad, not_finite=not_finite)
+    _C.pqi_accumulate(core_view(acc), core_view(grad), weight, None if not_finite is None else core_view(flag), where)
 
 
 def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False, *, out: Array | None = None) -> Array:

@@ -35,10 +35,9 @@ class QuantizedMatrix:
         parts = (self.dense, self.outliers, self.input_scale)
         return sum(part.nbytes for part in parts if part is not None)
 
-    def cpu(self) -> QuantizedMatrix:
-        """The matrix with all its tensors on the CPU."""
-        moved: QuantizedMatrix = _on_cpu(self)
-        return moved
+    def to(self, device: torch.device | str) -> QuantizedMatrix:
+        """The same matrix with its tensors on a device."""
+        return QuantizedMatrix(*(_moved(part, device) for part in (self.dense, self.outliers, self.input_scale)))
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
         """The matrix that the stored form stands for, (out_features, in_features), or some rows of it.
@@ -60,8 +59,8 @@ class QuantizedMatrix:
         return weight
 
 
-def _on_cpu(part: Any) -> Any:
-    """A stored form, or a part of one, with all its tensors on the CPU."""
+def _moved(part: Any, device: torch.device | str) -> Any:
+    """A stored form, or a part of one, with its tensors on a device."""
     if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{field.name: _on_cpu(getattr(part, field.name)) for field in fields(part)})
-    return part.cpu() if is_torch(part) else part
+        return replace(part, **{field.name: _moved(getattr(part, field.name), device) for field in fields(part)})
+    return part.to(device) if is_torch(part) else part

@@ -157,7 +157,7 @@ def quantize(
 
 
 def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) -> QuantizedMatrix:
-    return quantize_matrix(linear.name, linear.weight.contiguous(), entry, comparison=comparison)
+    return quantize_matrix(linear.name, linear.weight.contiguous(), entry, comparison=comparison).to("cpu")
 
 
 def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class QuantizeOnLoad(ConversionOps):
             for linear, entry in work:
                 weight = linear.view(tensor)
                 check_weight(linear.name, weight)
-                matrices.append(quantize_matrix(linear.name, weight.contiguous(), entry, comparison=self._comparison))
+                found = quantize_matrix(linear.name, weight.contiguous(), entry, comparison=self._comparison)
+                matrices.append(found.to("cpu"))
         except QuantratureError as error:
             # Transformers would make a report of many lines of it; it is raised when all is read.
             self._failure = self._failure or error

@@ -148,7 +148,7 @@ def calibrate(
                             comparison=comparison,
                             scale=next((f.scale for f in of_block if linear.name in f.consumers), None),
                         )
-                        found[linear.name] = matrix
+                        found[linear.name] = matrix.to("cpu")
                         if keep_statistics:
                             kept[linear.name] = _on_cpu(statistics, copies)
                     for stage in step:

@@ -14,6 +14,7 @@ import torch
 
 from .. import ops
 from .._C import InvalidArgumentError
+from ..analysis.path import CPU, homes_of
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..methods import SOLVERS, Statistics, quantize_matrix
@@ -189,6 +190,7 @@ def requant(
             else None
         )
         given = {} if host is None else host.statistics
+        homes = homes_of(chosen, effort.map_folder)
         folds: Sequence[Fold] = ()
         if host is not None:
             # From here on, the model with the scales folded in is the original.
@@ -197,10 +199,21 @@ def requant(
         elif budgets[0] and "host" in journal:
             stored = {}  # only the matrices without their outliers are still needed
         else:
-            stored = _without_outliers(chosen, entries, [0] * len(chosen), given)
+            stored = _without_outliers(chosen, homes, entries, [0] * len(chosen), given)
         with (
             gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext(),
-            Matrices(model, chosen, stored, _original, windows, batch_size, effort, journal, bar.advance) as matrices,
+            Matrices(
+                model,
+                chosen,
+                homes,
+                stored,
+                lambda linear: _original(linear, homes[linear.name]),
+                windows,
+                batch_size,
+                effort,
+                journal,
+                bar.advance,
+            ) as matrices,
         ):
             state, mean_pqi = "host", {}
             counts: Sequence[int] = [0] * len(chosen)
@@ -210,8 +223,8 @@ def requant(
                 mean_pqi = matrices.mean_pqi(state)
                 state = "outliers"
                 if selection == "greedy":
-                    counts = greedy_counts(chosen, entries, mean_pqi, budgets[0], max_outlier_fraction, given)
-                    matrices.stored = _without_outliers(chosen, entries, counts, given)
+                    counts = greedy_counts(chosen, homes, entries, mean_pqi, budgets[0], max_outlier_fraction, given)
+                    matrices.stored = _without_outliers(chosen, homes, entries, counts, given)
                 else:
                     counts, temperature, trials = _search(
                         matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outlier_fraction, given
@@ -281,25 +294,28 @@ def _check(
         )
 
 
-def _original(linear: LinearWeight) -> torch.Tensor:
-    return narrowest(linear.weight.cpu().contiguous())
+def _original(linear: LinearWeight, home: torch.device = CPU) -> torch.Tensor:
+    return narrowest(linear.weight.to(home).contiguous())
 
 
 def _without_outliers(
     linears: Sequence[LinearWeight],
+    homes: Mapping[str, torch.device],
     entries: Mapping[str, PlanEntry],
     counts: Sequence[int],
     given: Mapping[str, Statistics],
 ) -> dict[str, QuantizedMatrix]:
-    """Each matrix quantized with its largest weights left out of the fit and kept."""
+    """Each matrix quantized in its home, with its largest weights left out of the fit and kept."""
     return {
-        linear.name: _with_count(linear, entries[linear.name], count, given.get(linear.name))
+        linear.name: _with_count(linear, homes[linear.name], entries[linear.name], count, given.get(linear.name))
         for linear, count in zip(linears, counts, strict=True)
     }
 
 
-def _with_count(linear: LinearWeight, entry: PlanEntry, count: int, statistics: Statistics | None) -> QuantizedMatrix:
-    weight = _original(linear)
+def _with_count(
+    linear: LinearWeight, home: torch.device, entry: PlanEntry, count: int, statistics: Statistics | None
+) -> QuantizedMatrix:
+    weight = _original(linear, home)
     places = ops.topk(weight.view(-1), count)[1] if count else None
     return quantize_matrix(linear.name, weight, entry, places, statistics)
 
@@ -324,7 +340,7 @@ def _search(
         counts = split(budget, sizes, of_matrices, temperature, largest_share)
 
         def attempt(counts: Sequence[int] = counts) -> Found:
-            matrices.stored = _without_outliers(matrices.linears, entries, counts, given)
+            matrices.stored = _without_outliers(matrices.linears, matrices.homes, entries, counts, given)
             return matrices.measure(), {}
 
         known = (step := f"temperature {temperature}") in journal
@@ -332,12 +348,13 @@ def _search(
         if best is None or trials[-1].measured_loss_change < best[1].measured_loss_change:
             best, stored = (counts, trials[-1]), {} if known else matrices.stored
     assert best is not None
-    matrices.stored = stored or _without_outliers(matrices.linears, entries, best[0], given)
+    matrices.stored = stored or _without_outliers(matrices.linears, matrices.homes, entries, best[0], given)
     return best[0], best[1].temperature, trials
 
 
 def greedy_counts(
     linears: Sequence[LinearWeight],
+    homes: Mapping[str, torch.device],
     entries: Mapping[str, PlanEntry],
     mean_pqi: Mapping[str, float],
     budget: int,
@@ -347,14 +364,14 @@ def greedy_counts(
     """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
     errors = []
     for linear in linears:
-        exact = linear.weight.cpu().float()
+        home = homes[linear.name]
+        exact = linear.weight.to(home).float()
         by_count = {}
         for share in SHARES:
             count = math.floor(min(share, largest_share) * linear.numel)
             if count not in by_count:
-                image = _with_count(linear, entries[linear.name], count, (given or {}).get(linear.name)).dequantize(
-                    "float32"
-                )
+                statistics = (given or {}).get(linear.name)
+                image = _with_count(linear, home, entries[linear.name], count, statistics).dequantize("float32")
                 by_count[count] = float((image - exact).abs().sum(dtype=torch.float64))
         errors.append(by_count)
     sizes = [linear.numel for linear in linears]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError, QuantratureError
+from ..analysis.path import homes_of
 from ..analysis.proving import Effort
 from ..analysis.quadrature import quadrature
 from ..checkpoint import save
@@ -185,9 +186,10 @@ def requant_folder(
     model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
 
     def kept_as(linear: LinearWeight) -> torch.Tensor:
-        return linear.weight.cpu().contiguous().to(getattr(torch, stored[linear.name].dense.dtype))
+        return linear.weight.to(homes[linear.name]).contiguous().to(getattr(torch, stored[linear.name].dense.dtype))
 
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
+    homes = homes_of(linears, effort.map_folder)
     digests = {name: layer.spec.digest for name, layer in layers.items()}
     about = {**settings, "prove": prove, "model": model_print, "calibration": text_print, "quantized": digests}
     journal = Journal(resume_folder, about, resume, "requant_folder")
@@ -197,7 +199,9 @@ def requant_folder(
         not_training(original),
         progress_bar("requantizing", passes, progress) as bar,
         gradient_checkpointing(original, blocks) if checkpointing else contextlib.nullcontext(),
-        Matrices(original, linears, stored, kept_as, windows, batch_size, effort, journal, bar.advance) as matrices,
+        Matrices(
+            original, linears, homes, stored, kept_as, windows, batch_size, effort, journal, bar.advance
+        ) as matrices,
     ):
         restored, last = matrices.detach_stepwise("host", count, steps, prove=prove)
         result, stages = matrices.stored, tuple(matrices.stages)
@@ -206,7 +210,7 @@ def requant_folder(
         assert isinstance(layer, QuantLinear)
         specs[name] = MatrixSpec.of(result[linear.name])
         improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta", layer.dtype)
-        improved.store(result[linear.name])
+        improved.store(result[linear.name], layer.device)
         put_everywhere(quantized, linear, improved)
     declare(quantized, specs, folds)
     record = Requantization(

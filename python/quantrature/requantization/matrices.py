@@ -28,8 +28,9 @@ class Matrices:
     Args:
         model: dense, with the original weights.
         linears: the matrices.
+        homes: where each has its original and its quantized form, by name (:func:`quantrature.analysis.path.homes_of`).
         stored: their quantized forms by name.
-        original: makes the weight that is kept, (out_features, in_features), contiguous and on the CPU.
+        original: makes the weight that is kept, (out_features, in_features), contiguous and in its home.
         windows, batch_size, effort: of the integrals.
         journal: of what the integrals found out.
         advance: called with the number of windows whose gradient was taken.
@@ -39,6 +40,7 @@ class Matrices:
         self,
         model: torch.nn.Module,
         linears: Sequence[LinearWeight],
+        homes: Mapping[str, torch.device],
         stored: Mapping[str, QuantizedMatrix],
         original: Callable[[LinearWeight], torch.Tensor],
         windows: torch.Tensor,
@@ -48,12 +50,15 @@ class Matrices:
         advance: Callable[[int], Any],
     ) -> None:
         self.linears = list(linears)
-        self.stored = dict(stored)
+        self.homes = homes
+        self.stored = {name: matrix.to(homes[name]) for name, matrix in stored.items()}
         self.original = original
         self.stages: list[Stage] = []
         self._prover = Prover(model, windows, batch_size)
         self._effort, self._journal, self._advance = effort, journal, advance
-        moved = [Moved(linear, functools.partial(self._image, linear.name)) for linear in self.linears]
+        moved = [
+            Moved(linear, functools.partial(self._image, linear.name), homes[linear.name]) for linear in self.linears
+        ]
         self._path = WeightPath(model, moved, effort.map_folder)
 
     def __enter__(self) -> Matrices:
@@ -138,6 +143,7 @@ class Matrices:
         if not len(places):
             return
         matrix = self.stored[linear.name]
+        places = places.to(self.homes[linear.name])
         if matrix.outliers is not None:
             places = torch.cat([matrix.outliers.positions(), places])
         _, sparse = ops.extract_outliers(self.original(linear), indices=places.sort().values)

@@ -1,6 +1,7 @@
 #include "quantrature/integral.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -111,11 +112,15 @@ void pqi_accumulate(const PqiAccumulateArgs& a) {
   if (done_on_device(a, op, &qtr_backend::pqi_accumulate)) return;
   const MutableMatrix out = joined ? flat(a.acc) : a.acc;
   const Matrix grad = joined ? flat(a.grad) : a.grad;
+  std::atomic<bool> finite{true};
   over_chunks(out.rows, out.cols, chunk_size_of({grad}), [&](int64_t, int64_t row, int64_t begin, int64_t n) {
     float wide[kChunk];
-    kernels().pqi_accumulate(float_row_target(out, row, begin, nullptr), float_row(grad, row, begin, n, wide),
-                             weight, n);
+    const float* g = float_row(grad, row, begin, n, wide);
+    if (a.not_finite != nullptr && !std::all_of(g, g + n, [](float x) { return std::isfinite(x); }))
+      finite = false;
+    kernels().pqi_accumulate(float_row_target(out, row, begin, nullptr), g, weight, n);
   });
+  if (!finite) *a.not_finite = 1;
 }
 
 void pqi_finalize(const PqiFinalizeArgs& a) {
