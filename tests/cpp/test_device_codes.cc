@@ -227,12 +227,17 @@ TEST_F(OnDevice, Hadamard) {
 
 TEST_F(OnDevice, Trellises) {
   for (auto code : {QTR_1MAD, QTR_3INST, QTR_HYB})
-    for (int bits : {2, 3}) {
-      const Trellis trellis{code, bits, 12};
-      const int64_t rows = 48, cols = 80, tiles = rows / 16 * (cols / 16), bytes = 32 * bits;
+    for (int bits : {1, 2, 3, 4}) {
+      if (code == QTR_HYB && bits == 4) continue;
+      const Trellis trellis{code, bits, bits % 2 == 0 ? 12 : 16};
+      // One row of tiles, and more than a block has at a time; memory that is not aligned.
+      const int64_t rows = 48, cols = bits == 3 ? 1104 : 80, shift = bits == 3 ? 1 : 0,
+                    tiles = rows / 16 * (cols / 16), bytes = 32 * bits;
       std::vector<uint8_t> codes(static_cast<size_t>(tiles * bytes));
       for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 151 + i / 7);
-      const DeviceArray<uint8_t> d_codes(codes);
+      std::vector<uint8_t> shifted(static_cast<size_t>(shift));
+      shifted.insert(shifted.end(), codes.begin(), codes.end());
+      const DeviceArray<uint8_t> d_codes(shifted);
       std::vector<float> dense(static_cast<size_t>(tiles * 256));
       const DeviceArray<float> d_dense(dense.size());
       TrellisDequantizeArgs back{sizeof(back),
@@ -243,7 +248,7 @@ TEST_F(OnDevice, Trellises) {
                                  {dense.data(), tiles, 256, 256, QTR_F32},
                                  {}};
       trellis_dequantize(back);
-      back.codes = d_codes.data();
+      back.codes = d_codes.data() + shift;
       back.out.data = d_dense.data();
       back.device = kDevice;
       trellis_dequantize(back);
@@ -257,7 +262,7 @@ TEST_F(OnDevice, Trellises) {
           sizeof(args), codes.data(), static_cast<int64_t>(codes.size()), rows, cols, trellis,
           0.7f,         x.view(),     {y.data(), 6, rows, rows, QTR_F32}, {}};
       trellis_matvec(args);
-      args.codes = d_codes.data();
+      args.codes = d_codes.data() + shift;
       args.x = d_x.m;
       args.out.data = d_y.data();
       args.device = kDevice;

@@ -518,6 +518,50 @@ def test_a_model_is_quantized_where_it_is(model_on_device, monkeypatch, method, 
 
 
 @needs_a_device
+def test_statistics_that_are_kept_are_on_the_cpu(model_on_device):
+    from quantrature.models import find_linears
+    from quantrature.plan import PlanEntry
+    from quantrature.quantization.sequential import calibrate, collect
+    from test_analysis import TOKENS, sharp_model
+
+    model = model_on_device(sharp_model())
+    linears = find_linears(model)
+    entries = {linear.name: PlanEntry(3, 16, solver="gptq") for linear in linears}
+    with torch.no_grad():
+        kept = calibrate(model, linears, entries, TOKENS, keep_statistics=True).statistics
+        seen = collect(model, linears, {name: ["hessian"] for name in entries}, TOKENS)
+    for found in (kept, seen):
+        assert found.keys() == entries.keys()
+        assert {statistics.hessian.device.type for statistics in found.values()} == {"cpu"}
+        together = [next(s for name, s in found.items() if name.endswith(role)) for role in ("q_proj", "v_proj")]
+        assert together[0].hessian is together[1].hessian
+
+
+@needs_a_device
+def test_where_a_device_has_no_memory_for_a_factor_the_cpu_finds_it(model_on_device, monkeypatch):
+    from test_analysis import TOKENS, sharp_model
+
+    given = []
+    gptq = ops.gptq
+
+    def watched(w, h, *args, **kwargs):
+        given.append((w.device.type, type(h) is ops.GptqFactor))
+        return gptq(w, h, *args, **kwargs)
+
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(ops, "gptq", watched)
+    settings = {"bits": 3, "group_size": 16, "method": "gptq", "calibration": TOKENS}
+    quantrature.quantize(model_on_device(sharp_model()), **settings)
+    assert set(given) == {("cuda", True)}
+    given.clear()
+    monkeypatch.setattr(ops, "gptq_factor", full)
+    quantrature.quantize(model_on_device(sharp_model()), **settings)
+    assert set(given) == {("cuda", False)}
+
+
+@needs_a_device
 def test_a_model_is_quantized_on_the_cpu_without_a_backend(model_on_device, monkeypatch):
     from quantrature import methods
     from test_analysis import TOKENS, sharp_model

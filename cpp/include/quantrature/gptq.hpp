@@ -33,8 +33,8 @@
 // is the unit matrix: every weight gets the nearest code, and result.damp is infinite. Columns whose diagonal
 // element is 0 get the nearest code and pass no error on.
 //
-// The caller can give the factor instead: A, the order, in which the columns of a group follow each other where
-// grids are fitted, and the squared diagonal of R. Then result.damp is damp, and result.dead is 0.
+// The caller can give the factor instead: A, the order, in which the columns of a group follow each other
+// where grids are fitted, and the squared diagonal of R. Then result.damp is damp, and result.dead is 0.
 //
 // Class B: the same bits for every number of threads and on every target that fuses multiplication and
 // addition (all but SSE2, SSSE3 and SSE4).

@@ -55,6 +55,7 @@ def _add_on_device(total: Array, x: Array) -> None:
             for chunk in x.split(_CHUNK):
                 chunk = chunk.float()
                 total.addmm_(chunk.T, chunk)
-            total.copy_(total.tril() + total.tril(-1).T)
+            total.tril_()
+            total.add_(total.tril(-1).T)
     finally:
         setattr(products, name, before)
