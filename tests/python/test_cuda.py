@@ -697,8 +697,10 @@ def test_originals_stay_on_the_cpu_where_a_device_has_little_memory(model_on_dev
 
 @needs_a_device
 def test_images_of_methods_that_do_not_run_there_are_taken_along(model_on_device, monkeypatch):
+    from quantrature.analysis import _analyze
     from test_analysis import TOKENS, sharp_model
 
+    monkeypatch.setattr(_analyze, "candidates", lambda group_size: [])  # which would take a minute
     settings = ANALYSIS | {"metrics": ["pqi"], "method": "awq"}
     expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
     model = model_on_device(sharp_model())
