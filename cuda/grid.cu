@@ -7,6 +7,7 @@
 #include "backend.cuh"
 #include "bits.cuh"
 #include "device/codes.cuh"
+#include "device/divide.cuh"
 #include "device/elements.cuh"
 #include "exclude.cuh"
 #include "finite.cuh"
@@ -369,35 +370,89 @@ void solve_hqq(const Source& x, const GridRule& rule, float least, const Lines& 
          last_iteration(of_pieces, pieces.count(), size, least), lines.zero);
 }
 
-template <int kBits>
+// Rows of any shape, code by code.
 __global__ void __launch_bounds__(kThreads)
-    decode(const uint8_t* packed, GridView v, qtr_matrix scale, qtr_matrix zero, qtr_mutable_matrix out,
-           bool whole, bool by_four) {
-  const int64_t fours = (v.cols + 3) / 4, step = static_cast<int64_t>(gridDim.x) * kThreads;
-  const int64_t row_bytes = packed_row_bytes(kBits, v.cols);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < v.rows * fours; i += step) {
-    const int64_t row = i / fours, begin = i % fours * 4;
-    const uint8_t* from = packed + row * row_bytes;
-    uint32_t codes[4] = {};
-    if (whole)
-      four_codes<kBits>(from, v.cols, begin, codes);
+    decode(const uint8_t* packed, int bits, GridView v, qtr_matrix scale, qtr_matrix zero,
+           qtr_mutable_matrix out) {
+  const int64_t row_bytes = packed_row_bytes(bits, v.cols);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < v.rows * v.cols;
+       i += step) {
+    const int64_t row = i / v.cols, col = i % v.cols, g = group_of(v, row, col);
+    const float z = zero.data == nullptr ? symmetric_zero(bits) : load(zero.data, zero.dtype, g);
+    const float code = static_cast<float>(code_at(packed + row * row_bytes, bits, v.cols, col));
+    store(out.data, out.dtype, row * out.row_stride + col, (code - z) * load(scale.data, scale.dtype, g));
+  }
+}
+
+// What a thread of decode_blocks has: codes that make 16 bytes, of some rows.
+constexpr int kRowsOfThread = 4;
+constexpr int codes_of_thread(qtr_dtype dtype) {
+  return dtype == QTR_F32 ? 4 : 8;
+}
+
+struct DecodeBlocks {
+  const uint8_t* packed;
+  int64_t rows, row_bytes, groups_per_row;
+  Divider per_row, group;  // threads of a row; numbers of a group, on axis 1
+  uint32_t count;          // of threads
+  qtr_matrix scale, zero;
+  void* out;
+  int64_t out_stride;
+};
+
+// 16 bytes of numbers. They share a line, or each has its own.
+template <qtr_dtype kOut, int kCodes, int kLines>
+__device__ __forceinline__ uint4 values_of(const uint32_t (&codes)[kCodes / 4], const float (&scale)[kLines],
+                                           const float (&zero)[kLines]) {
+  float value[kCodes];
+#pragma unroll
+  for (int k = 0; k < kCodes; ++k)
+    value[k] =
+        (code_as_float(codes[k / 4], static_cast<uint32_t>(k % 4)) - zero[k % kLines]) * scale[k % kLines];
+  uint32_t words[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if constexpr (kOut == QTR_F32)
+      words[k] = std::bit_cast<uint32_t>(value[k]);
     else
-      for (int k = 0; k < 4; ++k)
-        if (begin + k < v.cols) codes[k] = static_cast<uint32_t>(code_at(from, kBits, v.cols, begin + k));
-    Four values{};
-    for (int k = 0; k < 4; ++k) {
-      if (begin + k >= v.cols) continue;
-      const int64_t g = group_of(v, row, begin + k);
-      const float z = zero.data == nullptr ? symmetric_zero(kBits) : load(zero.data, zero.dtype, g);
-      values.v[k] = (static_cast<float>(codes[k]) - z) * load(scale.data, scale.dtype, g);
+      words[k] = two_halves<kOut>(value[2 * k], value[2 * k + 1]);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// Rows of whole blocks, whose groups are whole numbers of what a thread has of a row. All loads come before
+// the first store, so that many bytes are on their way at a time; for rows that there are not, the last one
+// is read.
+template <int kBits, qtr_dtype kOut, bool kByColumn>
+__global__ void __launch_bounds__(kThreads) decode_blocks(DecodeBlocks a) {
+  constexpr int kCodes = codes_of_thread(kOut), kLines = kByColumn ? kCodes : 1;
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
+  if (i >= a.count) return;
+  const uint32_t of_rows = a.per_row.quotient(i), j = (i - of_rows * a.per_row.by) * kCodes;
+  const int64_t first = static_cast<int64_t>(of_rows) * kRowsOfThread;
+  const int64_t group = kByColumn ? 0 : a.group.quotient(j);
+  uint32_t codes[kRowsOfThread][kCodes / 4];
+  float scale[kByColumn ? 1 : kRowsOfThread][kLines], zero[kByColumn ? 1 : kRowsOfThread][kLines];
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r) {
+    const int64_t row = first + r < a.rows ? first + r : a.rows - 1;
+    read_codes<kBits, kCodes>(a.packed + row * a.row_bytes, a.per_row.by * (kCodes / 4) / 2, j, codes[r]);
+    if (kByColumn && r > 0) continue;
+#pragma unroll
+    for (int k = 0; k < kLines; ++k) {
+      const int64_t g = kByColumn ? j + k : row * a.groups_per_row + group;
+      scale[r][k] = load(a.scale.data, a.scale.dtype, g);
+      zero[r][k] = a.zero.data == nullptr ? symmetric_zero(kBits) : load(a.zero.data, a.zero.dtype, g);
     }
-    const int64_t to = row * out.row_stride + begin;
-    if (by_four) {
-      store4(out.data, out.dtype, to / 4, values);
-    } else {
-      for (int k = 0; k < 4; ++k)
-        if (begin + k < v.cols) store(out.data, out.dtype, to + k, values.v[k]);
-    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r) {
+    constexpr int64_t kSize = kOut == QTR_F32 ? 4 : 2;
+    if (first + r >= a.rows) continue;
+    char* to = static_cast<char*>(a.out) + ((first + r) * a.out_stride + j) * kSize;
+    const int line = kByColumn ? 0 : r;
+    *reinterpret_cast<uint4*>(to) = values_of<kOut, kCodes, kLines>(codes[r], scale[line], zero[line]);
   }
 }
 
@@ -446,10 +501,36 @@ void dequantize(const qtr_dequantize_args& a) {
   const GridView view = grid_view(a.out.rows, a.out.cols, a.group_size, a.axis);
   qtr_mutable_matrix out = a.out;
   if (a.axis == 0) out = {a.out.data, view.rows, view.cols, view.cols, a.out.dtype};
-  const bool by_four = view.cols % 4 == 0 && out.row_stride % 4 == 0 && aligned(out.data, out.dtype);
+  const cudaStream_t stream = stream_of(a.device);
+  const int codes = codes_of_thread(out.dtype);
+  const int64_t count = ceil_div(view.rows, kRowsOfThread) * (view.cols / codes);
+  const bool by_column = a.axis == 0;
+  if (!whole_tiles(a.codes, view.cols) || out.row_stride % codes != 0 ||
+      reinterpret_cast<uintptr_t>(out.data) % 16 != 0 || count >= kMostDivided ||
+      (!by_column && view.group % codes != 0))
+    return launch(decode, grid_of(view.rows * view.cols), kThreads, 0, stream, a.codes, a.bits, view, a.scale,
+                  a.zero, out);
+  const DecodeBlocks blocks{a.codes,
+                            view.rows,
+                            packed_row_bytes(a.bits, view.cols),
+                            view.groups_per_row,
+                            Divider(view.cols / codes),
+                            Divider(by_column ? 1 : view.group),
+                            static_cast<uint32_t>(count),
+                            a.scale,
+                            a.zero,
+                            out.data,
+                            out.row_stride};
+  const auto start = [&](auto kernel) {
+    launch(kernel, static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, stream, blocks);
+  };
   with_bits(a.bits, [&](auto bits) {
-    launch(decode<bits.value>, grid_of(view.rows * ceil_div(view.cols, 4)), kThreads, 0, stream_of(a.device),
-           a.codes, view, a.scale, a.zero, out, whole_tiles(a.codes, view.cols), by_four);
+    with_dtype(out.dtype, [&](auto dtype) {
+      if (by_column)
+        start(decode_blocks<bits.value, dtype.value, true>);
+      else
+        start(decode_blocks<bits.value, dtype.value, false>);
+    });
   });
 }
 

@@ -129,36 +129,50 @@ TEST_F(OnDevice, Integral) {
 
 TEST_F(OnDevice, Packing) {
   std::mt19937 generator(5);
-  for (const Shape& shape : kShapes)
-    for (int bits = 1; bits <= 8; ++bits) {
-      SCOPED_TRACE(std::to_string(shape.cols) + " columns, " + std::to_string(bits) + " bits");
-      const int64_t stride = shape.cols + shape.padding, bytes = row_bytes(shape.cols, bits);
-      std::vector<uint8_t> codes(static_cast<size_t>(shape.rows * stride));
-      for (uint8_t& code : codes) code = static_cast<uint8_t>(generator() & ((1u << bits) - 1));
-      std::vector<uint8_t> packed(static_cast<size_t>(shape.rows * bytes));
-      pack({sizeof(PackArgs), codes.data(), shape.rows, shape.cols, stride, bits, packed.data(), bytes});
-      const DeviceArray<uint8_t> d_codes(codes), d_packed(packed.size()), d_back(codes);
-      pack({sizeof(PackArgs), d_codes.data(), shape.rows, shape.cols, stride, bits, d_packed.data(), bytes,
-            kDevice});
-      expect_same(d_packed.read(), packed);
-      unpack({sizeof(UnpackArgs), d_packed.data(), shape.rows, bytes, bits, d_back.data(), shape.cols, stride,
-              kDevice});
-      expect_same(d_back.read(), codes);
-    }
+  std::vector<Shape> shapes = kShapes;
+  // Whole blocks, the last of which are 256 codes alone; with strides that are multiples of 16, and not.
+  shapes.insert(shapes.end(), {{3, 512, 16}, {9, 768, 0}, {2, 1280, 8}, {2, 1024, 48}});
+  for (const Shape& shape : shapes)
+    for (int bits = 1; bits <= 8; ++bits)
+      for (const size_t start : {0, 1}) {  // of codes and packed rows, in bytes
+        if (start == 1 && shape.cols % 256 != 0) continue;
+        SCOPED_TRACE(std::to_string(shape.cols) + " columns, " + std::to_string(bits) + " bits, start " +
+                     std::to_string(start));
+        const int64_t stride = shape.cols + shape.padding, bytes = row_bytes(shape.cols, bits);
+        std::vector<uint8_t> codes(start + static_cast<size_t>(shape.rows * stride));
+        for (uint8_t& code : codes) code = static_cast<uint8_t>(generator() & ((1u << bits) - 1));
+        std::vector<uint8_t> packed(start + static_cast<size_t>(shape.rows * bytes), 0x5A);
+        pack({sizeof(PackArgs), codes.data() + start, shape.rows, shape.cols, stride, bits,
+              packed.data() + start, bytes});
+        const DeviceArray<uint8_t> d_codes(codes), d_packed(packed.size());
+        std::vector<uint8_t> back(codes.size(), 0xEE), unpacked = back;
+        const DeviceArray<uint8_t> d_back(back);
+        pack({sizeof(PackArgs), d_codes.data() + start, shape.rows, shape.cols, stride, bits,
+              d_packed.data() + start, bytes, kDevice});
+        expect_same(d_packed.read(), packed);
+        unpack({sizeof(UnpackArgs), packed.data() + start, shape.rows, bytes, bits, unpacked.data() + start,
+                shape.cols, stride});
+        unpack({sizeof(UnpackArgs), d_packed.data() + start, shape.rows, bytes, bits, d_back.data() + start,
+                shape.cols, stride, kDevice});
+        expect_same(d_back.read(), unpacked);
+      }
 }
 
 TEST_F(OnDevice, PackingNamesTheFirstCodeThatDoesNotFit) {
-  std::vector<uint8_t> codes(600, 3);
-  codes[301] = codes[500] = 9;
-  const DeviceArray<uint8_t> d_codes(codes), d_packed(static_cast<size_t>(2 * row_bytes(300, 3)));
-  const auto call = [&] {
-    pack({sizeof(PackArgs), d_codes.data(), 2, 300, 300, 3, d_packed.data(), row_bytes(300, 3), kDevice});
-  };
-  EXPECT_THROW(call(), InvalidArgument);
-  try {
-    call();
-  } catch (const InvalidArgument& e) {
-    EXPECT_STREQ(e.what(), "[pack] codes must fit into bits: got code=9, row=1, col=1, bits=3");
+  for (const int64_t cols : {300, 768}) {  // the second by whole blocks
+    std::vector<uint8_t> codes(static_cast<size_t>(2 * cols), 3);
+    for (const int64_t at : {cols + 1, 2 * cols - 9}) codes.at(static_cast<size_t>(at)) = 9;
+    const DeviceArray<uint8_t> d_codes(codes), d_packed(static_cast<size_t>(2 * row_bytes(cols, 3)));
+    const auto call = [&] {
+      pack(
+          {sizeof(PackArgs), d_codes.data(), 2, cols, cols, 3, d_packed.data(), row_bytes(cols, 3), kDevice});
+    };
+    EXPECT_THROW(call(), InvalidArgument);
+    try {
+      call();
+    } catch (const InvalidArgument& e) {
+      EXPECT_STREQ(e.what(), "[pack] codes must fit into bits: got code=9, row=1, col=1, bits=3");
+    }
   }
 }
 
@@ -386,6 +400,69 @@ TEST_F(OnDevice, GridsByColumns) {
         const QuantizeArgs args = grid_args(s.view(), bits, group, 0, false, solver, false);
         expect_grid(args, x.m, on_host(args));
       }
+}
+
+// Every width of codes, with groups that are read at once and others that are not, rows that come in fours
+// and others, and memory that is aligned and not.
+TEST_F(OnDevice, Dequantize) {
+  std::mt19937 generator(9);
+  struct Form {
+    int64_t rows, cols, group;
+    int axis;
+    int64_t padding, start;
+  };
+  for (const Form& form : {Form{5, 256, 64, 1, 0, 0},
+                           {8, 512, -1, 1, 8, 0},
+                           {3, 768, 12, 1, 0, 0},
+                           {2, 512, 24, 1, 16, 1},
+                           {4, 512, 5, 1, 0, 0},
+                           {3, 300, 64, 1, 2, 0},
+                           {24, 256, 8, 0, 0, 0},
+                           {6, 128, 3, 0, 0, 0},
+                           {5, 512, -1, 0, 0, 0},
+                           {24, 256, 8, 0, 0, 1}})
+    for (int bits = 1; bits <= 8; ++bits)
+      for (DType dtype : cases::kDTypes)
+        for (const bool sym : {false, true}) {
+          SCOPED_TRACE(std::to_string(form.rows) + "x" + std::to_string(form.cols) + ", group " +
+                       std::to_string(form.group) + ", axis " + std::to_string(form.axis) + ", bits " +
+                       std::to_string(bits));
+          const int64_t groups = group_count(form.rows, form.cols, form.group, form.axis);
+          const int64_t view_rows = form.axis == 1 ? form.rows : form.group == -1 ? form.rows : form.group;
+          const int64_t view_cols = form.rows * form.cols / view_rows;
+          std::vector<uint8_t> codes(static_cast<size_t>(view_rows * row_bytes(view_cols, bits)));
+          for (uint8_t& byte : codes) byte = static_cast<uint8_t>(generator());
+          // Of a 16-bit dtype some results are infinite, some subnormal.
+          const DType of_lines = sym ? QTR_F16 : QTR_F32;
+          cases::Sample scale = cases::sample("tails", 1, groups, QTR_F32);
+          const cases::Sample zero = cases::sample("normal", 1, groups, of_lines, 0, 1);
+          const cases::Sample steps =
+              of_lines == QTR_F32 ? scale : cases::sample("normal", 1, groups, QTR_F16, 0, 2);
+          const Input d_scale(steps), d_zero(zero);
+          const DeviceArray<uint8_t> d_codes(codes);
+          const int64_t stride = form.cols + form.padding;
+          const size_t size = dtype == QTR_F32 ? 4 : 2;
+          std::vector<uint8_t> dense((static_cast<size_t>(form.rows * stride + form.start)) * size, 0x77);
+          const DeviceArray<uint8_t> d_dense(dense);
+          DequantizeArgs args{};
+          args.struct_size = sizeof(args);
+          args.codes_size = static_cast<int64_t>(codes.size());
+          args.bits = bits;
+          args.group_size = form.group;
+          args.axis = form.axis;
+          const auto with = [&](const uint8_t* c, const Matrix& s, const Matrix& z, uint8_t* out,
+                                Device device) {
+            args.codes = c;
+            args.scale = s;
+            args.zero = sym ? Matrix{nullptr, 1, groups, groups, of_lines} : z;
+            args.out = {out + static_cast<size_t>(form.start) * size, form.rows, form.cols, stride, dtype};
+            args.device = device;
+            dequantize(args);
+          };
+          with(codes.data(), steps.view(), zero.view(), dense.data(), Device{});
+          with(d_codes.data(), d_scale.m, d_zero.m, d_dense.data(), kDevice);
+          expect_same(d_dense.read(), dense);
+        }
 }
 
 TEST_F(OnDevice, GridsWithWeightsLeftOut) {
