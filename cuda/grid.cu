@@ -1,5 +1,6 @@
 // Grids: fitted by half a warp a group, whose 16 threads are the 16 lanes of the reference, so that sums come
 // out as they do there; then codes, a tile of a row at a time. Numeric class E. Compiled without contraction.
+#include <bit>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -86,9 +87,23 @@ __device__ Range range_of(int64_t n, int lane, const At& at) {
   return {low, high, bad == 0};
 }
 
-__device__ float code_of(float x, float inv, float zero, float top) {
-  const float code = std::nearbyint(x * inv + zero);
-  return code < 0.0f ? 0.0f : code > top ? top : code;
+// A code in the mantissa of a float from 2^23 on. There a float has no fraction, so that the sum rounds, and
+// to clamp before it comes to the same: the limits are integers.
+constexpr float kCodeOffset = 8388608.0f;
+__device__ __forceinline__ float code_with_offset(float x, float inv, float zero, float top) {
+  return fminf(fmaxf(x * inv + zero, 0.0f), top) + kCodeOffset;
+}
+
+__device__ __forceinline__ float code_of(float x, float inv, float zero, float top) {
+  return code_with_offset(x, inv, zero, top) - kCodeOffset;
+}
+
+// Four codes as bytes of a word, the first in the lowest.
+__device__ __forceinline__ uint32_t four_codes(const Four& x, const Four& inv, const Four& zero, float top) {
+  uint32_t code[4];
+  for (int k = 0; k < 4; ++k)
+    code[k] = std::bit_cast<uint32_t>(code_with_offset(x.v[k], inv.v[k], zero.v[k], top));
+  return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
 }
 
 __device__ float squared_error(const Source& x, int64_t g, int64_t n, int lane, const GridLine& line,
@@ -245,50 +260,153 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Minmax, codes and packing in one pass, where whole groups make up tiles: a tile is read once, into shared
-// memory.
+constexpr int kWarps = kThreads / 32;
+constexpr int kFours = kWarpCodes / (32 * 4);  // of a thread: the k'th of lane l has numbers 128 k + 4 l on
+
+// 512 numbers of a row, which a warp has.
+struct Piece {
+  int64_t row;
+  uint32_t begin;  // column
+  int n;           // 256 at the end of a row, perhaps
+
+  QUANTRATURE_INLINE Piece(uint32_t index, const Divider& per_row, uint32_t cols) {
+    const uint32_t of_row = per_row.quotient(index);
+    row = of_row;
+    begin = (index - of_row * per_row.by) * kWarpCodes;
+    n = static_cast<int>(cols - begin < kWarpCodes ? cols - begin : kWarpCodes);
+  }
+  QUANTRATURE_INLINE bool has(int k) const { return 128 * k < n; }
+};
+
+template <qtr_dtype kDtype>
+__device__ __forceinline__ void read_piece(const Source& x, const Piece& piece, int lane,
+                                           Four (&values)[kFours]) {
+  const int64_t first = (piece.row * x.row_stride + piece.begin) / 4 + lane;
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) values[k] = piece.has(k) ? load4(x.data, kDtype, first + 32 * k) : Four{};
+}
+
+// Codes of rows of whole blocks. A group is a multiple of four numbers or, by column, a column.
+template <qtr_dtype kDtype, bool kByColumn>
+__global__ void __launch_bounds__(kThreads) encode_blocks(Source x, int bits, Lines lines, uint32_t pieces,
+                                                          Divider per_row, Divider group, uint8_t* packed) {
+  __shared__ WarpCodes of_warp[kWarps];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t index = blockIdx.x * kWarps + static_cast<uint32_t>(warp);
+  if (index >= pieces) return;
+  const uint32_t cols = static_cast<uint32_t>(x.view.cols);
+  const Piece piece(index, per_row, cols);
+  Four values[kFours];
+  read_piece<kDtype>(x, piece, lane, values);
+  const float top = top_code(bits);
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) {
+    if (!piece.has(k)) break;
+    const uint32_t j = piece.begin + static_cast<uint32_t>(128 * k + 4 * lane);
+    const int64_t g = kByColumn ? j : piece.row * x.view.groups_per_row + group.quotient(j);
+    Four inv, zero;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      inv.v[e] = lines.inv[kByColumn ? g + e : g];
+      zero.v[e] = lines.zero[kByColumn ? g + e : g];
+    }
+    of_warp[warp].words[WarpCodes::place(32 * k + lane)] = four_codes(values[k], inv, zero, top);
+  }
+  __syncwarp();
+  write_codes(of_warp[warp], piece.n, bits, lane, packed + piece.row * bits * (cols / 8), cols / 8,
+              piece.begin);
+}
+
+// Minmax, codes and packing in one pass over rows of whole blocks, with groups of a power of two numbers:
+// what a warp reads stays in registers. Each lane ends with the line of one of the groups of its numbers.
+template <qtr_dtype kDtype, int kGroup>
 __global__ void __launch_bounds__(kThreads)
-    quantize_tiles(Source x, GridRule rule, float* scale, float* zero, int64_t tiles, uint8_t* packed,
-                   unsigned long long* first_bad) {
-  __shared__ float values[kTile];
-  __shared__ float inverse[kTile / kLanes], zeros[kTile / kLanes];  // groups have 16 numbers or more
-  __shared__ uint8_t codes[kTile];
-  const GridView& v = x.view;
+    quantize_blocks(Source x, GridRule rule, float* scale, float* zero, uint32_t pieces, Divider per_row,
+                    uint8_t* packed, unsigned long long* first_bad) {
+  constexpr int kOfGroup = kGroup < 128 ? kGroup / 4 : 32;     // lanes that share a group
+  constexpr int kTogether = kGroup <= 128 ? 1 : kGroup / 128;  // fours of a lane in one group
+  __shared__ WarpCodes of_warp[kWarps];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const uint32_t index = blockIdx.x * kWarps + static_cast<uint32_t>(warp);
+  if (index >= pieces) return;
+  const uint32_t cols = static_cast<uint32_t>(x.view.cols);
+  const Piece piece(index, per_row, cols);
+  Four values[kFours];
+  read_piece<kDtype>(x, piece, lane, values);
+
+  // Half of a group's lanes look for the least number, the others for the least of the negative ones.
+  const bool upper = (lane & (kOfGroup / 2)) != 0;
+  float not_finite = 0;  // 0 times a number is 0, if that is finite
+  float least[kFours];
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) {
+    const float (&v)[4] = values[k].v;
+    for (int e = 0; e < 4; ++e) not_finite = std::fma(v[e], 0.0f, not_finite);
+    const float low = fminf(fminf(v[0], v[1]), fminf(v[2], v[3]));
+    const float minus_high = -fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3]));
+    const float other = __shfl_xor_sync(kAll, upper ? low : minus_high, kOfGroup / 2);
+    least[k] = fminf(upper ? minus_high : low, other);
+#pragma unroll
+    for (int apart = kOfGroup / 4; apart > 0; apart /= 2)
+      least[k] = fminf(least[k], __shfl_xor_sync(kAll, least[k], apart));
+  }
+#pragma unroll
+  for (int k = 0; k < kFours; k += kTogether)
+#pragma unroll
+    for (int other = 1; other < kTogether; ++other) least[k] = fminf(least[k], least[k + other]);
+
+  // Lane l takes the group of four l % 4; its neighbour half a group away has the other extreme.
+  const int own = lane % kFours / kTogether * kTogether;
+  float mine = 0, others = 0;
+#pragma unroll
+  for (int k = 0; k < kFours; k += kTogether) {
+    mine = k == own ? least[k] : mine;
+    if constexpr (kOfGroup == kFours) {  // the neighbour takes another group
+      const float other = __shfl_xor_sync(kAll, least[k], kOfGroup / 2);
+      others = k == own ? other : others;
+    }
+  }
+  if constexpr (kOfGroup > kFours) others = __shfl_xor_sync(kAll, mine, kOfGroup / 2);
+  const float low = upper ? others : mine, high = upper ? -mine : -others;
+  const GridLine line = line_of_range(low, high, rule);
+  const bool writes = lane % kOfGroup == own && piece.has(own);
+  const int64_t at = piece.row * x.view.groups_per_row +
+                     (piece.begin + 128 * static_cast<uint32_t>(own)) / kGroup + lane / kOfGroup;
+  if (not_finite != 0.0f || (writes && !range_is_finite(low, high, rule.sym)))
+    atomicMin(first_bad, static_cast<unsigned long long>(at));
+  if (writes) {
+    scale[at] = line.scale;
+    if (!rule.sym) zero[at] = line.zero;
+  }
   const float top = top_code(rule.bits);
-  const int64_t row_bytes = packed_row_bytes(rule.bits, v.cols);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
-  for (int64_t i = blockIdx.x; i < v.rows * tiles; i += gridDim.x) {
-    const int64_t row = i / tiles, begin = i % tiles * kTile;
-    const int n = static_cast<int>(begin + kTile < v.cols ? kTile : v.cols - begin);
-    for (int k = thread; k < n / 4; k += kThreads) {
-      const Four f = load4(x.data, x.dtype, (row * x.row_stride + begin) / 4 + k);
-      for (int e = 0; e < 4; ++e) values[4 * k + e] = f.v[e];
-    }
-    __syncthreads();
-    const int group = static_cast<int>(v.group), groups = n / group;
-    for (int first = 0; first < groups; first += kGroups) {
-      const int own = first + thread / kLanes;
-      const int g = own < groups ? own : groups - 1;
-      const auto [low, high, finite] =
-          range_of(group, lane, [&](int64_t e) { return values[g * group + e]; });
-      if (lane != 0 || own >= groups) continue;
-      const int64_t at = row * v.groups_per_row + begin / group + g;
-      if (!finite || !range_is_finite(low, high, rule.sym))
-        atomicMin(first_bad, static_cast<unsigned long long>(at));
-      const GridLine line = line_of_range(low, high, rule);
-      scale[at] = line.scale;
-      if (!rule.sym) zero[at] = line.zero;
-      inverse[g] = line.inv;
-      zeros[g] = line.zero;
-    }
-    __syncthreads();
-    for (int k = thread; k < n; k += kThreads)
-      codes[k] = static_cast<uint8_t>(code_of(values[k], inverse[k / group], zeros[k / group], top));
-    __syncthreads();
-    uint8_t* out = packed + row * row_bytes;
-    pack_whole_tile(codes, begin, begin + n, v.cols, rule.bits, thread, kThreads,
-                    [&](int64_t at, uint32_t word) { reinterpret_cast<uint32_t*>(out)[at] = word; });
-    __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) {
+    const int from = lane / kOfGroup * kOfGroup + k / kTogether * kTogether;
+    const float i = __shfl_sync(kAll, line.inv, from), z = __shfl_sync(kAll, line.zero, from);
+    of_warp[warp].words[WarpCodes::place(32 * k + lane)] =
+        four_codes(values[k], {{i, i, i, i}}, {{z, z, z, z}}, top);
+  }
+  __syncwarp();
+  write_codes(of_warp[warp], piece.n, rule.bits, lane, packed + piece.row * rule.bits * (cols / 8), cols / 8,
+              piece.begin);
+}
+
+// A group of 16 to 512 numbers, a power of two, as one that is known when a kernel is compiled.
+template <class Body>
+void with_group(int64_t group, Body&& body) {
+  switch (group) {
+    case 16:
+      return body(std::integral_constant<int, 16>{});
+    case 32:
+      return body(std::integral_constant<int, 32>{});
+    case 64:
+      return body(std::integral_constant<int, 64>{});
+    case 128:
+      return body(std::integral_constant<int, 128>{});
+    case 256:
+      return body(std::integral_constant<int, 256>{});
+    default:
+      return body(std::integral_constant<int, 512>{});
   }
 }
 
@@ -475,12 +593,20 @@ void quantize(const qtr_quantize_args& a) {
   first_bad.fill_bytes(0xFF, 1);
   const int64_t groups = view.groups(), tiles = ceil_div(view.cols, kTile);
   const bool whole = whole_tiles(a.codes, view.cols);
-  const bool at_once = whole && a.axis == 1 && a.solver == QTR_MINMAX && view.group >= kLanes &&
-                       kTile % view.group == 0 && view.cols % view.group == 0 && x.row_stride % 4 == 0 &&
-                       aligned(x.data, x.dtype);
+  const int64_t per_row = ceil_div(view.cols, kWarpCodes), pieces = view.rows * per_row;
+  const unsigned blocks = static_cast<unsigned>(ceil_div(pieces, kWarps));
+  const bool by_block = whole && pieces < kMostDivided && view.cols < kMostDivided && x.row_stride % 4 == 0 &&
+                        aligned(x.data, x.dtype) && (a.axis == 0 || view.group % 4 == 0);
+  const bool at_once = by_block && a.axis == 1 && a.solver == QTR_MINMAX && view.group >= 16 &&
+                       view.group <= kWarpCodes && std::has_single_bit(static_cast<uint64_t>(view.group)) &&
+                       view.cols % view.group == 0;
   if (at_once) {
-    launch(quantize_tiles, blocks_for(view.rows * tiles), kThreads, 0, stream, x, rule, a.scale, a.zero,
-           tiles, a.codes, first_bad.get());
+    with_dtype(x.dtype, [&](auto dtype) {
+      with_group(view.group, [&](auto group) {
+        launch(quantize_blocks<dtype.value, group.value>, blocks, kThreads, 0, stream, x, rule, a.scale,
+               a.zero, static_cast<uint32_t>(pieces), Divider(per_row), a.codes, first_bad.get());
+      });
+    });
   } else {
     Scratch<float> inv(groups, stream), own_zero(a.sym ? groups : 0, stream);
     const Lines lines{inv.get(), a.sym ? own_zero.get() : a.zero, a.scale};
@@ -489,8 +615,20 @@ void quantize(const qtr_quantize_args& a) {
     else
       launch(fit_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
     if (is_hqq(a.solver)) solve_hqq(x, rule, first_limit(a.solver), lines, stream);
-    launch(encode_tiles, blocks_for(view.rows * tiles), kThreads, 0, stream, x, a.bits, lines, tiles, whole,
-           a.codes);
+    if (by_block)
+      with_dtype(x.dtype, [&](auto dtype) {
+        const auto start = [&](auto kernel) {
+          launch(kernel, blocks, kThreads, 0, stream, x, a.bits, lines, static_cast<uint32_t>(pieces),
+                 Divider(per_row), Divider(a.axis == 0 ? 1 : view.group), a.codes);
+        };
+        if (a.axis == 0)
+          start(encode_blocks<dtype.value, true>);
+        else
+          start(encode_blocks<dtype.value, false>);
+      });
+    else
+      launch(encode_tiles, blocks_for(view.rows * tiles), kThreads, 0, stream, x, a.bits, lines, tiles, whole,
+             a.codes);
   }
   unsigned long long bad = 0;
   first_bad.read(&bad, 1);
@@ -505,7 +643,7 @@ void dequantize(const qtr_dequantize_args& a) {
   const int codes = codes_of_thread(out.dtype);
   const int64_t count = ceil_div(view.rows, kRowsOfThread) * (view.cols / codes);
   const bool by_column = a.axis == 0;
-  if (!whole_tiles(a.codes, view.cols) || out.row_stride % codes != 0 ||
+  if (!whole_tiles(a.codes, view.cols) || view.cols >= kMostDivided || out.row_stride % codes != 0 ||
       reinterpret_cast<uintptr_t>(out.data) % 16 != 0 || count >= kMostDivided ||
       (!by_column && view.group % codes != 0))
     return launch(decode, grid_of(view.rows * view.cols), kThreads, 0, stream, a.codes, a.bits, view, a.scale,

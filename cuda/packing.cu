@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) unpack_codes(qtr_unpack_args a, int6
 // Whether codes and planes may be read and written 16 bytes at a time.
 template <class Args>
 bool by_sixteen(const Args& a) {
-  return whole_tiles(a.packed, a.cols) && a.row_stride % 16 == 0 &&
+  return whole_tiles(a.packed, a.cols) && a.cols < kMostDivided && a.row_stride % 16 == 0 &&
          reinterpret_cast<uintptr_t>(a.codes) % 16 == 0;
 }
 

@@ -2,6 +2,7 @@
 // on the host (tests/cuda_on_host), and, where the CUDA backend is built, for a GPU.
 #include <cmath>
 #include <numeric>
+#include <tuple>
 
 #include "device_fixture.hpp"
 
@@ -391,11 +392,34 @@ TEST_F(OnDevice, GridsByRows) {
       }
 }
 
+// Rows of whole blocks whose groups have a power of two numbers: fitted, encoded and packed at once.
+TEST_F(OnDevice, GridsByBlocks) {
+  const std::vector<std::string> kinds = {"normal", "tails", "zero",   "constant",
+                                          "ties",   "tiny",  "offset", "outlier"};
+  for (int64_t group : {16, 32, 64, 128, 256, 512})
+    for (DType dtype : cases::kDTypes)
+      for (int bits = 1; bits <= 8; ++bits) {
+        // Half of a warp's numbers are left at the end of a row; rows that begin at 16 bytes, and others.
+        const int64_t cols = group == 512 ? 1536 : 768, padding = bits % 3 == 0 ? 2 : bits % 3 == 1 ? 0 : 8;
+        std::string kind = kinds[static_cast<size_t>(bits - 1 + group / 16) % kinds.size()];
+        if (dtype == QTR_F16 && kind == "tails") kind = "normal";
+        SCOPED_TRACE(kind + ", bits " + std::to_string(bits) + ", group " + std::to_string(group));
+        const cases::Sample s = cases::sample(kind, 3, cols, dtype, padding);
+        const Input x(s);
+        const QuantizeArgs args =
+            grid_args(s.view(), bits, group, 1, bits % 2 == 0, QTR_MINMAX, group == 64 && bits % 2 == 1);
+        expect_grid(args, x.m, on_host(args));
+        if (group > 64 || bits % 2 == 0) continue;
+        const QuantizeArgs shrunk = grid_args(s.view(), bits, group, 1, false, QTR_MSE, false);
+        expect_grid(shrunk, x.m, on_host(shrunk));
+      }
+}
+
 TEST_F(OnDevice, GridsByColumns) {
   const cases::Sample s = cases::sample("tails", 24, 96, QTR_F32);
   const Input x(s);
   for (int bits : {2, 3, 8})
-    for (int64_t group : {int64_t{-1}, int64_t{8}, int64_t{36}})
+    for (int64_t group : {int64_t{-1}, int64_t{8}, int64_t{9}, int64_t{36}})  // with 9, 256 columns
       for (const qtr_grid_solver solver : {QTR_MINMAX, QTR_MSE, QTR_HQQ}) {
         const QuantizeArgs args = grid_args(s.view(), bits, group, 0, false, solver, false);
         expect_grid(args, x.m, on_host(args));
@@ -514,9 +538,10 @@ TEST_F(OnDevice, CodesOnGivenGrids) {
 }
 
 TEST_F(OnDevice, GridsRefuseWhatIsNotFinite) {
-  for (int64_t group : {64, 50}) {
+  for (const auto& [group, value, shown] :
+       {std::tuple{64, INFINITY, "inf"}, {64, -INFINITY, "-inf"}, {64, NAN, "nan"}, {50, INFINITY, "inf"}}) {
     cases::Sample s = cases::sample("normal", 4, 256, QTR_F32);
-    s.values[2 * 256 + 70] = INFINITY;
+    s.values[2 * 256 + 70] = value;
     const Input x(s);
     const DeviceArray<uint8_t> codes(static_cast<size_t>(4 * row_bytes(256, 4)));
     QuantizeArgs args = grid_args(x.m, 4, group, 1, false, QTR_MINMAX, false);
@@ -529,7 +554,30 @@ TEST_F(OnDevice, GridsRefuseWhatIsNotFinite) {
       quantize(args);
       ADD_FAILURE() << "infinity was taken";
     } catch (const InvalidArgument& e) {
-      EXPECT_STREQ(e.what(), "[quantize] w must be finite: got value=inf, row=2, col=70");
+      EXPECT_EQ(e.what(), std::string("[quantize] w must be finite: got value=") + shown + ", row=2, col=70");
+    }
+  }
+}
+
+TEST_F(OnDevice, GridsRefuseRangesThatAreNotFinite) {
+  for (int64_t group : {64, 50}) {
+    cases::Sample s = cases::sample("normal", 4, 256, QTR_F32);
+    s.values[2 * 256 + 3] = 3e38f;
+    s.values[2 * 256 + 4] = -3e38f;
+    const Input x(s);
+    const DeviceArray<uint8_t> codes(static_cast<size_t>(4 * row_bytes(256, 4)));
+    QuantizeArgs args = grid_args(x.m, 4, group, 1, false, QTR_MINMAX, false);
+    const DeviceArray<float> scale(static_cast<size_t>(args.groups)), zero(static_cast<size_t>(args.groups));
+    args.codes = codes.data();
+    args.scale = scale.data();
+    args.zero = zero.data();
+    args.device = kDevice;
+    try {
+      quantize(args);
+      ADD_FAILURE() << "an infinite range was taken";
+    } catch (const InvalidArgument& e) {
+      EXPECT_EQ(e.what(), "[quantize] the range of a group must be finite in float32: got group=" +
+                              std::to_string(group == 64 ? 8 : 12));
     }
   }
 }
