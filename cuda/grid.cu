@@ -3,13 +3,13 @@
 #include <bit>
 #include <limits>
 #include <optional>
-#include <vector>
 
 #include "backend.cuh"
 #include "bits.cuh"
 #include "device/codes.cuh"
 #include "device/divide.cuh"
 #include "device/elements.cuh"
+#include "device/shrink.cuh"
 #include "exclude.cuh"
 #include "finite.cuh"
 #include "launch.cuh"
@@ -51,12 +51,6 @@ struct Lines {
   float* scale;
 };
 
-__device__ float add_lanes(float x) {
-  for (int apart = kLanes / 2; apart > 0; apart /= 2)
-    x += __shfl_down_sync(kAll, x, static_cast<unsigned>(apart), kLanes);
-  return __shfl_sync(kAll, x, 0, kLanes);
-}
-
 __device__ float least_of_lanes(float x) {
   for (int apart = kLanes / 2; apart > 0; apart /= 2) {
     const float other = __shfl_xor_sync(kAll, x, apart, kLanes);
@@ -69,23 +63,6 @@ struct Range {
   float low, high;
   bool finite;  // all numbers are
 };
-
-// Of n numbers, which the lanes of a group share.
-template <class At>
-__device__ Range range_of(int64_t n, int lane, const At& at) {
-  float low = std::numeric_limits<float>::infinity(), high = -low;
-  float bad = 0;
-  for (int64_t i = lane; i < n; i += kLanes) {
-    const float v = at(i);
-    if (!is_finite(v)) bad = -1;
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-  }
-  low = least_of_lanes(low);
-  high = -least_of_lanes(-high);
-  bad = least_of_lanes(bad);
-  return {low, high, bad == 0};
-}
 
 // A code in the mantissa of a float from 2^23 on. There a float has no fraction, so that the sum rounds, and
 // to clamp before it comes to the same: the limits are integers.
@@ -106,38 +83,128 @@ __device__ __forceinline__ uint32_t four_codes(const Four& x, const Four& inv, c
   return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
 }
 
-__device__ float squared_error(const Source& x, int64_t g, int64_t n, int lane, const GridLine& line,
-                               float top) {
-  float sum = 0;
-  for (int64_t i = lane; i < n; i += kLanes) {
-    const float apart = x(g, i) - (code_of(x(g, i), line.inv, line.zero, top) - line.zero) * line.scale;
-    sum += apart * apart;
+// The numbers of a group that a lane has: every 16th. kEach is how many, where that is known when a kernel is
+// compiled, as it is for groups of 16, 32, 64 and 128: then they stay in registers. 0: they are read whenever
+// they are needed.
+template <int kEach>
+struct Numbers {
+  float own[kEach];
+
+  __device__ Numbers(const Source& x, int64_t g, int64_t, int lane) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) own[k] = x(g, lane + k * kLanes);
   }
-  return add_lanes(sum);
+  template <class Body>
+  __device__ __forceinline__ void each(const Body& body) const {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) body(own[k]);
+  }
+};
+
+template <>
+struct Numbers<0> {
+  const Source& x;
+  int64_t g, n;
+  int lane;
+
+  __device__ Numbers(const Source& source, int64_t group, int64_t length, int own_lane)
+      : x(source), g(group), n(length), lane(own_lane) {}
+  template <class Body>
+  __device__ __forceinline__ void each(const Body& body) const {
+    for (int64_t i = lane; i < n; i += kLanes) body(x(g, i));
+  }
+};
+
+// The range of a group, in all its lanes.
+template <class Numbers>
+__device__ Range range_of(const Numbers& numbers) {
+  float low = std::numeric_limits<float>::infinity(), high = -low;
+  float bad = 0;
+  numbers.each([&](float v) {
+    if (!is_finite(v)) bad = -1;
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+  });
+  low = least_of_lanes(low);
+  high = -least_of_lanes(-high);
+  bad = least_of_lanes(bad);
+  return {low, high, bad == 0};
+}
+
+// Sums over the lanes of a group of one value for each lane; lane l gets the l-th sum. Half the values go to
+// the other half of the lanes, and so on: the lanes are added pairwise in the order of the reference.
+template <int kApart = kLanes / 2>
+__device__ __forceinline__ float add_lanes_of_each(float (&values)[kLanes], int lane) {
+  const bool upper = (lane & kApart) != 0;
+#pragma unroll
+  for (int k = 0; k < kApart; ++k) {
+    const float sent = upper ? values[k] : values[k + kApart], kept = upper ? values[k + kApart] : values[k];
+    values[k] = kept + __shfl_xor_sync(kAll, sent, kApart);
+  }
+  if constexpr (kApart > 1) return add_lanes_of_each<kApart / 2>(values, lane);
+  return values[0];
+}
+
+// The best of the shrunk ranges; of equally good ones, the widest. Every lane has the line of one candidate
+// at a time, and all lanes add the errors of their numbers on all 16.
+template <class Numbers>
+__device__ GridLine least_squared_error(const Numbers& numbers, float low, float high, const GridRule& rule,
+                                        int lane) {
+  static_assert(kMseCandidates % kLanes == 0);
+  const float top = top_code(rule.bits);
+  GridLine best{};
+  float least = 0;
+  int which = 0;
+#pragma unroll 1
+  for (int first = 0; first < kMseCandidates; first += kLanes) {
+    const float factor = shrink_factor(first + lane);
+    const GridLine line = line_of_range(low * factor, high * factor, rule);
+    float errors[kLanes], inv[kLanes], zero[kLanes], scale[kLanes];
+#pragma unroll
+    for (int c = 0; c < kLanes; ++c) {
+      errors[c] = 0;
+      inv[c] = __shfl_sync(kAll, line.inv, c, kLanes);
+      zero[c] = __shfl_sync(kAll, line.zero, c, kLanes);
+      scale[c] = __shfl_sync(kAll, line.scale, c, kLanes);
+    }
+    numbers.each([&](float x) {
+#pragma unroll
+      for (int c = 0; c < kLanes; ++c) {
+        const float apart = x - (code_of(x, inv[c], zero[c], top) - zero[c]) * scale[c];
+        errors[c] += apart * apart;
+      }
+    });
+    const float error = add_lanes_of_each(errors, lane);
+    if (first == 0 || error < least) best = line, least = error, which = first + lane;
+  }
+#pragma unroll
+  for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+    const float other = __shfl_xor_sync(kAll, least, apart, kLanes);
+    const int its = __shfl_xor_sync(kAll, which, apart, kLanes);
+    if (other < least || (other == least && its < which)) least = other, which = its;
+  }
+  const int from = which % kLanes;
+  return {__shfl_sync(kAll, best.inv, from, kLanes), __shfl_sync(kAll, best.zero, from, kLanes),
+          __shfl_sync(kAll, best.scale, from, kLanes)};
 }
 
 // Both halves of a warp go through the same steps, whatever their groups are.
+template <int kEach>
 __global__ void __launch_bounds__(kThreads)
     fit_groups(Source x, GridRule rule, Lines out, unsigned long long* first_bad) {
   const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const float top = top_code(rule.bits);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
        first += static_cast<int64_t>(gridDim.x) * kGroups) {
     const int64_t own = first + threadIdx.x / kLanes;
     const int64_t g = own < groups ? own : groups - 1;
-    const int64_t n = x.length(g);
-    const auto [low, high, finite] = range_of(n, lane, [&](int64_t i) { return x(g, i); });
+    const Numbers<kEach> numbers(x, g, x.length(g), lane);
+    const auto [low, high, finite] = range_of(numbers);
     const bool good = finite && range_is_finite(low, high, rule.sym);
     GridLine best = line_of_range(low, high, rule);
     if (rule.mse) {
-      float least = squared_error(x, g, n, lane, best, top);
-      const bool constant = best.inv == 0;
-      for (int i = 1; i < kMseCandidates; ++i) {
-        const GridLine line = line_of_range(low * shrink_factor(i), high * shrink_factor(i), rule);
-        const float error = squared_error(x, g, n, lane, line, top);
-        if (!constant && error < least) best = line, least = error;
-      }
+      const GridLine found = least_squared_error(numbers, low, high, rule, lane);
+      if (best.inv != 0) best = found;  // not of a constant group
     }
     if (lane != 0 || own >= groups) continue;
     if (!good) atomicMin(first_bad, static_cast<unsigned long long>(g));
@@ -156,7 +223,7 @@ __global__ void __launch_bounds__(kThreads)
        first += static_cast<int64_t>(gridDim.x) * kGroups) {
     const int64_t own = first + threadIdx.x / kLanes;
     const int64_t g = own < groups ? own : groups - 1;
-    const bool finite = range_of(x.length(g), lane, [&](int64_t i) { return x(g, i); }).finite;
+    const bool finite = range_of(Numbers<0>(x, g, x.length(g), lane)).finite;
     if (lane != 0 || own >= groups) continue;
     if (!finite) atomicMin(first_bad, static_cast<unsigned long long>(g));
     const GridLine line = given_line(lines.scale[g], rule.sym ? symmetric_zero(rule.bits) : lines.zero[g]);
@@ -166,45 +233,82 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // zeros and errors: kHqqIterations for each group; see grid_hqq in grid_ref.cc.
+template <int kEach>
 __global__ void __launch_bounds__(kThreads)
-    solve_groups(Source x, GridRule rule, Lines lines, float* zeros, float* errors) {
+    solve_groups(Source x, int bits, Shrinkings shrinkings, Lines lines, float* zeros, float* errors) {
   const int64_t groups = x.view.axis == 1 ? x.view.rows * x.view.groups_per_row : x.view.groups_per_row;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const float top = top_code(rule.bits);
+  const bool upper = lane >= kLanes / 2;
+  const float top = top_code(bits);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kGroups; first < groups;
        first += static_cast<int64_t>(gridDim.x) * kGroups) {
     const int64_t own = first + threadIdx.x / kLanes;
     const int64_t g = own < groups ? own : groups - 1;
     const int64_t n = x.length(g);
+    const Numbers<kEach> numbers(x, g, n, lane);
     const float inv = lines.inv[g], scale = lines.scale[g];
     float zero = lines.zero[g];
-    double beta = 10;
+    // Of iterations `lane` and `lane` + 16, to be written together.
+    float zero_of[2] = {}, error_of[2] = {};
+#pragma unroll 1
     for (int iteration = 0; iteration < kHqqIterations; ++iteration) {
+      const Shrinking& shrinking = shrinkings.of[iteration];
       float shift = 0, distance = 0;
-      for (int64_t i = lane; i < n; i += kLanes) {
-        const float w = x(g, i);
+      numbers.each([&](float w) {
         const float q = code_of(w, inv, zero, top);
         const float d = w - (q - zero) * scale;
-        shift += q - (w - (rule.shrinks ? shrink(d, beta) : 0)) * inv;
+        float moved = w * inv;
+        if (std::abs(d) > shrinking.zero_up_to) moved = (w - shrunk(d, shrinking)) * inv;
+        shift += q - moved;
         distance += std::abs(d);
-      }
-      shift = add_lanes(shift);
-      distance = add_lanes(distance);
+      });
+      // The lower half of the lanes adds up the shifts of all, the upper one the distances.
+      const float other = __shfl_xor_sync(kAll, upper ? shift : distance, kLanes / 2, kLanes);
+      float sum = (upper ? distance : shift) + other;
+#pragma unroll
+      for (int apart = kLanes / 4; apart > 0; apart /= 2) sum += __shfl_xor_sync(kAll, sum, apart, kLanes);
+      shift = __shfl_sync(kAll, sum, 0, kLanes);
+      distance = __shfl_sync(kAll, sum, kLanes / 2, kLanes);
       if (inv == 0)
         distance = 0;
+      else if constexpr (kEach > 0)
+        zero = shift * (1.0f / static_cast<float>(kEach * kLanes));  // a power of two: as by division
       else
         zero = shift / static_cast<float>(n);
-      if (lane == 0 && own < groups) {
-        errors[g * kHqqIterations + iteration] = distance;
-        zeros[g * kHqqIterations + iteration] = zero;
+      if (iteration % kLanes == lane) {
+        zero_of[1] = zero;
+        error_of[1] = distance;
+        if (iteration < kLanes) zero_of[0] = zero, error_of[0] = distance;
       }
-      beta *= 1.01;
+    }
+    for (int k = 0; k < 2; ++k) {
+      const int iteration = lane + k * kLanes;
+      if (own >= groups || iteration >= kHqqIterations) continue;
+      zeros[g * kHqqIterations + iteration] = zero_of[k];
+      errors[g * kHqqIterations + iteration] = error_of[k];
     }
   }
 }
 
-// The sum over the groups of each piece, one after the other; then the host adds those, as it does on the
-// CPU.
+// How many of a group's numbers each lane has, where that is known when a kernel is compiled: Numbers.
+template <class Body>
+void with_each(const GridView& v, Body&& body) {
+  const bool all_alike = v.axis == 0 || v.cols % v.group == 0;
+  switch (all_alike ? v.group : 0) {
+    case 16:
+      return body(std::integral_constant<int, 1>{});
+    case 32:
+      return body(std::integral_constant<int, 2>{});
+    case 64:
+      return body(std::integral_constant<int, 4>{});
+    case 128:
+      return body(std::integral_constant<int, 8>{});
+    default:
+      return body(std::integral_constant<int, 0>{});
+  }
+}
+
+// The sum over the groups of each piece, one after the other.
 __global__ void __launch_bounds__(kThreads)
     add_errors(const float* errors, int64_t pieces, int64_t per_row, int64_t groups_of_piece,
                int64_t groups_of_row, double* out) {
@@ -219,6 +323,24 @@ __global__ void __launch_bounds__(kThreads)
       sum += static_cast<double>(errors[(row * groups_of_row + g) * kHqqIterations + iteration]);
     out[piece * kHqqIterations + iteration] = sum;
   }
+}
+
+// The sum over the pieces, one after the other, as on the CPU. A thread for each iteration; what it adds next
+// is on its way meanwhile.
+__global__ void __launch_bounds__(32) add_pieces(const double* of_pieces, int64_t pieces, double* out) {
+  constexpr int kAhead = 16;
+  const int iteration = static_cast<int>(threadIdx.x);
+  if (iteration >= kHqqIterations) return;
+  double sum = 0;
+  for (int64_t first = 0; first < pieces; first += kAhead) {
+    double next[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k)
+      next[k] = first + k < pieces ? of_pieces[(first + k) * kHqqIterations + iteration] : 0.0;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) sum += next[k];  // errors are 0 or more: to add 0 changes nothing
+  }
+  out[iteration] = sum;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -459,11 +581,9 @@ void exclude(const qtr_quantize_args& a, Source& x, Scratch<float>& copy, cudaSt
   x = Source{copy.get(), QTR_F32, x.view, x.view.cols};
 }
 
-int64_t last_iteration(const std::vector<double>& errors, int64_t pieces, double size, float least) {
+int64_t last_iteration(const double (&errors)[kHqqIterations], double size, float least) {
   for (int64_t i = 0; i < kHqqIterations; ++i) {
-    double sum = 0;
-    for (int64_t p = 0; p < pieces; ++p) sum += errors[static_cast<size_t>(p * kHqqIterations + i)];
-    const float error = static_cast<float>(sum / size);
+    const float error = static_cast<float>(errors[i] / size);
     if (!(error < least)) return i;
     least = error;
   }
@@ -474,18 +594,22 @@ void solve_hqq(const Source& x, const GridRule& rule, float least, const Lines& 
   const GridPieces pieces(x.view);
   const int64_t groups = x.view.groups();
   Scratch<float> zeros(groups * kHqqIterations, stream), errors(groups * kHqqIterations, stream);
-  Scratch<double> sums(pieces.count() * kHqqIterations, stream);
-  launch(solve_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, zeros.get(),
-         errors.get());
+  Scratch<double> of_pieces(pieces.count() * kHqqIterations, stream), sums(kHqqIterations, stream);
+  with_each(x.view, [&](auto each) {
+    launch(solve_groups<each.value>, grid_of(groups, kGroups), kThreads, 0, stream, x, rule.bits,
+           Shrinkings(rule.shrinks), lines, zeros.get(), errors.get());
+  });
   const bool rows = x.view.axis == 1;
   launch(add_errors, grid_of(pieces.count() * kHqqIterations), kThreads, 0, stream,
          static_cast<const float*>(errors.get()), pieces.count(), pieces.per_row,
-         rows ? ceil_div(pieces.span, x.view.group) : pieces.span, x.view.groups_per_row, sums.get());
-  std::vector<double> of_pieces(static_cast<size_t>(pieces.count() * kHqqIterations));
-  sums.read(of_pieces.data(), pieces.count() * kHqqIterations);
+         rows ? ceil_div(pieces.span, x.view.group) : pieces.span, x.view.groups_per_row, of_pieces.get());
+  launch(add_pieces, 1, 32, 0, stream, static_cast<const double*>(of_pieces.get()), pieces.count(),
+         sums.get());
+  double of_iterations[kHqqIterations];
+  sums.read(of_iterations, kHqqIterations);
   const double size = static_cast<double>(x.view.rows) * static_cast<double>(x.view.cols);
   launch(take_iteration, grid_of(groups), kThreads, 0, stream, static_cast<const float*>(zeros.get()), groups,
-         last_iteration(of_pieces, pieces.count(), size, least), lines.zero);
+         last_iteration(of_iterations, size, least), lines.zero);
 }
 
 // Rows of any shape, code by code.
@@ -613,7 +737,10 @@ void quantize(const qtr_quantize_args& a) {
     if (a.solver == QTR_GIVEN)
       launch(take_given, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
     else
-      launch(fit_groups, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines, first_bad.get());
+      with_each(view, [&](auto each) {
+        launch(fit_groups<each.value>, grid_of(groups, kGroups), kThreads, 0, stream, x, rule, lines,
+               first_bad.get());
+      });
     if (is_hqq(a.solver)) solve_hqq(x, rule, first_limit(a.solver), lines, stream);
     if (by_block)
       with_dtype(x.dtype, [&](auto dtype) {

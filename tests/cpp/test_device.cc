@@ -415,6 +415,16 @@ TEST_F(OnDevice, GridsByBlocks) {
       }
 }
 
+// The squares of such errors are infinite: no shrunk range is better than the whole one.
+TEST_F(OnDevice, GridsOfHugeNumbers) {
+  const cases::Sample s = cases::sample("huge", 2, 256, QTR_F32);
+  const Input x(s);
+  for (int64_t group : {32, 50}) {
+    const QuantizeArgs args = grid_args(s.view(), 2, group, 1, false, QTR_MSE, false);
+    expect_grid(args, x.m, on_host(args));
+  }
+}
+
 TEST_F(OnDevice, GridsByColumns) {
   const cases::Sample s = cases::sample("tails", 24, 96, QTR_F32);
   const Input x(s);
