@@ -22,6 +22,18 @@ void expect_close(double device, double host, double size) {
     EXPECT_NEAR(device, host, 1e-12 * std::max(size, std::abs(host)));
 }
 
+void expect_moments(const Moments& device, const Moments& host) {
+  const double n = host.count, sd = std::sqrt(std::max(0.0, host.m2 / n));
+  const double spread = sd + 1e-4 * std::abs(host.mean);  // of the rounding of the mean
+  EXPECT_EQ(device.count, n);
+  expect_close(device.mean, host.mean, sd);
+  expect_close(device.m2, host.m2, n * spread * spread);
+  expect_close(device.m3, host.m3, n * std::pow(spread, 3) + std::pow(host.m4 / n, 0.75) * n);
+  expect_close(device.m4, host.m4, n * std::pow(spread, 4));
+  EXPECT_EQ(device.minimum, host.minimum);
+  EXPECT_EQ(device.maximum, host.maximum);
+}
+
 TEST_F(OnDevice, Moments) {
   for (const Shape& shape : kShapes)
     for (DType dtype : cases::kDTypes)
@@ -47,18 +59,7 @@ TEST_F(OnDevice, Moments) {
             args.out = again.data();
             compute_moments(args);
             expect_same(again, device);
-            for (size_t i = 0; i < host.size(); ++i) {
-              const Moments &h = host[i], &d = device[i];
-              const double n = h.count, sd = std::sqrt(std::max(0.0, h.m2 / n));
-              const double spread = sd + 1e-4 * std::abs(h.mean);  // of the rounding of the mean
-              EXPECT_EQ(d.count, n);
-              expect_close(d.mean, h.mean, sd);
-              expect_close(d.m2, h.m2, n * spread * spread);
-              expect_close(d.m3, h.m3, n * std::pow(spread, 3) + std::pow(h.m4 / n, 0.75) * n);
-              expect_close(d.m4, h.m4, n * std::pow(spread, 4));
-              EXPECT_EQ(d.minimum, h.minimum);
-              EXPECT_EQ(d.maximum, h.maximum);
-            }
+            for (size_t i = 0; i < host.size(); ++i) expect_moments(device[i], host[i]);
           }
       }
 }
@@ -75,6 +76,68 @@ TEST_F(OnDevice, MomentsOfManyRuns) {
   compute_moments(args);
   EXPECT_NEAR(kurtosis(device, true, false), kurtosis(host, true, false),
               1e-12 * kurtosis(host, true, false));
+}
+
+// The numbers that come first are far from the mean of all, on runs of every kind: of four threads, a warp
+// and a block, and of columns in several slices. Rows begin at 16 bytes, and do not.
+TEST_F(OnDevice, MomentsOfAStep) {
+  struct Form {
+    int64_t rows, cols, group;
+    qtr_moments_over over;
+  };
+  for (const Form& form : {Form{1, 70000, -1, QTR_OVER_TENSOR},
+                           {3, 20000, -1, QTR_OVER_ROWS},
+                           {5, 4096, -1, QTR_OVER_ROWS},
+                           {2, 5001, -1, QTR_OVER_ROWS},
+                           {3, 1000, 128, QTR_OVER_ROWS},
+                           {3, 999, 77, QTR_OVER_ROWS},
+                           {700, 40, -1, QTR_OVER_COLUMNS},
+                           {700, 3, 300, QTR_OVER_COLUMNS}})
+    for (DType dtype : {QTR_F32, QTR_BF16})
+      for (int64_t start : {0, 1}) {
+        SCOPED_TRACE(std::to_string(form.rows) + "x" + std::to_string(form.cols) + ", group " +
+                     std::to_string(form.group) + ", start " + std::to_string(start));
+        cases::Sample s = cases::sample("normal", form.rows, form.cols + start, dtype);
+        for (int64_t row = 0; row < form.rows; ++row)
+          for (int64_t col = 0; col < s.cols; ++col) {
+            const int64_t along = form.over == QTR_OVER_COLUMNS ? row : col;
+            const size_t at = static_cast<size_t>(row * s.stride + col);
+            if (along >= 512 || (form.over == QTR_OVER_COLUMNS && along >= 16)) s.values[at] += 1000;
+            if (dtype == QTR_F32) continue;
+            s.bits[at] = bf16_from_f32(s.values[at]);
+            s.values[at] = f32_from_bf16(s.bits[at]);
+          }
+        const Input x(s);
+        MomentsArgs args{sizeof(MomentsArgs), s.view(), form.over, form.group, nullptr, 0};
+        const auto part = [&](const Matrix& m) {  // without the first column
+          const char* data = static_cast<const char*>(m.data) + start * (dtype == QTR_F32 ? 4 : 2);
+          return Matrix{data, m.rows, form.cols, m.row_stride, dtype};
+        };
+        args.x = part(s.view());
+        args.out_count = moments_count(args);
+        std::vector<Moments> host(static_cast<size_t>(args.out_count)), device(host);
+        args.out = host.data();
+        compute_moments(args);
+        args.x = part(x.m);
+        args.device = kDevice;
+        args.out = device.data();
+        compute_moments(args);
+        for (size_t i = 0; i < host.size(); ++i) expect_moments(device[i], host[i]);
+      }
+}
+
+TEST_F(OnDevice, MomentsPassOverNan) {
+  cases::Sample s = cases::sample("normal", 2, 700, QTR_F32);
+  s.values[0] = s.values[698] = NAN;
+  s.values[3] = 50;
+  s.values[666] = -60;  // the same thread comes to a NaN after it
+  const Input x(s);
+  std::vector<Moments> m(2);
+  compute_moments({sizeof(MomentsArgs), x.m, QTR_OVER_ROWS, -1, m.data(), 2, kDevice});
+  EXPECT_TRUE(std::isnan(m[0].mean) && std::isnan(m[0].m2) && std::isnan(m[0].m4));
+  EXPECT_EQ(m[0].minimum, -60);
+  EXPECT_EQ(m[0].maximum, 50);
+  EXPECT_FALSE(std::isnan(m[1].m4));
 }
 
 TEST_F(OnDevice, Integral) {
