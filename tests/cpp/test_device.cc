@@ -90,7 +90,7 @@ TEST_F(OnDevice, MomentsOfAStep) {
                            {5, 4096, -1, QTR_OVER_ROWS},
                            {2, 5001, -1, QTR_OVER_ROWS},
                            {3, 1000, 128, QTR_OVER_ROWS},
-                           {3, 999, 77, QTR_OVER_ROWS},
+                           {3, 1000, 77, QTR_OVER_ROWS},
                            {700, 40, -1, QTR_OVER_COLUMNS},
                            {700, 3, 300, QTR_OVER_COLUMNS}})
     for (DType dtype : {QTR_F32, QTR_BF16})
