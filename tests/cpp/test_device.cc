@@ -280,6 +280,35 @@ TEST_F(OnDevice, Topk) {
     }
 }
 
+// Where few elements are taken, a sample gives the key from which on they are gathered. Here it has the
+// largest ones, as many as it looks for, and so has too few candidates; and in the second matrix, it has none
+// of the large ones.
+TEST_F(OnDevice, TopkWhereASampleMisleads) {
+  for (DType dtype : {QTR_F32, QTR_BF16})
+    for (const bool has_largest : {true, false}) {
+      cases::Sample s = cases::sample("normal", 1, 40960, dtype);
+      for (size_t i = has_largest ? 0 : 128; i < 256; ++i) {
+        if (has_largest && i == 128) break;
+        s.values[i] *= 1024;
+        if (dtype == QTR_BF16) s.bits[i] = bf16_from_f32(s.values[i]);
+      }
+      const Input x(s);
+      const Matrix host = s.view();
+      for (int64_t k : {5, 200, 2560}) {
+        SCOPED_TRACE("k " + std::to_string(k));
+        std::vector<int64_t> indices(static_cast<size_t>(k));
+        std::vector<uint8_t> values(indices.size() * (dtype == QTR_F32 ? 4 : 2));
+        const DeviceArray<int64_t> d_indices(indices.size());
+        const DeviceArray<uint8_t> d_values(values.size());
+        topk({sizeof(TopkArgs), &host, 1, k, QTR_KEY_ABS, 0, indices.data(), values.data(), nullptr});
+        topk({sizeof(TopkArgs), &x.m, 1, k, QTR_KEY_ABS, 0, d_indices.data(), d_values.data(), nullptr,
+              kDevice});
+        expect_same(d_indices.read(), indices);
+        expect_same(d_values.read(), values);
+      }
+    }
+}
+
 TEST_F(OnDevice, TopkRefusesNan) {
   cases::Sample s = cases::sample("normal", 4, 500, QTR_F32);
   s.values[3 * 500 + 17] = std::nanf("");
