@@ -663,31 +663,49 @@ __device__ __forceinline__ uint4 values_of(const uint32_t (&codes)[kCodes / 4], 
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
+// Steps or zeros from the given places on. The dtype is asked once, so that no branch stands between the
+// loads.
+template <int kRows, int kLines>
+__device__ __forceinline__ void read_lines(const qtr_matrix& from, const int64_t (&places)[kRows],
+                                           float otherwise, float (&values)[kRows][kLines]) {
+  const auto read = [&](auto&& value_at) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int k = 0; k < kLines; ++k) values[r][k] = value_at(places[r] + k);
+  };
+  if (from.data == nullptr)
+    read([&](int64_t) { return otherwise; });
+  else if (from.dtype == QTR_F32)
+    read([&](int64_t at) { return load(from.data, QTR_F32, at); });
+  else
+    read([&](int64_t at) { return load(from.data, from.dtype, at); });
+}
+
 // Rows of whole blocks, whose groups are whole numbers of what a thread has of a row. All loads come before
 // the first store, so that many bytes are on their way at a time; for rows that there are not, the last one
 // is read.
 template <int kBits, qtr_dtype kOut, bool kByColumn>
 __global__ void __launch_bounds__(kThreads) decode_blocks(DecodeBlocks a) {
   constexpr int kCodes = codes_of_thread(kOut), kLines = kByColumn ? kCodes : 1;
+  constexpr int kLineRows = kByColumn ? 1 : kRowsOfThread;
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= a.count) return;
   const uint32_t of_rows = a.per_row.quotient(i), j = (i - of_rows * a.per_row.by) * kCodes;
   const int64_t first = static_cast<int64_t>(of_rows) * kRowsOfThread;
-  const int64_t group = kByColumn ? 0 : a.group.quotient(j);
+  int64_t rows[kRowsOfThread], lines[kLineRows];
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r) rows[r] = first + r < a.rows ? first + r : a.rows - 1;
+#pragma unroll
+  for (int r = 0; r < kLineRows; ++r)
+    lines[r] = kByColumn ? j : rows[r] * a.groups_per_row + a.group.quotient(j);
+  float scale[kLineRows][kLines], zero[kLineRows][kLines];
+  read_lines(a.scale, lines, 0.0f, scale);
+  read_lines(a.zero, lines, symmetric_zero(kBits), zero);
   uint32_t codes[kRowsOfThread][kCodes / 4];
-  float scale[kByColumn ? 1 : kRowsOfThread][kLines], zero[kByColumn ? 1 : kRowsOfThread][kLines];
 #pragma unroll
-  for (int r = 0; r < kRowsOfThread; ++r) {
-    const int64_t row = first + r < a.rows ? first + r : a.rows - 1;
-    read_codes<kBits, kCodes>(a.packed + row * a.row_bytes, a.per_row.by * (kCodes / 4) / 2, j, codes[r]);
-    if (kByColumn && r > 0) continue;
-#pragma unroll
-    for (int k = 0; k < kLines; ++k) {
-      const int64_t g = kByColumn ? j + k : row * a.groups_per_row + group;
-      scale[r][k] = load(a.scale.data, a.scale.dtype, g);
-      zero[r][k] = a.zero.data == nullptr ? symmetric_zero(kBits) : load(a.zero.data, a.zero.dtype, g);
-    }
-  }
+  for (int r = 0; r < kRowsOfThread; ++r)
+    read_codes<kBits, kCodes>(a.packed + rows[r] * a.row_bytes, a.per_row.by * (kCodes / 4) / 2, j, codes[r]);
 #pragma unroll
   for (int r = 0; r < kRowsOfThread; ++r) {
     constexpr int64_t kSize = kOut == QTR_F32 ? 4 : 2;

@@ -75,14 +75,15 @@ __device__ __forceinline__ void write_plane(const WarpCodes& codes, int n, int l
                                             uint8_t* plane) {
   constexpr uint32_t kMask = 0x01010101u * ((1u << p) - 1);
   for (int t = lane; t < n * p / 128; t += 32) {
-    const int first = t / 2 * (64 / p) + t % 2;
+    // 64 / p words of codes are a block, of which this thread has every other one; 16 begin after a gap.
+    const uint32_t* first = codes.words + WarpCodes::place(t / 2 * (64 / p)) + t % 2;
     uint32_t bytes[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       bytes[m] = 0;
 #pragma unroll
       for (int k = 0; k < 8 / p; ++k)
-        bytes[m] |= (codes.words[WarpCodes::place(first + 2 * (8 / p * m + k))] >> left & kMask) << (p * k);
+        bytes[m] |= (first[WarpCodes::place(2 * (8 / p * m + k))] >> left & kMask) << (p * k);
     }
     const uint32_t a = __byte_perm(bytes[0], bytes[1], 0x5140), b = __byte_perm(bytes[2], bytes[3], 0x5140);
     const uint32_t c = __byte_perm(bytes[0], bytes[1], 0x7362), d = __byte_perm(bytes[2], bytes[3], 0x7362);
