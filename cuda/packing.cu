@@ -41,17 +41,27 @@ __global__ void __launch_bounds__(kThreads)
   write_codes(codes, n, a.bits, lane, a.packed + row * a.row_bytes, cols / 8, begin);
 }
 
-// Sixteen codes a thread, of rows of whole blocks.
+// Sixteen codes of each of two rows a thread, of rows of whole blocks. What there is no second row for reads
+// the first again.
+constexpr int64_t kRowsOfThread = 2;
 template <int kBits>
 __global__ void __launch_bounds__(kThreads)
-    unpack_blocks(qtr_unpack_args a, uint32_t sixteens, Divider per_row) {
+    unpack_blocks(qtr_unpack_args a, uint32_t count, Divider per_row) {
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
-  if (i >= sixteens) return;
-  const uint32_t row = per_row.quotient(i), j = (i - row * per_row.by) * 16;
-  uint32_t codes[4];
-  read_codes<kBits, 16>(a.packed + row * a.row_bytes, static_cast<uint32_t>(a.cols) / 8, j, codes);
-  *reinterpret_cast<uint4*>(a.codes + row * a.row_stride + j) =
-      make_uint4(codes[0], codes[1], codes[2], codes[3]);
+  if (i >= count) return;
+  const uint32_t of_rows = per_row.quotient(i), j = (i - of_rows * per_row.by) * 16;
+  const int64_t first = of_rows * kRowsOfThread;
+  uint32_t codes[kRowsOfThread][4];
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r) {
+    const int64_t row = first + r < a.rows ? first + r : first;
+    read_codes<kBits, 16>(a.packed + row * a.row_bytes, per_row.by * 2, j, codes[r]);
+  }
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r)
+    if (first + r < a.rows)
+      *reinterpret_cast<uint4*>(a.codes + (first + r) * a.row_stride + j) =
+          make_uint4(codes[r][0], codes[r][1], codes[r][2], codes[r][3]);
 }
 
 // A block for each tile. first_bad: the least place of a code that does not fit.
@@ -132,11 +142,11 @@ void pack(const qtr_pack_args& a) {
 }
 
 void unpack(const qtr_unpack_args& a) {
-  const int64_t sixteens = a.rows * (a.cols / 16);
-  if (by_sixteen(a) && sixteens < kMostDivided)
+  const int64_t count = ceil_div(a.rows, kRowsOfThread) * (a.cols / 16);
+  if (by_sixteen(a) && count < kMostDivided)
     return with_bits(a.bits, [&](auto bits) {
-      launch(unpack_blocks<bits.value>, static_cast<unsigned>(ceil_div(sixteens, kThreads)), kThreads, 0,
-             stream_of(a.device), a, static_cast<uint32_t>(sixteens), Divider(a.cols / 16));
+      launch(unpack_blocks<bits.value>, static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0,
+             stream_of(a.device), a, static_cast<uint32_t>(count), Divider(a.cols / 16));
     });
   const int64_t fours = ceil_div(a.cols, 4);
   const bool by_four =
