@@ -145,8 +145,15 @@ __device__ __forceinline__ float add_lanes_of_each(float (&values)[kLanes], int 
   return values[0];
 }
 
+__device__ __forceinline__ float squared_error(float x, const GridLine& line, float top) {
+  const float apart = x - (code_of(x, line.inv, line.zero, top) - line.zero) * line.scale;
+  return apart * apart;
+}
+
 // The best of the shrunk ranges; of equally good ones, the widest. Every lane has the line of one candidate
-// at a time, and all lanes add the errors of their numbers on all 16.
+// at a time, and all lanes add the errors of their numbers on all 16. The errors of the two extremes are
+// known before; in whatever order errors are added and rounded, the sum of all is no less than theirs. If
+// that is too much already, for all 16, they are passed over.
 template <class Numbers>
 __device__ GridLine least_squared_error(const Numbers& numbers, float low, float high, const GridRule& rule,
                                         int lane) {
@@ -159,6 +166,9 @@ __device__ GridLine least_squared_error(const Numbers& numbers, float low, float
   for (int first = 0; first < kMseCandidates; first += kLanes) {
     const float factor = shrink_factor(first + lane);
     const GridLine line = line_of_range(low * factor, high * factor, rule);
+    const float at_least =
+        squared_error(low, line, top) + (low == high ? 0.0f : squared_error(high, line, top));
+    if (first > 0 && !__any_sync(kAll, at_least < least_of_lanes(least))) continue;
     float errors[kLanes], inv[kLanes], zero[kLanes], scale[kLanes];
 #pragma unroll
     for (int c = 0; c < kLanes; ++c) {
@@ -170,8 +180,7 @@ __device__ GridLine least_squared_error(const Numbers& numbers, float low, float
     numbers.each([&](float x) {
 #pragma unroll
       for (int c = 0; c < kLanes; ++c) {
-        const float apart = x - (code_of(x, inv[c], zero[c], top) - zero[c]) * scale[c];
-        errors[c] += apart * apart;
+        errors[c] += squared_error(x, {inv[c], zero[c], scale[c]}, top);
       }
     });
     const float error = add_lanes_of_each(errors, lane);

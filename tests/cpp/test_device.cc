@@ -517,6 +517,22 @@ TEST_F(OnDevice, GridsOfHugeNumbers) {
   }
 }
 
+// The best range is far from the whole one, or no other is worth a look.
+TEST_F(OnDevice, GridsOfLeastSquaredError) {
+  for (const char* kind : {"normal", "tails", "outlier"})
+    for (int bits : {1, 2, 3, 6})
+      for (int64_t group : {1, 16, 33, 64}) {
+        SCOPED_TRACE(std::string(kind) + ", bits " + std::to_string(bits) + ", group " +
+                     std::to_string(group));
+        const cases::Sample s = cases::sample(kind, 3, 256, QTR_F32, 0, static_cast<unsigned>(bits));
+        const Input x(s);
+        for (const bool sym : {false, true}) {
+          const QuantizeArgs args = grid_args(s.view(), bits, group, 1, sym, QTR_MSE, false);
+          expect_grid(args, x.m, on_host(args));
+        }
+      }
+}
+
 TEST_F(OnDevice, GridsByColumns) {
   const cases::Sample s = cases::sample("tails", 24, 96, QTR_F32);
   const Input x(s);
