@@ -360,7 +360,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __device__ int64_t group_of(const GridView& v, int64_t row, int64_t col) {
-  return v.axis == 1 ? row * v.groups_per_row + col / v.group : col;
+  if (v.axis == 0) return col;
+  const int64_t in_row =
+      v.cols < kNarrowRow ? static_cast<uint32_t>(col) / static_cast<uint32_t>(v.group) : col / v.group;
+  return row * v.groups_per_row + in_row;
 }
 
 // A block for each tile of a row of the view.
@@ -575,6 +578,12 @@ unsigned grid_of(int64_t n, int64_t each = kThreads) {
   return blocks_for(std::min<int64_t>(ceil_div(n, each), 1 << 16));
 }
 
+// Blocks for parts of rows: enough of them, and not more than a grid has.
+dim3 pieces_of_rows(const GridView& v) {
+  return {static_cast<unsigned>(std::min<int64_t>(ceil_div(v.cols, kThreads), 1 << 16)),
+          static_cast<unsigned>(std::min<int64_t>(v.rows, 1 << 15))};
+}
+
 [[noreturn]] void refuse(const qtr_matrix& w, unsigned long long group, cudaStream_t stream) {
   refuse_not_finite(w, "quantize", "w", stream);
   throw Refused("[quantize] the range of a group must be finite in float32: got group=" +
@@ -621,19 +630,19 @@ void solve_hqq(const Source& x, const GridRule& rule, float least, const Lines& 
          last_iteration(of_iterations, size, least), lines.zero);
 }
 
-// Rows of any shape, code by code.
+// Rows of any shape, code by code. A block has a part of a row, or of some rows one after the other.
 __global__ void __launch_bounds__(kThreads)
     decode(const uint8_t* packed, int bits, GridView v, qtr_matrix scale, qtr_matrix zero,
            qtr_mutable_matrix out) {
   const int64_t row_bytes = packed_row_bytes(bits, v.cols);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < v.rows * v.cols;
-       i += step) {
-    const int64_t row = i / v.cols, col = i % v.cols, g = group_of(v, row, col);
-    const float z = zero.data == nullptr ? symmetric_zero(bits) : load(zero.data, zero.dtype, g);
-    const float code = static_cast<float>(code_at(packed + row * row_bytes, bits, v.cols, col));
-    store(out.data, out.dtype, row * out.row_stride + col, (code - z) * load(scale.data, scale.dtype, g));
-  }
+  for (int64_t row = blockIdx.y; row < v.rows; row += gridDim.y)
+    for (int64_t col = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; col < v.cols;
+         col += static_cast<int64_t>(gridDim.x) * kThreads) {
+      const int64_t g = group_of(v, row, col);
+      const float z = zero.data == nullptr ? symmetric_zero(bits) : load(zero.data, zero.dtype, g);
+      const float code = static_cast<float>(code_at(packed + row * row_bytes, bits, v.cols, col));
+      store(out.data, out.dtype, row * out.row_stride + col, (code - z) * load(scale.data, scale.dtype, g));
+    }
 }
 
 // What a thread of decode_blocks has: codes that make 16 bytes, of some rows.
@@ -800,8 +809,8 @@ void dequantize(const qtr_dequantize_args& a) {
   if (!whole_tiles(a.codes, view.cols) || view.cols >= kMostDivided || out.row_stride % codes != 0 ||
       reinterpret_cast<uintptr_t>(out.data) % 16 != 0 || count >= kMostDivided ||
       (!by_column && view.group % codes != 0))
-    return launch(decode, grid_of(view.rows * view.cols), kThreads, 0, stream, a.codes, a.bits, view, a.scale,
-                  a.zero, out);
+    return launch(decode, pieces_of_rows(view), kThreads, 0, stream, a.codes, a.bits, view, a.scale, a.zero,
+                  out);
   const DecodeBlocks blocks{a.codes,
                             view.rows,
                             packed_row_bytes(a.bits, view.cols),

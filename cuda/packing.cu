@@ -89,24 +89,24 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Four codes a thread.
-__global__ void __launch_bounds__(kThreads) unpack_codes(qtr_unpack_args a, int64_t fours, bool by_four) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < a.rows * fours; i += step) {
-    const int64_t row = i / fours, begin = i % fours * 4;
-    const uint8_t* packed = a.packed + row * a.row_bytes;
-    uint8_t* out = a.codes + row * a.row_stride + begin;
-    uint8_t codes[4];
-    for (int k = 0; k < 4; ++k)
-      codes[k] =
-          begin + k < a.cols ? static_cast<uint8_t>(code_at(packed, a.bits, a.cols, begin + k)) : uint8_t{0};
-    if (by_four) {
-      *reinterpret_cast<uchar4*>(out) = make_uchar4(codes[0], codes[1], codes[2], codes[3]);
-    } else {
+// Four codes a thread; a block has a part of a row, or of some rows one after the other.
+__global__ void __launch_bounds__(kThreads) unpack_codes(qtr_unpack_args a, bool by_four) {
+  for (int64_t row = blockIdx.y; row < a.rows; row += gridDim.y)
+    for (int64_t begin = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 4; begin < a.cols;
+         begin += static_cast<int64_t>(gridDim.x) * kThreads * 4) {
+      const uint8_t* packed = a.packed + row * a.row_bytes;
+      uint8_t* out = a.codes + row * a.row_stride + begin;
+      uint8_t codes[4];
       for (int k = 0; k < 4; ++k)
-        if (begin + k < a.cols) out[k] = codes[k];
+        codes[k] = begin + k < a.cols ? static_cast<uint8_t>(code_at(packed, a.bits, a.cols, begin + k))
+                                      : uint8_t{0};
+      if (by_four) {
+        *reinterpret_cast<uchar4*>(out) = make_uchar4(codes[0], codes[1], codes[2], codes[3]);
+      } else {
+        for (int k = 0; k < 4; ++k)
+          if (begin + k < a.cols) out[k] = codes[k];
+      }
     }
-  }
 }
 
 // Whether codes and planes may be read and written 16 bytes at a time.
@@ -148,11 +148,11 @@ void unpack(const qtr_unpack_args& a) {
       launch(unpack_blocks<bits.value>, static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0,
              stream_of(a.device), a, static_cast<uint32_t>(count), Divider(a.cols / 16));
     });
-  const int64_t fours = ceil_div(a.cols, 4);
   const bool by_four =
       a.cols % 4 == 0 && a.row_stride % 4 == 0 && reinterpret_cast<uintptr_t>(a.codes) % 4 == 0;
-  launch(unpack_codes, blocks_for(ceil_div(a.rows * fours, kThreads)), kThreads, 0, stream_of(a.device), a,
-         fours, by_four);
+  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(ceil_div(a.cols, 4 * kThreads), 1 << 16)),
+                  static_cast<unsigned>(std::min<int64_t>(a.rows, 1 << 15)));
+  launch(unpack_codes, grid, kThreads, 0, stream_of(a.device), a, by_four);
 }
 
 }  // namespace quantrature::cuda
