@@ -49,7 +49,6 @@ QUANTRATURE_INLINE int64_t packed_row_bytes(int bits, int64_t cols) {
 template <class Int>
 QUANTRATURE_INLINE int code_at_as(const uint8_t* row, int bits, Int cols, Int j) {
   int code = 0, left = bits;
-#pragma unroll
   for (int p = 8; p > 0; p /= 2) {
     if (left < p) continue;
     left -= p;
