@@ -1,7 +1,10 @@
-// From a number of bits that is known when an op is called to one that is known when a kernel is compiled.
+// From a number of bits or a dtype that is known when an op is called to one that is known when a kernel is
+// compiled.
 #pragma once
 
 #include <type_traits>
+
+#include "quantrature/c_api.h"
 
 namespace quantrature::cuda {
 
@@ -24,6 +27,18 @@ void with_bits(int bits, Body&& body) {
       return body(std::integral_constant<int, 7>{});
     default:
       return body(std::integral_constant<int, 8>{});
+  }
+}
+
+template <class Body>
+void with_dtype(qtr_dtype dtype, Body&& body) {
+  switch (dtype) {
+    case QTR_F32:
+      return body(std::integral_constant<qtr_dtype, QTR_F32>{});
+    case QTR_F16:
+      return body(std::integral_constant<qtr_dtype, QTR_F16>{});
+    default:
+      return body(std::integral_constant<qtr_dtype, QTR_BF16>{});
   }
 }
 

@@ -321,10 +321,11 @@ __global__ void __launch_bounds__(kThreads)
       high = -least_of_lanes(-high);
       if (low > high) low = high = 0;
     }
-    const Fitted fitted = fitted_line(n, lane, rule, [&](int64_t i) {
+    const auto at = [&](int64_t i) {
       const float v = *y.at(row, places.begin + i);
       return !excluded(i) ? v : v < low ? low : v > high ? high : v;
-    });
+    };
+    const Fitted fitted = fitted_line(Numbers<0, decltype(at)>(at, n, lane), rule, lane);
     if (lane != 0 || own >= rows) continue;
     // The CPU comes upon strips one by one, and in each upon a group, then its rows.
     if (!fitted.good)

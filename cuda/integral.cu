@@ -101,15 +101,27 @@ __device__ double add_block(double sum) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    sum_of_shares(qtr_pqi_sum_args a, int64_t n, Shape shape, double* parts) {
+    sum_of_shares(qtr_pqi_sum_args a, int64_t n, bool by_four, Shape shape, double* parts) {
   double sum = 0;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < n; i += step) {
-    const double w = load(a.w.data, a.w.dtype, place(shape, a.w.row_stride, i));
-    const double image =
-        load(a.w_quantized.data, a.w_quantized.dtype, place(shape, a.w_quantized.row_stride, i));
-    sum += (image - w) * static_cast<double>(load(a.acc.data, QTR_F32, place(shape, a.acc.row_stride, i)));
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto add = [&](float acc, float w, float image) {
+    sum += (static_cast<double>(image) - static_cast<double>(w)) * static_cast<double>(acc);
+  };
+  int64_t rest = 0;
+  if (by_four) {
+#pragma unroll 2
+    for (int64_t i = first; i < n / 4; i += step) {
+      const Four acc = load4(a.acc.data, QTR_F32, i), w = load4(a.w.data, a.w.dtype, i);
+      const Four image = load4(a.w_quantized.data, a.w_quantized.dtype, i);
+      for (int k = 0; k < 4; ++k) add(acc.v[k], w.v[k], image.v[k]);
+    }
+    rest = n / 4 * 4;
   }
+  for (int64_t i = rest + first; i < n; i += step)
+    add(load(a.acc.data, QTR_F32, place(shape, a.acc.row_stride, i)),
+        load(a.w.data, a.w.dtype, place(shape, a.w.row_stride, i)),
+        load(a.w_quantized.data, a.w_quantized.dtype, place(shape, a.w_quantized.row_stride, i)));
   sum = add_block(sum);
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
@@ -175,9 +187,11 @@ void pqi_sum(const qtr_pqi_sum_args& a) {
   const cudaStream_t stream = stream_of(a.device);
   const bool flat = joined(a.acc) && joined(a.w) && joined(a.w_quantized);
   const int64_t n = a.acc.rows * a.acc.cols;
+  const bool by_four = flat && aligned(a.acc.data, QTR_F32) && aligned(a.w.data, a.w.dtype) &&
+                       aligned(a.w_quantized.data, a.w_quantized.dtype);
   const int parts_taken = static_cast<int>(std::min(kMostParts, ceil_div(n, 4 * kThreads)));
   Scratch<double> parts(parts_taken, stream), total(1, stream);
-  launch(sum_of_shares, static_cast<unsigned>(parts_taken), kThreads, 0, stream, a, n,
+  launch(sum_of_shares, static_cast<unsigned>(parts_taken), kThreads, 0, stream, a, n, by_four,
          shape_of(flat, a.acc.rows, a.acc.cols), parts.get());
   launch(add_parts, 1, kThreads, 0, stream, static_cast<const double*>(parts.get()), parts_taken,
          total.get());

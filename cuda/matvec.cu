@@ -1,10 +1,10 @@
 // Products of a packed matrix and a few vectors, and what outliers add to it. Numeric class B: one order of
 // all sums, the same from run to run.
 //
-// Codes of a grid are multiplied by tensor cores (matvec_tiles.cu). Codes of a codebook are looked up in shared
-// memory, where the tables of a block's rows lie: four warps share four rows; each takes every fourth run of 1024
-// columns, a thread 32 codes of a run, which in each plane are the words of four lanes. Other shapes are read
-// code by code.
+// Codes of a grid are multiplied by tensor cores (matvec_tiles.cu). Codes of a codebook are looked up in
+// shared memory, where the tables of a block's rows lie: four warps share four rows; each takes every fourth
+// run of 1024 columns, a thread 32 codes of a run, which in each plane are the words of four lanes. Other
+// shapes are read code by code.
 #include "backend.cuh"
 #include "device/elements.cuh"
 #include "device/planes.cuh"

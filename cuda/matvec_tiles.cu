@@ -1,10 +1,12 @@
-// Products of packed codes and vectors by tensor cores, which multiply codes, exact in bfloat16, and vectors that
-// are one, two or three bfloat16 apart (bfloat16, float16, float32). Products and sums are of float32; scales and
-// zeros come in after each 32 or 64 columns, so that nothing is rounded that is not rounded without them.
+// Products of packed codes and vectors by tensor cores, which multiply codes, exact in bfloat16, and vectors
+// that are one, two or three bfloat16 apart (bfloat16, float16, float32). Products and sums are of float32;
+// scales and zeros come in after each 32 or 64 columns, so that nothing is rounded that is not rounded
+// without them.
 //
-// A block has 16 rows, a warp every eighth chunk of 256 columns of them. In the words of a plane, fields 16 bits
-// apart are codes of columns half a unit apart; one instruction makes both bfloat16, as the mantissas of a power of
-// two, another takes that off. So that these pairs meet theirs, the block lays out the vectors in pairs, too.
+// A block has 16 rows, a warp every eighth chunk of 256 columns of them. In the words of a plane, fields 16
+// bits apart are codes of columns half a unit apart; one instruction makes both bfloat16, as the mantissas of
+// a power of two, another takes that off. So that these pairs meet theirs, the block lays out the vectors in
+// pairs, too.
 #include "bits.cuh"
 #include "mma.cuh"
 #include "product.cuh"
@@ -52,11 +54,11 @@ constexpr int unit_of(int plane) {
 
 // Some vectors as columns of the right factor: the bfloat16 parts of each side by side.
 struct Panel {
-  int64_t first;          // vector
-  int vectors, limbs;     // limbs: parts of a number
-  int columns;            // of the factor
-  int chunks;             // of a slice, a multiple of kWarps
-  int64_t of_row;         // chunks, the last of which may be a part
+  int64_t first;       // vector
+  int vectors, limbs;  // limbs: parts of a number
+  int columns;         // of the factor
+  int chunks;          // of a slice, a multiple of kWarps
+  int64_t of_row;      // chunks, the last of which may be a part
 };
 
 // Words of a chunk of a row that a thread has: lanes 2 t and 2 t + 1 of each unit, plane after plane.
@@ -64,7 +66,8 @@ template <int kBits>
 struct ChunkWords {
   uint2 of_unit[kBits];
 
-  __device__ __forceinline__ void read(const uint8_t* row, int64_t cols, int64_t whole, int64_t chunk, int t) {
+  __device__ __forceinline__ void read(const uint8_t* row, int64_t cols, int64_t whole, int64_t chunk,
+                                       int t) {
     for_planes<kBits>([&](auto plane) {
       constexpr int kPlane = plane.value, kBefore = before_plane(kBits, kPlane);
       const uint8_t* from = row + kBefore * ((cols + 7) / 8) + chunk * (32 * kPlane) + 8 * t;
@@ -126,8 +129,9 @@ __device__ __forceinline__ void eight_of(const Product& p, int64_t vector, int64
   }
 }
 
-// Words of the right factor: for each plane, chunk, two neighbouring fields and column, four of each thread t of
-// four: field by field, lanes 2 t and 2 t + 1. totals: for each 32 columns, the sum of each column of the factor.
+// Words of the right factor: for each plane, chunk, two neighbouring fields and column, four of each thread t
+// of four: field by field, lanes 2 t and 2 t + 1. totals: for each 32 columns, the sum of each column of the
+// factor.
 template <int kBits, int kTiles>
 __device__ void lay_out(const Product& p, const Panel& panel, int64_t first_chunk, uint32_t* words,
                         float* totals) {
@@ -137,7 +141,8 @@ __device__ void lay_out(const Product& p, const Panel& panel, int64_t first_chun
   for_planes<kBits>([&](auto plane) {
     constexpr int kPlane = plane.value, kUnit = unit_of(kPlane), kPairs = kUnit / 16;
     constexpr int kNumber = number_of_plane(kBits, kPlane);
-    constexpr bool kFirst = kNumber == 0, kWhole = kPlane == 8;  // whether both halves of a unit are of 32 columns
+    constexpr bool kFirst = kNumber == 0,
+                   kWhole = kPlane == 8;  // whether both halves of a unit are of 32 columns
     for (int base = 0; base < tasks; base += kThreads) {
       const int task = base + static_cast<int>(threadIdx.x);
       const bool mine = task < tasks;
@@ -162,8 +167,9 @@ __device__ void lay_out(const Product& p, const Panel& panel, int64_t first_chun
           sum[1] += f32_from_bf16(b);
         }
         if (mine) {
-          uint32_t* out =
-              words + (((kNumber * panel.chunks + chunk) * 8 + field / 2) * panel.columns + to) * 16 + field % 2 * 2;
+          uint32_t* out = words +
+                          (((kNumber * panel.chunks + chunk) * 8 + field / 2) * panel.columns + to) * 16 +
+                          field % 2 * 2;
 #pragma unroll
           for (int t = 0; t < 4; ++t)
             *reinterpret_cast<uint2*>(out + 4 * t) = make_uint2(pairs[2 * t], pairs[2 * t + 1]);
@@ -186,7 +192,8 @@ __device__ void lay_out(const Product& p, const Panel& panel, int64_t first_chun
 
 // What codes of a chunk add to the 16 rows; sum as multiply_add() has it. chunk: of the slice.
 template <int kBits, int kTiles, int kSegment>
-__device__ __forceinline__ void add_chunk(const Product& p, const Panel& panel, const ChunkWords<kBits> (&codes)[2],
+__device__ __forceinline__ void add_chunk(const Product& p, const Panel& panel,
+                                          const ChunkWords<kBits> (&codes)[2],
                                           const ChunkLines<kSegment>& lines, int chunk, const uint32_t* words,
                                           const float* totals, float (&sum)[kTiles][4]) {
   // Columns that are multiplied before scales come in: whole units of each plane.
@@ -216,7 +223,8 @@ __device__ __forceinline__ void add_chunk(const Product& p, const Panel& panel, 
         for (int tile = 0; tile < kTiles; ++tile) {
           const int column = 8 * tile + g < panel.columns ? 8 * tile + g : panel.columns - 1;
           right[tile] = *reinterpret_cast<const uint4*>(
-              words + (((kNumber * panel.chunks + chunk) * 8 + two / 2) * panel.columns + column) * 16 + 4 * t);
+              words + (((kNumber * panel.chunks + chunk) * 8 + two / 2) * panel.columns + column) * 16 +
+              4 * t);
         }
 #pragma unroll
         for (int field = two; field < two + 2; ++field) {
@@ -271,8 +279,8 @@ __device__ __forceinline__ void add_chunk(const Product& p, const Panel& panel, 
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          sum[tile][i] = __fmaf_rn(of_row[i / 2],
-                                   __fmaf_rn(-zero_of[i / 2], total[i % 2], dot[tile][segment][i]), sum[tile][i]);
+          sum[tile][i] = __fmaf_rn(
+              of_row[i / 2], __fmaf_rn(-zero_of[i / 2], total[i % 2], dot[tile][segment][i]), sum[tile][i]);
       }
     }
   }
@@ -283,14 +291,16 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_tiles(Product p, Panel p
   constexpr int kMany = 8 * kTiles, kAtOnce = 4;  // vectors of outliers at once
   __shared__ float of_warp[kWarps][kRows][kMany], rest[kRows][kMany];
   auto* words = static_cast<uint32_t*>(dynamic_shared());
-  auto* totals = reinterpret_cast<float*>(words + int64_t{planes_of(kBits)} * panel.chunks * 128 * panel.columns);
+  auto* totals =
+      reinterpret_cast<float*>(words + int64_t{planes_of(kBits)} * panel.chunks * 128 * panel.columns);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, t = lane % 4;
   const int64_t row_bytes = packed_row_bytes(kBits, p.w.cols);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kRows; first < p.w.rows;
        first += static_cast<int64_t>(gridDim.x) * kRows) {
     const int64_t last = p.w.rows - 1;  // stands for those past it
-    const int64_t rows[2] = {first + g < last ? first + g : last, first + g + 8 < last ? first + g + 8 : last};
+    const int64_t rows[2] = {first + g < last ? first + g : last,
+                             first + g + 8 < last ? first + g + 8 : last};
     ChunkWords<kBits> codes[2];
     ChunkLines<kSegment> lines;
     const auto read = [&](int64_t chunk) {
@@ -346,13 +356,16 @@ template <int kBits, int kTiles, int kSegment>
 void multiply_panel(const Product& p, Panel panel, cudaStream_t stream) {
   constexpr auto kernel = &multiply_tiles<kBits, kTiles, kSegment>;
   const int64_t of_chunk = kChunk * (2 * planes_of(kBits) * panel.columns + kTiles);  // bytes
-  const int64_t chunks = std::clamp(kSliceBytes / of_chunk / kWarps, int64_t{1}, ceil_div(panel.of_row, kWarps));
+  const int64_t chunks =
+      std::clamp(kSliceBytes / of_chunk / kWarps, int64_t{1}, ceil_div(panel.of_row, kWarps));
   panel.chunks = static_cast<int>(chunks) * kWarps;
   const int64_t shared = panel.chunks * of_chunk;
   if (shared > 32 << 10)  // with what the kernel has anyway, more than a kernel may take unasked
-    expect(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-           "asking for shared memory");
-  launch(kernel, blocks_for(ceil_div(p.w.rows, kRows)), kThreads, static_cast<size_t>(shared), stream, p, panel);
+    expect(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "asking for shared memory");
+  launch(kernel, blocks_for(ceil_div(p.w.rows, kRows)), kThreads, static_cast<size_t>(shared), stream, p,
+         panel);
 }
 
 template <int kBits, int kTiles>

@@ -6,15 +6,18 @@
 
 namespace quantrature::cuda {
 
-// Two fields of kBits bits, up to 4, of a word, the first at bit `at`, the other 16 bits higher; each times 2^left, as
-// a bfloat16. Set below the exponent of 2^(7 + left), a field is the mantissa of a number, which is then taken off.
+// Two fields of kBits bits, up to 4, of a word, the first at bit `at`, the other 16 bits higher; each times
+// 2^left, as a bfloat16. Set below the exponent of 2^(7 + left), a field is the mantissa of a number, which
+// is then taken off.
 template <int kBits>
 __device__ __forceinline__ uint32_t two_fields(uint32_t word, int at, int left) {
   constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x00010001u;
   const uint32_t base = (0x4300u + (static_cast<uint32_t>(left) << 7)) * 0x00010001u;
   const uint32_t above = (word >> at & kMask) | base;
 #ifdef QUANTRATURE_CUDA_ON_HOST
-  const auto half = [](uint32_t two, int which) { return f32_from_bf16(static_cast<uint16_t>(two >> 16 * which)); };
+  const auto half = [](uint32_t two, int which) {
+    return f32_from_bf16(static_cast<uint16_t>(two >> 16 * which));
+  };
   const auto apart = [&](int which) { return bf16_from_f32(half(above, which) - half(base, which)); };
   return apart(0) | static_cast<uint32_t>(apart(1)) << 16;
 #else

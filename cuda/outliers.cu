@@ -104,11 +104,19 @@ void outliers(const qtr_outliers_args& a) {
     check_given(a, stream);
   }
   const size_t size = static_cast<size_t>(bytes_of(a.w.dtype));
-  if (a.remainder.data != a.w.data)
+  const bool joined = a.w.rows == 1 || (a.w.row_stride == a.w.cols && a.remainder.row_stride == a.w.cols);
+  if (a.remainder.data == a.w.data) {
+    // The outliers are taken out where they are.
+  } else if (joined) {
+    expect(cudaMemcpyAsync(a.remainder.data, a.w.data, static_cast<size_t>(a.w.rows * a.w.cols) * size,
+                           cudaMemcpyDeviceToDevice, stream),
+           "copying the remainder");
+  } else {
     expect(cudaMemcpy2DAsync(a.remainder.data, static_cast<size_t>(a.remainder.row_stride) * size, a.w.data,
                              static_cast<size_t>(a.w.row_stride) * size, static_cast<size_t>(a.w.cols) * size,
                              static_cast<size_t>(a.w.rows), cudaMemcpyDeviceToDevice, stream),
            "copying the remainder");
+  }
   launch(write_offsets, grid_of(a.w.rows + 1), kThreads, 0, stream, indices, nnz, a.w.rows, a.w.cols,
          a.row_offsets);
   if (nnz > 0) launch(take_out, grid_of(nnz), kThreads, 0, stream, a, indices, nnz, a.indices != nullptr);

@@ -61,4 +61,23 @@ QUANTRATURE_INLINE void store4(void* data, qtr_dtype dtype, int64_t i, const Fou
   static_cast<uint2*>(data)[i] = make_uint2(words[0], words[1]);
 }
 
+// Two numbers of a 16-bit dtype, the first in the lower half of a word. Not for NaN, whose bits processors
+// choose.
+template <qtr_dtype kDtype>
+QUANTRATURE_INLINE uint32_t two_halves(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  uint32_t word;
+  if constexpr (kDtype == QTR_F16)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+#else
+  const auto half = [](float x) -> uint32_t {
+    return kDtype == QTR_F16 ? f16_from_f32(x) : bf16_from_f32(x);
+  };
+  return half(first) | half(second) << 16;
+#endif
+}
+
 }  // namespace quantrature::cuda

@@ -7,25 +7,35 @@
 
 namespace quantrature::cuda {
 
+// Rows of fewer codes than this are measured in 32 bits, of which a device divides several times as fast.
+constexpr int64_t kNarrowRow = int64_t{1} << 28;
+
 // The first bit, in its plane, of code j of a row of cols codes, with p bits a code.
-QUANTRATURE_INLINE int64_t first_bit(int64_t j, int p, int64_t cols) {
-  const int64_t full = 256 / p;
-  const int64_t block = j / full * full;
-  const int64_t lane = (j - block) % 8, number = (j - block) / 8;
-  const int64_t short_of = (cols - block + 7) / 8;
-  const int64_t numbers = short_of < 32 / p ? short_of : 32 / p;
-  return p * (block + lane * numbers + number);
+template <class Int>
+QUANTRATURE_INLINE Int first_bit(Int j, int p, Int cols) {
+  const Int wide = static_cast<Int>(p), full = 256 / wide;
+  const Int block = j / full * full;
+  const Int lane = (j - block) % 8, number = (j - block) / 8;
+  const Int short_of = (cols - block + 7) / 8;
+  const Int numbers = short_of < 32 / wide ? short_of : 32 / wide;
+  return wide * (block + lane * numbers + number);
+}
+
+template <class Int>
+QUANTRATURE_INLINE Int code_of_field_as(Int f, int p, Int cols) {
+  const Int full = 256 / static_cast<Int>(p);
+  const Int block = f / full * full;
+  const Int short_of = (cols - block + 7) / 8;
+  const Int numbers = short_of < full / 8 ? short_of : full / 8;
+  const Int lane = (f - block) / numbers, number = (f - block) % numbers;
+  return lane < 8 ? block + number * 8 + lane : cols;
 }
 
 // The code whose bits begin at field f of a plane, that is at bit p f; cols or more for a field that no code
 // has.
 QUANTRATURE_INLINE int64_t code_of_field(int64_t f, int p, int64_t cols) {
-  const int64_t full = 256 / p;
-  const int64_t block = f / full * full;
-  const int64_t short_of = (cols - block + 7) / 8;
-  const int64_t numbers = short_of < 32 / p ? short_of : 32 / p;
-  const int64_t lane = (f - block) / numbers, number = (f - block) % numbers;
-  return lane < 8 ? block + number * 8 + lane : cols;
+  if (cols < kNarrowRow) return code_of_field_as(static_cast<uint32_t>(f), p, static_cast<uint32_t>(cols));
+  return code_of_field_as(f, p, cols);
 }
 
 QUANTRATURE_INLINE int64_t plane_bytes(int p, int64_t cols) {
@@ -36,38 +46,23 @@ QUANTRATURE_INLINE int64_t packed_row_bytes(int bits, int64_t cols) {
   return bits * ((cols + 7) / 8);
 }
 
-// Code j of a packed row.
-QUANTRATURE_INLINE int code_at(const uint8_t* row, int bits, int64_t cols, int64_t j) {
+template <class Int>
+QUANTRATURE_INLINE int code_at_as(const uint8_t* row, int bits, Int cols, Int j) {
   int code = 0, left = bits;
   for (int p = 8; p > 0; p /= 2) {
     if (left < p) continue;
     left -= p;
-    const int64_t bit = first_bit(j, p, cols);
+    const Int bit = first_bit(j, p, cols);
     code |= (row[bit / 8] >> (bit % 8) & ((1 << p) - 1)) << left;
-    row += plane_bytes(p, cols);
+    row += static_cast<Int>(p) * ((cols + 7) / 8);
   }
   return code;
 }
 
-// Byte b of a packed row, from its codes; code(j) gives them.
-template <class Code>
-QUANTRATURE_INLINE uint8_t packed_byte(int64_t b, int bits, int64_t cols, const Code& code) {
-  int left = bits;
-  for (int p = 8; p > 0; p /= 2) {
-    if (left < p) continue;
-    left -= p;
-    if (b >= plane_bytes(p, cols)) {
-      b -= plane_bytes(p, cols);
-      continue;
-    }
-    unsigned byte = 0;
-    for (int k = 0; k < 8 / p; ++k) {
-      const int64_t j = code_of_field(b * (8 / p) + k, p, cols);
-      if (j < cols) byte |= (static_cast<unsigned>(code(j)) >> left & ((1u << p) - 1)) << (p * k);
-    }
-    return static_cast<uint8_t>(byte);
-  }
-  return 0;
+// Code j of a packed row.
+QUANTRATURE_INLINE int code_at(const uint8_t* row, int bits, int64_t cols, int64_t j) {
+  if (cols < kNarrowRow) return code_at_as(row, bits, static_cast<uint32_t>(cols), static_cast<uint32_t>(j));
+  return code_at_as(row, bits, cols, j);
 }
 
 }  // namespace quantrature::cuda

@@ -2,6 +2,7 @@
 // on the host (tests/cuda_on_host), and, where the CUDA backend is built, for a GPU.
 #include <cmath>
 #include <numeric>
+#include <tuple>
 
 #include "device_fixture.hpp"
 
@@ -19,6 +20,18 @@ void expect_close(double device, double host, double size) {
     EXPECT_TRUE(std::isnan(device));
   else
     EXPECT_NEAR(device, host, 1e-12 * std::max(size, std::abs(host)));
+}
+
+void expect_moments(const Moments& device, const Moments& host) {
+  const double n = host.count, sd = std::sqrt(std::max(0.0, host.m2 / n));
+  const double spread = sd + 1e-4 * std::abs(host.mean);  // of the rounding of the mean
+  EXPECT_EQ(device.count, n);
+  expect_close(device.mean, host.mean, sd);
+  expect_close(device.m2, host.m2, n * spread * spread);
+  expect_close(device.m3, host.m3, n * std::pow(spread, 3) + std::pow(host.m4 / n, 0.75) * n);
+  expect_close(device.m4, host.m4, n * std::pow(spread, 4));
+  EXPECT_EQ(device.minimum, host.minimum);
+  EXPECT_EQ(device.maximum, host.maximum);
 }
 
 TEST_F(OnDevice, Moments) {
@@ -46,18 +59,7 @@ TEST_F(OnDevice, Moments) {
             args.out = again.data();
             compute_moments(args);
             expect_same(again, device);
-            for (size_t i = 0; i < host.size(); ++i) {
-              const Moments &h = host[i], &d = device[i];
-              const double n = h.count, sd = std::sqrt(std::max(0.0, h.m2 / n));
-              const double spread = sd + 1e-4 * std::abs(h.mean);  // of the rounding of the mean
-              EXPECT_EQ(d.count, n);
-              expect_close(d.mean, h.mean, sd);
-              expect_close(d.m2, h.m2, n * spread * spread);
-              expect_close(d.m3, h.m3, n * std::pow(spread, 3) + std::pow(h.m4 / n, 0.75) * n);
-              expect_close(d.m4, h.m4, n * std::pow(spread, 4));
-              EXPECT_EQ(d.minimum, h.minimum);
-              EXPECT_EQ(d.maximum, h.maximum);
-            }
+            for (size_t i = 0; i < host.size(); ++i) expect_moments(device[i], host[i]);
           }
       }
 }
@@ -74,6 +76,68 @@ TEST_F(OnDevice, MomentsOfManyRuns) {
   compute_moments(args);
   EXPECT_NEAR(kurtosis(device, true, false), kurtosis(host, true, false),
               1e-12 * kurtosis(host, true, false));
+}
+
+// The numbers that come first are far from the mean of all, on runs of every kind: of four threads, a warp
+// and a block, and of columns in several slices. Rows begin at 16 bytes, and do not.
+TEST_F(OnDevice, MomentsOfAStep) {
+  struct Form {
+    int64_t rows, cols, group;
+    qtr_moments_over over;
+  };
+  for (const Form& form : {Form{1, 70000, -1, QTR_OVER_TENSOR},
+                           {3, 20000, -1, QTR_OVER_ROWS},
+                           {5, 4096, -1, QTR_OVER_ROWS},
+                           {2, 5001, -1, QTR_OVER_ROWS},
+                           {3, 1000, 128, QTR_OVER_ROWS},
+                           {3, 1000, 77, QTR_OVER_ROWS},
+                           {700, 40, -1, QTR_OVER_COLUMNS},
+                           {700, 3, 300, QTR_OVER_COLUMNS}})
+    for (DType dtype : {QTR_F32, QTR_BF16})
+      for (int64_t start : {0, 1}) {
+        SCOPED_TRACE(std::to_string(form.rows) + "x" + std::to_string(form.cols) + ", group " +
+                     std::to_string(form.group) + ", start " + std::to_string(start));
+        cases::Sample s = cases::sample("normal", form.rows, form.cols + start, dtype);
+        for (int64_t row = 0; row < form.rows; ++row)
+          for (int64_t col = 0; col < s.cols; ++col) {
+            const int64_t along = form.over == QTR_OVER_COLUMNS ? row : col;
+            const size_t at = static_cast<size_t>(row * s.stride + col);
+            if (along >= 512 || (form.over == QTR_OVER_COLUMNS && along >= 16)) s.values[at] += 1000;
+            if (dtype == QTR_F32) continue;
+            s.bits[at] = bf16_from_f32(s.values[at]);
+            s.values[at] = f32_from_bf16(s.bits[at]);
+          }
+        const Input x(s);
+        MomentsArgs args{sizeof(MomentsArgs), s.view(), form.over, form.group, nullptr, 0};
+        const auto part = [&](const Matrix& m) {  // without the first column
+          const char* data = static_cast<const char*>(m.data) + start * (dtype == QTR_F32 ? 4 : 2);
+          return Matrix{data, m.rows, form.cols, m.row_stride, dtype};
+        };
+        args.x = part(s.view());
+        args.out_count = moments_count(args);
+        std::vector<Moments> host(static_cast<size_t>(args.out_count)), device(host);
+        args.out = host.data();
+        compute_moments(args);
+        args.x = part(x.m);
+        args.device = kDevice;
+        args.out = device.data();
+        compute_moments(args);
+        for (size_t i = 0; i < host.size(); ++i) expect_moments(device[i], host[i]);
+      }
+}
+
+TEST_F(OnDevice, MomentsPassOverNan) {
+  cases::Sample s = cases::sample("normal", 2, 700, QTR_F32);
+  s.values[0] = s.values[698] = NAN;
+  s.values[3] = 50;
+  s.values[666] = -60;  // the same thread comes to a NaN after it
+  const Input x(s);
+  std::vector<Moments> m(2);
+  compute_moments({sizeof(MomentsArgs), x.m, QTR_OVER_ROWS, -1, m.data(), 2, kDevice});
+  EXPECT_TRUE(std::isnan(m[0].mean) && std::isnan(m[0].m2) && std::isnan(m[0].m4));
+  EXPECT_EQ(m[0].minimum, -60);
+  EXPECT_EQ(m[0].maximum, 50);
+  EXPECT_FALSE(std::isnan(m[1].m4));
 }
 
 TEST_F(OnDevice, Integral) {
@@ -139,36 +203,50 @@ TEST_F(OnDevice, Integral) {
 
 TEST_F(OnDevice, Packing) {
   std::mt19937 generator(5);
-  for (const Shape& shape : kShapes)
-    for (int bits = 1; bits <= 8; ++bits) {
-      SCOPED_TRACE(std::to_string(shape.cols) + " columns, " + std::to_string(bits) + " bits");
-      const int64_t stride = shape.cols + shape.padding, bytes = row_bytes(shape.cols, bits);
-      std::vector<uint8_t> codes(static_cast<size_t>(shape.rows * stride));
-      for (uint8_t& code : codes) code = static_cast<uint8_t>(generator() & ((1u << bits) - 1));
-      std::vector<uint8_t> packed(static_cast<size_t>(shape.rows * bytes));
-      pack({sizeof(PackArgs), codes.data(), shape.rows, shape.cols, stride, bits, packed.data(), bytes});
-      const DeviceArray<uint8_t> d_codes(codes), d_packed(packed.size()), d_back(codes);
-      pack({sizeof(PackArgs), d_codes.data(), shape.rows, shape.cols, stride, bits, d_packed.data(), bytes,
-            kDevice});
-      expect_same(d_packed.read(), packed);
-      unpack({sizeof(UnpackArgs), d_packed.data(), shape.rows, bytes, bits, d_back.data(), shape.cols, stride,
-              kDevice});
-      expect_same(d_back.read(), codes);
-    }
+  std::vector<Shape> shapes = kShapes;
+  // Whole blocks, the last of which are 256 codes alone; with strides that are multiples of 16, and not.
+  shapes.insert(shapes.end(), {{3, 512, 16}, {9, 768, 0}, {2, 1280, 8}, {2, 1024, 48}});
+  for (const Shape& shape : shapes)
+    for (int bits = 1; bits <= 8; ++bits)
+      for (const size_t start : {0, 1}) {  // of codes and packed rows, in bytes
+        if (start == 1 && shape.cols % 256 != 0) continue;
+        SCOPED_TRACE(std::to_string(shape.cols) + " columns, " + std::to_string(bits) + " bits, start " +
+                     std::to_string(start));
+        const int64_t stride = shape.cols + shape.padding, bytes = row_bytes(shape.cols, bits);
+        std::vector<uint8_t> codes(start + static_cast<size_t>(shape.rows * stride));
+        for (uint8_t& code : codes) code = static_cast<uint8_t>(generator() & ((1u << bits) - 1));
+        std::vector<uint8_t> packed(start + static_cast<size_t>(shape.rows * bytes), 0x5A);
+        pack({sizeof(PackArgs), codes.data() + start, shape.rows, shape.cols, stride, bits,
+              packed.data() + start, bytes});
+        const DeviceArray<uint8_t> d_codes(codes), d_packed(packed.size());
+        std::vector<uint8_t> back(codes.size(), 0xEE), unpacked = back;
+        const DeviceArray<uint8_t> d_back(back);
+        pack({sizeof(PackArgs), d_codes.data() + start, shape.rows, shape.cols, stride, bits,
+              d_packed.data() + start, bytes, kDevice});
+        expect_same(d_packed.read(), packed);
+        unpack({sizeof(UnpackArgs), packed.data() + start, shape.rows, bytes, bits, unpacked.data() + start,
+                shape.cols, stride});
+        unpack({sizeof(UnpackArgs), d_packed.data() + start, shape.rows, bytes, bits, d_back.data() + start,
+                shape.cols, stride, kDevice});
+        expect_same(d_back.read(), unpacked);
+      }
 }
 
 TEST_F(OnDevice, PackingNamesTheFirstCodeThatDoesNotFit) {
-  std::vector<uint8_t> codes(600, 3);
-  codes[301] = codes[500] = 9;
-  const DeviceArray<uint8_t> d_codes(codes), d_packed(static_cast<size_t>(2 * row_bytes(300, 3)));
-  const auto call = [&] {
-    pack({sizeof(PackArgs), d_codes.data(), 2, 300, 300, 3, d_packed.data(), row_bytes(300, 3), kDevice});
-  };
-  EXPECT_THROW(call(), InvalidArgument);
-  try {
-    call();
-  } catch (const InvalidArgument& e) {
-    EXPECT_STREQ(e.what(), "[pack] codes must fit into bits: got code=9, row=1, col=1, bits=3");
+  for (const int64_t cols : {300, 768}) {  // the second by whole blocks
+    std::vector<uint8_t> codes(static_cast<size_t>(2 * cols), 3);
+    for (const int64_t at : {cols + 1, 2 * cols - 9}) codes.at(static_cast<size_t>(at)) = 9;
+    const DeviceArray<uint8_t> d_codes(codes), d_packed(static_cast<size_t>(2 * row_bytes(cols, 3)));
+    const auto call = [&] {
+      pack(
+          {sizeof(PackArgs), d_codes.data(), 2, cols, cols, 3, d_packed.data(), row_bytes(cols, 3), kDevice});
+    };
+    EXPECT_THROW(call(), InvalidArgument);
+    try {
+      call();
+    } catch (const InvalidArgument& e) {
+      EXPECT_STREQ(e.what(), "[pack] codes must fit into bits: got code=9, row=1, col=1, bits=3");
+    }
   }
 }
 
@@ -205,6 +283,35 @@ TEST_F(OnDevice, Topk) {
         const DeviceArray<uint8_t> d_values(values.size());
         topk({sizeof(TopkArgs), host + 1, 1, k, QTR_KEY_ABS, 1, indices.data(), values.data(), nullptr});
         topk({sizeof(TopkArgs), device + 1, 1, k, QTR_KEY_ABS, 1, d_indices.data(), d_values.data(), nullptr,
+              kDevice});
+        expect_same(d_indices.read(), indices);
+        expect_same(d_values.read(), values);
+      }
+    }
+}
+
+// Where few elements are taken, a sample gives the key from which on they are gathered. Here it has the
+// largest ones, as many as it looks for, and so has too few candidates; and in the second matrix, it has none
+// of the large ones.
+TEST_F(OnDevice, TopkWhereASampleMisleads) {
+  for (DType dtype : {QTR_F32, QTR_BF16})
+    for (const bool has_largest : {true, false}) {
+      cases::Sample s = cases::sample("normal", 1, 40960, dtype);
+      for (size_t i = has_largest ? 0 : 128; i < 256; ++i) {
+        if (has_largest && i == 128) break;
+        s.values[i] *= 1024;
+        if (dtype == QTR_BF16) s.bits[i] = bf16_from_f32(s.values[i]);
+      }
+      const Input x(s);
+      const Matrix host = s.view();
+      for (int64_t k : {5, 200, 2560}) {
+        SCOPED_TRACE("k " + std::to_string(k));
+        std::vector<int64_t> indices(static_cast<size_t>(k));
+        std::vector<uint8_t> values(indices.size() * (dtype == QTR_F32 ? 4 : 2));
+        const DeviceArray<int64_t> d_indices(indices.size());
+        const DeviceArray<uint8_t> d_values(values.size());
+        topk({sizeof(TopkArgs), &host, 1, k, QTR_KEY_ABS, 0, indices.data(), values.data(), nullptr});
+        topk({sizeof(TopkArgs), &x.m, 1, k, QTR_KEY_ABS, 0, d_indices.data(), d_values.data(), nullptr,
               kDevice});
         expect_same(d_indices.read(), indices);
         expect_same(d_values.read(), values);
@@ -387,15 +494,127 @@ TEST_F(OnDevice, GridsByRows) {
       }
 }
 
+// Rows of whole blocks whose groups have a power of two numbers: fitted, encoded and packed at once.
+TEST_F(OnDevice, GridsByBlocks) {
+  const std::vector<std::string> kinds = {"normal", "tails", "zero",   "constant",
+                                          "ties",   "tiny",  "offset", "outlier"};
+  for (int64_t group : {16, 32, 64, 128, 256, 512})
+    for (DType dtype : cases::kDTypes)
+      for (int bits = 1; bits <= 8; ++bits) {
+        // Half of a warp's numbers are left at the end of a row; rows that begin at 16 bytes, and others.
+        const int64_t cols = group == 512 ? 1536 : 768, padding = bits % 3 == 0 ? 2 : bits % 3 == 1 ? 0 : 8;
+        std::string kind = kinds[static_cast<size_t>(bits - 1 + group / 16) % kinds.size()];
+        if (dtype == QTR_F16 && kind == "tails") kind = "normal";
+        SCOPED_TRACE(kind + ", bits " + std::to_string(bits) + ", group " + std::to_string(group));
+        const cases::Sample s = cases::sample(kind, 3, cols, dtype, padding);
+        const Input x(s);
+        const QuantizeArgs args =
+            grid_args(s.view(), bits, group, 1, bits % 2 == 0, QTR_MINMAX, group == 64 && bits % 2 == 1);
+        expect_grid(args, x.m, on_host(args));
+        if (group > 64 || bits % 2 == 0) continue;
+        const QuantizeArgs shrunk = grid_args(s.view(), bits, group, 1, false, QTR_MSE, false);
+        expect_grid(shrunk, x.m, on_host(shrunk));
+      }
+}
+
+// The squares of such errors are infinite: no shrunk range is better than the whole one.
+TEST_F(OnDevice, GridsOfHugeNumbers) {
+  const cases::Sample s = cases::sample("huge", 2, 256, QTR_F32);
+  const Input x(s);
+  for (int64_t group : {32, 50}) {
+    const QuantizeArgs args = grid_args(s.view(), 2, group, 1, false, QTR_MSE, false);
+    expect_grid(args, x.m, on_host(args));
+  }
+}
+
+// The best range is far from the whole one, or no other is worth a look.
+TEST_F(OnDevice, GridsOfLeastSquaredError) {
+  for (const char* kind : {"normal", "tails", "outlier"})
+    for (int bits : {1, 2, 3, 6})
+      for (int64_t group : {1, 16, 33, 64}) {
+        SCOPED_TRACE(std::string(kind) + ", bits " + std::to_string(bits) + ", group " +
+                     std::to_string(group));
+        const cases::Sample s = cases::sample(kind, 3, 256, QTR_F32, 0, static_cast<unsigned>(bits));
+        const Input x(s);
+        for (const bool sym : {false, true}) {
+          const QuantizeArgs args = grid_args(s.view(), bits, group, 1, sym, QTR_MSE, false);
+          expect_grid(args, x.m, on_host(args));
+        }
+      }
+}
+
 TEST_F(OnDevice, GridsByColumns) {
   const cases::Sample s = cases::sample("tails", 24, 96, QTR_F32);
   const Input x(s);
   for (int bits : {2, 3, 8})
-    for (int64_t group : {int64_t{-1}, int64_t{8}, int64_t{36}})
+    for (int64_t group : {int64_t{-1}, int64_t{8}, int64_t{9}, int64_t{36}})  // with 9, 256 columns
       for (const qtr_grid_solver solver : {QTR_MINMAX, QTR_MSE, QTR_HQQ}) {
         const QuantizeArgs args = grid_args(s.view(), bits, group, 0, false, solver, false);
         expect_grid(args, x.m, on_host(args));
       }
+}
+
+// Every width of codes, with groups that are read at once and others that are not, rows that come in fours
+// and others, and memory that is aligned and not.
+TEST_F(OnDevice, Dequantize) {
+  std::mt19937 generator(9);
+  struct Form {
+    int64_t rows, cols, group;
+    int axis;
+    int64_t padding, start;
+  };
+  for (const Form& form : {Form{5, 256, 64, 1, 0, 0},
+                           {8, 512, -1, 1, 8, 0},
+                           {3, 768, 12, 1, 0, 0},
+                           {2, 512, 24, 1, 16, 1},
+                           {4, 512, 5, 1, 0, 0},
+                           {3, 300, 64, 1, 2, 0},
+                           {24, 256, 8, 0, 0, 0},
+                           {6, 128, 3, 0, 0, 0},
+                           {5, 512, -1, 0, 0, 0},
+                           {24, 256, 8, 0, 0, 1}})
+    for (int bits = 1; bits <= 8; ++bits)
+      for (DType dtype : cases::kDTypes)
+        for (const bool sym : {false, true}) {
+          SCOPED_TRACE(std::to_string(form.rows) + "x" + std::to_string(form.cols) + ", group " +
+                       std::to_string(form.group) + ", axis " + std::to_string(form.axis) + ", bits " +
+                       std::to_string(bits));
+          const int64_t groups = group_count(form.rows, form.cols, form.group, form.axis);
+          const int64_t view_rows = form.axis == 1 ? form.rows : form.group == -1 ? form.rows : form.group;
+          const int64_t view_cols = form.rows * form.cols / view_rows;
+          std::vector<uint8_t> codes(static_cast<size_t>(view_rows * row_bytes(view_cols, bits)));
+          for (uint8_t& byte : codes) byte = static_cast<uint8_t>(generator());
+          // Of a 16-bit dtype some results are infinite, some subnormal.
+          const DType of_lines = sym ? QTR_F16 : QTR_F32;
+          cases::Sample scale = cases::sample("tails", 1, groups, QTR_F32);
+          const cases::Sample zero = cases::sample("normal", 1, groups, of_lines, 0, 1);
+          const cases::Sample steps =
+              of_lines == QTR_F32 ? scale : cases::sample("normal", 1, groups, QTR_F16, 0, 2);
+          const Input d_scale(steps), d_zero(zero);
+          const DeviceArray<uint8_t> d_codes(codes);
+          const int64_t stride = form.cols + form.padding;
+          const size_t size = dtype == QTR_F32 ? 4 : 2;
+          std::vector<uint8_t> dense((static_cast<size_t>(form.rows * stride + form.start)) * size, 0x77);
+          const DeviceArray<uint8_t> d_dense(dense);
+          DequantizeArgs args{};
+          args.struct_size = sizeof(args);
+          args.codes_size = static_cast<int64_t>(codes.size());
+          args.bits = bits;
+          args.group_size = form.group;
+          args.axis = form.axis;
+          const auto with = [&](const uint8_t* c, const Matrix& s, const Matrix& z, uint8_t* out,
+                                Device device) {
+            args.codes = c;
+            args.scale = s;
+            args.zero = sym ? Matrix{nullptr, 1, groups, groups, of_lines} : z;
+            args.out = {out + static_cast<size_t>(form.start) * size, form.rows, form.cols, stride, dtype};
+            args.device = device;
+            dequantize(args);
+          };
+          with(codes.data(), steps.view(), zero.view(), dense.data(), Device{});
+          with(d_codes.data(), d_scale.m, d_zero.m, d_dense.data(), kDevice);
+          expect_same(d_dense.read(), dense);
+        }
 }
 
 TEST_F(OnDevice, GridsWithWeightsLeftOut) {
@@ -447,9 +666,10 @@ TEST_F(OnDevice, CodesOnGivenGrids) {
 }
 
 TEST_F(OnDevice, GridsRefuseWhatIsNotFinite) {
-  for (int64_t group : {64, 50}) {
+  for (const auto& [group, value, shown] :
+       {std::tuple{64, INFINITY, "inf"}, {64, -INFINITY, "-inf"}, {64, NAN, "nan"}, {50, INFINITY, "inf"}}) {
     cases::Sample s = cases::sample("normal", 4, 256, QTR_F32);
-    s.values[2 * 256 + 70] = INFINITY;
+    s.values[2 * 256 + 70] = value;
     const Input x(s);
     const DeviceArray<uint8_t> codes(static_cast<size_t>(4 * row_bytes(256, 4)));
     QuantizeArgs args = grid_args(x.m, 4, group, 1, false, QTR_MINMAX, false);
@@ -462,7 +682,30 @@ TEST_F(OnDevice, GridsRefuseWhatIsNotFinite) {
       quantize(args);
       ADD_FAILURE() << "infinity was taken";
     } catch (const InvalidArgument& e) {
-      EXPECT_STREQ(e.what(), "[quantize] w must be finite: got value=inf, row=2, col=70");
+      EXPECT_EQ(e.what(), std::string("[quantize] w must be finite: got value=") + shown + ", row=2, col=70");
+    }
+  }
+}
+
+TEST_F(OnDevice, GridsRefuseRangesThatAreNotFinite) {
+  for (int64_t group : {64, 50}) {
+    cases::Sample s = cases::sample("normal", 4, 256, QTR_F32);
+    s.values[2 * 256 + 3] = 3e38f;
+    s.values[2 * 256 + 4] = -3e38f;
+    const Input x(s);
+    const DeviceArray<uint8_t> codes(static_cast<size_t>(4 * row_bytes(256, 4)));
+    QuantizeArgs args = grid_args(x.m, 4, group, 1, false, QTR_MINMAX, false);
+    const DeviceArray<float> scale(static_cast<size_t>(args.groups)), zero(static_cast<size_t>(args.groups));
+    args.codes = codes.data();
+    args.scale = scale.data();
+    args.zero = zero.data();
+    args.device = kDevice;
+    try {
+      quantize(args);
+      ADD_FAILURE() << "an infinite range was taken";
+    } catch (const InvalidArgument& e) {
+      EXPECT_EQ(e.what(), "[quantize] the range of a group must be finite in float32: got group=" +
+                              std::to_string(group == 64 ? 8 : 12));
     }
   }
 }

@@ -325,6 +325,13 @@ inline int __any_sync(unsigned mask, int vote) {
   return __ballot_sync(mask, vote) != 0;
 }
 
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selectors) {
+  const uint64_t bytes = x | static_cast<uint64_t>(y) << 32;
+  unsigned chosen = 0;
+  for (int i = 0; i < 4; ++i)
+    chosen |= static_cast<unsigned>(bytes >> (selectors >> (4 * i) & 7) * 8 & 255) << (8 * i);
+  return chosen;
+}
 inline int __popc(unsigned x) {
   return std::popcount(x);
 }
