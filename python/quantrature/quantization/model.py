@@ -27,7 +27,7 @@ from ..packed import MatrixSpec, QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..plan.nearest import did_you_mean
 from ..progress import progress as progress_bar
-from ..text import DEFAULT_SEQLEN, token_windows
+from ..text import DEFAULT_SEQLEN, CalibrationText
 from .sequential import Calibrated, calibrate, units
 from .state import BlockState
 
@@ -125,9 +125,8 @@ def quantize(
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
             raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
         wanted = text_settings(plan, nsamples)
-        windows = token_windows(
-            calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
-        )
+        text = CalibrationText(calibration, tokenizer, wanted["nsamples"], seqlen, seed, bos, text_column)
+        windows = text.windows(model, wanted["longest"])
         state = None if resume_folder is None else BlockState(Path(resume_folder), resume)
         found = _calibrated(
             model,
