@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "common/half.hpp"
+#include "common/host_device.hpp"
 
-namespace quantrature::cuda {
+namespace quantrature {
 
 // Rows of fewer codes than this are measured in 32 bits, of which a device divides several times as fast.
 constexpr int64_t kNarrowRow = int64_t{1} << 28;
@@ -65,4 +65,4 @@ QUANTRATURE_INLINE int code_at(const uint8_t* row, int bits, int64_t cols, int64
   return code_at_as(row, bits, cols, j);
 }
 
-}  // namespace quantrature::cuda
+}  // namespace quantrature
