@@ -1,4 +1,4 @@
-"""Sphinx: python -m sphinx -W -b html docs docs/_build."""
+"""Sphinx: python -m sphinx -W -b html docs build/docs."""
 
 import re
 import sys
@@ -12,8 +12,9 @@ import quantrature  # noqa: E402
 project = "quantrature"
 author = "the authors of quantrature"
 release = quantrature.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "every_header"]
-myst_enable_extensions = ["dollarmath"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions += ["every_header", "every_verb"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
