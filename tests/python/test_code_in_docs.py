@@ -1,7 +1,7 @@
 """The Python, shell and JSON blocks of README.md and of the documentation run, page by page, in order.
 
-Each page has a temporary folder with the names that the pages use: ``my-model`` is the model of ``quantrature demo``,
-``calibration.txt`` and ``eval.txt`` are short texts. A block that cannot run here has a comment before it, which readers
+Each page has a temporary folder with the names that the pages use: ``my-model`` has two of the six layers of the model
+of ``quantrature demo``, ``calibration.txt`` and ``eval.txt`` are short texts. A block that cannot run here has a comment before it, which readers
 do not see: ``<!-- skip: next "the reason" -->``.
 """
 
@@ -32,7 +32,8 @@ WITHOUT_SKIPS = 30
 
 SHOWN = {"text", "toml"}
 """Languages of blocks that are there to be read: what commands print, and settings."""
-WINDOWS = {"calibration": 4, "evaluation": 8}
+LAYERS = 2
+CHARACTERS = {"calibration": 2000, "evaluation": 4000}
 
 
 def run_shell(example):
@@ -77,11 +78,17 @@ def files(tmp_path_factory):
     """The folder whose content every page finds."""
     from quantrature.demo import text
     from quantrature.demo.tour import MODEL
+    from quantrature.models import load_model, load_tokenizer
 
     folder = tmp_path_factory.mktemp("files")
-    shutil.copytree(MODEL, folder / "my-model")
-    (folder / "calibration.txt").write_text(text.calibration_text()[: 1000 * WINDOWS["calibration"]])
-    (folder / "eval.txt").write_text(text.evaluation_text()[: 1000 * WINDOWS["evaluation"]])
+    model = load_model(MODEL)
+    model.model.layers = model.model.layers[:LAYERS]
+    model.config.num_hidden_layers = LAYERS
+    model.config.layer_types = None
+    model.save_pretrained(folder / "my-model")
+    load_tokenizer(MODEL).save_pretrained(folder / "my-model")
+    (folder / "calibration.txt").write_text(text.calibration_text()[: CHARACTERS["calibration"]])
+    (folder / "eval.txt").write_text(text.evaluation_text()[: CHARACTERS["evaluation"]])
     return folder
 
 

@@ -21,10 +21,13 @@ PUBLIC = (
 )
 
 
-@pytest.mark.parametrize("kind", ["host", "metric", "strategy"])
-def test_every_method_has_a_page_and_every_page_a_method(kind):
-    names = {"host": METHODS, "metric": METRICS, "strategy": STRATEGIES}[kind]
-    pages = {path.stem: path for path in (DOCS / "methods" / kind).glob("*.md")}
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [("howto/methods", METHODS), ("concepts/metrics", METRICS), ("concepts/strategies", STRATEGIES)],
+    ids=["methods", "metrics", "strategies"],
+)
+def test_every_method_has_a_page_and_every_page_a_method(folder, names):
+    pages = {path.stem: path for path in (DOCS / folder).glob("*.md") if path.stem != "index"}
     assert set(pages) == set(names)
     for name, path in pages.items():
         title = path.read_text().splitlines()[0]
@@ -55,7 +58,7 @@ def test_the_package_itself():
     for name in quantrature.__all__:
         assert inspect.getdoc(getattr(quantrature, name)), name
     for name in PUBLIC:
-        assert f"quantrature.{name}" in (DOCS / "api" / "python.md").read_text()
+        assert f"quantrature.{name}" in (DOCS / "reference" / "python.md").read_text()
 
 
 def test_every_argument_struct_has_a_header_with_its_contract():
