@@ -41,13 +41,16 @@ def run_shell(example):
     for line in example.parsed.replace("\\\n", " ").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        if line.startswith("quantrature ") and not re.search(r"[|<>;&$]", line.partition("#")[0]):
+        command, _, file = line.partition(" > ")
+        if line.startswith("quantrature ") and not re.search(r"[|<>;&$]", command.partition("#")[0]):
             from quantrature.cli import main
 
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                status = main(shlex.split(line, comments=True)[1:])
+                status = main(shlex.split(command, comments=True)[1:])
             assert status == 0, f"{line}\n{out.getvalue()}{err.getvalue()}"
+            if file:
+                Path(file.strip()).write_text(out.getvalue())
         else:
             done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], capture_output=True, text=True)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
