@@ -70,30 +70,35 @@ def table(parameters: list[Any]) -> nodes.table:
     return nodes.table("", group)
 
 
+def sections() -> list[nodes.section]:
+    """A section for each verb, in the order of ``quantrature --help``: its help, and a table for each panel."""
+    import typer.main
+
+    from quantrature.cli import VERBS, app
+
+    program = typer.main.get_command(app)
+    found = []
+    for verb in VERBS:
+        command = program.commands[verb]  # type: ignore[attr-defined]
+        title = f"quantrature {verb}"
+        section = nodes.section(ids=[nodes.make_id(title)], names=[title])
+        section += nodes.title(text=title)
+        usage = [f"{title} [OPTIONS]", *(names_of(p)[0] for p in panels(command).get("Arguments", []))]
+        section += nodes.literal_block(text=" ".join(usage), language="text")
+        for text in re.split(r"\n\s*\n", command.help or ""):
+            section += nodes.paragraph(text=" ".join(text.split()))
+        for panel, parameters in panels(command).items():
+            section += [nodes.rubric(text=panel), table(parameters)]
+        found.append(section)
+    return found
+
+
 class EveryVerb(Directive):
-    """A section for each verb: its help, and a table for each panel of parameters."""
+    """The sections of all verbs."""
 
     def run(self) -> list[nodes.Node]:
-        """Sections in the order of ``quantrature --help``."""
-        import typer.main
-
-        from quantrature.cli import VERBS, app
-
-        program = typer.main.get_command(app)
-        sections: list[nodes.Node] = []
-        for verb in VERBS:
-            command = program.commands[verb]  # type: ignore[attr-defined]
-            title = f"quantrature {verb}"
-            section = nodes.section(ids=[nodes.make_id(title)], names=[title])
-            section += nodes.title(text=title)
-            usage = [f"{title} [OPTIONS]", *(names_of(p)[0] for p in panels(command).get("Arguments", []))]
-            section += nodes.literal_block(text=" ".join(usage), language="text")
-            for text in re.split(r"\n\s*\n", command.help or ""):
-                section += nodes.paragraph(text=" ".join(text.split()))
-            for panel, parameters in panels(command).items():
-                section += [nodes.rubric(text=panel), table(parameters)]
-            sections.append(section)
-        return sections
+        """Make the sections."""
+        return list(sections())
 
 
 def setup(app):  # noqa: D103
