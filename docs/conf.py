@@ -17,6 +17,7 @@ extensions += ["every_header", "every_verb"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+smartquotes = False  # which would make dashes of the hyphens of options
 html_theme = "furo"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
