@@ -1,8 +1,8 @@
 """The Python, shell and JSON blocks of README.md and of the documentation run, page by page, in order.
 
 Each page has a temporary folder with the names that the pages use: ``my-model`` has two of the six layers of the model
-of ``quantrature demo``, ``calibration.txt`` and ``eval.txt`` are short texts. A block that cannot run here has a comment
-before it, which readers do not see: ``<!-- skip: next "the reason" -->``.
+of ``quantrature demo``, ``calibration.txt`` and ``eval.txt`` are short texts. A block that cannot run here has a
+comment before it, which readers do not see: ``<!-- skip: next "the reason" -->``.
 """
 
 import contextlib
