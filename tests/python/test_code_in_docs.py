@@ -27,7 +27,7 @@ from sybil.parsers.myst import CodeBlockParser, SkipParser  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITHOUT_SKIPS = 30
+WITHOUT_SKIPS = 80
 """At least so many shell and Python blocks run: a mistake in the parsers must not skip them all."""
 
 SHOWN = {"text"}

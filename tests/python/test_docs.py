@@ -80,6 +80,13 @@ def test_every_argument_struct_has_a_header_with_its_contract():
         assert header == "packing.hpp" or re.search(r"NaN|finite", said), header
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))], ids=str)
+def test_links_within_the_repository_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
 def tables(page):
     """The rows of the tables of a page by the heading above them: the names in the first cell, and the other cells."""
     found = {}
