@@ -254,7 +254,8 @@ def test_bad_arguments(arguments, complaint):
     model = sharp_model()
     if "plan" in arguments:
         names = [linear.name for linear in models.find_linears(model)]
-        arguments = arguments | {"plan": Plan.uniform(names, PlanEntry(**{"bits": 2, **arguments["plan"]}))}
+        entry = PlanEntry(**{"bits": 2, **arguments["plan"]})
+        arguments = arguments | {"plan": Plan.uniform(names, entry), "group_size": 64}
     with pytest.raises(InvalidArgumentError, match=complaint):
         qtr.requant(model, TOKENS, **{**HOST, **arguments})
     with pytest.raises(InvalidArgumentError, match=r"^\[requant\] "):

@@ -244,6 +244,15 @@ def plan_for(
         raise InvalidArgumentError(f"[{caller}] model must not be quantized already")
     if (bits is None) == (plan is None):
         raise InvalidArgumentError(f"[{caller}] either bits or plan must be given, not both")
+    if plan is not None:
+        _refuse_beside_plan(
+            caller,
+            group_size=group_size,
+            method=method,
+            sym=sym,
+            meta_bits=meta_bits,
+            outlier_fraction=outlier_fraction,
+        )
     if plan is not None and ignore:
         raise InvalidArgumentError(f"[{caller}] ignore does not go with a plan: take the entries out of the plan")
     if plan is None:
@@ -287,6 +296,15 @@ def plan_for(
     if embedding_bits is not None:
         made = _with_embeddings(made, linears, entry, embedding_bits, caller)
     return linears, made
+
+
+def _refuse_beside_plan(caller: str, **given: Any) -> None:
+    """Refuse settings of all matrices beside a plan, whose entries have them; they would be passed over."""
+    for name, value in given.items():
+        if value != inspect.signature(quantize).parameters[name].default:
+            raise InvalidArgumentError(
+                f"[{caller}] {name} does not go with a plan, whose entries have their own: got {name}={value!r}"
+            )
 
 
 def _check_options(method: str, options: Mapping[str, Any], caller: str) -> None:
