@@ -1,9 +1,9 @@
-"""The host methods side by side, each alone and with ReQuant, and llama.cpp's K-quants: quality, bits and time.
+"""The methods side by side, each alone and with ReQuant, and llama.cpp's K-quants: quality, bits and time.
 
-    python bench/hosts.py MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--hosts rtn,hqq,...]
+    python bench/methods.py MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--methods rtn,hqq,...]
         [--work FOLDER] [--output bench/results]
 
-Every method that is registered takes part; ReQuant at the settings of arXiv 2503.01901 for the hosts it has. Perplexity
+Every method that is registered takes part; ReQuant at the settings of arXiv 2503.01901 for the methods it has. Perplexity
 and mean divergence from the original are on the text, bits are all that is stored. With --work every row is kept there
 and not measured again. Rows of llama.cpp are its images of the same matrices in the same model; without the packages
 ``gguf`` and ``llama_cpp`` they are left out, and the table says so.
@@ -41,10 +41,10 @@ ALONE: dict[str, dict[str, Any]] = {
     "squeezellm": {"group_size": -1},
     "qtip": {"group_size": -1},
 }
-"""Hosts in the order of the table, and their grids."""
+"""Methods in the order of the table, and their grids."""
 
 SPLIT: dict[str, dict[str, Any]] = {"squeezellm": {"outlier_fraction": 0.0045, "sensitive": 0.0005}}
-"""Shares that hosts keep by rules of their own, for comparison with ReQuant: the paper's."""
+"""Shares that methods keep by rules of their own, for comparison with ReQuant: the paper's."""
 
 REQUANT: dict[str, dict[str, Any]] = {
     "rtn": {"group_size": 256, "outlier_fraction": 0.0025, "significant_fraction": 0},
@@ -77,7 +77,7 @@ def arguments(description: str, bits: str) -> argparse.ArgumentParser:
 def parse_arguments() -> argparse.Namespace:
     parser = arguments(__doc__.splitlines()[0], "2,3,4")
     parser.add_argument("--requant-nsamples", type=int, default=32, help="windows of calibration text for ReQuant")
-    parser.add_argument("--hosts", default=",".join(ALONE))
+    parser.add_argument("--methods", default=",".join(ALONE))
     return parser.parse_args()
 
 
@@ -119,7 +119,7 @@ class Bench:
             with self.work.open("a") as file:
                 file.write(json.dumps(self.rows[name]) + "\n")
 
-    def host(
+    def method(
         self, method: str, bits: int, windows: torch.Tensor, **settings: Any
     ) -> Callable[[Any], tuple[float, float]]:
         """The method alone, on so much calibration text."""
@@ -202,9 +202,9 @@ def write(bench: Bench) -> None:
     """The table as far as it has come."""
     bench.write(
         "Host methods",
-        "hosts",
+        "methods",
         "method",
-        f"hosts calibrated on {len(bench.windows)} windows, block by block, under ReQuant on "
+        f"methods calibrated on {len(bench.windows)} windows, block by block, under ReQuant on "
         f"{bench.options.requant_nsamples}, as in the rows that say so. By bits, then by divergence; seconds are of "
         "quantizing, processor time over all threads.",
         sorted(bench.rows.values(), key=lambda row: (row["bits"], row["divergence"])),
@@ -245,27 +245,27 @@ def by_ggml(kind: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
 def main() -> None:
     options = parse_arguments()
     bench = Bench(options)
-    hosts = [name for name in options.hosts.split(",") if name in METHODS]
+    methods = [name for name in options.methods.split(",") if name in METHODS]
     for bits in map(int, options.bits.split(",")):
-        for host in hosts:
-            name = f"{host}, {bits} bits, g{ALONE[host]['group_size']}"
-            bench.row(name, bits, bench.host(host, bits, bench.windows))
-            if METHODS[host].needs:
+        for method in methods:
+            name = f"{method}, {bits} bits, g{ALONE[method]['group_size']}"
+            bench.row(name, bits, bench.method(method, bits, bench.windows))
+            if METHODS[method].needs:
                 few = bench.windows[: options.requant_nsamples]
-                bench.row(f"{name}, {len(few)} windows", bits, bench.host(host, bits, few))
-                if host in SPLIT:
-                    kept = " + ".join(f"{100 * share:g}" for share in SPLIT[host].values())
+                bench.row(f"{name}, {len(few)} windows", bits, bench.method(method, bits, few))
+                if method in SPLIT:
+                    kept = " + ".join(f"{100 * share:g}" for share in SPLIT[method].values())
                     for windows, note in ((few, f", {len(few)} windows"), (bench.windows, "")):
-                        own = bench.host(host, bits, windows, **SPLIT[host])
+                        own = bench.method(method, bits, windows, **SPLIT[method])
                         bench.row(f"{name}, its own {kept} %{note}", bits, own)
         if have_ggml() and bits in KQUANTS:
             bench.row(f"llama.cpp {KQUANTS[bits].lower()}", bits, bench.kquant(KQUANTS[bits]))
     for bits in map(int, options.bits.split(",")):
-        for host in hosts:
-            kept = REQUANT[host]
+        for method in methods:
+            kept = REQUANT[method]
             shares = f"{100 * kept['outlier_fraction']:g} + {100 * kept['significant_fraction']:g} %"
-            name = f"{host}, {bits} bits, g{kept['group_size']}, ReQuant {shares}"
-            bench.row(name, bits, bench.requant(host, bits))
+            name = f"{method}, {bits} bits, g{kept['group_size']}, ReQuant {shares}"
+            bench.row(name, bits, bench.requant(method, bits))
     write(bench)
 
 
