@@ -6,8 +6,8 @@
 First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the paper, each in a process of its own.
 
 Then for each method and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
-positions. At the bytes of "both", as stored: the method with smaller groups, with 16-bit and with 8-bit scales and zeros;
-and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order; all left
+positions. At the bytes of "both", as stored: the method with smaller groups, with 16-bit and with 8-bit scales and
+zeros; and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order; all left
 out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence from the
 original are on the other one. What was measured lies in the work folder, where a run that was cut short goes on.
 """
@@ -41,8 +41,8 @@ from quantrature.models.running import not_training
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
 from quantrature.plan.option import stored_bytes
-from quantrature.requantization._requant import greedy_counts
 from quantrature.requantization.outliers import split
+from quantrature.requantization.selection import Quantizer, greedy_counts
 from quantrature.text import token_windows
 
 FINER = {None: (32, 36, 43, 48, 52, 56), 8: (12, 16, 20, 22, 24, 26, 28, 32)}
@@ -217,10 +217,8 @@ class Bench:
 
         def greedily() -> dict[str, torch.Tensor]:
             mean_pqi = {matrix["name"]: matrix["mean_pqi"] for matrix in record["modules"]}
-            entries = dict.fromkeys(mean_pqi, entry)
-            return self.outliers(
-                greedy_counts(self.linears, homes_of(self.linears), entries, mean_pqi, sum(counts), 0.05)
-            )
+            quantizer = Quantizer(self.linears, homes_of(self.linears), dict.fromkeys(mean_pqi, entry), {})
+            return self.outliers(greedy_counts(quantizer, mean_pqi, sum(counts), 0.05))
 
         add("nothing kept", lambda: stage(before, None))
         add("+ outliers, by temperature", lambda: stage(after, self.outliers(counts)))

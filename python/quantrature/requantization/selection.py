@@ -74,7 +74,7 @@ def select(
     """Give each matrix its outliers; the stored forms with them are then in place."""
     budget, _ = exact.counts(matrices.weights)
     if exact.selection == "greedy":
-        counts = _greedily(quantizer, mean_pqi, budget, exact.max_outlier_fraction)
+        counts = greedy_counts(quantizer, mean_pqi, budget, exact.max_outlier_fraction)
         matrices.stored = quantizer.all(counts)
         return Selected(counts)
     sizes = [linear.numel for linear in matrices.linears]
@@ -98,7 +98,7 @@ def select(
     return Selected(best[0], best[1].temperature, tuple(trials))
 
 
-def _greedily(quantizer: Quantizer, mean_pqi: Mapping[str, float], budget: int, largest_share: float) -> list[int]:
+def greedy_counts(quantizer: Quantizer, mean_pqi: Mapping[str, float], budget: int, largest_share: float) -> list[int]:
     """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
     errors = []
     for linear in quantizer.linears:
