@@ -4,9 +4,9 @@
         [--work FOLDER] [--output bench/results]
 
 Every method that is registered takes part; ReQuant at the settings of arXiv 2503.01901 for the methods it has.
-Perplexity and mean divergence from the original are on the text, bits are all that is stored. With --work every row is kept there
-and not measured again. Rows of llama.cpp are its images of the same matrices in the same model; without the packages
-``gguf`` and ``llama_cpp`` they are left out, and the table says so.
+Perplexity and mean divergence from the original are on the text, bits are all that is stored. With --work every row
+is kept there and not measured again. Rows of llama.cpp are its images of the same matrices in the same model; without
+the packages ``gguf`` and ``llama_cpp`` they are left out, and the table says so.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the pap
 
 Then for each method and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
 positions. At the bytes of "both", as stored: the method with smaller groups, with 16-bit and with 8-bit scales and
-zeros; and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order; all left
-out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence from the
-original are on the other one. What was measured lies in the work folder, where a run that was cut short goes on.
+zeros; and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order;
+all left out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence
+from the original are on the other one. What was measured lies in the work folder, where a run that was cut short goes
+on.
 """
 
 from __future__ import annotations
