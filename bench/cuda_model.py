@@ -26,8 +26,8 @@ from cuda import ROOT, Timer, step_row
 
 import quantrature as qtr
 from quantrature import models
+from quantrature.analysis.objective import Loss, mean_over
 from quantrature.demo.text import evaluation_text
-from quantrature.models.gradients import mean_nll
 from quantrature.text import token_windows
 
 PROMPT, GENERATED = 16, 64
@@ -73,7 +73,7 @@ class Machine:
 
 def analysis_row(machine: Machine, model: Any, windows: torch.Tensor) -> dict[str, Any]:
     """The analysis with its own metrics and nodes."""
-    mean_nll(model, windows[:1], 1)  # what a first pass brings up is no part of it
+    mean_over(Loss(), model, windows[:1], 1)  # what a first pass brings up is no part of it
     found, seconds, peak = machine.timed(lambda: qtr.analyze(model, windows, progress=False))
     proof = found.proofs[0]
     print(f"  analysis: {seconds:.2f} s, {proof.predicted_loss_change:.5f} predicted", flush=True)
@@ -112,7 +112,7 @@ def model_row(machine: Machine, name: str, model: Any, windows: torch.Tensor) ->
     generate()
     runs = [machine.timed(generate) for _ in range(3)]
     seconds = statistics.median(seconds for _, seconds, _ in runs)
-    loss, loss_seconds, loss_peak = machine.timed(lambda: mean_nll(subject, windows, 1))
+    loss, loss_seconds, loss_peak = machine.timed(lambda: mean_over(Loss(), subject, windows, 1))
     print(f"  {name}: {GENERATED / seconds:.1f} tokens/s, loss {loss:.5f}", flush=True)
     return {
         "name": name,

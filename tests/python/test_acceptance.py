@@ -9,11 +9,11 @@ import torch
 import quantrature as qtr
 from quantrature import analysis, models, ops
 from quantrature.analysis.integral import integrate
+from quantrature.analysis.objective import Loss, mean_over
 from quantrature.analysis.path import Moved, WeightPath
 from quantrature.demo.text import calibration_text
 from quantrature.demo.tour import MODEL
 from quantrature.methods import image_of, quantize_matrix
-from quantrature.models.gradients import mean_nll
 from quantrature.models.running import not_training
 from quantrature.plan import PlanEntry
 from quantrature.requantization import KeptWeights, Requantization, Stage
@@ -38,7 +38,7 @@ def way(windows):
             @staticmethod
             def loss(t):
                 path.move_to(t)
-                return mean_nll(model, windows, 8)
+                return mean_over(Loss(), model, windows, 8)
 
             @staticmethod
             @functools.cache
@@ -121,9 +121,9 @@ def test_the_order_of_the_ablation(windows, way):
         stored = quantize_matrix(linear.name, linear.weight, ENTRY, places)
         moved.append(Moved(linear, lambda stored=stored: stored.dequantize("float32")))
     with not_training(model), WeightPath(model, moved) as path:
-        before = mean_nll(model, windows, 8)
+        before = mean_over(Loss(), model, windows, 8)
         path.move_to(1)
-        assert mean_nll(model, windows, 8) - before == pytest.approx(nothing, rel=0.1)
+        assert mean_over(Loss(), model, windows, 8) - before == pytest.approx(nothing, rel=0.1)
 
 
 def test_a_second_step_is_enough(windows):

@@ -79,7 +79,7 @@ class Source:
         grid: of the analysis; what the matrices' errors and bytes belong to.
         group_size: of the analysis.
         weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
-        about: fingerprints, and where the text had BOS, for plan.json.
+        about: fingerprints, what the analysis integrated, and where the text had BOS, for plan.json.
         measured: outcomes found so far by matrix, grid and setting, for the next plan from the same source.
     """
 
@@ -177,7 +177,7 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
         Grid(solver_of(method), bool(found.settings["sym"])),
         int(found.settings["group_size"]),
         reader,
-        {"model": found.model, "calibration": found.calibration, **_bos(found)},
+        {"model": found.model, "calibration": found.calibration, "predicts": found.objective, **_bos(found)},
     )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from .._C import InvalidArgumentError
+from ..analysis.objective import check_objective, mean_over, objective_of
 from ..analysis.path import Moved, WeightPath, homes_of
 from ..analysis.sensitivity import Sensitivity
 from ..methods import image_of
 from ..models import find_linears
-from ..models.gradients import mean_nll
 from ..models.running import not_training
 from ..plan import Plan
 from ..plan.fusion import fusion_groups
@@ -68,6 +68,7 @@ def measured_loss_changes(
     tokens: Any,
     plans: Sequence[Plan],
     *,
+    objective: str = "nll",
     tokenizer: Any = None,
     seqlen: int | None = None,
     nsamples: int | None = None,
@@ -83,12 +84,14 @@ def measured_loss_changes(
         model: causal language model from transformers.
         tokens, tokenizer, seqlen, nsamples, seed, bos, text_column: text, as in :func:`quantrature.text.token_windows`.
         plans: each for this model.
+        objective: what is measured, as in :func:`quantrature.analyze`.
         batch_size: windows of one forward pass.
         progress: show a bar; ``None`` for when stderr is a terminal.
 
     Raises:
         InvalidArgumentError: for a plan with a matrix that the model does not have.
     """
+    check_objective(objective, "measured_loss_changes")
     linears = find_linears(model, experts=False)
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
@@ -98,7 +101,8 @@ def measured_loss_changes(
     changes: list[float] = []
     homes = homes_of(linears)
     with not_training(model), progress_bar("measuring plans", len(plans) + 1, progress) as bar:
-        before = mean_nll(model, windows, batch_size)
+        measured = objective_of(objective, model, windows, batch_size)
+        before = 0.0 if objective == "kl" else mean_over(measured, model, windows, batch_size)
         bar.advance()
         for plan in plans:
             moved = [
@@ -110,7 +114,7 @@ def measured_loss_changes(
             ]
             with WeightPath(model, moved) as path:
                 path.move_to(1)
-                changes.append(mean_nll(model, windows, batch_size) - before)
+                changes.append(mean_over(measured, model, windows, batch_size) - before)
             bar.advance()
     return changes
 
@@ -167,5 +171,7 @@ def validate(
         progress: show a bar; ``None`` for when stderr is a terminal.
     """
     plans = random_plans(sensitivity, count, bits, seed)
-    measured = measured_loss_changes(model, tokens, plans, batch_size=batch_size, progress=progress)
+    measured = measured_loss_changes(
+        model, tokens, plans, objective=sensitivity.objective, batch_size=batch_size, progress=progress
+    )
     return Validation(tuple(plan.predicted_loss_change or 0.0 for plan in plans), tuple(measured))

@@ -3,12 +3,14 @@
 from ._analyze import analyze
 from .integral import ABS_MODES, Integral, integrate
 from .metrics import METRICS
+from .objective import OBJECTIVES
 from .quadrature import RULES, quadrature
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
 
 __all__ = [
     "ABS_MODES",
     "METRICS",
+    "OBJECTIVES",
     "RULES",
     "Integral",
     "MatrixSensitivity",

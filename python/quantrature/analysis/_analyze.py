@@ -27,6 +27,7 @@ from ..text import CalibrationText
 from .errors import Outcome, candidates, outcomes
 from .integral import Integral
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
+from .objective import check_objective
 from .path import Moved, WeightPath, homes_of
 from .proving import Effort, Prover
 from .quadrature import quadrature
@@ -38,6 +39,7 @@ def analyze(
     model: torch.nn.Module,
     tokens: Any,
     *,
+    objective: str = "nll",
     metrics: Sequence[str] = ("pqi", "kurtosis"),
     bits: int | Sequence[int] = 3,
     group_size: int = 64,
@@ -71,6 +73,9 @@ def analyze(
     Args:
         model: causal language model from transformers, on any device.
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
+        objective: what is integrated, a name out of ``OBJECTIVES``: ``nll``, the loss, as in the papers, or ``kl``, the
+            divergence of the predictions from those of the original model, which starts at 0. Predicted and measured
+            changes are then changes of the divergence. Other metrics than ``pqi`` do not depend on it.
         metrics: names out of ``METRICS``.
         bits: of the images; several give PQI at several settings, of which the first makes the maps.
         group_size, method, sym: of the images; methods are those of ``METHODS``. One that needs calibration is given
@@ -98,6 +103,7 @@ def analyze(
     for metric in metrics:
         if metric not in METRICS:
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
+    check_objective(objective, "analyze")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
     solver = solver_of(method)
@@ -111,6 +117,7 @@ def analyze(
     windows = text.windows(model)
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     settings: dict[str, Any] = {
+        "objective": objective,
         "metrics": list(metrics),
         "bits": of_bits,
         "group_size": group_size,
@@ -122,7 +129,7 @@ def analyze(
     }
     prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
     snapshots = _Snapshots(resume_folder, resume, {**settings, "model": prints[0], "calibration": prints[1]})
-    prover = Prover(model, windows, batch_size)
+    prover = Prover(model, windows, batch_size, objective)
     gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
     passes = bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
     found = _Found()

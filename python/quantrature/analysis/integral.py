@@ -17,8 +17,9 @@ from .. import ops
 from .._C import InvalidArgumentError
 from ..models import LinearWeight
 from ..models.finiteness import GradientCheck, check_loss
-from ..models.gradients import Share, gradients_to, next_token_nll
+from ..models.gradients import Share, gradients_to
 from ..models.ranks import add_over_ranks
+from .objective import Loss, Objective
 from .path import WeightPath, new_on_cpu
 from .snapshot import Snapshot
 
@@ -76,6 +77,7 @@ def integrate(
     windows: torch.Tensor,
     nodes: list[tuple[float, float]],
     *,
+    objective: Objective = Loss(),  # noqa: B008 (it has no state)
     batch_size: int = 1,
     abs_mode: str = "after_mean",
     map_folder: Path | None = None,
@@ -89,6 +91,7 @@ def integrate(
         windows: token ids, shape (samples, seqlen). Under ``torch.distributed`` each rank takes every
             world_size-th of them, and all get the whole result.
         nodes: pairs (t, weight) of :func:`quadrature`.
+        objective: F, as a sum over the tokens of a batch.
         batch_size: windows of one gradient evaluation; the loss is the mean over all tokens whatever it is.
         abs_mode: ``after_mean``: abs((w~ - w) * mean gradient); ``per_sample``: mean over the samples of the absolute
             S_i of each; ``per_node``: mean over nodes and samples of the absolute integrand. The last two take
@@ -137,7 +140,7 @@ def integrate(
                     path.move_to(step.t)
                     at = step.t
                 tokens, samples = share.batch(step.first, batch_size)
-                loss = next_token_nll(path.model, tokens)
+                loss = objective(path.model, tokens, samples)
                 check_loss(float(loss.detach()), path.model, tokens, step.t, samples)
                 (loss / tokens_in_all).backward()
                 check.settle(step.t, samples)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..models.gradients import Share, mean_nll
+from ..models.gradients import Share
 from .integral import Integral, integrate
+from .objective import Objective, mean_over, objective_of
 from .path import WeightPath
 from .quadrature import quadrature
 from .sensitivity import Proof
@@ -33,11 +34,29 @@ class Effort(NamedTuple):
 
 
 class Prover:
-    """Integrates along ways that all start at the same weights, whose loss is measured once."""
+    """Integrates along paths that all start at the same weights, whose loss is measured once.
 
-    def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> None:
+    Args:
+        model: that the paths are of.
+        windows: of the calibration text, (windows, tokens).
+        batch_size: windows of one forward pass.
+        objective: name out of ``OBJECTIVES``.
+    """
+
+    def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, objective: str = "nll") -> None:
         self.model, self.windows, self.batch_size = model, windows, batch_size
-        self._loss_before: float | None = None
+        self._name = objective
+        self._objective: Objective | None = None
+        self._before = 0.0
+
+    def _at_start(self, path: WeightPath) -> Objective:
+        """The objective, and its value at the original weights, where the model is left."""
+        if self._objective is None:
+            path.move_to(0)
+            self._objective = objective_of(self._name, self.model, self.windows, self.batch_size)
+            if self._name != "kl":  # which is 0 there
+                self._before = mean_over(self._objective, self.model, self.windows, self.batch_size)
+        return self._objective
 
     @property
     def share(self) -> torch.Tensor:
@@ -46,11 +65,9 @@ class Prover:
 
     def measure(self, path: WeightPath) -> float:
         """F(w~) - F(w), nats per token; leaves the model at w."""
-        if self._loss_before is None:
-            path.move_to(0)
-            self._loss_before = mean_nll(self.model, self.windows, self.batch_size)
+        objective = self._at_start(path)
         path.move_to(1)
-        change = mean_nll(self.model, self.windows, self.batch_size, 1.0) - self._loss_before
+        change = mean_over(objective, self.model, self.windows, self.batch_size, 1.0) - self._before
         path.move_to(0)
         return change
 
@@ -71,6 +88,7 @@ class Prover:
                 path,
                 self.windows,
                 quadrature(effort.rule, nodes),
+                objective=self._at_start(path),
                 batch_size=self.batch_size,
                 abs_mode=effort.abs_mode,
                 map_folder=effort.map_folder,

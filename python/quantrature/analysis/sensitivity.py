@@ -115,6 +115,11 @@ class Sensitivity:
         """Per calibration sample, for all reference settings."""
         return sum(proof.gradient_evaluations for proof in self.proofs)
 
+    @property
+    def objective(self) -> str:
+        """What was integrated, out of ``OBJECTIVES``; analyses of earlier releases do not say, and have the loss."""
+        return str(self.settings.get("objective", "nll"))
+
     def rank_correlations(self) -> dict[str, float | None]:
         """How each metric orders the matrices: Spearman's correlation of its scores with the predicted loss changes.
 

@@ -11,7 +11,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._groups import Grid, Loading, Quadrature, Resuming, Text
-from ._options import CALIBRATION, DryRun, Json, ModelArgument, Overwrite
+from ._options import CALIBRATION, DryRun, Json, ModelArgument, Objective, Overwrite
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run(
     bits: Annotated[str, typer.Option(help="Of the quantized weights: 3, or several with commas: 2,3,4.")] = "3",
     grid: Grid,
     text: Text,
+    objective: Objective = "nll",
     integral: Integral,
     loading: Loading,
     resuming: Resuming,
@@ -80,6 +81,7 @@ def run(
             found = analysis.analyze(
                 loaded,
                 tokens,
+                objective=objective,
                 metrics=names,
                 bits=settings,
                 tokenizer=tokenizer,
@@ -133,12 +135,13 @@ def _metrics(found: Sensitivity) -> list[tuple[str, str]]:
 
 def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
     rows = []
+    changes = "divergence" if found.objective == "kl" else "loss change"
     for proof in found.proofs:
         missed = ", above the tolerance" if proof.within_tolerance is False else ""
         rows += [
             (f"{proof.setting} {proof.method}", f"{proof.gradient_evaluations} gradient evaluations per sample"),
-            ("  predicted loss change", f"{proof.predicted_loss_change:+.6f} nats a token"),
-            ("  measured loss change", f"{proof.measured_loss_change:+.6f} nats a token"),
+            (f"  predicted {changes}", f"{proof.predicted_loss_change:+.6f} nats a token"),
+            (f"  measured {changes}", f"{proof.measured_loss_change:+.6f} nats a token"),
             ("  apart by", f"{proof.relative_error:.2%}{missed}"),
         ]
     if found.proofs:

@@ -15,6 +15,7 @@ KINDS = {
     "methods": ("quantrature.methods", "METHODS"),
     "strategies": ("quantrature.allocation", "STRATEGIES"),
     "metrics": ("quantrature.analysis", "METRICS"),
+    "objectives": ("quantrature.analysis", "OBJECTIVES"),
     "solvers": ("quantrature.methods", "SOLVERS"),
     "formats": ("quantrature.export", "FORMATS"),
 }
@@ -27,7 +28,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods, strategies, metrics, solvers and formats there are."""
+    """List the methods, strategies, metrics, objectives, solvers and formats there are."""
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(f"[list] kind must be one of {', '.join(KINDS)}: got {kind}")
     with stdout_kept_clean(as_json):

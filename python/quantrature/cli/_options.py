@@ -17,6 +17,13 @@ OUTPUT = "Output"
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")]
 Dtype = Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.", rich_help_panel=MEMORY)]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="What is integrated: nll, the loss, or kl, the divergence from the original's predictions.",
+        rich_help_panel=CALIBRATION,
+    ),
+]
 Ignore = Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Overwrite = Annotated[

@@ -12,7 +12,7 @@ import typer
 from .._C import InvalidArgumentError
 from ._groups import Loading, Text
 from ._input import check_fraction, size_in_bytes
-from ._options import CALIBRATION, CONSTRAINTS, METHOD, OUTPUT, DryRun, Json
+from ._options import CALIBRATION, CONSTRAINTS, METHOD, OUTPUT, DryRun, Json, Objective
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def run(
         str | None, typer.Option(help="The model that SENS is of, to measure settings that it does not have.")
     ] = None,
     text: Text,
+    objective: Objective = "nll",
     nodes: Annotated[
         int,
         typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.", rich_help_panel=CALIBRATION),
@@ -223,7 +224,7 @@ def run(
             assert table is not None
             found = _of_table(table, strategy, budget.avg_bits, boosting)
         else:
-            made = _Model(model, text, nodes, loading, False if as_json else None)
+            made = _Model(model, text, objective, nodes, loading, False if as_json else None)
             if validate and (strategy != "pqi" or made.analyzed):
                 raise InvalidArgumentError("[plan] --validate is for plans by pqi from a model")
             if dry_run:
@@ -259,10 +260,13 @@ def _print(values: Mapping[str, Any], title: str, rows: Mapping[str, str], as_js
 class _Model:
     """What the verb's argument turns out to be, and what a strategy makes of it."""
 
-    def __init__(self, path: str, text: Text, nodes: int, loading: Loading, progress: bool | None) -> None:
+    def __init__(
+        self, path: str, text: Text, objective: str, nodes: int, loading: Loading, progress: bool | None
+    ) -> None:
         from ..analysis.sensitivity import SUMMARY
 
-        self.path, self.text, self.nodes, self.loading, self.progress = path, text, nodes, loading, progress
+        self.path, self.text, self.objective, self.nodes = path, text, objective, nodes
+        self.loading, self.progress = loading, progress
         self.loaded: Any = None
         self.tokens: Any = None
         self.tokenizer: Any = None
@@ -287,6 +291,7 @@ class _Model:
         found = analyze(
             self.loaded,
             self.tokens,
+            objective=self.objective,
             metrics=["pqi", "kurtosis"],
             bits=REFERENCE_BITS,
             method=method or "rtn",
@@ -352,7 +357,8 @@ def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
         ("bytes", f"{about['bytes']:,} of {about['budget_bytes']:,}"),
     ]
     if about.get("predicted_loss_change") is not None:
-        rows.append(("predicted loss change", f"{about['predicted_loss_change']:+.6f} nats a token"))
+        what = "divergence" if about.get("predicts") == "kl" else "loss change"
+        rows.append((f"predicted {what}", f"{about['predicted_loss_change']:+.6f} nats a token"))
     if "validation" in about:
         found = about["validation"]
         error = f"median relative error {found['median_relative_error']:.1%}"

@@ -78,10 +78,11 @@ def _measured(
     config = loading.config(model, "plan validate")
     tokens = text.windows(loading.tokenizer(model), config)
     loaded = loading.load(model, "plan validate")
+    objective = str(plan.allocation.get("predicts", "nll"))
     how: dict[str, Any] = {"batch_size": text.batch_size, "progress": progress}
     found: dict[str, Any] = {
         "predicted_loss_change": plan.predicted_loss_change,
-        "measured_loss_change": measured_loss_changes(loaded, tokens, [plan], **how)[0],
+        "measured_loss_change": measured_loss_changes(loaded, tokens, [plan], objective=objective, **how)[0],
     }
     if analysis is not None:
         found |= validate(loaded, tokens, analysis, count=count, seed=text.seed, **how).to_json()

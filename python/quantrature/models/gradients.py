@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from .finiteness import check_loss
 from .linears import Linears, LinearWeight
-from .ranks import add_over_ranks, rank_of
+from .ranks import rank_of
 from .running import logits
 
 
@@ -38,28 +37,6 @@ class Share:
         tokens = self.windows[first : first + batch_size]
         start = self._rank + first * self._ranks
         return tokens, range(start, start + len(tokens) * self._ranks, self._ranks)
-
-
-def mean_nll(model: torch.nn.Module, windows: torch.Tensor, batch_size: int, t: float = 0.0) -> float:
-    """Mean negative log-likelihood in nats per token over calibration windows: the loss F of the analysis.
-
-    Args:
-        model: at node t of the path.
-        windows: token ids, divided between the processes of ``torch.distributed``.
-        batch_size: windows of one forward pass.
-        t: for messages.
-
-    Raises:
-        QuantratureError: naming the module, node and sample where it is not finite.
-    """
-    total = torch.zeros(1, dtype=torch.float64)
-    with torch.no_grad():
-        for tokens, samples in Share(windows).batches(batch_size):
-            loss = float(next_token_nll(model, tokens))
-            check_loss(loss, model, tokens, t, samples)
-            total += loss
-    add_over_ranks([total])
-    return float(total) / windows[:, 1:].numel()
 
 
 GradientSink = Callable[[LinearWeight, torch.Tensor], None]

@@ -1,0 +1,153 @@
+"""What an analysis integrates: the loss of the text, or how far predictions move from those of the original model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from .._C import InvalidArgumentError
+from ..models.finiteness import check_loss
+from ..models.gradients import Share, next_token_nll
+from ..models.ranks import add_over_ranks
+from ..models.running import logits
+from ..text import text_config
+
+OBJECTIVES = {
+    "nll": "mean negative log-likelihood of the calibration text: the loss of the papers",
+    "kl": "mean Kullback-Leibler divergence of the quantized model's predictions from those of the original",
+}
+"""Names that ``objective`` takes, and a line about each."""
+
+
+class Objective(Protocol):
+    """A sum over the tokens of a batch, whose mean over all tokens is F."""
+
+    def __call__(self, model: torch.nn.Module, tokens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+        """The sum for some windows, (windows, tokens), which are these calibration samples; float32, in nats."""
+
+
+class Loss:
+    """The negative log-likelihood of the tokens."""
+
+    def __call__(self, model: torch.nn.Module, tokens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+        """The sum over all tokens but the first of each window."""
+        return next_token_nll(model, tokens)
+
+
+class Divergence:
+    """KL(original || model) of the predictions after every token but the last of a window.
+
+    Of the original's predictions, what its output embedding reads is kept, on the CPU, and given to that embedding
+    again for each batch: it is not among the matrices that an analysis moves. Where the logits are made of its output
+    in a way that is not known here, the logits themselves are kept.
+
+    Args:
+        model: with its original weights.
+        windows: of the calibration text; each process keeps what is its own of ``torch.distributed``.
+        batch_size: windows of one forward pass.
+    """
+
+    def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> None:
+        typed: Any = model
+        self._head = typed.get_output_embeddings()
+        self._kept: dict[int, torch.Tensor] = {}
+        self._after: Callable[[torch.Tensor], torch.Tensor] | None = None
+        known = _known_endings(model) if self._head is not None else []
+        read: list[torch.Tensor] = []
+        watch = None if self._head is None else self._head.register_forward_pre_hook(lambda _, x: read.append(x[0]))
+        try:
+            with torch.no_grad():
+                for tokens, samples in Share(windows).batches(batch_size):
+                    read.clear()
+                    predicted = logits(model, tokens)
+                    if not self._kept:
+                        self._after = _ending(self._head, read, predicted, known)
+                    kept = predicted if self._after is None else read[0]
+                    self._kept |= {s: row.cpu() for s, row in zip(samples, kept, strict=True)}
+        finally:
+            if watch is not None:
+                watch.remove()
+
+    def __call__(self, model: torch.nn.Module, tokens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
+        """The sum over all tokens but the last of each window."""
+        with torch.no_grad():
+            reference = torch.stack([self._kept[sample] for sample in samples])[:, :-1]
+            if self._after is not None:
+                reference = self._after(self._head(reference.to(self._head.weight.device)))
+        predicted = logits(model, tokens)[:, :-1].float().log_softmax(-1)
+        expected = reference.to(predicted.device).float().log_softmax(-1)
+        return torch.nn.functional.kl_div(predicted, expected, reduction="sum", log_target=True)
+
+
+def _known_endings(model: torch.nn.Module) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """What models of transformers do with the output of their output embedding."""
+    config = text_config(getattr(model, "config", None))
+    endings: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda x: x]
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap:
+        endings.append(functools.partial(_capped, cap))
+    for name in ("logit_scale", "logits_scaling"):
+        scale = getattr(config, name, None)
+        if scale:
+            endings += [functools.partial(torch.mul, other=scale), functools.partial(torch.div, other=scale)]
+    return endings
+
+
+def _capped(cap: float, x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x / cap) * cap
+
+
+def _ending(
+    head: Any,
+    read: Sequence[torch.Tensor],
+    predicted: torch.Tensor,
+    known: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The one that makes the logits of the first batch, to the bit; ``None`` where none does."""
+    if len(read) != 1 or read[0].shape[:2] != predicted.shape[:2]:
+        return None
+    output = head(read[0])
+    return next((ending for ending in known if torch.equal(ending(output), predicted)), None)
+
+
+def mean_over(
+    objective: Objective, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, t: float = 0.0
+) -> float:
+    """F: the mean over the tokens of all calibration windows, in nats.
+
+    Args:
+        objective: what is summed.
+        model: at node t of the path.
+        windows: token ids, divided between the processes of ``torch.distributed``.
+        batch_size: windows of one forward pass.
+        t: for messages.
+
+    Raises:
+        QuantratureError: naming the module, node and sample where it is not finite.
+    """
+    total = torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        for tokens, samples in Share(windows).batches(batch_size):
+            value = float(objective(model, tokens, samples))
+            check_loss(value, model, tokens, t, samples)
+            total += value
+    add_over_ranks([total])
+    return float(total) / windows[:, 1:].numel()
+
+
+def objective_of(name: str, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> Objective:
+    """The objective of a name, for a model that has its original weights."""
+    return Loss() if name == "nll" else Divergence(model, windows, batch_size)
+
+
+def check_objective(name: str, caller: str) -> None:
+    """Refuse another name.
+
+    Raises:
+        InvalidArgumentError: beginning with the caller.
+    """
+    if name not in OBJECTIVES:
+        raise InvalidArgumentError(f"[{caller}] objective must be one of {', '.join(OBJECTIVES)}: got {name!r}")
