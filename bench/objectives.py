@@ -68,13 +68,16 @@ def main() -> None:
             print(lines[-1], flush=True)
     name = Path(options.model).name
     took = ", ".join(f"{objective} {spent:.0f} s" for objective, spent in seconds.items())
+    command = (
+        f"python bench/objectives.py {options.model} --calibration {options.calibration} --text {options.text} "
+        f"--nsamples {options.nsamples} --seqlen {options.seqlen} --tokens {options.tokens} --nodes {options.nodes}"
+    )
     head = [
         f"# Plans by the loss and by the divergence, {name}",
         "",
-        f"Command: `python bench/objectives.py {options.model} --calibration {options.calibration} --text {options.text} "
-        f"--nsamples {options.nsamples} --seqlen {options.seqlen} --tokens {options.tokens} --nodes {options.nodes}`.",
-        f"{date.today()}, {machine(torch.get_num_threads())}. Analyses took {took}. Method rtn. Nats a token; the prediction is of",
-        "the objective, on the calibration text; divergence and loss are measured on the other text.",
+        f"Command: `{command}`.",
+        f"{date.today()}, {machine(torch.get_num_threads())}. Analyses took {took}. Method rtn. Nats a token. The prediction",
+        "is of the objective on the calibration text; divergence and loss are measured on the other text.",
         "",
     ]
     table = "\n".join([*head, *lines, ""])

@@ -139,7 +139,7 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
         (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),
         (["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"], "[eval] stride goes without"),
-        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, solvers, formats: got nothing"),
+        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, objectives, solvers, formats: got nothing"),
     ],
 )
 def test_a_failure_is_one_line(capfd, folders, arguments, message):
