@@ -737,7 +737,7 @@ def test_every_method_leaves_the_matrix_where_its_weights_are(model_on_device, m
 @needs_a_device
 def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, monkeypatch, tmp_path):
     from helpers import limited_to
-    from quantrature.analysis import integral
+    from quantrature.analysis import objective
     from quantrature.analysis.snapshot import Snapshot
     from test_analysis import TOKENS, sharp_model
 
@@ -748,8 +748,8 @@ def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, 
     save = Snapshot.save
     monkeypatch.setattr(Snapshot, "save", lambda self, *state, last=False: save(self, *state, last=True))
     with monkeypatch.context() as interrupted:
-        limited = limited_to(3, integral.next_token_nll, KeyboardInterrupt)
-        interrupted.setattr(integral, "next_token_nll", limited)
+        limited = limited_to(3, objective.next_token_nll, KeyboardInterrupt)
+        interrupted.setattr(objective, "next_token_nll", limited)
         with pytest.raises(KeyboardInterrupt):
             quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
     places = places_of_accumulators(monkeypatch)

@@ -138,10 +138,10 @@ def test_ranks_go_on_where_they_were(folder, tmp_path):
 
 _INTERRUPTED = """
 import sys
-from quantrature.analysis import integral
+from quantrature.analysis import objective
 from quantrature.cli import main
 
-nll, passes = integral.next_token_nll, []
+nll, passes = objective.next_token_nll, []
 
 def failing(model, tokens):
     passes.append(1)
@@ -149,6 +149,6 @@ def failing(model, tokens):
         raise ValueError("interrupted on purpose")
     return nll(model, tokens)
 
-integral.next_token_nll = failing
+objective.next_token_nll = failing
 sys.exit(main(sys.argv[1:]))
 """

@@ -7,7 +7,7 @@ import torch
 
 import quantrature as qtr
 from quantrature import InvalidArgumentError, checkpoint
-from quantrature.analysis import integral
+from quantrature.analysis import objective
 from quantrature.analysis.snapshot import Snapshot
 from quantrature.cli import main
 from quantrature.models import gradients
@@ -45,7 +45,7 @@ def interrupt(monkeypatch):
         return nll(model, tokens)
 
     monkeypatch.setattr(gradients, "next_token_nll", counting)
-    monkeypatch.setattr(integral, "next_token_nll", counting)
+    monkeypatch.setattr(objective, "next_token_nll", counting)
 
     def after(count):
         passes.clear()
