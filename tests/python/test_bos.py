@@ -121,7 +121,7 @@ def test_windows_that_are_given_stay_as_they_are():
 
 def test_windows_without_room_beside_bos_are_refused():
     with pytest.raises(
-        InvalidArgumentError, match=r"seqlen must be above 1, the tokens .* begins with \(bos\): got seqlen=1"
+        InvalidArgumentError, match=r"seqlen must be above 1, the number of BOS tokens in each window: got seqlen=1"
     ):
         token_windows([TEXT], templated("<s> $A"), seqlen=1)
 

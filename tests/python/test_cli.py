@@ -134,7 +134,7 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
     ("arguments", "message"),
     [
         (["eval", "/nowhere", "--text", "TEXT"], "[eval] there is no such folder: /nowhere"),
-        (["eval", "MODEL", "--text", "no.txt"], "[eval] there is no such file: no.txt"),
+        (["eval", "MODEL", "--text", "no.txt"], "[eval] source must be an existing file: there is no file no.txt"),
         (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "got seqlen=65, model=64"),
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
         (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),

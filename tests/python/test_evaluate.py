@@ -188,7 +188,7 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seqlen": 21}, r"\[token_windows\] the windows have 20 tokens each: got seqlen=21"),
+        ({"seqlen": 21}, r"\[token_windows\] seqlen must be 20, the length of the given windows: got seqlen=21"),
         ({"batch_size": 0}, r"batch_size must be a positive integer: got batch_size=0"),
         ({"stride": 0}, r"stride must be 1 to 19, for seqlen=20: got stride=0"),
         ({"stride": 20}, r"stride must be 1 to 19, for seqlen=20: got stride=20"),
@@ -225,7 +225,7 @@ def test_different_vocabularies_are_refused(tables, ids):
 
 
 def test_token_ids_beyond_the_vocabulary_are_refused():
-    with pytest.raises(InvalidArgumentError, match=r"in the model's vocabulary: got 300, vocab_size=258"):
+    with pytest.raises(InvalidArgumentError, match=r"below the model's vocab_size, 258: got 300"):
         evaluate.perplexity(tiny_model("llama"), [[1, 2, 300]])
 
 
