@@ -312,5 +312,5 @@ def test_tasks_begin_with_bos(tmp_path, monkeypatch):
         expected_ids = [BOS, *ids] if expected == "window" else ids
         assert said == (expected_ids, expected_ids)
         assert result.bos == expected
-    with pytest.raises(InvalidArgumentError, match="bos=window needs, for tasks, a tokenizer that adds BOS by itself"):
+    with pytest.raises(InvalidArgumentError, match="bos=window needs a tokenizer that adds BOS by default"):
         evaluate.tasks(tmp_path, ["some"], bos="window")

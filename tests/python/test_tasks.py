@@ -95,7 +95,7 @@ def test_the_harness_alone_needs_the_import(place):
     ("arguments", "complaint"),
     [
         ([], "give either --text or --tasks"),
-        (["--tasks", "nonsense"], "there is no task of the name 'nonsense'"),
+        (["--tasks", "nonsense"], "known to the LM Evaluation Harness: got 'nonsense'"),
         (
             ["--tasks", "alphabet", "--reference", "x"],
             "--reference can only be used with --text",
