@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 DEFAULT_SEQLEN = 2048
 BOS = ("auto", "none", "text", "window")
 TEXT_FIELDS = ("text", "content")
-"""Fields of a row that have a text, the first that is there."""
+"""Fields of a row that may hold a text. The first one that the row has is used."""
 CONVERSATION_FIELDS = ("messages", "conversations", "conversation")
-"""Fields of a row that have a conversation: messages with ``role`` and ``content``, or with ``from`` and ``value``."""
+"""Fields of a row that may hold a conversation: messages with ``role`` and ``content``, or ``from`` and ``value``."""
 INSTRUCTION_FIELDS = ("instruction", "input", "context", "output", "response")
-"""Fields of a row that are joined by blank lines where there is an ``instruction``."""
+"""Fields of a row that are joined by blank lines if the row has an ``instruction``."""
 SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-"""Roles by what ``from`` calls them; other names stay as they are."""
+"""Names in ``from`` to the role of the chat template. Other names are used unchanged."""
 CONTEXT_LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -37,7 +37,7 @@ CONTEXT_LENGTHS = (
     "n_ctx",
     "max_target_positions",
 )
-"""What configurations call the longest sequence that a model was built for."""
+"""Names of the configuration field that holds a model's context length."""
 
 
 @dataclass(frozen=True)
@@ -98,46 +98,47 @@ def token_windows(
     text_column: str | None = None,
     longest: int = DEFAULT_SEQLEN,
 ) -> torch.Tensor:
-    """Cut text into windows of ``seqlen`` tokens, end to end and without overlap.
+    """Cut text into windows of ``seqlen`` tokens that follow each other without overlap.
 
-    For evaluation, take the windows as they come; for calibration, ask for ``nsamples`` of them. What is left after
-    the last whole window is dropped.
+    For evaluation, use all windows; for calibration, draw ``nsamples`` of them. Tokens after the last whole window
+    are dropped.
 
     Args:
         source: text, in one of these forms:
 
-            - a file: ``.jsonl`` with a row on each line, ``.json`` with a list of rows; any other file is one text;
+            - a file: ``.jsonl`` with one row per line, ``.json`` with a list of rows; any other file is one text;
             - a list of rows. A row is a text, or an object with a text in :data:`TEXT_FIELDS`, with a conversation in
               :data:`CONVERSATION_FIELDS` for the tokenizer's chat template, with an ``instruction``, or with
               ``input_ids``;
-            - a data set of such rows: ``NAME[:CONFIGURATION[:SPLIT]]`` on the Hugging Face Hub or in a folder; the
-              split is ``train`` where samples are drawn, otherwise ``test``;
-            - token ids: a list, array or tensor of integers. Two-dimensional ones are windows already;
-            - what a tokenizer returns: its ``input_ids`` are taken, without padding.
+            - a dataset of such rows: ``NAME[:CONFIGURATION[:SPLIT]]`` on the Hugging Face Hub or in a folder. The
+              default split is ``train`` if ``nsamples`` is given, otherwise ``test``;
+            - token ids: a list, array or tensor of integers. If it has two dimensions, its rows are the windows;
+            - the output of a tokenizer: its ``input_ids`` are used, without padding.
 
-            Texts are joined by a blank line, conversations by nothing, and then tokenized in one go. Rows of token ids
-            of equal lengths are windows; of different lengths, they are joined by nothing.
-        tokenizer: needed for everything but token ids.
-        seqlen: tokens in a window; the smaller of ``longest`` and what ``model`` was built for unless given.
-        nsamples: draw this many windows, without replacement; all of them where there are fewer, with a note in the
-            log. The first k of n samples are the k samples of the same seed.
-        max_tokens: use no more of the text than its first tokens.
-        seed: for ``nsamples``; the same windows on every platform.
+            Texts are joined by a blank line, conversations without a separator; the result is tokenized at once. Rows
+            of token ids of equal length are windows. Rows of different lengths are joined without a separator.
+        tokenizer: required unless ``source`` is token ids.
+        seqlen: tokens per window; by default the smaller of ``longest`` and the context length of ``model``.
+        nsamples: draw this many windows at random, without replacement. If there are fewer, all are used, with a
+            warning in the log. For one seed, k samples are the first k of any larger number. By default all windows
+            are returned in order.
+        max_tokens: use only this many tokens, from the start of the text; by default all.
+        seed: random seed for ``nsamples``; draws the same windows on every platform.
         model: a model or its configuration, for the default of ``seqlen`` and to check the token ids.
-        longest: for the default of ``seqlen``.
-        text_column: name of the field that has the text, or the conversation; by default the fields above are tried.
-        bos: where the beginning-of-sequence token (BOS) goes. ``"window"``: it is the first token of each window.
-            ``"text"``: it comes once, before the text. ``"none"``: none is added. ``"auto"``, the default, is
-            ``"window"`` if the tokenizer adds BOS by itself (:func:`own_bos`), otherwise ``"none"``; windows that are
-            given as token ids stay as they are. A text or window that begins with BOS already gets no second one.
+        longest: upper limit for the default of ``seqlen``.
+        text_column: name of the field with the text or the conversation; by default the fields above are tried.
+        bos: where to add the beginning-of-sequence token (BOS). ``"window"``: at the start of each window.
+            ``"text"``: once, before the text. ``"none"``: nowhere. ``"auto"``, the default: ``"window"`` if the
+            tokenizer adds BOS by default (:func:`own_bos`), otherwise ``"none"``; windows that are given as token ids
+            stay unchanged. BOS is not added to a text or window that begins with it already.
 
     Returns:
         int64 tensor (windows, seqlen).
 
     Raises:
-        InvalidArgumentError: naming what is wrong with an argument or a line of a file; for a text shorter than one
-            window, with the number of tokens it has.
-        QuantratureError: when a data set cannot be loaded.
+        InvalidArgumentError: for an invalid argument or line of a file, which the message names; for a text shorter
+            than one window, with its number of tokens.
+        QuantratureError: if a dataset cannot be loaded.
     """
     _check_numbers(seed=(seed, 0), nsamples=(nsamples, 1))
     length = window_length(seqlen, model, longest)
@@ -149,7 +150,7 @@ def token_windows(
     if nsamples is None:
         return windows
     if nsamples > len(windows):
-        _log.warning("the text has %d windows of %d tokens; all are used", len(windows), windows.shape[1])
+        _log.warning("the text has only %d windows of %d tokens; all are used", len(windows), windows.shape[1])
     return windows[_draw(len(windows), nsamples, seed)]
 
 
@@ -162,11 +163,16 @@ def token_stream(
     text_column: str | None = None,
     drawn: bool = False,
 ) -> torch.Tensor:
-    """Return the token ids of a source before they are cut; arguments as of :func:`token_windows`.
+    """Return the token ids of a source, not yet cut into windows. See :func:`token_windows` for the arguments.
+
+    Args:
+        drawn: whether windows will be drawn at random. The default split of a dataset is then ``train``, otherwise
+            ``test``.
 
     Returns:
-        int64 tensor on the CPU: one row, with ``bos="text"`` begun by BOS; or the windows that the source has
-        already, as many as ``max_tokens`` allows. BOS of each window is added where the row is cut.
+        int64 tensor on the CPU. One dimension: all tokens, with BOS first if ``bos="text"``. Two dimensions: the
+        windows that the source already has, as many as ``max_tokens`` allows. The BOS of each window is not
+        included: it is added when the tokens are cut.
     """
     _check_numbers(max_tokens=(max_tokens, 1))
     if bos not in BOS:
@@ -179,7 +185,9 @@ def token_stream(
         ids = text
     if ids is None:
         if tokenizer is None:
-            raise InvalidArgumentError("[token_windows] text needs a tokenizer: got tokenizer=None")
+            raise InvalidArgumentError(
+                "[token_windows] tokenizer must be given if the source is text: got tokenizer=None"
+            )
         # verbose=False: that the text is longer than the model's context is no surprise here.
         encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
@@ -187,16 +195,15 @@ def token_stream(
         ids = ids[:max_tokens]
         return _begun(ids, _asked_for(tokenizer, bos)) if bos == "text" else ids
     if bos not in ("auto", "none"):
-        raise InvalidArgumentError(f"[token_windows] bos goes with text or one row of token ids: got bos={bos}")
+        raise InvalidArgumentError(f"[token_windows] bos must be auto or none if the source is windows: got bos={bos}")
     return ids if max_tokens is None else ids[: max_tokens // max(1, ids.shape[1])]
 
 
 def own_bos(tokenizer: Any) -> list[int]:
-    """Return the tokens that a tokenizer puts before a text by its own rules: BOS, for some several, often none.
+    """Return the token ids that a tokenizer adds before a text by default: often none, mostly BOS, rarely several.
 
-    A short text is encoded with and without special tokens, so that it does not matter where the rule is written
-    (post-processor, ``add_bos_token``, code of the tokenizer). Tokens that it puts behind a text, such as EOS, do not
-    count.
+    To find them, a short text is encoded with and without special tokens. This works wherever the tokenizer defines
+    them (post-processor, ``add_bos_token``, its own code). Tokens added after a text, such as EOS, are not returned.
     """
     for text in ("a", "1", "the"):
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -208,19 +215,19 @@ def own_bos(tokenizer: Any) -> list[int]:
 
 
 def window_prefix(tokenizer: Any, bos: str) -> list[int]:
-    """Return the tokens that each window begins with under a setting of ``bos``; without a tokenizer there are none."""
+    """Return the token ids that each window begins with for a setting of ``bos``; none without a tokenizer."""
     if bos == "window":
         return _asked_for(tokenizer, bos)
     return own_bos(tokenizer) if bos == "auto" and tokenizer is not None else []
 
 
 def bos_of(tokens: torch.Tensor, tokenizer: Any = None, model: Any = None) -> str:
-    """Tell from windows of token ids where they have BOS: ``window``, ``text`` or ``none`` (:func:`token_windows`).
+    """Find where windows of token ids have BOS: ``window``, ``text`` or ``none``, as in :func:`token_windows`.
 
     Args:
-        tokens: windows, or one row of token ids.
-        tokenizer: says which token is BOS.
-        model: so does the configuration of a model.
+        tokens: integer tensor (windows, seqlen), or (tokens,).
+        tokenizer: defines which token is BOS.
+        model: a model or its configuration, which also defines BOS.
 
     Returns:
         ``window`` if every window begins with BOS, ``text`` if only some do or one row does, otherwise ``none``.
@@ -236,18 +243,22 @@ def bos_of(tokens: torch.Tensor, tokenizer: Any = None, model: Any = None) -> st
 
 
 def window_length(seqlen: int | None, model: Any, longest: int = DEFAULT_SEQLEN) -> int:
-    """How many tokens a window has: ``seqlen``, or the default for a model (``None`` for any)."""
+    """Return the number of tokens per window: ``seqlen``, or the default for a model (``None`` for no model).
+
+    Raises:
+        InvalidArgumentError: if ``seqlen`` exceeds the context length of the model.
+    """
     _check_numbers(seqlen=(seqlen, 1))
     limit = None if model is None else context_length(model)
     if seqlen is not None and limit is not None and seqlen > limit:
         raise InvalidArgumentError(
-            f"[token_windows] seqlen must be at most what the model was built for: got seqlen={seqlen}, model={limit}"
+            f"[token_windows] seqlen must be at most the model's context length, {limit}: got seqlen={seqlen}"
         )
     return min(longest, limit or longest) if seqlen is None else seqlen
 
 
 def context_length(model: Any) -> int | None:
-    """The longest sequence that a model, or a configuration's model, was built for; ``None`` if it has no limit."""
+    """Return the context length, in tokens, of a model or configuration; ``None`` if it has no limit."""
     config = text_config(model)
     for name in CONTEXT_LENGTHS:
         value = getattr(config, name, None)
@@ -257,33 +268,37 @@ def context_length(model: Any) -> int | None:
 
 
 def text_config(model: Any) -> Any:
-    """The configuration of a model, or of the language model in one that also reads something else."""
+    """Return the configuration of a model; for a multimodal model, that of its language model."""
     config = getattr(model, "config", model)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def check_vocabulary(ids: torch.Tensor, model: Any) -> None:
-    """Refuse token ids that the model, if one is given, has no embedding for."""
+    """Check that all token ids are in the vocabulary of the model, if one is given.
+
+    Raises:
+        InvalidArgumentError: for an id that is negative or not below ``vocab_size``.
+    """
     low, high = int(ids.min()), int(ids.max())
     size = None if model is None else getattr(text_config(model), "vocab_size", None)
     if low < 0 or (size is not None and high >= size):
         raise InvalidArgumentError(
-            f"[token_windows] token ids must be in the model's vocabulary: got {low if low < 0 else high}, "
-            f"vocab_size={size}"
+            f"[token_windows] token ids must be at least 0 and below the model's vocab_size, {size}: "
+            f"got {low if low < 0 else high}; was the text tokenized for another model?"
         )
 
 
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:
-    """Each with the least that it may be."""
+    """Check that each number is ``None`` or an integer of at least its minimum."""
     for name, (value, least) in numbers.items():
         if value is not None and (not isinstance(value, int) or value < least):
             raise InvalidArgumentError(
-                f"[token_windows] {name} must be an integer and at least {least}: got {name}={value}"
+                f"[token_windows] {name} must be an integer of at least {least}: got {name}={value}"
             )
 
 
 def _ids_given(source: Any) -> torch.Tensor | None:
-    """Token ids in whatever form; None if the source is text."""
+    """Return the token ids of a source as a tensor; ``None`` if the source is text."""
     if isinstance(source, str | os.PathLike):
         return None
     if isinstance(source, Mapping) and "input_ids" in source:
@@ -300,7 +315,7 @@ def _ids_given(source: Any) -> torch.Tensor | None:
             array = np.asarray([None])
         if array.dtype.kind not in "iu":
             raise InvalidArgumentError(
-                f"[token_windows] source must be a file, a data set, texts or token ids: got {type(source).__name__}"
+                f"[token_windows] source must be a file, a dataset, texts or token ids: got {type(source).__name__}"
             )
         source = torch.from_numpy(array.astype(np.int64))
     return _as_ids(source)
@@ -315,7 +330,7 @@ def _as_ids(ids: torch.Tensor) -> torch.Tensor:
 
 
 def _is_row_of_ids(row: Any) -> bool:
-    """Whether something is token ids: a list of integers, or an array or tensor, of two dimensions for several rows."""
+    """Whether ``row`` holds token ids: a list of integers, or an array or tensor (two dimensions: several rows)."""
     if is_torch(row) or isinstance(row, np.ndarray):
         return row.ndim in (1, 2)
     return isinstance(row, Sequence) and not isinstance(row, str) and all(isinstance(token, int) for token in row)
@@ -326,13 +341,13 @@ def _as_rows(ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Token ids of several texts: windows where all are of one length, else one row."""
+    """Combine the token ids of several texts: as windows if all have the same length, else joined to one row."""
     flat = [_as_ids(row.flatten() if row.numel() else row.flatten().long()) for row in rows]
     return torch.stack(flat) if len({len(row) for row in flat}) == 1 else torch.cat(flat)
 
 
 def _unpadded(encoded: Mapping[str, Any]) -> torch.Tensor:
-    """The token ids of what a tokenizer returned, less those that its mask leaves out."""
+    """Return the ``input_ids`` of a tokenizer's output, without tokens whose attention mask is 0."""
     ids, mask = encoded["input_ids"], encoded.get("attention_mask")
     found = _ids_given(ids)
     if found is None:
@@ -346,10 +361,12 @@ def _unpadded(encoded: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _as_given(windows: torch.Tensor, seqlen: int | None, model: Any) -> torch.Tensor:
-    """Windows that the source had already."""
+    """Check and return windows that were given as such."""
     count, length = windows.shape
     if seqlen not in (None, length):
-        raise InvalidArgumentError(f"[token_windows] the windows have {length} tokens each: got seqlen={seqlen}")
+        raise InvalidArgumentError(
+            f"[token_windows] seqlen must be {length}, the length of the given windows: got seqlen={seqlen}"
+        )
     if count == 0 or length == 0:
         raise InvalidArgumentError(f"[token_windows] there must be at least one window: got {count} of {length} tokens")
     window_length(length, model)
@@ -357,7 +374,7 @@ def _as_given(windows: torch.Tensor, seqlen: int | None, model: Any) -> torch.Te
 
 
 def _cut(ids: torch.Tensor, seqlen: int, prefix: list[int]) -> torch.Tensor:
-    """Whole windows from the start of the text, each begun by the tokens of prefix."""
+    """Cut whole windows of ``seqlen`` tokens from the start of the text; each begins with the tokens of ``prefix``."""
     windows = []
     at = 0
     while True:
@@ -368,13 +385,13 @@ def _cut(ids: torch.Tensor, seqlen: int, prefix: list[int]) -> torch.Tensor:
         at += seqlen - (0 if _begins(ids[at:], prefix) else len(prefix))
     if seqlen <= len(prefix):
         raise InvalidArgumentError(
-            f"[token_windows] seqlen must be above {len(prefix)}, the tokens that each window begins with (bos): "
+            f"[token_windows] seqlen must be above {len(prefix)}, the number of BOS tokens in each window: "
             f"got seqlen={seqlen}"
         )
     if not windows:
         raise InvalidArgumentError(
-            f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, "
-            f"{max(1, seqlen - len(prefix))} are needed for seqlen={seqlen}; give a longer text or a smaller seqlen"
+            f"[token_windows] the text is shorter than one window: it has {len(ids)} tokens, but seqlen={seqlen} "
+            f"needs {max(1, seqlen - len(prefix))}; give a longer text or a smaller seqlen"
         )
     return torch.stack(windows)
 
@@ -384,34 +401,36 @@ def _begins(ids: torch.Tensor, prefix: list[int]) -> bool:
 
 
 def _begun(ids: torch.Tensor, prefix: list[int]) -> torch.Tensor:
-    """The tokens, begun by those of prefix if they are not already."""
+    """Put the tokens of ``prefix`` first, unless the tokens begin with them already."""
     return ids if _begins(ids, prefix) else torch.cat([torch.tensor(prefix, dtype=torch.int64), ids])
 
 
 def _asked_for(tokenizer: Any, bos: str) -> list[int]:
-    """What the tokenizer puts before a text by itself, or else its BOS."""
+    """Return the tokens that the tokenizer adds before a text by default, or else its BOS."""
     found = [] if tokenizer is None else own_bos(tokenizer)
     token = getattr(tokenizer, "bos_token_id", None)
     if not found and token is None:
-        raise InvalidArgumentError(f"[token_windows] bos={bos} needs a tokenizer with such a token")
+        raise InvalidArgumentError(
+            f"[token_windows] bos must be auto or none, because the tokenizer has no BOS token: got bos={bos}"
+        )
     return found or [int(token)]  # type: ignore[arg-type]
 
 
 def _draw(count: int, nsamples: int, seed: int) -> torch.Tensor:
-    """Which windows a seed draws: those with the smallest random numbers, of a stream that never changes."""
+    """Return the indices of the windows that a seed draws; the same on every platform and version."""
     keys = np.random.PCG64(seed).random_raw(count)
     return torch.from_numpy(np.argsort(keys, kind="stable")[:nsamples])
 
 
 def _text(source: Any, tokenizer: Any, drawn: bool, column: str | None) -> str | torch.Tensor:
-    """The whole text of a source that is not token ids, or the token ids that its rows have."""
+    """Return the whole text of a source, or the token ids if its rows hold token ids."""
     if not isinstance(source, str | os.PathLike):
         return _join(((f"item {i}", row) for i, row in enumerate(source)), "the list", tokenizer, column)
     path = Path(source).expanduser()
     if path.is_file():
         return _read(path, tokenizer, column)
     if not path.is_dir() and (isinstance(source, Path) or path.suffix.lower() in (".txt", ".jsonl", ".json")):
-        raise InvalidArgumentError(f"[token_windows] there is no such file: {source}")
+        raise InvalidArgumentError(f"[token_windows] source must be an existing file: there is no file {source}")
     return _join(_rows_of_dataset(str(source), drawn), str(source), tokenizer, column)
 
 
@@ -425,11 +444,11 @@ def _read(path: Path, tokenizer: Any, column: str | None) -> str | torch.Tensor:
             content = json.loads(text)
         except ValueError as error:
             raise InvalidArgumentError(
-                f"[token_windows] {path} is not JSON: {error}; name it .jsonl if each line is an object of its own"
+                f"[token_windows] {path} is not JSON: {error}; if each line is an object, rename the file to .jsonl"
             ) from None
         if not isinstance(content, list):
             raise InvalidArgumentError(
-                f"[token_windows] {path} must have a list of texts or of rows: got {type(content).__name__}"
+                f"[token_windows] {path} must contain a list of texts or rows: got {type(content).__name__}"
             )
         return _join(((f"item {i}", row) for i, row in enumerate(content)), str(path), tokenizer, column)
     if path.suffix.lower() != ".jsonl":
@@ -445,7 +464,7 @@ def _read(path: Path, tokenizer: Any, column: str | None) -> str | torch.Tensor:
 
 
 def _join(rows: Iterable[tuple[str, Any]], where: str, tokenizer: Any, column: str | None) -> str | torch.Tensor:
-    """Texts joined by blank lines, conversations in the tokenizer's format one after the other, or token ids."""
+    """Join texts by blank lines, conversations (in the tokenizer's chat format) directly, or collect token ids."""
     found: dict[str, list[Any]] = {"texts": [], "conversations": [], "token ids": []}
     for place, row in rows:
         kind, value = _of_row(row, f"{where}, {place}", column)
@@ -464,7 +483,7 @@ def _join(rows: Iterable[tuple[str, Any]], where: str, tokenizer: Any, column: s
 
 
 def _of_row(row: Any, where: str, column: str | None) -> tuple[str, Any]:
-    """What a row has: ``texts``, ``conversations`` or ``token ids``, and it."""
+    """Return the kind of a row (``texts``, ``conversations`` or ``token ids``) and its content."""
     row = {column or "text": row} if isinstance(row, str) else row
     if isinstance(row, Mapping) and column is None:
         for name in TEXT_FIELDS:
@@ -484,14 +503,16 @@ def _of_row(row: Any, where: str, column: str | None) -> tuple[str, Any]:
         value = row[column]
         return ("token ids", _unpadded({"input_ids": value})) if _is_row_of_ids(value) else ("conversations", value)
     had = f"the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
-    wanted = f"a text in {column}" if column else "a string text or messages"
-    hint = "; name the field that has it: text_column" if isinstance(row, Mapping) else ""
-    raise InvalidArgumentError(f"[token_windows] {where} needs {wanted}: got {had}{hint}")
+    wanted = f"a text in the field {column}" if column else "a text or messages"
+    hint = "; set text_column to the field with the text" if isinstance(row, Mapping) else ""
+    raise InvalidArgumentError(f"[token_windows] {where} must have {wanted}: got {had}{hint}")
 
 
 def _conversation(messages: Any, where: str, tokenizer: Any) -> str:
     if getattr(tokenizer, "chat_template", None) is None:
-        raise InvalidArgumentError(f"[token_windows] {where} has messages, but the tokenizer has no chat template")
+        raise InvalidArgumentError(
+            f"[token_windows] {where} has messages, but the tokenizer has no chat template; set tokenizer.chat_template"
+        )
     if isinstance(messages, Sequence) and messages and all(isinstance(m, Mapping) and "from" in m for m in messages):
         messages = [{"role": SPEAKERS.get(m["from"], m["from"]), "content": m.get("value", "")} for m in messages]
     try:
@@ -501,12 +522,12 @@ def _conversation(messages: Any, where: str, tokenizer: Any) -> str:
 
 
 def _rows_of_dataset(source: str, drawn: bool) -> Iterable[tuple[str, Any]]:
-    """The rows of a data set, each with its place."""
+    """Yield the rows of a dataset, each with its position for messages."""
     try:
         import datasets
     except ImportError:
         raise InvalidArgumentError(
-            f"[token_windows] {source} is no file, and for a data set the package 'datasets' is missing"
+            f"[token_windows] there is no file {source}; to load it as a dataset, pip install datasets"
         ) from None
     name, configuration, split = ([*source.split(":"), None, None])[:3]
     split = split or ("train" if drawn else "test")
@@ -514,5 +535,5 @@ def _rows_of_dataset(source: str, drawn: bool) -> Iterable[tuple[str, Any]]:
         rows = datasets.load_dataset(name, configuration or None, split=split)
     except Exception as error:  # whatever the package, its file formats or the network may raise
         text = " ".join(str(error).split()) or type(error).__name__
-        raise QuantratureError(f"[token_windows] cannot load {source} as a data set, split {split}: {text}") from error
+        raise QuantratureError(f"[token_windows] cannot load {source} as a dataset, split {split}: {text}") from error
     return ((f"row {i}", row) for i, row in enumerate(rows))

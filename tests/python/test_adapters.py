@@ -222,7 +222,7 @@ def test_merging_what_is_zero_moves_little_and_only_once():
     with pytest.warns(UserWarning, match="already merged"):
         found.merge_adapter(safe_merge=True)
     assert torch.equal(logits(found), merged)
-    with pytest.raises(UnsupportedError, match="cannot be taken out again"):
+    with pytest.raises(UnsupportedError, match="cannot be unmerged"):
         found.unmerge_adapter()
 
 
@@ -231,7 +231,7 @@ def test_adapters_that_are_not_finite_are_refused_and_leave_the_layer():
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     layer.lora_B["default"].weight.data.fill_(torch.inf)
     spec = layer.base_layer.spec
-    with pytest.raises(InvalidArgumentError, match="adapters default make weights that are not finite"):
+    with pytest.raises(InvalidArgumentError, match="merging default would give weights that are not finite"):
         layer.merge(safe_merge=True)
     assert layer.base_layer.spec == spec and layer.base_layer.intact
 

@@ -356,8 +356,8 @@ def test_constraints_hold():
         ({"avg_bits": 4, "skip": ["re:.*"]}, "a plan needs a matrix that is not skipped: got none"),
         ({"avg_bits": 4, "skip": ["lm_head"]}, "a constraint must match at least one matrix or module: got lm_head"),
         ({"avg_bits": 4, "pin": {"re:(": 4}}, r"or re: and a regular expression: got re:\("),
-        ({"avg_bits": 4, "pin": {"model": "four"}}, "a setting reads like b3g64 or b3g64o0.005: got 'four'"),
-        ({"avg_bits": 4, "pin": {"model": 9}}, "bits must be 1 to 8, or 16 to keep: got 9"),
+        ({"avg_bits": 4, "pin": {"model": "four"}}, "a setting must look like b3g64 or b3g64o0.005: got 'four'"),
+        ({"avg_bits": 4, "pin": {"model": 9}}, "bits must be 1 to 8, or 16 for unquantized: got 9"),
         (
             {"avg_bits": 4, "minimum": {"model.layers.0": 5}, "maximum": {"re:.*q_proj": 4}},
             r"no setting is left for model.layers.0.self_attn.q_proj by: at least 5 bits for model.layers.0, "

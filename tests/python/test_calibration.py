@@ -346,7 +346,7 @@ def test_an_interrupted_command_says_how_it_goes_on(monkeypatch, tmp_path, capfd
     text.write_text("It was the best of times, it was the worst of times. " * 20)
     given = ["quantize", str(source), "-o", str(out), "--bits", "3", "--group-size", "16", "--method", "gptq"]
     given += ["--calibration", str(text), "--nsamples", "4", "--seqlen", "24"]
-    for after, said in ((3, ""), (9, f"finished blocks are in {tmp_path / 'out.resume'}; the same command goes on")):
+    for after, said in ((3, ""), (9, f"finished blocks are in {tmp_path / 'out.resume'}; run the same command")):
         with monkeypatch.context() as patch:
             limited = limited_to(after, sequential.quantize_matrix, KeyboardInterrupt)
             patch.setattr(sequential, "quantize_matrix", limited)
@@ -354,7 +354,7 @@ def test_an_interrupted_command_says_how_it_goes_on(monkeypatch, tmp_path, capfd
         assert not out.exists()
         err = capfd.readouterr().err
         assert said in err
-        assert bool(said) == ("goes on" in err)
+        assert bool(said) == ("to resume" in err)
     assert main([*given, "--resume", "required"]) == 0
     assert "note: 1 of 2 blocks are taken up from" in capfd.readouterr().err
 
@@ -371,7 +371,7 @@ def test_every_method_from_the_command_line_to_an_evaluation(name, monkeypatch, 
     given += ["--calibration", str(text), "--nsamples", "4", "--seqlen", "24"]
     given += [part for option, value in settings.items() for part in ("--option", f"{option}={value}")]
     assert main([*given, "-o", str(tmp_path / "whole")]) == 0
-    assert "memory at the peak: about" in capfd.readouterr().err
+    assert "peak memory: about" in capfd.readouterr().err
     limited = limited_to(9, sequential.quantize_matrix, Stop)
     with monkeypatch.context() as patch:
         patch.setattr(sequential, "quantize_matrix", limited)

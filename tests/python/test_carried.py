@@ -120,7 +120,7 @@ def test_a_model_without_a_source_says_what_is_lost_and_announces_it_no_longer(t
     model = AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings)).eval()
     qtr.quantize(model, bits=4, group_size=16).save_pretrained(tmp_path / "out")
     said = [record.getMessage() for record in caplog.records if "multi-token" in record.getMessage()]
-    assert len(said) == 1 and "num_nextn_predict_layers is set to 0" in said[0] and "not at hand" in said[0]
+    assert len(said) == 1 and "num_nextn_predict_layers is set to 0" in said[0] and "not available" in said[0]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
     load_model(tmp_path / "out")
 

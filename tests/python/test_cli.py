@@ -134,12 +134,15 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
     ("arguments", "message"),
     [
         (["eval", "/nowhere", "--text", "TEXT"], "[eval] there is no such folder: /nowhere"),
-        (["eval", "MODEL", "--text", "no.txt"], "[eval] there is no such file: no.txt"),
+        (["eval", "MODEL", "--text", "no.txt"], "[eval] source must be an existing file: there is no file no.txt"),
         (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "got seqlen=65, model=64"),
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
         (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),
-        (["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"], "[eval] stride goes without"),
-        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, objectives, solvers, formats: got nothing"),
+        (
+            ["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"],
+            "[eval] --stride cannot be combined with --reference",
+        ),
+        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, objectives, solvers"),
     ],
 )
 def test_a_failure_is_one_line(capfd, folders, arguments, message):
@@ -175,7 +178,7 @@ def test_a_traceback_is_there_for_those_who_want_it(capfd, monkeypatch):
     status, _, err = run(capfd, "doctor")
     assert status == 1
     assert err == "quantrature: error: ZeroDivisionError: integer division or modulo by zero" + (
-        " (QUANTRATURE_DEBUG=1 shows where)\n"
+        " (set QUANTRATURE_DEBUG=1 for the traceback)\n"
     )
     monkeypatch.setenv("QUANTRATURE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
@@ -286,7 +289,7 @@ def test_what_needs_torch_says_how_to_get_it(folders):
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "quantrature: error: this needs torch, which is not installed: pip install 'quantrature[hf]'\n"
+        "quantrature: error: this command needs torch, which is not installed: pip install 'quantrature[hf]'\n"
     )
 
 
@@ -303,7 +306,7 @@ def test_help_has_panels_and_shows_the_defaults_of_methods(capfd, monkeypatch):
     others = [f"{m.nsamples} for {name}" for name, m in METHODS.items() if m.needs and m.nsamples != most]
     assert f"[default: ({most}; {', '.join(others)})]" in out
     shorter = sorted(name for name, m in METHODS.items() if m.needs and m.seqlen != DEFAULT_SEQLEN)
-    assert f"({DEFAULT_SEQLEN}, 512 for {' and '.join(shorter)}; or what the model" in out
+    assert f"({DEFAULT_SEQLEN}, 512 for {' and '.join(shorter)}; or the model's context" in out
     assert {METHODS[name].seqlen for name in shorter} == {512}
     gptq = METHODS["gptq"].options
     assert f"[default: ({gptq['damp_percent']})]" in out

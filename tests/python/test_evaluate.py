@@ -188,7 +188,7 @@ def test_the_model_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seqlen": 21}, r"\[token_windows\] the windows have 20 tokens each: got seqlen=21"),
+        ({"seqlen": 21}, r"\[token_windows\] seqlen must be 20, the length of the given windows: got seqlen=21"),
         ({"batch_size": 0}, r"batch_size must be a positive integer: got batch_size=0"),
         ({"stride": 0}, r"stride must be 1 to 19, for seqlen=20: got stride=0"),
         ({"stride": 20}, r"stride must be 1 to 19, for seqlen=20: got stride=20"),
@@ -201,9 +201,9 @@ def test_bad_arguments_are_named(tables, ids, arguments, message):
 
 
 def test_a_window_of_one_token_is_refused(tables, ids):
-    with pytest.raises(InvalidArgumentError, match=r"\[perplexity\] a window needs a token to foretell another from"):
+    with pytest.raises(InvalidArgumentError, match=r"\[perplexity\] seqlen must be at least 2"):
         evaluate.perplexity(Bigram(tables[0]), ids[:, :1])
-    with pytest.raises(InvalidArgumentError, match=r"\[divergence\] a window needs a token to foretell another from"):
+    with pytest.raises(InvalidArgumentError, match=r"\[divergence\] seqlen must be at least 2"):
         evaluate.divergence(Bigram(tables[0]), Bigram(tables[1]), ids[:, :1])
 
 
@@ -216,16 +216,16 @@ def test_a_model_that_is_not_causal_is_refused():
 
 
 def test_different_vocabularies_are_refused(tables, ids):
-    with pytest.raises(InvalidArgumentError, match=r"the same vocabulary: got model=11, reference=12"):
+    with pytest.raises(InvalidArgumentError, match=r"the same vocabulary size: got model=11, reference=12"):
         evaluate.divergence(Bigram(tables[0]), Bigram(np.zeros((12, 12))), ids)
     other = tiny_model("llama")
     other.config.vocab_size = VOCABULARY + 6
-    with pytest.raises(InvalidArgumentError, match=r"the same vocabulary: got model=258, reference=264"):
+    with pytest.raises(InvalidArgumentError, match=r"the same vocabulary size: got model=258, reference=264"):
         evaluate.divergence(tiny_model("llama"), other, [[1, 2, 3]])
 
 
 def test_token_ids_beyond_the_vocabulary_are_refused():
-    with pytest.raises(InvalidArgumentError, match=r"in the model's vocabulary: got 300, vocab_size=258"):
+    with pytest.raises(InvalidArgumentError, match=r"below the model's vocab_size, 258: got 300"):
         evaluate.perplexity(tiny_model("llama"), [[1, 2, 300]])
 
 

@@ -356,7 +356,7 @@ def test_hessian_refusals(total, x, message):
     ("options", "message"),
     [
         ({"grid": "odd"}, "option grid of gptq must be minmax, mse or, without sym, hqq: got 'odd'"),
-        ({"damp_percent": 2.0}, "option damp_percent of gptq must be a share between 0 and 1: got 2.0"),
+        ({"damp_percent": 2.0}, "option damp_percent of gptq must be a fraction between 0 and 1: got 2.0"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -57,7 +57,9 @@ def test_a_method_gets_weight_kept_places_statistics_and_its_settings(calibrated
 
 @pytest.mark.parametrize("statistics", [None, Statistics(fisher=torch.ones(8, 32))])
 def test_a_matrix_without_the_statistics_that_its_method_needs_is_named(calibrated, statistics):
-    with pytest.raises(InvalidArgumentError, match=r"layers.0.q: method toy needs a calibration text, for the hessian"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"layers.0.q: method toy needs calibration text, to compute the hessian"
+    ):
         quantize_matrix("layers.0.q", WEIGHT, PlanEntry(4, 16, solver="toy"), statistics=statistics)
 
 
@@ -76,7 +78,7 @@ def test_options_are_checked_when_an_entry_is_made(calibrated, options, message)
 
 
 def test_methods_without_options_say_so():
-    with pytest.raises(InvalidArgumentError, match="options of minmax must be among none: got 'damp'"):
+    with pytest.raises(InvalidArgumentError, match="options of minmax must be one of none: got 'damp'"):
         PlanEntry(4, 16, options={"damp": 1.0})
 
 
@@ -147,7 +149,7 @@ def test_requant_keeps_weights_beside_a_named_table():
     ("changes", "message"),
     [
         ({"bits": 3}, "bits of nf4 must be 4: got 3"),
-        ({"sym": True}, "sym goes without solver nf4"),
+        ({"sym": True}, "sym must be false with nf4"),
     ],
 )
 def test_settings_a_named_table_has_not_are_refused(changes, message):

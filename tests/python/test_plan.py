@@ -80,7 +80,7 @@ def test_hqq_has_no_symmetric_grid():
         ({**GOOD, "entries": {"a": {"bits": 3, "group": 64}}}, "entry 'a': unknown field 'group'"),
         (
             {**GOOD, "entries": {"a": {"bits": 3, "outliers": 0.1}}},
-            "outliers is called outlier_fraction since version 2",
+            "outliers was renamed to outlier_fraction in format version 2",
         ),
         ({**GOOD, "entries": {"a": {"group_size": 64}}}, "entry 'a': bits is missing"),
         ({**GOOD, "allocation": []}, '"allocation" must be an object'),

@@ -227,10 +227,10 @@ def test_a_plan_has_the_share_of_each_matrix():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sym": True}, "sym goes without solver squeezellm"),
-        ({"meta_bits": 8}, "meta_bits goes without solver squeezellm, which has no scales: got 8"),
-        ({"options": {"sensitive": 1.5}}, "option sensitive of squeezellm must be a share between 0 and 1: got 1.5"),
-        ({"options": {"share": 0.1}}, "options of squeezellm must be among sensitive: got 'share'"),
+        ({"sym": True}, "sym must be false with squeezellm"),
+        ({"meta_bits": 8}, "meta_bits must be null with squeezellm, which has no scales: got 8"),
+        ({"options": {"sensitive": 1.5}}, "option sensitive of squeezellm must be a fraction from 0 to 1: got 1.5"),
+        ({"options": {"share": 0.1}}, "options of squeezellm must be one of sensitive: got 'share'"),
     ],
 )
 def test_settings_it_has_not_are_refused(changes, message):
@@ -246,7 +246,9 @@ def test_groups_are_refused():
 def test_bad_information_is_named():
     with pytest.raises(InvalidArgumentError, match="w: .kmeans. weights must be finite and not negative"):
         quantized(fisher=-FISHER)
-    with pytest.raises(InvalidArgumentError, match="w: method squeezellm needs a calibration text, for the fisher"):
+    with pytest.raises(
+        InvalidArgumentError, match="w: method squeezellm needs calibration text, to compute the fisher"
+    ):
         quantize_matrix("w", WEIGHT, entry())
 
 

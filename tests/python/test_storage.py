@@ -92,7 +92,7 @@ def test_a_broken_description_is_refused(field, value, complaint):
         (PlanEntry(4, 16, solver="nf4"), "codebook", ["nf4"], "codebook of a codebook must be nf4 or"),
         (PlanEntry(4, 16, solver="nf4"), "bits", 3, "bits of a codebook must be those of 16 entries: got 3"),
         (PlanEntry(4, 16, solver="nf4"), "table", "float16", "table of a codebook must be null where it is known"),
-        (PlanEntry(4, 16, solver="nf4"), "scale", None, "scale of a codebook must be null without groups and there"),
+        (PlanEntry(4, 16, solver="nf4"), "scale", None, "scale of a codebook must be null if and only if"),
         (PlanEntry(4, 16, solver="nf4"), "scale", {"bits": 3}, "a grid must have the field 'shape'"),
         (PlanEntry(4, 16, solver="nf4"), "group_size", 0, "group_size of a codebook must be null, -1 or at least 1"),
         (PlanEntry(3, -1, solver="squeezellm"), "table", None, "table of a codebook must be float16 or float32"),

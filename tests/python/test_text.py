@@ -105,7 +105,7 @@ def test_a_seed_means_the_same_everywhere():
 def test_too_few_windows_are_all_used_with_a_note(caplog):
     drawn = token_windows(torch.arange(35), seqlen=10, nsamples=8)
     assert sorted(drawn[:, 0].tolist()) == [0, 10, 20]
-    assert "the text has 3 windows of 10 tokens; all are used" in caplog.text
+    assert "the text has only 3 windows of 10 tokens; all are used" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_a_data_set_that_cannot_be_had_is_named(tokenizer, monkeypatch):
 
     fake_datasets(monkeypatch, load)
     with pytest.raises(
-        QuantratureError, match=r"cannot load some/set as a data set, split test: Couldn't reach the Hub"
+        QuantratureError, match=r"cannot load some/set as a dataset, split test: Couldn't reach the Hub"
     ):
         token_windows("some/set", tokenizer)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        InvalidArgumentError, match=r"some/set is no file, and for a data set the package 'datasets' is"
+        InvalidArgumentError, match=r"there is no file some/set; to load it as a dataset, pip install datasets"
     ):
         token_windows("some/set", tokenizer)
 
@@ -190,12 +190,12 @@ def test_a_data_set_in_a_folder(tokenizer, tmp_path, monkeypatch):
 
 def test_a_text_shorter_than_a_window_says_how_short(tokenizer):
     with pytest.raises(
-        InvalidArgumentError, match=r"one window: it has 900 tokens, 901 are needed for seqlen=901; .* a smaller seqlen"
+        InvalidArgumentError, match=r"one window: it has 900 tokens, but seqlen=901 needs 901; .* a smaller seqlen"
     ):
         token_windows([TEXT], tokenizer, seqlen=901)
-    with pytest.raises(InvalidArgumentError, match=r"it has 63 tokens, 64 are needed"):
+    with pytest.raises(InvalidArgumentError, match=r"it has 63 tokens, but seqlen=64 needs 64"):
         token_windows([TEXT], tokenizer, model=tiny_config("llama"), max_tokens=63)
-    with pytest.raises(InvalidArgumentError, match=r"it has 0 tokens, 8 are needed"):
+    with pytest.raises(InvalidArgumentError, match=r"it has 0 tokens, but seqlen=8 needs 8"):
         token_windows([], tokenizer, seqlen=8)
 
 
@@ -205,29 +205,29 @@ IDS = list(range(100))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": IDS, "seqlen": 0}, "seqlen must be an integer and at least 1: got seqlen=0"),
-        ({"source": IDS, "seqlen": 8.0}, "seqlen must be an integer and at least 1: got seqlen=8.0"),
-        ({"source": IDS, "nsamples": 0}, "nsamples must be an integer and at least 1: got nsamples=0"),
-        ({"source": IDS, "max_tokens": -1}, "max_tokens must be an integer and at least 1: got max_tokens=-1"),
-        ({"source": IDS, "seed": -1}, "seed must be an integer and at least 0: got seed=-1"),
+        ({"source": IDS, "seqlen": 0}, "seqlen must be an integer of at least 1: got seqlen=0"),
+        ({"source": IDS, "seqlen": 8.0}, "seqlen must be an integer of at least 1: got seqlen=8.0"),
+        ({"source": IDS, "nsamples": 0}, "nsamples must be an integer of at least 1: got nsamples=0"),
+        ({"source": IDS, "max_tokens": -1}, "max_tokens must be an integer of at least 1: got max_tokens=-1"),
+        ({"source": IDS, "seed": -1}, "seed must be an integer of at least 0: got seed=-1"),
         ({"source": IDS, "bos": True}, "bos must be one of auto, none, text, window: got bos=True"),
-        ({"source": IDS, "bos": "text", "seqlen": 8}, "bos=text needs a tokenizer with such a token"),
-        ({"source": [IDS], "bos": "window"}, "bos goes with text or one row of token ids: got bos=window"),
-        ({"source": [IDS], "seqlen": 50}, "the windows have 100 tokens each: got seqlen=50"),
+        ({"source": IDS, "bos": "text", "seqlen": 8}, "because the tokenizer has no BOS token: got bos=text"),
+        ({"source": [IDS], "bos": "window"}, "bos must be auto or none if the source is windows: got bos=window"),
+        ({"source": [IDS], "seqlen": 50}, "seqlen must be 100, the length of the given windows: got seqlen=50"),
         ({"source": [IDS], "max_tokens": 99}, "there must be at least one window: got 0 of 100 tokens"),
-        ({"source": [IDS], "model": "llama"}, "at most what the model was built for: got seqlen=100, model=64"),
-        ({"source": IDS, "seqlen": 65, "model": "llama"}, "built for: got seqlen=65, model=64"),
-        ({"source": [*IDS, 258], "seqlen": 1, "model": "llama"}, "vocabulary: got 258, vocab_size=258"),
-        ({"source": [*IDS, -1], "seqlen": 1}, "token ids must be in the model's vocabulary: got -1"),
-        ({"source": [IDS, [0.5]]}, "source must be a file, a data set, texts or token ids: got list"),
-        ({"source": [0.5]}, "source must be a file, a data set, texts or token ids: got list"),
-        ({"source": None}, "source must be a file, a data set, texts or token ids: got NoneType"),
+        ({"source": [IDS], "model": "llama"}, "at most the model's context length, 64: got seqlen=100"),
+        ({"source": IDS, "seqlen": 65, "model": "llama"}, "context length, 64: got seqlen=65"),
+        ({"source": [*IDS, 258], "seqlen": 1, "model": "llama"}, "below the model's vocab_size, 258: got 258"),
+        ({"source": [*IDS, -1], "seqlen": 1}, "token ids must be at least 0"),
+        ({"source": [IDS, [0.5]]}, "source must be a file, a dataset, texts or token ids: got list"),
+        ({"source": [0.5]}, "source must be a file, a dataset, texts or token ids: got list"),
+        ({"source": None}, "source must be a file, a dataset, texts or token ids: got NoneType"),
         ({"source": torch.ones(9)}, "token ids must be integers: got dtype=float32"),
         ({"source": torch.ones(9, dtype=torch.bool)}, "token ids must be integers: got dtype=bool"),
         ({"source": [[[1]]]}, "token ids must have 1 or 2 dimensions: got 3"),
-        ({"source": ["text"]}, "text needs a tokenizer: got tokenizer=None"),
-        ({"source": "nowhere.txt", "tokenizer": 1}, "there is no such file: nowhere.txt"),
-        ({"source": ["text", 5], "tokenizer": 1}, "the list, item 1 needs a string text or messages: got int"),
+        ({"source": ["text"]}, "tokenizer must be given if the source is text: got tokenizer=None"),
+        ({"source": "nowhere.txt", "tokenizer": 1}, "source must be an existing file: there is no file nowhere.txt"),
+        ({"source": ["text", 5], "tokenizer": 1}, "the list, item 1 must have a text or messages: got int"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -241,9 +241,9 @@ def test_bad_input_is_named(arguments, message):
     ("content", "message"),
     [
         (b'{"text": "a"}\n{"text": \n', r"a.jsonl, line 2 is not JSON"),
-        (b'{"text": "a"}\n\n{"body": "b", "id": 2}', r"a.jsonl, line 3 needs a string text .* got the fields body, id"),
-        (b'{"text": 5}', r"a.jsonl, line 1 needs a string text or messages: got the fields text"),
-        (b"[1]", r"a.jsonl, line 1 needs a string text or messages: got list"),
+        (b'{"text": "a"}\n\n{"body": "b", "id": 2}', r"a.jsonl, line 3 must have a text .* got the fields body, id"),
+        (b'{"text": 5}', r"a.jsonl, line 1 must have a text or messages: got the fields text"),
+        (b"[1]", r"a.jsonl, line 1 must have a text or messages: got list"),
         (
             b'{"messages": [{"role": "user"}]}\n{"text": "a"}',
             r"a.jsonl, line 2: texts and conversations must not be mixed",
@@ -358,11 +358,11 @@ def test_what_a_tokenizer_returns_is_taken(tokenizer):
 @pytest.mark.parametrize(
     ("content", "column", "message"),
     [
-        ('{"text": "one"}', None, r"a.json must have a list of texts or of rows: got dict"),
-        ('{"text": "one"}\n{"text": "two"}', None, r"a.json is not JSON: .*; name it .jsonl if each line"),
-        ('["one", 2]', None, r"a.json, item 1 needs a string text or messages: got int"),
-        ('[{"body": "a"}]', None, r"item 0 needs .* got the fields body; name the field that has it: text_column"),
-        ('[{"text": "a"}]', "body", r"item 0 needs a text in body: got the fields text"),
+        ('{"text": "one"}', None, r"a.json must contain a list of texts or rows: got dict"),
+        ('{"text": "one"}\n{"text": "two"}', None, r"a.json is not JSON: .*; if each line .* rename the file"),
+        ('["one", 2]', None, r"a.json, item 1 must have a text or messages: got int"),
+        ('[{"body": "a"}]', None, r"item 0 must have .* got the fields body; set text_column"),
+        ('[{"text": "a"}]', "body", r"item 0 must have a text in the field body: got the fields text"),
         ('[{"input_ids": [1]}, "a"]', None, r"item 1: texts and token ids must not be mixed"),
         ('[{"conversations": [{"from": "human", "value": "a"}]}]', None, r"item 0 has messages, but the tokenizer has"),
     ],
@@ -371,7 +371,7 @@ def test_a_json_file_that_is_no_list_of_texts_is_refused(content, column, messag
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InvalidArgumentError, match=message):
         token_windows(tmp_path / "a.json", tokenizer, seqlen=1, text_column=column)
-    with pytest.raises(InvalidArgumentError, match="there is no such file"):
+    with pytest.raises(InvalidArgumentError, match="must be an existing file"):
         token_windows("nowhere.json", tokenizer)
 
 
@@ -383,7 +383,7 @@ def test_verbs_take_the_name_of_the_field(tmp_path, capfd):
     (tmp_path / "a.json").write_text(json.dumps([{"body": TEXT}]))
     given = ["--text", str(tmp_path / "a.json"), "--seqlen", "32", "--json"]
     assert main(["eval", str(tmp_path / "model"), *given]) == 1
-    assert "name the field that has it: text_column" in capfd.readouterr().err
+    assert "set text_column" in capfd.readouterr().err
     assert main(["eval", str(tmp_path / "model"), *given, "--text-column", "body"]) == 0
     assert json.loads(capfd.readouterr().out)["tokens"] == 28 * 31
     assert (

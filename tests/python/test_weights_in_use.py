@@ -319,7 +319,9 @@ def test_a_quantized_table_is_not_resized(name, quantized, way, tmp_path):
 
 def test_a_quantized_output_embedding_alone_is_not_resized_either():
     model = qtr.quantize(tiny_model("llama"), plan=Plan({"lm_head": PlanEntry(8, 16)}))
-    with pytest.raises(UnsupportedError, match=r"\[embedding\] lm_head cannot be resized, being quantized: .*=260"):
+    with pytest.raises(
+        UnsupportedError, match=r"\[embedding\] lm_head cannot be resized, because it is quantized: .*=260"
+    ):
         model.resize_token_embeddings(260)
     untouched = qtr.quantize(tiny_model("llama"), **SETTING)
     untouched.resize_token_embeddings(260)

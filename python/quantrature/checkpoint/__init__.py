@@ -1,4 +1,4 @@
-"""Quantized models in folders: written whole or not at all, looked into without loading, compared with their source."""
+"""Folders with quantized models: save (all or nothing), inspect without loading, compare with the original model."""
 
 from .contents import FORMAT_VERSION, QUANT_METHOD, Contents, inspect, is_quantized, quantization_config
 from .save import save

@@ -1,4 +1,4 @@
-"""The model card of a quantized folder."""
+"""The model card (README.md) of a quantized folder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .contents import Contents
 
 
 def model_card(contents: Contents, source: str, opened_by: str, more: str, auto_map: bool) -> str:
-    """Write README.md: sizes, and how to load the folder.
+    """Return the text of README.md: sizes, and how to load the folder.
 
     Args:
-        contents: what the folder holds.
+        contents: description of the folder.
         source: name of the original model.
-        opened_by: the class of transformers whose ``from_pretrained`` opens the folder.
+        opened_by: name of the transformers class whose ``from_pretrained`` loads the folder.
         more: further arguments of ``from_pretrained``, as code.
-        auto_map: whether the folder has Python code that imports quantrature.
+        auto_map: whether the folder includes Python code that imports quantrature.
     """
     trusting = """
-Where quantrature is installed, `from_pretrained("PATH", trust_remote_code=True)` needs no import.
+With `from_pretrained("PATH", trust_remote_code=True)` you need not import quantrature, but it must be installed.
 """
     about = ModelCardData(
         library_name="transformers",
@@ -33,7 +33,7 @@ Where quantrature is installed, `from_pretrained("PATH", trust_remote_code=True)
 # {Path(source).name or "Model"}, {contents.bits_per_weight:.2f} bits per weight
 
 Quantized by [quantrature](https://pypi.org/project/quantrature). {len(contents.modules)} matrices take
-{contents.bytes:,} bytes, {contents.bits_per_weight:.3f} bits per weight, scales, zeros and outliers included.
+{contents.bytes:,} bytes, {contents.bits_per_weight:.3f} bits per weight, scales, zero points and outliers included.
 
 ```python
 import quantrature  # registers the format with transformers

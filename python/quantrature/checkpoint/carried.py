@@ -1,7 +1,7 @@
-"""Weights that a checkpoint has and the class of its model has not, such as layers for multi-token prediction.
+"""Weights that are in a checkpoint but not in the model's class, such as layers for multi-token prediction.
 
-transformers ignores these weights on purpose, and other engines read them. A quantized folder has them unchanged, as
-long as the source of the model is at hand.
+transformers ignores these weights on purpose, but other engines use them. They are copied unchanged into the quantized
+folder if the original checkpoint is available.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ..models.loading import tensor_files
 _log = logging.getLogger(__name__)
 
 ANNOUNCING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
-"""Settings of configurations that count layers for multi-token prediction, which follow the others."""
+"""Configuration fields that hold the number of layers for multi-token prediction. These follow the other layers."""
 
 
 def carried_tensors(model: Any, files: Mapping[str, Path]) -> dict[str, Path]:
-    """Choose the tensors of a checkpoint that a quantized folder has to have beside those of the model.
+    """Return the tensors of a checkpoint that must be copied into a quantized folder besides the model's own.
 
-    These are tensors that the class of the model ignores by name, and layers for multi-token prediction; not buffers
-    that the model computes. If the model is of another class than was saved, for example without its head, there are
-    none.
+    These are tensors that the model's class ignores by name, and layers for multi-token prediction, but not buffers
+    that the model computes. If the model's class is not the one that was saved, for example without its head, there
+    are none.
 
     Args:
         model: dense or quantized, loaded or on the meta device.
-        files: names of the tensors of the checkpoint, and the file of each.
+        files: tensor name in the checkpoint to its file.
 
     Returns:
-        The names in the checkpoint, and the file of each.
+        Tensor name in the checkpoint to its file.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -59,7 +59,7 @@ def carried_tensors(model: Any, files: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def source_tensors(model: Any) -> dict[str, Path]:
-    """Name the tensors of the checkpoint that a model was loaded from, and the file of each; none if it is not here."""
+    """Return the tensors of the checkpoint that a model was loaded from, with their files; none if it is not local."""
     from transformers.utils.hub import cached_file
 
     name = getattr(model.config, "_name_or_path", "")
@@ -80,13 +80,13 @@ def source_tensors(model: Any) -> dict[str, Path]:
 
 
 def carried_from_source(model: Any) -> dict[str, Path]:
-    """Choose what to carry from the source of a model, and correct a configuration that announces what is lost.
+    """Return the tensors to copy from the original checkpoint, and correct the configuration if some are lost.
 
-    If the source is not at hand, as for a model that was made in memory, there is nothing to carry. Then the settings
-    of the configuration that count layers for multi-token prediction become 0, and a warning says so.
+    If the original checkpoint is not available, as for a model made in memory, nothing is copied. The configuration
+    fields with the number of layers for multi-token prediction are then set to 0, and a warning is logged.
 
     Returns:
-        As :func:`carried_tensors`.
+        Tensor name in the checkpoint to its file, as :func:`carried_tensors`.
     """
     if not _announced(model.config) and not model._keys_to_ignore_on_load_unexpected:
         return {}
@@ -98,13 +98,13 @@ def carried_from_source(model: Any) -> dict[str, Path]:
 
 
 def correct_announced(model: Any, files: Mapping[str, Path]) -> None:
-    """Correct the configuration of a model that announces layers which will not be in a saved folder, and say so.
+    """Set the number of layers for multi-token prediction to 0 if they will not be saved, and log a warning.
 
-    A checkpoint of the model's own class without such layers is left alone: it has announced them itself.
+    If the checkpoint is of the model's own class and lacks these layers itself, its configuration is not changed.
 
     Args:
-        model: carries nothing.
-        files: names of the tensors of its checkpoint, and the file of each; none if that is not at hand.
+        model: a model from which no tensors are copied.
+        files: tensor name in its checkpoint to file; empty if the checkpoint is not available.
     """
     announced = _announced(model.config)
     if not announced or (files and type(model).__name__ in (model.config.architectures or ())):
@@ -112,16 +112,16 @@ def correct_announced(model: Any, files: Mapping[str, Path]) -> None:
     for section, name, _ in announced:
         setattr(section, name, 0)
     _log.warning(
-        "the configuration announces layers for multi-token prediction, which %s does not have and %s: they will not "
-        "be in a saved folder, and %s is set to 0",
+        "the configuration names layers for multi-token prediction, which %s does not have and %s: they will not be "
+        "saved, and %s is set to 0",
         type(model).__name__,
-        "which belong to another class" if files else "whose source is not at hand",
+        "which belong to another class" if files else "whose checkpoint is not available",
         ", ".join(sorted({name for _, name, _ in announced})),
     )
 
 
 def _announced(config: Any) -> list[tuple[Any, str, int]]:
-    """Settings that count layers for multi-token prediction: section of the configuration, name, value above 0."""
+    """Return the fields with a number of multi-token prediction layers above 0: section, name, value."""
     sections = {id(section): section for section in (config, config.get_text_config())}.values()
     described = [(section, section.to_dict()) for section in sections]
     found = [(section, name, about.get(name)) for section, about in described for name in ANNOUNCING]
@@ -129,7 +129,7 @@ def _announced(config: Any) -> list[tuple[Any, str, int]]:
 
 
 def _further_layers(config: Any) -> list[str]:
-    """Patterns for the layers that follow those of the model, as many as the configuration announces."""
+    """Return name patterns of the multi-token prediction layers that the configuration names."""
     count = max((count for _, _, count in _announced(config)), default=0)
     first = getattr(config.get_text_config(), "num_hidden_layers", 0)
     return [rf"(?:^|\.)layers\.{first + i}\." for i in range(count)]
@@ -139,7 +139,7 @@ def read_carried(tensors: Mapping[str, Path]) -> dict[str, torch.Tensor]:
     """Read tensors from their files.
 
     Raises:
-        QuantratureError: naming the file that is not there any more.
+        QuantratureError: if a file cannot be read, for example because it was removed; the message names it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -151,6 +151,6 @@ def read_carried(tensors: Mapping[str, Path]) -> dict[str, torch.Tensor]:
                     found[name] = file.get_tensor(name).clone()  # the file may be the one that is written next
         except (SafetensorError, OSError) as error:
             raise QuantratureError(
-                f"[save] cannot read {path}, which holds weights of the source that are to be saved unchanged: {error}"
+                f"[save] cannot read {path}, which holds weights of the original model to copy unchanged: {error}"
             ) from None
     return found

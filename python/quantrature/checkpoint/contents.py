@@ -1,4 +1,4 @@
-"""Look into a quantized folder without loading its model."""
+"""Describe a quantized folder without loading its weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Contents:
-    """What a quantized folder holds.
+    """Description of a quantized folder.
 
     Attributes:
-        bits_per_weight: of the quantized matrices, everything that is stored for them counted.
-        bytes: of the quantized matrices.
-        other_bytes: of all other tensors.
-        modules: matrix name to its description (:class:`quantrature.packed.MatrixSpec`), and setting (the same in
-            short), bytes, bits_per_weight.
+        bits_per_weight: mean over the quantized matrices, with scales, zero points, tables and outliers.
+        bytes: size of the quantized matrices.
+        other_bytes: size of all other tensors.
+        modules: matrix name to a JSON object: the fields of :class:`quantrature.packed.MatrixSpec`, and ``setting``
+            (their short form), ``bytes`` and ``bits_per_weight``.
     """
 
     bits_per_weight: float
@@ -36,10 +36,10 @@ class Contents:
 
 
 def is_quantized(folder: str | os.PathLike[str]) -> bool:
-    """Whether quantrature quantized the model of a folder.
+    """Whether a folder holds a model that quantrature quantized.
 
     Raises:
-        InvalidArgumentError: for a config.json that is there and is not JSON.
+        InvalidArgumentError: if config.json exists and is not JSON.
     """
     path = Path(folder) / "config.json"
     config = read_json(path, "checkpoint") if path.is_file() else None
@@ -48,10 +48,10 @@ def is_quantized(folder: str | os.PathLike[str]) -> bool:
 
 
 def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The ``quantization_config`` of a folder made by quantrature.
+    """Return the ``quantization_config`` in the config.json of a quantized folder.
 
     Raises:
-        InvalidArgumentError: when there is no config.json, or it is not of a model quantized by quantrature.
+        InvalidArgumentError: if there is no config.json, or it is not of a model quantized by quantrature.
     """
     path = Path(folder) / "config.json"
     config = read_json(path, "checkpoint")
@@ -69,12 +69,12 @@ def quantization_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def inspect(folder: str | os.PathLike[str]) -> Contents:
-    """Sizes of everything in a quantized folder, from its configuration and the headers of its files.
+    """Return matrices and sizes of a quantized folder, from config.json and the headers of its safetensors files.
 
     Raises:
-        InvalidArgumentError: for a folder that quantrature did not make, or whose description is broken.
-        QuantratureError: naming the file that is truncated or corrupted, or the tensor that is missing or of another
-            shape or dtype than its description says.
+        InvalidArgumentError: if quantrature did not make the folder, or its description is invalid.
+        QuantratureError: if a file is truncated or corrupted, or a tensor is missing or does not have the shape and
+            dtype of its description; the message names the file or tensor.
     """
     described_modules = quantization_config(folder)["modules"]
     stored = stored_tensors(sorted(Path(folder).glob("*.safetensors")))

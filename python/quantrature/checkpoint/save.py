@@ -1,4 +1,4 @@
-"""Write a quantized model into a folder."""
+"""Save a quantized model to a folder."""
 
 from __future__ import annotations
 
@@ -32,34 +32,39 @@ def save(
     max_shard_size: str = "5GB",
     auto_map: bool = False,
 ) -> None:
-    """Write a quantized model with its configuration, generation settings, tokenizer, plan and a model card.
+    """Save a quantized model with its configuration, generation settings, tokenizer, plan and a model card.
 
     Args:
-        model: what :func:`quantrature.quantize` returned.
-        folder: appears complete or not at all.
-        tokenizer: written beside the model.
-        processor: files copied beside the model unless the tokenizer wrote them
+        model: a model that :func:`quantrature.quantize` returned.
+        folder: folder to write. If an error occurs, no partial folder is left.
+        tokenizer: tokenizer to save in the folder, if given.
+        processor: files to copy into the folder, unless the tokenizer writes them
             (:func:`quantrature.models.processor_files`).
-        plan: written as plan.json.
-        requant: written as requant.json. A plan cannot say which weights ReQuant keeps, so one goes without the other.
-        source: name of the original model, for the card.
+        plan: plan to save as plan.json, if given.
+        requant: record to save as requant.json, if given. Give either ``plan`` or ``requant``: a plan does not tell
+            which weights ReQuant keeps.
+        source: name of the original model, for the model card.
         overwrite: replace a folder that is not empty.
-        max_shard_size: of one safetensors file.
-        auto_map: write a Python file, too, that imports quantrature, and name it in config.json, so that
-            ``from_pretrained(folder, trust_remote_code=True)`` opens the folder in a process that did not import it.
+        max_shard_size: largest size of one safetensors file, such as ``"5GB"``.
+        auto_map: also save Python code that imports quantrature, and name it in config.json. Then
+            ``from_pretrained(folder, trust_remote_code=True)`` works in a process that has not imported quantrature.
 
     Raises:
-        InvalidArgumentError: for a folder that is not empty, or with auto_map for a model that comes with code of its
-            own or has no class of transformers.
-        QuantratureError: when the disk is full.
+        InvalidArgumentError: if the folder is not empty; with ``auto_map``, if the model has code of its own or no
+            auto class of transformers.
+        QuantratureError: if the disk is full.
     """
     from ..models.loading import quiet
 
     if auto_map and model.is_custom_code():
-        raise InvalidArgumentError(f"[save] auto_map: {type(model).__name__} comes with code of its own")
+        raise InvalidArgumentError(
+            f"[save] auto_map must be false for a model with code of its own: got {type(model).__name__}"
+        )
     classes = _auto_classes(model)
     if auto_map and not classes:
-        raise InvalidArgumentError(f"[save] auto_map: no auto class of transformers makes a {type(model).__name__}")
+        raise InvalidArgumentError(
+            f"[save] auto_map must be false for a model without an auto class: got {type(model).__name__}"
+        )
     with new_folder(folder, overwrite) as partial, quiet():
         model.save_pretrained(partial, max_shard_size=max_shard_size)
         if auto_map:
@@ -79,7 +84,7 @@ def save(
 
 
 def _auto_classes(model: Any) -> list[str]:
-    """The auto classes of transformers that make a model's class of its configuration."""
+    """Return the auto classes of transformers that build the model's class from its configuration."""
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
@@ -95,7 +100,7 @@ def _auto_classes(model: Any) -> list[str]:
 
 
 def _opened_by(model: Any) -> tuple[str, str]:
-    """The class of transformers by which a model is opened, and what its ``from_pretrained`` takes beside the path."""
+    """Return the transformers class that loads a model, and the further arguments of its ``from_pretrained``."""
     name = type(model).__name__
     own = getattr(model.config, "auto_map", None) or {}
     if model.is_custom_code():

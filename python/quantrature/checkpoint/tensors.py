@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say, without reading the tensors."""
+"""Shapes and dtypes of tensors in safetensors files, read from the file headers alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._C import QuantratureError
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What the header of a safetensors file says of a tensor: dtype in its own terms, shape, bytes."""
+    """A tensor as the header of a safetensors file describes it: dtype (safetensors name), shape, bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -21,14 +21,14 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     def check(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        """Refuse a tensor of another shape or dtype than a description says.
+        """Check that the tensor has the shape and dtype of its description.
 
         Raises:
-            QuantratureError: naming the tensor.
+            QuantratureError: if not; the message names the tensor.
         """
         if (self.dtype, self.shape) != (_DTYPES[dtype], shape):
             raise QuantratureError(
@@ -46,14 +46,14 @@ _DTYPES = {
     "bfloat16": "BF16",
     "float32": "F32",
 }
-"""What safetensors calls the dtypes of stored forms."""
+"""The dtypes of stored tensors to their safetensors names."""
 
 
 def stored_tensors(files: Iterable[str | os.PathLike[str]]) -> dict[str, StoredTensor]:
-    """Every tensor of some safetensors files, from their headers.
+    """Return all tensors of safetensors files by name, from the file headers.
 
     Raises:
-        QuantratureError: naming a file that is truncated or corrupted.
+        QuantratureError: if a file is truncated or corrupted; the message names it.
     """
     from safetensors import SafetensorError, safe_open
 

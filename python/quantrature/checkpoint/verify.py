@@ -1,4 +1,4 @@
-"""Compare a quantized folder with the model it was made from."""
+"""Compare a quantized folder with the original model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from ..nn import QuantLayer, quantized_layers
 from .carried import carried_tensors, read_carried, source_tensors
 
 LEAST_CORRELATION = 0.5
-"""A quantized matrix correlates with its source at least so well, even at one bit; unrelated ones hardly at all."""
+"""Smallest correlation between a quantized matrix and its original. Even 1 bit reaches it; unrelated matrices have
+almost none."""
 
 
 @dataclass(frozen=True)
 class MatrixComparison:
-    """A quantized matrix beside its source.
+    """Comparison of a quantized matrix w~ with the original matrix w.
 
     Attributes:
-        relative_error: Frobenius norm of w~ - w over that of w.
-        largest_error: of a single weight.
-        correlation: of w~ and w, as directions: their inner product over the product of their norms.
-        outliers_equal: whether the weights stored exactly are those of the source, bit for bit; true without any.
+        relative_error: Frobenius norm of w~ - w divided by that of w.
+        largest_error: largest absolute error of a weight.
+        correlation: cosine similarity of w~ and w: their inner product divided by the product of their norms.
+        outliers_equal: whether the outliers equal the original weights bit for bit; true if there are none.
     """
 
     relative_error: float
@@ -39,7 +40,7 @@ class MatrixComparison:
 
     @property
     def fits(self) -> bool:
-        """Whether the matrix can have been made from the source."""
+        """Whether the matrix can have been quantized from the original."""
         return self.outliers_equal and self.correlation >= LEAST_CORRELATION
 
 
@@ -49,8 +50,8 @@ class Verification:
 
     Attributes:
         modules: matrix name to its comparison.
-        changed: other tensors that are not, bit for bit, those of the source; tensors that the model does not have
-            and that are saved with it are among them.
+        changed: names of other tensors that differ from the original ones in any bit. Tensors that are not part of
+            the model but saved with it are checked, too.
     """
 
     modules: Mapping[str, MatrixComparison]
@@ -58,25 +59,32 @@ class Verification:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Names of matrices and tensors that were not made from the source."""
+        """Names of matrices and tensors that cannot come from the original model."""
         return (*(name for name, found in self.modules.items() if not found.fits), *self.changed)
 
 
 def verify(
     folder: str | os.PathLike[str], source: str | os.PathLike[str], trust_remote_code: bool = False
 ) -> Verification:
-    """Dequantize every matrix of a quantized folder and compare it with the source; compare all other tensors exactly.
+    """Compare a quantized folder with the original model: dequantized matrices by error, other tensors exactly.
 
-    Scales that were folded into the quantized model are folded into the source first.
+    If scales were folded into the quantized model, they are folded into the original first.
+
+    Args:
+        folder: the quantized folder.
+        source: the original model: folder, or id on the Hugging Face Hub.
+        trust_remote_code: run Python code from the model's folder, as in transformers.
 
     Raises:
-        InvalidArgumentError, QuantratureError: as :func:`quantrature.models.load_model`, and naming a matrix whose
-            stored tensors are damaged, or that the source does not have in that shape.
+        InvalidArgumentError, QuantratureError: as for :func:`quantrature.models.load_model`; if the stored tensors of
+            a matrix are damaged, or the original has no such matrix of this shape. The message names the matrix.
     """
     quantized = load_model(folder, trust_remote_code=trust_remote_code)
     layers = quantized_layers(quantized)
     if not layers:
-        raise QuantratureError(f"[verify] {Path(folder)} holds no quantized matrix")
+        raise QuantratureError(
+            f"[verify] {Path(folder)} holds no quantized matrix; give a folder that quantrature wrote"
+        )
     original = load_model(source, trust_remote_code=trust_remote_code)
     linears = find_linears(original, embeddings=True, watch=False)
     fold(original, linears, folds_of(quantized))
@@ -84,14 +92,16 @@ def verify(
     for name, layer in layers.items():
         weight = linears.find(name).weight
         if layer.spec.shape != tuple(weight.shape):
-            raise QuantratureError(f"[verify] {name} has another shape in the source: {tuple(weight.shape)}")
+            raise QuantratureError(
+                f"[verify] {name} has a different shape in the original model: {tuple(weight.shape)}"
+            )
         modules[name] = compare(layer, weight)
     changed = _changed(quantized, original, linears, layers)
     return Verification(modules, (*changed, *_changed_carried(quantized, original)))
 
 
 def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
-    """One quantized matrix beside its source, (out_features, in_features)."""
+    """Compare one quantized matrix with the original weight, (out_features, in_features)."""
     matrix = layer.matrix
     image, source = matrix.dequantize("float32").double(), weight.double()
     norm, inner = float(source.norm()), float((image * source).sum())
@@ -110,7 +120,7 @@ def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
 
 
 def _changed_carried(quantized: Any, original: Any) -> tuple[str, ...]:
-    """Tensors that the model does not have, and that are missing or not bit for bit those of the source."""
+    """Return the tensors outside the model that are missing or differ from the original ones in any bit."""
     ours, theirs = quantized.hf_quantizer.carried, carried_tensors(original, source_tensors(original))
     found = []
     for name in dict.fromkeys([*ours, *theirs]):

@@ -1,9 +1,9 @@
-"""The command line: ``quantrature VERB MODEL [options]``, a file for each verb.
+"""The command line: ``quantrature VERB MODEL [options]``, one file per verb.
 
-A verb is a function ``run`` in ``_<verb>.py`` whose docstring is its help, and its name in VERBS. Options that go
-together come in groups, which are values (``_groups.py``). A verb imports what it needs inside ``run``, so that help
-comes without torch. A verb of two words, in ``_<first>_<second>.py``, goes before one of the first word alone:
-``quantrature plan diff`` compares plans, and a model in a folder of that name is ./diff.
+A verb is a function ``run`` in ``_<verb>.py`` and a name in VERBS. The docstring of ``run`` is the help text. Options
+that belong together form a group (``_groups.py``). A verb imports what it needs inside ``run``, so that ``--help`` does
+not import torch. A verb of two words is in ``_<first>_<second>.py`` and takes precedence over the first word alone:
+``quantrature plan diff`` compares plans. For a model in a folder named ``diff``, write ``./diff``.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ VERBS = (
     "doctor",
     "list",
 )
-"""In the order of the help text."""
+"""Names of all verbs, in the order of the help text."""
 
 
 class _Verbs(TyperGroup):
-    """Commands of one word or two."""
+    """A group of commands whose names have one or two words."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first words name, its name, and the words after it."""
+        """Return the name of the command, the command, and the remaining arguments."""
         if " ".join(args[:2]) in self.commands:
             args = [" ".join(args[:2]), *args[2:]]
         return super().resolve_command(ctx, args)
@@ -77,20 +77,20 @@ for _verb in VERBS:
 
 
 def _verb_of(given: Sequence[str]) -> str:
-    """The verb of the command line, of one word or two."""
+    """Return the verb, of one or two words, that the command line begins with."""
     return max((verb for verb in VERBS if given[: verb.count(" ") + 1] == verb.split()), key=len, default="quantrature")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    A failure is one line on stderr, without a traceback unless the environment variable QUANTRATURE_DEBUG is set.
+    An error is printed as one line on stderr. To get the traceback, set the environment variable QUANTRATURE_DEBUG.
 
     Args:
-        arguments: in place of those of the process.
+        arguments: command-line arguments; ``sys.argv[1:]`` by default.
 
     Returns:
-        The exit status: 0, 1 after a failure, 2 after wrong usage, 130 after an interrupt.
+        The exit status: 0 for success, 1 for an error, 2 for wrong usage, 130 after an interrupt.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     notes = logging.StreamHandler()
@@ -107,11 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage = getattr(error, "format_message", None)  # Typer's own errors, whichever click it comes with
         text = " ".join((usage() if usage else str(error)).split())
         if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
-            text = f"this needs {error.name}, which is not installed: pip install 'quantrature[hf]'"
+            text = f"this command needs {error.name}, which is not installed: pip install 'quantrature[hf]'"
         elif isinstance(error, QuantratureError):  # it names the function that a verb called
             text = re.sub(r"^\[[\w.]+\]", f"[{_verb_of(given)}]", text)
         elif not usage:
-            text = f"{type(error).__name__}: {text} (QUANTRATURE_DEBUG=1 shows where)"
+            text = f"{type(error).__name__}: {text} (set QUANTRATURE_DEBUG=1 for the traceback)"
         print(f"quantrature: error: {text}", file=sys.stderr)
         return 2 if usage else 1
     finally:

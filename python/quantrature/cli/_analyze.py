@@ -1,4 +1,4 @@
-"""``quantrature analyze``: what quantizing each matrix of a model would cost."""
+"""``quantrature analyze``: predict how much the loss changes when each matrix of a model is quantized."""
 
 from __future__ import annotations
 
@@ -21,25 +21,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Integral(Quadrature):
-    """How the integral of an analysis is taken."""
+    """How to approximate the integral of an analysis."""
 
     tol: Annotated[
         float | None,
         typer.Option(
-            help="Add nodes until prediction and measurement agree to this share.", rich_help_panel=CALIBRATION
+            help="Double --nodes until the predicted loss change is within this fraction of the measured one.",
+            rich_help_panel=CALIBRATION,
         ),
     ] = None
-    abs_mode: Annotated[str, typer.Option(help="after_mean, per_sample or per_node.", rich_help_panel=CALIBRATION)] = (
-        "after_mean"
-    )
+    abs_mode: Annotated[
+        str,
+        typer.Option(
+            help="When PQI takes absolute values: after_mean (of the mean gradient), per_sample or per_node.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = "after_mean"
 
 
 def run(
     model: ModelArgument,
     *,
-    output: Annotated[str | None, typer.Option("-o", "--output", help="Folder for the result.", metavar="OUT")] = None,
-    metrics: Annotated[str, typer.Option(help="Names of 'quantrature list metrics', with commas.")] = "pqi,kurtosis",
-    bits: Annotated[str, typer.Option(help="Of the quantized weights: 3, or several with commas: 2,3,4.")] = "3",
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder to write the analysis to.", metavar="OUT")
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="Metrics from 'quantrature list metrics', separated by commas.")
+    ] = "pqi,kurtosis",
+    bits: Annotated[
+        str, typer.Option(help="Bits per weight to analyze: 3, or several separated by commas: 2,3,4.")
+    ] = "3",
     grid: Grid,
     text: Text,
     objective: Objective = "nll",
@@ -50,16 +61,18 @@ def run(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Predict what quantizing costs, matrix by matrix, and prove it by measurement.
+    """Predict how much the loss changes when each matrix is quantized, and check the sum by measuring it.
 
-    Processes that torchrun starts (torchrun --no-python quantrature analyze ...) divide the windows among them.
+    On several processes (torchrun --no-python quantrature analyze ...), each process takes a share of the windows.
     """
     settings = _numbers(bits)
     loading.limits("analyze")
     if text.calibration is None:
-        raise InvalidArgumentError("[analyze] --calibration must name the text to analyze on")
+        raise InvalidArgumentError("[analyze] --calibration must name a calibration text, such as a .txt file")
     if output is None and not (as_json or dry_run):
-        raise InvalidArgumentError("[analyze] -o must name a folder for the result")
+        raise InvalidArgumentError(
+            "[analyze] -o must name a folder for the result, unless --json or --dry-run is given"
+        )
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from .. import analysis
@@ -119,13 +132,13 @@ def _numbers(bits: str) -> list[int]:
     try:
         return [int(part) for part in bits.split(",")]
     except ValueError:
-        raise InvalidArgumentError(f"[analyze] --bits must be numbers with commas between: got {bits!r}") from None
+        raise InvalidArgumentError(f"[analyze] --bits must be numbers separated by commas: got {bits!r}") from None
 
 
 def _metrics(found: Sensitivity) -> list[tuple[str, str]]:
-    """How each metric orders the matrices, one line each."""
+    """Return a row per metric: its rank correlation with the loss change, and the matrix it rates highest."""
     correlations = found.rank_correlations()
-    rows = [("metrics", "rank correlation with the loss change, and where it is highest")]
+    rows = [("metrics", "rank correlation with the loss change, and the matrix with the highest value")]
     for metric in found.matrices[0].scores:
         most = max(found.matrices, key=lambda m: m.scores[metric])
         agrees = correlations.get(metric)
@@ -137,17 +150,17 @@ def _rows(found: Sensitivity, output: Any) -> list[tuple[str, str]]:
     rows = []
     changes = "divergence" if found.objective == "kl" else "loss change"
     for proof in found.proofs:
-        missed = ", above the tolerance" if proof.within_tolerance is False else ""
+        missed = ", above --tol" if proof.within_tolerance is False else ""
         rows += [
             (f"{proof.setting} {proof.method}", f"{proof.gradient_evaluations} gradient evaluations per sample"),
-            (f"  predicted {changes}", f"{proof.predicted_loss_change:+.6f} nats a token"),
-            (f"  measured {changes}", f"{proof.measured_loss_change:+.6f} nats a token"),
-            ("  apart by", f"{proof.relative_error:.2%}{missed}"),
+            (f"  predicted {changes}", f"{proof.predicted_loss_change:+.6f} nats per token"),
+            (f"  measured {changes}", f"{proof.measured_loss_change:+.6f} nats per token"),
+            ("  relative difference", f"{proof.relative_error:.2%}{missed}"),
         ]
     if found.proofs:
         setting = found.proofs[0].setting
         worst = sorted(found.matrices, key=lambda m: m.loss_change[setting], reverse=True)[:5]
-        rows += [(m.name, f"{m.loss_change[setting]:+.6f} nats a token") for m in worst]
+        rows += [(m.name, f"{m.loss_change[setting]:+.6f} nats per token") for m in worst]
     rows += _metrics(found)
     if output is not None:
         rows.append(("written to", str(output)))

@@ -1,4 +1,4 @@
-"""``quantrature demo``: the whole way on a small model that comes with the package."""
+"""``quantrature demo``: analyze, plan, quantize and evaluate the small model that comes with the package."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _print(rows: list[Row]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "\nBits are per weight, everything stored counted. Predicted is the loss change in nats a token, from "
-        "calibration text, before anything was quantized; measured is what it came to on held-out text, as are "
-        "perplexity and the divergence from the original model.",
+        "\nbits: bits per weight, with scales, zero points and outliers. predicted: loss change in nats per token, "
+        "estimated on calibration text before quantizing. measured: loss change on held-out text. perplexity and "
+        "divergence (mean KL divergence from the original model) are measured on the held-out text, too.",
         style="dim",
     )

@@ -1,4 +1,4 @@
-"""``quantrature doctor``: what is installed, and what of it is in use."""
+"""``quantrature doctor``: show installed versions, kernels in use, threads and CUDA."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._options import Json
 from ._output import print_json, print_table, stdout_kept_clean
 
 LOADED = ("numpy", "torch", "transformers")
-"""Packages whose version is taken from the package itself, so that a broken installation shows."""
+"""Packages that are imported to read their version, so that a broken installation shows."""
 INSTALLED = ("accelerate", "datasets", "safetensors", "tokenizers")
 
 
 def run(as_json: Json = False) -> None:
-    """Show versions, kernels in use, threads and CUDA."""
+    """Show versions of packages, the kernels in use, the number of threads, and whether CUDA works."""
     with stdout_kept_clean(as_json):
         found: dict[str, Any] = {
             "quantrature": __version__,

@@ -1,4 +1,4 @@
-"""What a piece of work will take: the answer to ``--dry-run``."""
+"""Estimates of size, memory and time for ``--dry-run``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SAMPLE = (256, 1024)
-"""Shape of the matrix that is quantized to see how long it takes."""
+"""Shape (rows, columns) of the random matrix that is quantized to measure the time per weight."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work takes.
+    """The estimated cost of a command.
 
     Attributes:
-        bytes: of the quantized matrices, or of the result's maps.
-        other_bytes: of the model's other tensors.
-        memory_bytes: at the peak, model included.
-        seconds: extrapolated from a small piece of the same work, done here and now.
-        bits_per_weight: of the quantized matrices; ``None`` where nothing is stored.
+        bytes: size of the quantized matrices, or of the maps of an analysis.
+        other_bytes: size of the model's other tensors.
+        memory_bytes: peak memory, model included.
+        seconds: time, extrapolated from a small part of the work that was run for the estimate.
+        bits_per_weight: of the quantized matrices; ``None`` if the command stores no matrices.
     """
 
     bytes: int
@@ -39,16 +39,19 @@ class Cost:
     bits_per_weight: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON object."""
+        """Return the fields as a JSON object."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The fields for people."""
+        """Return the fields as rows of a table."""
         rows = [("bits per weight", f"{self.bits_per_weight:.3f}")] if self.bits_per_weight is not None else []
         return [
             *rows,
-            ("bytes", f"{self.bytes:,}" + (f" and {self.other_bytes:,} of other tensors" if self.other_bytes else "")),
-            ("memory", f"{self.memory_bytes / 2**20:,.0f} MiB at the peak"),
+            (
+                "bytes",
+                f"{self.bytes:,}" + (f", and {self.other_bytes:,} for other tensors" if self.other_bytes else ""),
+            ),
+            ("peak memory", f"{self.memory_bytes / 2**20:,.0f} MiB"),
             ("time", f"about {self.seconds:.1f} s"),
         ]
 
@@ -58,7 +61,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan, windows: torch.Tensor | None = None) -> Cost:
-    """Of :func:`quantrature.quantize` with a plan that fits the model, and the calibration text if it needs one."""
+    """Estimate :func:`quantrature.quantize` for a plan, with the calibration windows if a method needs them."""
     from ..plan.option import stored_bytes
     from ..quantization import peak_bytes
 
@@ -91,7 +94,7 @@ def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan, windows: to
 def requantizing(
     model: torch.nn.Module, windows: torch.Tensor, linears: Linears, plan: Plan, settings: Mapping[str, Any]
 ) -> Cost:
-    """Of :func:`quantrature.requant` with a plan that fits the model, and with these of its arguments."""
+    """Estimate :func:`quantrature.requant` for a plan and these settings of ReQuant."""
     from ..requantization import SHARES, TEMPERATURES
 
     share = settings["outlier_fraction"] + settings["significant_fraction"]
@@ -112,11 +115,11 @@ def _grid_alone(entry: PlanEntry) -> PlanEntry:
 
 
 STAGES = 5
-"""How often a block is run in calibration: once for each stage of matrices in it, and once for its outputs."""
+"""Number of times calibration runs a block: once per stage of matrices in it, and once for its outputs."""
 
 
 def _seconds_of_calibration(model: torch.nn.Module, windows: torch.Tensor, needs: set[str]) -> float:
-    """From one forward pass, here and now; a backward pass takes about twice that."""
+    """Time one forward pass and extrapolate; a backward pass takes about twice as long."""
     from ..models.running import evaluating, logits
 
     with evaluating(model):
@@ -141,7 +144,7 @@ def _seconds_per_weight(entry: PlanEntry) -> float:
 
 
 def analyzing(model: torch.nn.Module, windows: torch.Tensor, linears: Linears, passes: int, batch_size: int) -> Cost:
-    """Of an analysis that takes so many gradients of each window."""
+    """Estimate an analysis that computes ``passes`` gradients per window."""
     from ..models.gradients import gradients_to, next_token_nll
     from ..models.running import not_training
 

@@ -1,4 +1,4 @@
-"""``quantrature eval``: perplexity, divergence from a reference, and tasks."""
+"""``quantrature eval``: perplexity, KL divergence from a reference model, and benchmark tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 BEGUN = {"window": ", each begun by BOS", "text": ", BOS before the text", "none": ", without BOS"}
-"""What is said of windows by where they have BOS."""
+"""How the output describes windows, by where they have BOS."""
 
 TEXT = "On a text"
 TASKS = "On tasks"
@@ -26,36 +26,40 @@ TASKS = "On tasks"
 
 @dataclass(frozen=True)
 class OnText:
-    """A text, and how it is cut into windows."""
+    """Evaluation text, and how it is cut into windows."""
 
     text: Annotated[
         str | None,
         typer.Option(
-            help="A .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].", rich_help_panel=TEXT
+            help="Evaluation text: a .txt, .jsonl or .json file, or a dataset: NAME[:CONFIGURATION[:SPLIT]].",
+            rich_help_panel=TEXT,
         ),
     ] = None
     reference: Annotated[
-        str | None, typer.Option(help="Model to measure the divergence from.", rich_help_panel=TEXT)
+        str | None, typer.Option(help="Also measure the KL divergence from this model.", rich_help_panel=TEXT)
     ] = None
     seqlen: Annotated[
         int | None,
         typer.Option(
-            help="Tokens in a window.", show_default="2048, or what the model was built for", rich_help_panel=TEXT
+            help="Tokens per window.",
+            show_default="2048, or the model's context length if shorter",
+            rich_help_panel=TEXT,
         ),
     ] = None
     max_tokens: Annotated[
-        int | None, typer.Option(help="Use no more of the text than its first tokens.", rich_help_panel=TEXT)
+        int | None, typer.Option(help="Use only the first MAX_TOKENS tokens of the text.", rich_help_panel=TEXT)
     ] = None
     stride: Annotated[
         int | None,
         typer.Option(
-            help="Let windows overlap and begin this many tokens apart; not with --reference.", rich_help_panel=TEXT
+            help="Start a window every STRIDE tokens, so that windows overlap; not with --reference.",
+            rich_help_panel=TEXT,
         ),
     ] = None
     text_column: Annotated[
         str | None,
         typer.Option(
-            help="Field that has the text in rows of .jsonl, .json and data sets; by default text, content, messages, "
+            help="Field of each .jsonl, .json or dataset row that holds the text; by default text, content, messages, "
             "conversations, instruction with output, or input_ids.",
             metavar="NAME",
             rich_help_panel=TEXT,
@@ -70,18 +74,18 @@ class OnTasks:
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="In place of a text, tasks of the LM Evaluation Harness, with commas between.", rich_help_panel=TASKS
+            help="Instead of --text: tasks of the LM Evaluation Harness, separated by commas.", rich_help_panel=TASKS
         ),
     ] = None
     include_path: Annotated[
-        str | None, typer.Option(help="Folder with definitions of further tasks.", rich_help_panel=TASKS)
+        str | None, typer.Option(help="Folder with your own task definitions.", rich_help_panel=TASKS)
     ] = None
     num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples in the prompt of a task.", rich_help_panel=TASKS)
+        int | None, typer.Option(help="Number of examples in each prompt.", rich_help_panel=TASKS)
     ] = None
     limit: Annotated[
         float | None,
-        typer.Option(help="Documents of each task to use; below 1, the share of them.", rich_help_panel=TASKS),
+        typer.Option(help="Use only this many documents per task; below 1: this fraction.", rich_help_panel=TASKS),
     ] = None
 
 
@@ -93,17 +97,17 @@ def run(
     bos: Annotated[
         str,
         typer.Option(
-            help="Where the BOS token goes: window (first of each window), text (once, before the text), none, or "
-            "auto: window if the tokenizer adds BOS by itself."
+            help="Where to add the BOS token: window (at the start of each window), text (once, before the text), "
+            "none, or auto (window if the tokenizer adds BOS by default, else none)."
         ),
     ] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Windows, or task prompts, per forward pass.")] = 8,
     loading: Loading,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity, and divergence from a reference, on a text; or run tasks."""
+    """Measure perplexity on a text, and KL divergence from a reference model; or run benchmark tasks."""
     if (on.text is None) == (on_tasks.tasks is None):
-        raise InvalidArgumentError("[eval] either --text or --tasks must be given, not both")
+        raise InvalidArgumentError("[eval] give either --text or --tasks, not both")
     _refuse_the_rest(on_tasks if on.text is not None else on)
     loading.limits("eval")
     if on_tasks.tasks is not None:
@@ -115,7 +119,7 @@ def run(
             print_table(f"{model} on {on_tasks.tasks}", [row for r in results for row in _task_rows(r)])
         return
     if on.stride is not None and on.reference is not None:
-        raise InvalidArgumentError("[eval] stride goes without a reference: a divergence is taken window by window")
+        raise InvalidArgumentError("[eval] --stride cannot be combined with --reference: remove one of them")
     with stdout_kept_clean(as_json):
         found, divergence = _on_text(model, on, loading, bos, batch_size, False if as_json else None)
     if as_json:
@@ -125,12 +129,12 @@ def run(
 
 
 def _refuse_the_rest(unused: OnText | OnTasks) -> None:
-    """Refuse what goes with the other one of --text and --tasks."""
+    """Refuse options of --text if --tasks is given, and the reverse."""
     given = [field.name for field in fields(unused) if getattr(unused, field.name) != field.default]
     if given:
         other = "--tasks" if isinstance(unused, OnTasks) else "--text"
         names = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise InvalidArgumentError(f"[eval] {names} goes with {other}")
+        raise InvalidArgumentError(f"[eval] {names} can only be used with {other}")
 
 
 def _on_tasks(model: str, on: OnTasks, loading: Loading, bos: str, batch_size: int) -> list[TaskResult]:
@@ -210,13 +214,13 @@ def _rows(found: PerplexityResult, divergence: DivergenceResult | None) -> list[
     ]
     if divergence is not None:
         rows += [
-            ("perplexity of the reference", f"{divergence.reference.perplexity:.4f}"),
-            ("change of the loss", _within(divergence.loss_change, divergence.loss_change_standard_error, sign="+")),
-            ("divergence, mean", _within(divergence.mean, divergence.standard_error)),
-            ("divergence, median", f"{divergence.median:.6f}"),
-            ("divergence, 99th percentile", f"{divergence.p99:.6f}"),
-            ("divergence, most", f"{divergence.maximum:.6f}"),
-            ("same best guess", f"{divergence.same_top1:.2%}"),
+            ("reference perplexity", f"{divergence.reference.perplexity:.4f}"),
+            ("loss change", _within(divergence.loss_change, divergence.loss_change_standard_error, sign="+")),
+            ("KL divergence, mean", _within(divergence.mean, divergence.standard_error)),
+            ("KL divergence, median", f"{divergence.median:.6f}"),
+            ("KL divergence, 99th percentile", f"{divergence.p99:.6f}"),
+            ("KL divergence, maximum", f"{divergence.maximum:.6f}"),
+            ("same top-1 token", f"{divergence.same_top1:.2%}"),
         ]
     return rows
 
@@ -230,5 +234,5 @@ def _task_rows(result: TaskResult) -> list[tuple[str, str]]:
 
 
 def _within(mean: float, error: float, sign: str = "") -> str:
-    """A mean in nats a token with its standard error, where there is one."""
-    return f"{mean:{sign}.6f}" + (f" ± {error:.6f}" if math.isfinite(error) else "") + " nats a token"
+    """Format a mean in nats per token, with its standard error if that is finite."""
+    return f"{mean:{sign}.6f}" + (f" ± {error:.6f}" if math.isfinite(error) else "") + " nats per token"

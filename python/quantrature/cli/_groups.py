@@ -1,4 +1,4 @@
-"""Options that go together, each group one value: a verb takes the value, the command line has its fields."""
+"""Groups of options. Each group is a dataclass: its fields are command-line options, a command gets the instance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def as_command(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb as Typer takes it: in the place of each parameter that is a group, the fields of the group."""
+    """Wrap a command for Typer: replace each parameter that is a group by the fields of the group."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, Any] = {}
     hints = get_type_hints(verb, include_extras=True)
@@ -50,49 +50,50 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(frozen=True)
 class Text:
-    """The text that a model is run on, and how it is cut."""
+    """Calibration text, and how it is cut into windows."""
 
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text to calibrate on: a .txt, .jsonl or .json file, or a data set: NAME[:CONFIGURATION[:SPLIT]].",
+            help="Calibration text: a .txt, .jsonl or .json file, or a dataset: NAME[:CONFIGURATION[:SPLIT]].",
             rich_help_panel=CALIBRATION,
         ),
     ] = None
-    nsamples: Annotated[int | None, typer.Option(help="Windows of calibration text.", rich_help_panel=CALIBRATION)] = (
-        128
-    )
+    nsamples: Annotated[
+        int | None,
+        typer.Option(help="Number of windows to draw from the calibration text.", rich_help_panel=CALIBRATION),
+    ] = 128
     seqlen: Annotated[
         int | None,
         typer.Option(
-            help="Tokens in a window.",
-            show_default="2048, or what the model was built for",
+            help="Tokens per window.",
+            show_default="2048, or the model's context length if shorter",
             rich_help_panel=CALIBRATION,
         ),
     ] = None
-    seed: Annotated[int, typer.Option(help="For the choice of windows.", rich_help_panel=CALIBRATION)] = 0
+    seed: Annotated[int, typer.Option(help="Random seed for drawing windows.", rich_help_panel=CALIBRATION)] = 0
     bos: Annotated[
         str,
         typer.Option(
-            help="Where the BOS token goes: window (first of each window), text (once, before the text), none, or "
-            "auto: window if the tokenizer adds BOS by itself.",
+            help="Where to add the BOS token: window (at the start of each window), text (once, before the text), "
+            "none, or auto (window if the tokenizer adds BOS by default, else none).",
             rich_help_panel=CALIBRATION,
         ),
     ] = "auto"
     text_column: Annotated[
         str | None,
         typer.Option(
-            help="Field that has the text in rows of .jsonl, .json and data sets; by default text, content, messages, "
+            help="Field of each .jsonl, .json or dataset row that holds the text; by default text, content, messages, "
             "conversations, instruction with output, or input_ids.",
             metavar="NAME",
             rich_help_panel=CALIBRATION,
         ),
     ] = None
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.", rich_help_panel=CALIBRATION)] = 1
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", rich_help_panel=CALIBRATION)] = 1
 
     @property
     def cut(self) -> dict[str, Any]:
-        """How windows are cut, as :func:`quantrature.text.token_windows` takes it."""
+        """How to cut windows, as arguments of :func:`quantrature.text.token_windows`."""
         return {
             "nsamples": self.nsamples,
             "seqlen": self.seqlen,
@@ -102,7 +103,7 @@ class Text:
         }
 
     def windows(self, tokenizer: Any, model: Any, **other: Any) -> torch.Tensor:
-        """The windows, for a model or its configuration; ``other`` comes in the place of what was asked for."""
+        """Return the windows for a model or its configuration; ``other`` overrides the options."""
         from ..text import token_windows
 
         return token_windows(self.calibration, tokenizer, model=model, **{**self.cut, **other})
@@ -110,29 +111,35 @@ class Text:
 
 @dataclass(frozen=True)
 class Loading:
-    """A model that is loaded, where to, and what of it may run."""
+    """How to load a model: dtype, devices, memory limits, and whether its own code may run."""
 
     dtype: Dtype = "float32"
     device_map: Annotated[
-        str | None, typer.Option(help="As in transformers, for example auto.", rich_help_panel=MEMORY)
+        str | None,
+        typer.Option(
+            help="Where to put the weights, as device_map in transformers: auto, cuda:0.",
+            show_default="CPU",
+            rich_help_panel=MEMORY,
+        ),
     ] = None
     max_memory: Annotated[
         list[str] | None,
         typer.Option(
-            help="DEVICE=SIZE: what the weights may take there, 0=20GiB or cpu=64GiB; repeatable.",
+            help="DEVICE=SIZE: most memory for weights on a device, such as 0=20GiB or cpu=64GiB; repeatable. Needs "
+            "--device-map.",
             rich_help_panel=MEMORY,
         ),
     ] = None
     trust_remote_code: TrustRemoteCode = False
 
     def limits(self, verb: str) -> dict[int | str, int | str] | None:
-        """What the weights may take of each device; ``None`` for no limits.
+        """Return the memory limit of each device, in bytes; ``None`` for no limits.
 
         Raises:
-            InvalidArgumentError: for anything but ``DEVICE=SIZE``, or limits without a device map.
+            InvalidArgumentError: for a value that is not ``DEVICE=SIZE``, or for limits without a device map.
         """
         if self.max_memory and self.device_map is None:
-            raise InvalidArgumentError(f"[{verb}] --max-memory goes with --device-map")
+            raise InvalidArgumentError(f"[{verb}] --max-memory needs --device-map: add --device-map auto")
         limits: dict[int | str, int | str] = {}
         for text in self.max_memory or ():
             device, equals, size = text.partition("=")
@@ -142,7 +149,7 @@ class Loading:
         return limits or None
 
     def config(self, model: str, verb: str) -> Any:
-        """The configuration of a model that is not quantized."""
+        """Load the model's configuration; refuse a model that is already quantized."""
         from .. import models
 
         config = models.load_config(model, self.trust_remote_code)
@@ -150,13 +157,13 @@ class Loading:
         return config
 
     def tokenizer(self, model: str) -> Any:
-        """Its tokenizer."""
+        """Load the model's tokenizer."""
         from .. import models
 
         return models.load_tokenizer(model, self.trust_remote_code)
 
     def load(self, model: str, verb: str) -> torch.nn.Module:
-        """The model."""
+        """Load the model."""
         from .. import models
 
         return models.load_model(model, self.dtype, self.device_map, self.trust_remote_code, self.limits(verb))
@@ -164,69 +171,80 @@ class Loading:
 
 @dataclass(frozen=True)
 class Gradients:
-    """How gradients are taken: how many, and how much memory they may have."""
+    """How gradients are computed: their number, and options that save memory."""
 
     nodes: Annotated[
-        int, typer.Option(help="Gradient evaluations for each window and integral.", rich_help_panel=CALIBRATION)
+        int, typer.Option(help="Gradient evaluations per window and integral.", rich_help_panel=CALIBRATION)
     ] = 4
     checkpointing: Annotated[
         bool,
         typer.Option(
-            "--gradient-checkpointing", help="Trade time for memory in the backward pass.", rich_help_panel=MEMORY
+            "--gradient-checkpointing",
+            help="Recompute activations in the backward pass: slower, less memory.",
+            rich_help_panel=MEMORY,
         ),
     ] = False
     map_folder: Annotated[
         str | None,
-        typer.Option(help="Keep originals and accumulators in files of this folder.", rich_help_panel=MEMORY),
+        typer.Option(
+            help="Keep original weights and gradient sums in files of this folder, not in memory.",
+            rich_help_panel=MEMORY,
+        ),
     ] = None
 
 
 @dataclass(frozen=True)
 class Quadrature(Gradients):
-    """How an integral is taken."""
+    """Which quadrature rule approximates the integral."""
 
     rule: Annotated[
-        str, typer.Option(help="gauss, midpoint, trapezoid, left, right or paper.", rich_help_panel=CALIBRATION)
+        str,
+        typer.Option(
+            help="Quadrature rule: gauss, midpoint, trapezoid, left, right or paper.", rich_help_panel=CALIBRATION
+        ),
     ] = "gauss"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What quantized weights are beside their bits."""
+    """How weights are quantized, besides the number of bits."""
 
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 for one group a row.")] = 64
-    method: Annotated[str, typer.Option(help="One of 'quantrature list methods'.")] = "rtn"
-    sym: Annotated[bool, typer.Option("--sym", help="Grids symmetric around zero.")] = False
+    group_size: Annotated[
+        int, typer.Option(help="Consecutive weights that share one scale; -1: one scale per row.")
+    ] = 64
+    method: Annotated[str, typer.Option(help="Quantization method; 'quantrature list methods' shows all.")] = "rtn"
+    sym: Annotated[bool, typer.Option("--sym", help="Quantize symmetrically around zero, without zero points.")] = False
     ignore: Ignore = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As functions take them."""
+        """The options as arguments of the library's functions."""
         return {**vars(self), "ignore": self.ignore or ()}
 
 
 @dataclass(frozen=True)
 class Resuming:
-    """Where an interrupted run goes on."""
+    """Whether and from where to resume an interrupted run."""
 
     resume: Annotated[
         str,
         typer.Option(
-            help="Go on where an interrupted run of the same work stopped: auto, required or never.",
+            help="Resume an interrupted run of the same command: auto (if there is one), required (else fail) or "
+            "never (start over).",
             rich_help_panel=RESUMING,
         ),
     ] = "auto"
     resume_folder: Annotated[
         str | None,
         typer.Option(
-            help="Where to keep what an interrupted run goes on from.",
+            help="Folder for the state from which an interrupted run resumes.",
             show_default="OUT.resume",
             rich_help_panel=RESUMING,
         ),
     ] = None
 
     def beside(self, output: str | None) -> dict[str, Any]:
-        """Arguments of what can be resumed: the folder is the one that was given, or one beside the output."""
+        """Return ``resume`` and ``resume_folder``; the default folder is ``OUT.resume``, beside the output."""
         folder = self.resume_folder
         if folder is None and output is not None:
             folder = f"{Path(output)}.resume"

@@ -1,4 +1,4 @@
-"""What several verbs read from their options."""
+"""Parsing of option values that several commands have: sizes and fractions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _UNITS |= {f"{p}IB": 1024**k for k, p in enumerate("KMGT", 1)}
 
 
 def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
-    """The number of bytes that an option names.
+    """Parse a size such as ``4.2GiB`` or ``900MB`` into bytes. A number without a unit is bytes.
 
     Raises:
-        InvalidArgumentError: for anything but a number and a unit.
+        InvalidArgumentError: if ``text`` is not a number with an optional unit.
     """
     found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(found[2].upper()) if found else None
@@ -27,10 +27,10 @@ def size_in_bytes(verb: str, text: str, option: str = "--target-size") -> int:
 
 
 def check_fraction(verb: str, option: str, value: float | None) -> None:
-    """Refuse what is no fraction, and percent above all.
+    """Check that a value is a fraction from 0 to 1, and not a percentage.
 
     Raises:
-        InvalidArgumentError: naming the option.
+        InvalidArgumentError: for a value below 0 or above 1; the message names the option.
     """
     if value is not None and not 0 <= value <= 1:
         raise InvalidArgumentError(

@@ -1,4 +1,4 @@
-"""``quantrature inspect``: what a folder with a model holds."""
+"""``quantrature inspect``: show the matrices, bits and sizes in a model folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def run(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Show the grids and sizes in a quantized folder, or what a dense one holds, without loading the weights."""
+    """Show how each matrix of a model folder is stored, and sizes, without loading the weights.
+
+    For a folder that is not quantized: its size, and how many weights can be quantized.
+    """
     with stdout_kept_clean(as_json):
         from ..checkpoint import inspect, is_quantized
 

@@ -1,4 +1,4 @@
-"""``quantrature list``: the names that other verbs take."""
+"""``quantrature list``: names of methods, strategies, metrics, solvers and export formats."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ KINDS = {
     "solvers": ("quantrature.methods", "SOLVERS"),
     "formats": ("quantrature.export", "FORMATS"),
 }
-"""Where each kind is kept, as a mapping from names to a line about each."""
+"""The module and the attribute that hold each kind, as a mapping from names to one-line descriptions."""
 
 
 def run(
     kind: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(KINDS)}.", metavar="KIND", show_default="all")
+        str | None, typer.Argument(help=f"What to list: {', '.join(KINDS)}.", metavar="KIND", show_default="all")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods, strategies, metrics, objectives, solvers and formats there are."""
+    """List the available methods, strategies, metrics, objectives, solvers and export formats."""
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(f"[list] kind must be one of {', '.join(KINDS)}: got {kind}")
     with stdout_kept_clean(as_json):
@@ -41,5 +41,5 @@ def run(
 
 
 def _entries(module: str, attribute: str) -> dict[str, str]:
-    """The names that are kept there, and a line about each."""
+    """Return the names in a module's mapping, each with its one-line description."""
     return {name: str(about) for name, about in getattr(importlib.import_module(module), attribute).items()}

@@ -1,4 +1,4 @@
-"""Options that several verbs have, each with one name, one type and one text of ``--help``."""
+"""Options that several commands share, each with one name, one type and one help text."""
 
 from __future__ import annotations
 
@@ -13,24 +13,38 @@ CONSTRAINTS = "Constraints"
 MEMORY = "Memory"
 RESUMING = "Resuming"
 OUTPUT = "Output"
-"""Panels of ``--help``, after the one of the options that most need."""
+"""Panels of ``--help``. They follow the panel "Options", which holds the most common options."""
 
-ModelArgument = Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.", metavar="MODEL")]
-Dtype = Annotated[str, typer.Option(help="What to run in: auto, float32, bfloat16, float16.", rich_help_panel=MEMORY)]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Model folder, or model id on the Hugging Face Hub.", metavar="MODEL")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Load and run the model in this dtype: auto, float32, bfloat16 or float16.", rich_help_panel=MEMORY
+    ),
+]
 Objective = Annotated[
     str,
     typer.Option(
-        help="What is integrated: nll, the loss, or kl, the divergence from the original's predictions.",
+        help="What to integrate: nll, the loss, or kl, the KL divergence from the original model's predictions.",
         rich_help_panel=CALIBRATION,
     ),
 ]
-Ignore = Annotated[list[str] | None, typer.Option(help="Matrix to leave alone, or re:PATTERN; repeatable.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Ignore = Annotated[list[str] | None, typer.Option(help="Do not quantize this matrix: a name, or re:REGEX; repeatable.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code from the model's folder, as in transformers.")
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.", rich_help_panel=OUTPUT)
 ]
-MaxShardSize = Annotated[str, typer.Option(help="Of one safetensors file.", rich_help_panel=OUTPUT)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.", rich_help_panel=OUTPUT)]
+MaxShardSize = Annotated[
+    str, typer.Option(help="Largest size of one safetensors file, such as 5GB.", rich_help_panel=OUTPUT)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only estimate size, memory and time; write nothing.", rich_help_panel=OUTPUT),
+]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
 ]

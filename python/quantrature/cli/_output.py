@@ -1,4 +1,4 @@
-"""What verbs print: one JSON object for programs, a small table for people."""
+"""What commands print: a small table, or with ``--json`` one JSON object."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def stdout_kept_clean(as_json: bool) -> Iterator[None]:
-    """While work is done for ``--json``, send to stderr what libraries print."""
+    """With ``--json``, redirect everything that libraries print from stdout to stderr."""
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print one JSON object; what is not finite, such as the standard error of a single window, is null."""
+    """Print one JSON object. Values that are not finite, such as the standard error of one window, become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -32,7 +32,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def print_cost(title: str, cost: Cost, as_json: bool) -> None:
-    """Print the answer to --dry-run."""
+    """Print the estimate that --dry-run asks for."""
     if as_json:
         print_json(cost.to_json())
     else:
@@ -40,7 +40,7 @@ def print_cost(title: str, cost: Cost, as_json: bool) -> None:
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Print names and values."""
+    """Print a title and a table of names and values."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

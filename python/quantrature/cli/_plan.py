@@ -1,4 +1,4 @@
-"""``quantrature plan``: how each matrix of a model is to be stored, within a budget."""
+"""``quantrature plan``: choose bits and group size for each matrix of a model, within a size budget."""
 
 from __future__ import annotations
 
@@ -19,64 +19,66 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 REFERENCE_BITS = (2, 3, 4)
-"""Where the loss changes are integrated when a plan by pqi starts from a model."""
+"""Bits at which loss changes are integrated, when a pqi plan starts from a model that was not analyzed."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What all matrices may take: one of two ways to say it."""
+    """The size budget of all matrices: as bits per weight or as bytes."""
 
     avg_bits: Annotated[
-        float | None, typer.Option(help="Bits of storage for each weight of the plan, everything included.")
+        float | None, typer.Option(help="Budget in bits per weight, with scales, zero points and outliers.")
     ] = None
     target_size: Annotated[
-        str | None, typer.Option(help="The same budget as a size of all quantized matrices: 4.2GiB, 900MB, 123456.")
+        str | None, typer.Option(help="Budget as the size of all quantized matrices: 4.2GiB, 900MB, 123456 (bytes).")
     ] = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As :func:`quantrature.allocation.allocate` takes them.
+        """The options as arguments of :func:`quantrature.allocation.allocate`.
 
         Raises:
-            InvalidArgumentError: for none or both of them, and for no size.
+            InvalidArgumentError: for neither or both options, and for a size that cannot be parsed.
         """
         if (self.avg_bits is None) == (self.target_size is None):
-            raise InvalidArgumentError("[plan] a budget is given as either --avg-bits or --target-size")
+            raise InvalidArgumentError("[plan] a budget is needed: give either --avg-bits or --target-size, not both")
         target = None if self.target_size is None else size_in_bytes("plan", self.target_size)
         return {"avg_bits": self.avg_bits, "target_bytes": target}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a matrix may become."""
+    """The settings to choose from for each matrix."""
 
     bits: Annotated[
         str | None,
         typer.Option(
-            help="Bits to choose from, with commas: 2,3,4,8.",
+            help="Bits to choose from, separated by commas: 2,3,4,8.",
             show_default="2 to 8; 2,3,4,8 for mxq, sensiboost and kurtboost",
         ),
     ] = None
     group_sizes: Annotated[
         str | None,
         typer.Option(
-            help="Group sizes to choose from, with commas: 32,64,128.", show_default="32,64,128, and as analyzed"
+            help="Group sizes to choose from, separated by commas: 32,64,128.",
+            show_default="32,64,128 and the group size of the analysis",
         ),
     ] = None
     outlier_fractions: Annotated[
-        str, typer.Option(help="Fractions of weights kept exactly, 0 to 1, to choose from: 0,0.005.")
+        str,
+        typer.Option(help="Fractions of outliers (weights kept unquantized) to choose from, 0 to 1: 0,0.005."),
     ] = "0"
     method: Annotated[
         str | None,
         typer.Option(
-            help="How codes are found: one of 'quantrature list methods'.",
-            show_default="as analyzed; else rtn for pqi and uniform, hqq for the others",
+            help="Quantization method; 'quantrature list methods' shows all.",
+            show_default="the method of the analysis; else rtn for pqi and uniform, hqq for other strategies",
         ),
     ] = None
     meta_bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits of quantized scales and zero points; 0 stores them as float16.",
+            help="Quantize scales and zero points to this many bits; 0 stores them as float16.",
             show_default="8 for mxq, sensiboost and kurtboost; else 0",
             rich_help_panel=METHOD,
         ),
@@ -84,10 +86,10 @@ class Settings:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As :func:`quantrature.allocation.allocate` and ``estimate`` take them.
+        """The options as arguments of :func:`quantrature.allocation.allocate` and ``estimate``.
 
         Raises:
-            InvalidArgumentError: for what is no list of numbers, and for fractions that are none.
+            InvalidArgumentError: for a value that is not a list of numbers, or a fraction outside 0 to 1.
         """
         found: dict[str, Any] = {
             "bits": None if self.bits is None else _numbers("--bits", self.bits, int),
@@ -102,12 +104,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Constraints:
-    """What single matrices must be, and which go together."""
+    """Limits for single matrices, and which matrices must get the same setting."""
 
     groups: Annotated[
         str | None,
         typer.Option(
-            help="fused stores alike what serving engines fuse; none does not.",
+            help="fused: give the same setting to matrices that serving engines fuse, such as q, k and v; none: choose "
+            "each by itself.",
             show_default="fused for pqi, else none",
             rich_help_panel=CONSTRAINTS,
         ),
@@ -115,25 +118,27 @@ class Constraints:
     pin: Annotated[
         list[str] | None,
         typer.Option(
-            help="MATRIX=4 or MATRIX=b4g64; MATRIX may be re:PATTERN; repeatable.", rich_help_panel=CONSTRAINTS
+            help="Fix the setting of a matrix: MATRIX=4 (bits) or MATRIX=b4g64 (bits and group size). MATRIX is a name "
+            "or re:REGEX; repeatable.",
+            rich_help_panel=CONSTRAINTS,
         ),
     ] = None
     min_bits: Annotated[
-        list[str] | None, typer.Option(help="MATRIX=4: no fewer bits; repeatable.", rich_help_panel=CONSTRAINTS)
+        list[str] | None, typer.Option(help="MATRIX=4: at least 4 bits; repeatable.", rich_help_panel=CONSTRAINTS)
     ] = None
     max_bits: Annotated[
-        list[str] | None, typer.Option(help="MATRIX=4: no more bits; repeatable.", rich_help_panel=CONSTRAINTS)
+        list[str] | None, typer.Option(help="MATRIX=4: at most 4 bits; repeatable.", rich_help_panel=CONSTRAINTS)
     ] = None
     skip: Annotated[
-        list[str] | None, typer.Option(help="Matrix to leave as it is; repeatable.", rich_help_panel=CONSTRAINTS)
+        list[str] | None, typer.Option(help="Do not quantize this matrix; repeatable.", rich_help_panel=CONSTRAINTS)
     ] = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As :func:`quantrature.allocation.allocate` takes them.
+        """The options as arguments of :func:`quantrature.allocation.allocate`.
 
         Raises:
-            InvalidArgumentError: for what is no pair, or names no bits.
+            InvalidArgumentError: for a value that is not ``MATRIX=VALUE``, or bits that are not an integer.
         """
         return {
             "groups": self.groups,
@@ -146,21 +151,26 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Boost:
-    """How far the published strategies boost layers."""
+    """How far the strategies sensiboost and kurtboost boost layers."""
 
     boost_stops: Annotated[
-        int, typer.Option(help="How far up the ladder of settings a boost goes.", rich_help_panel=METHOD)
+        int,
+        typer.Option(
+            help="For sensiboost and kurtboost: a boosted layer gets a setting this many steps larger.",
+            rich_help_panel=METHOD,
+        ),
     ] = 2
     top_m: Annotated[
         int,
         typer.Option(
-            help="Number of layers to boost in each module; 0 for all conspicuous ones.", rich_help_panel=METHOD
+            help="For sensiboost and kurtboost: most layers to boost per kind of matrix; 0: all outlier layers.",
+            rich_help_panel=METHOD,
         ),
     ] = 0
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As :func:`quantrature.allocation.allocate` takes them."""
+        """The options as arguments of :func:`quantrature.allocation.allocate`."""
         return {"stops": self.boost_stops, "top_m": self.top_m}
 
 
@@ -168,19 +178,20 @@ def run(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Folder of a model or of an analysis, or id on the Hugging Face Hub.", metavar="MODEL|SENS"
+            help="Model (folder, or id on the Hugging Face Hub), or folder that quantrature analyze wrote.",
+            metavar="MODEL|SENS",
         ),
     ] = None,
     *,
     strategy: Annotated[
-        str, typer.Option(help="How the budget is shared out: uniform, mxq, sensiboost, kurtboost or pqi.")
+        str, typer.Option(help="How to divide the budget: uniform, mxq, sensiboost, kurtboost or pqi.")
     ] = "pqi",
     budget: Budget,
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.", metavar="PLAN")] = None,
     table: Annotated[
         str | None,
         typer.Option(
-            help="A published cost table (CSV) in place of a model; for the published strategies.",
+            help="Published cost table (CSV) to use instead of a model; for mxq, sensiboost and kurtboost.",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -188,27 +199,30 @@ def run(
     constraints: Constraints,
     boosting: Boost,
     weights: Annotated[
-        str | None, typer.Option(help="The model that SENS is of, to measure settings that it does not have.")
+        str | None, typer.Option(help="The model that was analyzed, to measure settings that SENS does not contain.")
     ] = None,
     text: Text,
     objective: Objective = "nll",
     nodes: Annotated[
         int,
-        typer.Option(help="Gradient evaluations for each window, of an analysis for pqi.", rich_help_panel=CALIBRATION),
+        typer.Option(
+            help="Gradient evaluations per window and integral; for pqi from a model.", rich_help_panel=CALIBRATION
+        ),
     ] = 4,
     validate: Annotated[
         int,
         typer.Option(
-            help="Number of random plans to measure, to tell how well they are predicted.", rich_help_panel=OUTPUT
+            help="Measure this many random plans and report how well their loss changes were predicted.",
+            rich_help_panel=OUTPUT,
         ),
     ] = 0,
     loading: Loading,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Choose how each matrix is stored, within a budget."""
+    """Choose bits and group size for each matrix, within a size budget."""
     if (model is None) == (table is None):
-        raise InvalidArgumentError("[plan] takes either a model, an analysis of one, or --table")
+        raise InvalidArgumentError("[plan] give either MODEL (a model or an analysis of one) or --table, not both")
     loading.limits("plan")
     with stdout_kept_clean(as_json):
         from ..allocation import STRATEGIES, allocate
@@ -217,7 +231,8 @@ def run(
             raise InvalidArgumentError(f"[plan] --strategy must be one of {', '.join(STRATEGIES)}: got {strategy}")
         if settings.method in STRATEGIES:
             raise InvalidArgumentError(
-                f"[plan] --method says how codes are found; for {settings.method}, give --strategy {settings.method}"
+                f"[plan] --method must be a quantization method: got {settings.method}, which is a strategy; "
+                f"use --strategy {settings.method}"
             )
         amount, wishes = budget.arguments, {**settings.arguments, **constraints.arguments, **boosting.arguments}
         if model is None:
@@ -226,7 +241,7 @@ def run(
         else:
             made = _Model(model, text, objective, nodes, loading, False if as_json else None)
             if validate and (strategy != "pqi" or made.analyzed):
-                raise InvalidArgumentError("[plan] --validate is for plans by pqi from a model")
+                raise InvalidArgumentError("[plan] --validate needs --strategy pqi and a model, not an analysis")
             if dry_run:
                 cost = made.cost(strategy, settings)
             else:
@@ -258,7 +273,7 @@ def _print(values: Mapping[str, Any], title: str, rows: Mapping[str, str], as_js
 
 
 class _Model:
-    """What the verb's argument turns out to be, and what a strategy makes of it."""
+    """The model or analysis that the argument names, and what each strategy needs from it."""
 
     def __init__(
         self, path: str, text: Text, objective: str, nodes: int, loading: Loading, progress: bool | None
@@ -273,10 +288,10 @@ class _Model:
         self.analyzed = (Path(path) / SUMMARY).is_file()
 
     def source(self, strategy: str, method: str | None) -> tuple[Any, dict[str, Any]]:
-        """What to allocate from, and further arguments."""
+        """Return the source for :func:`quantrature.allocation.allocate`, and further arguments."""
         if strategy == "sensiboost":
             if self.analyzed:
-                raise InvalidArgumentError("[plan] sensiboost measures outputs: give it the model, not an analysis")
+                raise InvalidArgumentError("[plan] sensiboost runs the model: give the model, not an analysis")
             from ..allocation.activation import activation_sensitivity
 
             self._load(strategy)
@@ -304,14 +319,14 @@ class _Model:
         return found, {"weights": self.path}
 
     def validated(self, plan: Plan, sensitivity: Any, count: int) -> Plan:
-        """The plan with the validation of its predictions, on the text of the analysis."""
+        """Return the plan with the validation of its predictions, measured on the calibration text."""
         from ..allocation import validate
 
         found = validate(self.loaded, self.tokens, sensitivity, count=count, progress=self.progress)
         return replace(plan, allocation={**plan.allocation, "validation": found.to_json()})
 
     def cost(self, strategy: str, settings: Settings) -> dict[str, Any]:
-        """What it would take."""
+        """Return the estimate for --dry-run."""
         from ..allocation import estimate
 
         trust = self.loading.trust_remote_code
@@ -341,9 +356,11 @@ def _of_table(path: str, strategy: str, avg_bits: float | None, boosting: Boost)
     from ..allocation import boost, mxq, read_table
 
     if strategy not in ("mxq", "sensiboost", "kurtboost"):
-        raise InvalidArgumentError(f"[plan] --table is for mxq, sensiboost and kurtboost: got {strategy}")
+        raise InvalidArgumentError(
+            f"[plan] with --table, --strategy must be mxq, sensiboost or kurtboost: got {strategy}"
+        )
     if avg_bits is None:
-        raise InvalidArgumentError("[plan] with --table a budget is given as --avg-bits")
+        raise InvalidArgumentError("[plan] with --table, the budget must be given as --avg-bits")
     costs = read_table(path)
     found = mxq(costs, avg_bits) if strategy == "mxq" else boost(costs, strategy, avg_bits, **boosting.arguments)
     return found.to_json(costs)
@@ -358,7 +375,7 @@ def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
     ]
     if about.get("predicted_loss_change") is not None:
         what = "divergence" if about.get("predicts") == "kl" else "loss change"
-        rows.append((f"predicted {what}", f"{about['predicted_loss_change']:+.6f} nats a token"))
+        rows.append((f"predicted {what}", f"{about['predicted_loss_change']:+.6f} nats per token"))
     if "validation" in about:
         found = about["validation"]
         error = f"median relative error {found['median_relative_error']:.1%}"
@@ -378,7 +395,11 @@ def _rows(plan: Plan, output: str | None) -> list[tuple[str, str]]:
 
 
 def write_plan(plan: Plan, output: str) -> None:
-    """Save a plan where the command line says; an InvalidArgumentError says why it cannot be."""
+    """Save a plan to the file ``output``.
+
+    Raises:
+        InvalidArgumentError: if the file cannot be written; the message says why.
+    """
     try:
         plan.save(output)
     except OSError as error:
@@ -389,7 +410,7 @@ def _numbers(option: str, text: str, kind: Any) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise InvalidArgumentError(f"[plan] {option} must be numbers with commas between: got {text!r}") from None
+        raise InvalidArgumentError(f"[plan] {option} must be numbers separated by commas: got {text!r}") from None
 
 
 def _bits_of(option: str, given: Sequence[str] | None) -> dict[str, int]:

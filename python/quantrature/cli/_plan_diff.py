@@ -1,4 +1,4 @@
-"""``quantrature plan diff``: in what two plans differ."""
+"""``quantrature plan diff``: show the matrices that two plans store differently."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def run(
-    one: Annotated[str, typer.Argument(help="A plan.", metavar="A")],
-    other: Annotated[str, typer.Argument(help="Another one.", metavar="B")],
+    one: Annotated[str, typer.Argument(help="The first plan.json.", metavar="A")],
+    other: Annotated[str, typer.Argument(help="The second plan.json.", metavar="B")],
     as_json: Json = False,
 ) -> None:
-    """Show which matrices two plans store in different ways."""
+    """Show the matrices that two plans store differently."""
     with stdout_kept_clean(as_json):
         from dataclasses import asdict
 
@@ -35,7 +35,7 @@ def run(
         totals = {name: {"a": ours, "b": theirs} for name, (ours, theirs) in figures.items()}
         print_json({"entries": entries, **totals})
         return
-    rows = [(name, f"{ours or 'not there'} → {theirs or 'not there'}") for name, (ours, theirs) in differing.items()]
+    rows = [(name, f"{ours or 'missing'} → {theirs or 'missing'}") for name, (ours, theirs) in differing.items()]
     rows += [
         (name.replace("_", " "), f"{ours:{form}} → {theirs:{form}}")
         for (name, (ours, theirs)), form in zip(figures.items(), (",", ".4f", "+.6f"), strict=True)
@@ -45,5 +45,5 @@ def run(
 
 
 def _figure(plan: Plan, name: str) -> Any:
-    """What a plan says of itself as a whole, or ``None``."""
+    """Return a total of a plan: its bytes, bits per weight or predicted loss change; ``None`` if it has none."""
     return plan.predicted_loss_change if name == "loss_change" else plan.allocation.get(name)

@@ -1,4 +1,4 @@
-"""``quantrature plan export``: a plan in the words of another tool."""
+"""``quantrature plan export``: convert a plan to the options of another tool."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ._output import print_table
 
 
 def run(
-    plan: Annotated[str, typer.Argument(help="What quantrature plan wrote.", metavar="PLAN")],
-    to: Annotated[str, typer.Argument(help="One of 'quantrature list formats'.", metavar="FORMAT")],
+    plan: Annotated[str, typer.Argument(help="A plan.json that quantrature plan wrote.", metavar="PLAN")],
+    to: Annotated[str, typer.Argument(help="Format; 'quantrature list formats' shows all.", metavar="FORMAT")],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="File to write, in place of printing it.", metavar="FILE")
+        str | None, typer.Option("-o", "--output", help="File to write; printed on stdout by default.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Express a plan as the options of GPTQModel, compressed-tensors, AutoRound or llama.cpp."""
+    """Convert a plan to the options of GPTQModel, compressed-tensors, AutoRound or llama.cpp."""
     from ..export.plans import export, to_text
     from ..plan import Plan
 

@@ -1,4 +1,4 @@
-"""``quantrature plan validate``: how well the loss change that a plan predicts is the one that is measured."""
+"""``quantrature plan validate``: compare the loss change that a plan predicts with the measured one."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextToMeasureOn(Text):
-    """The text of a measurement."""
+    """The text to measure loss changes on."""
 
     seed: Annotated[
-        int, typer.Option(help="For the choice of windows, and of random plans.", rich_help_panel=CALIBRATION)
+        int, typer.Option(help="Random seed for drawing windows and random plans.", rich_help_panel=CALIBRATION)
     ] = 0
-    batch_size: Annotated[int, typer.Option(help="Windows in one forward pass.", rich_help_panel=CALIBRATION)] = 8
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", rich_help_panel=CALIBRATION)] = 8
 
 
 def run(
-    plan: Annotated[str, typer.Argument(help="What quantrature plan wrote.", metavar="PLAN")],
-    model: Annotated[str, typer.Argument(help="The model it is for: folder or id.", metavar="MODEL")],
+    plan: Annotated[str, typer.Argument(help="A plan.json that quantrature plan wrote.", metavar="PLAN")],
+    model: Annotated[str, typer.Argument(help="The model of the plan: folder or id.", metavar="MODEL")],
     *,
     sensitivity: Annotated[
-        str | None, typer.Option(help="The analysis, to measure random plans from it as well.", metavar="SENS")
+        str | None,
+        typer.Option(help="The analysis of the plan; also measure random plans made from it.", metavar="SENS"),
     ] = None,
-    count: Annotated[int, typer.Option(help="Random plans to measure.")] = 20,
+    count: Annotated[int, typer.Option(help="Number of random plans to measure; needs --sensitivity.")] = 20,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Write the plan with its validation.", metavar="PLAN")
+        str | None, typer.Option("-o", "--output", help="File for the plan with its validation added.", metavar="PLAN")
     ] = None,
     text: TextToMeasureOn,
     loading: Loading,
     as_json: Json = False,
 ) -> None:
-    """Measure the loss change of a plan, and of random ones, beside what was predicted."""
+    """Measure the loss change of a plan, and of random plans, and compare it with the prediction."""
     if text.calibration is None:
-        raise InvalidArgumentError("[plan validate] --calibration must name the text to measure on")
+        raise InvalidArgumentError("[plan validate] --calibration must name a text to measure on, such as a .txt file")
     with stdout_kept_clean(as_json):
         from ..plan import Plan
 
         given = Plan.load(plan)
         if given.predicted_loss_change is None:
             raise InvalidArgumentError(
-                f"[plan validate] {plan} must predict the loss change of every entry: got one without"
+                f"[plan validate] {plan} must predict the loss change of every entry, as pqi plans do: got one without"
             )
         found = _measured(given, model, sensitivity, count, text, loading, False if as_json else None)
         if output is not None:
@@ -60,7 +61,7 @@ def run(
     if as_json:
         print_json(found)
         return
-    rows = [(name.replace("_", " "), f"{found[name]:+.6f} nats a token") for name in list(found)[:2]]
+    rows = [(name.replace("_", " "), f"{found[name]:+.6f} nats per token") for name in list(found)[:2]]
     if sensitivity is not None:
         error = f"median relative error {found['median_relative_error']:.1%}"
         rows.append((f"{found['plans']} random plans", f"Spearman {found['spearman']:.3f}, {error}"))
@@ -70,7 +71,7 @@ def run(
 def _measured(
     plan: Plan, model: str, sensitivity: str | None, count: int, text: Text, loading: Loading, progress: bool | None
 ) -> dict[str, Any]:
-    """The loss change of the plan, predicted and measured, and with an analysis how random plans fare."""
+    """Return the predicted and measured loss change of the plan, and with an analysis those of random plans."""
     from ..allocation import measured_loss_changes, validate
     from ..analysis import Sensitivity
 

@@ -30,27 +30,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextWhereNeeded(Text):
-    """The text of ReQuant and of calibrated methods."""
+    """Calibration text for ReQuant and for methods that need it."""
 
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text for --requant and for methods that need it: .txt, .jsonl, .json or a data set, "
-            "NAME[:CONFIGURATION[:SPLIT]].",
+            help="Calibration text, for --requant and methods that need it: a .txt, .jsonl or .json file, or a "
+            "dataset: NAME[:CONFIGURATION[:SPLIT]].",
             rich_help_panel=CALIBRATION,
         ),
     ] = None
     nsamples: Annotated[
         int | None,
         typer.Option(
-            help="Windows of calibration text.", show_default="128; 100 for squeezellm", rich_help_panel=CALIBRATION
+            help="Number of windows to draw from the calibration text.",
+            show_default="128; 100 for squeezellm",
+            rich_help_panel=CALIBRATION,
         ),
     ] = None
     seqlen: Annotated[
         int | None,
         typer.Option(
-            help="Tokens in a window.",
-            show_default="2048, 512 for awq and squeezellm; or what the model was built for",
+            help="Tokens per window.",
+            show_default="2048, 512 for awq and squeezellm; or the model's context length if shorter",
             rich_help_panel=CALIBRATION,
         ),
     ] = None
@@ -58,7 +60,7 @@ class TextWhereNeeded(Text):
         bool,
         typer.Option(
             "--true-sequential/--no-true-sequential",
-            help="Calibrate on quantized matrices within a block, too.",
+            help="Within a block, calibrate each matrix on the outputs of the quantized matrices before it.",
             rich_help_panel=CALIBRATION,
         ),
     ] = True
@@ -66,12 +68,12 @@ class TextWhereNeeded(Text):
 
 @dataclass(frozen=True)
 class Kept:
-    """Weights that are kept exactly: for their magnitude, and with ReQuant for their PQI."""
+    """Weights that are kept unquantized: outliers by magnitude, and with ReQuant significant weights by PQI."""
 
     outlier_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of the weights, 0 to 1, kept exactly for their magnitude.",
+            help="Fraction of weights to keep unquantized because of their magnitude, 0 to 1.",
             show_default="0; 0.0045 with --requant",
         ),
     ] = None
@@ -79,38 +81,45 @@ class Kept:
         bool,
         typer.Option(
             "--requant",
-            help="Share outliers out by PQI, and keep the most significant weights, too.",
+            help="Distribute outliers over matrices by PQI, and also keep the weights of the largest PQI.",
             rich_help_panel=REQUANT,
         ),
     ] = False
     significant_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of the weights, 0 to 1, kept exactly for their PQI.",
+            help="Fraction of weights to keep unquantized because of their PQI, 0 to 1.",
             show_default="0.0005 with --requant",
             rich_help_panel=REQUANT,
         ),
     ] = None
     steps: Annotated[
-        int, typer.Option(help="Integrals over which the significant weights are spread.", rich_help_panel=REQUANT)
+        int,
+        typer.Option(
+            help="Number of rounds; each recomputes PQI and keeps an equal share of the significant weights.",
+            rich_help_panel=REQUANT,
+        ),
     ] = 2
     selection: Annotated[
-        str, typer.Option(help="How outliers are shared out: temperature or greedy.", rich_help_panel=REQUANT)
+        str,
+        typer.Option(help="How to distribute outliers over matrices: temperature or greedy.", rich_help_panel=REQUANT),
     ] = "temperature"
     compute_dtype: Annotated[
         str,
-        typer.Option(help="What --requant runs the model in: float32, bfloat16, float16.", rich_help_panel=MEMORY),
+        typer.Option(
+            help="dtype in which --requant runs the model: float32, bfloat16, float16.", rich_help_panel=MEMORY
+        ),
     ] = "float32"
 
     def check(self) -> None:
-        """Refuse what is no fraction, no dtype, or goes with --requant alone.
+        """Check the fractions and the dtype, and that --requant is given if an option needs it.
 
         Raises:
-            InvalidArgumentError: naming the option.
+            InvalidArgumentError: for the first option that is wrong; the message names it.
         """
         if self.significant_fraction is not None and not self.requant:
             raise InvalidArgumentError(
-                "[quantize] --significant-fraction goes with --requant, which finds the significant weights"
+                "[quantize] --significant-fraction needs --requant, which finds the significant weights"
             )
         check_fraction("quantize", "--outlier-fraction", self.outlier_fraction)
         check_fraction("quantize", "--significant-fraction", self.significant_fraction)
@@ -121,12 +130,12 @@ class Kept:
 
     @property
     def by_magnitude(self) -> float:
-        """Fraction of the weights; the default depends on ReQuant."""
+        """Fraction of outliers; the default depends on --requant."""
         return (0.0045 if self.requant else 0.0) if self.outlier_fraction is None else self.outlier_fraction
 
     @property
     def of_requant(self) -> dict[str, Any]:
-        """As :func:`quantrature.requant` takes them."""
+        """The options as arguments of :func:`quantrature.requant`."""
         significant = 0.0005 if self.significant_fraction is None else self.significant_fraction
         return {
             "outlier_fraction": self.by_magnitude,
@@ -138,12 +147,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of the method's own."""
+    """Settings that only one method has."""
 
     damp_percent: Annotated[
         float | None,
         typer.Option(
-            help="Of gptq: added to the Hessian's diagonal, a share of its mean.",
+            help="For gptq: damping added to the Hessian's diagonal, as a fraction of the diagonal's mean.",
             show_default="0.01",
             rich_help_panel=METHOD,
         ),
@@ -152,7 +161,7 @@ class MethodSettings:
         bool | None,
         typer.Option(
             "--desc-act/--no-desc-act",
-            help="Of gptq: columns by falling activations.",
+            help="For gptq: quantize columns in the order of decreasing activation size.",
             show_default="desc-act",
             rich_help_panel=METHOD,
         ),
@@ -161,21 +170,21 @@ class MethodSettings:
         bool | None,
         typer.Option(
             "--static-groups/--no-static-groups",
-            help="Of gptq: grids of the weights as they are, or found on the way.",
+            help="For gptq: find all scales from the original weights, or each when its group is reached.",
             show_default="static-groups",
             rich_help_panel=METHOD,
         ),
     ] = None
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Any other setting of the method, NAME=VALUE; repeatable.", rich_help_panel=METHOD),
+        typer.Option(help="Set another option of the method, NAME=VALUE; repeatable.", rich_help_panel=METHOD),
     ] = None
 
     def of(self, method: str) -> dict[str, Any]:
-        """Those that were given, and the NAME=VALUE pairs.
+        """Return the settings that were given, with the NAME=VALUE pairs.
 
         Raises:
-            InvalidArgumentError: for a pair that is none, or a value of another type than the default's.
+            InvalidArgumentError: for a pair that is not NAME=VALUE, or a value whose type is not the default's.
         """
         from ..methods import METHODS, solver_of
 
@@ -198,24 +207,27 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class LoadingAsStored(Loading):
-    """A model in the dtype in which it is written."""
+    """How to load a model whose dtype is also the dtype of the saved tensors."""
 
     dtype: Annotated[
         str,
-        typer.Option(help="Of all that is not quantized: auto, float32, bfloat16, float16.", rich_help_panel=OUTPUT),
+        typer.Option(
+            help="dtype of tensors that are not quantized: auto (as in the checkpoint), float32, bfloat16, float16.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = "auto"
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How the folder is written."""
+    """How to write the folder."""
 
     max_shard_size: MaxShardSize = "5GB"
     auto_map: Annotated[
         bool,
         typer.Option(
             "--auto-map",
-            help="Write code, too, that opens the folder with trust_remote_code, not importing.",
+            help="Also save Python code: trust_remote_code=True then loads the folder without importing quantrature.",
             rich_help_panel=OUTPUT,
         ),
     ] = False
@@ -226,12 +238,15 @@ def run(
     model: ModelArgument,
     *,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Folder to write.", metavar="OUT")] = None,
-    plan: Annotated[str | None, typer.Option(help="A plan.json, in place of the grid options.")] = None,
-    bits: Annotated[int | None, typer.Option(help="1 to 8, the same everywhere.")] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="A plan.json to follow, instead of --bits, --group-size and the like.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits per weight of every matrix, 1 to 8.")] = None,
     grid: Grid,
-    meta_bits: Annotated[int | None, typer.Option(help="Bits of quantized scales and zero points.")] = None,
+    meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zero points to this many bits.")] = None,
     embedding_bits: Annotated[
-        int | None, typer.Option(help="Quantize the token and the output embedding, too; 8 loses next to nothing.")
+        int | None,
+        typer.Option(help="Also quantize token and output embeddings, to this many bits; 8 is nearly exact."),
     ] = None,
     kept: Kept,
     text: TextWhereNeeded,
@@ -245,13 +260,13 @@ def run(
 ) -> None:
     """Quantize a model and write it to a folder.
 
-    Processes that torchrun starts (torchrun --no-python quantrature quantize --requant ...) divide the windows of
-    calibration text among them.
+    On several processes (torchrun --no-python quantrature quantize --requant ...), each takes a share of the
+    calibration windows.
     """
     if output is None and not dry_run:
         raise InvalidArgumentError("[quantize] -o must name a folder to write")
     if kept.requant and text.calibration is None:
-        raise InvalidArgumentError("[quantize] --requant needs --calibration, a text to integrate on")
+        raise InvalidArgumentError("[quantize] --requant needs a calibration text: give --calibration")
     kept.check()
     loading.limits("quantize")
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
@@ -294,7 +309,7 @@ def run(
 
 
 class _Work:
-    """A loaded model, what is to become of it, and the text for that."""
+    """A loaded model, the plan to quantize it, and the calibration windows."""
 
     def __init__(self, model: torch.nn.Module, linears: Linears, plan: Plan, text: TextWhereNeeded, kept: Kept) -> None:
         from ..methods import SOLVERS
@@ -306,15 +321,17 @@ class _Work:
         self.record: Requantization | None = None
 
     def read_text(self, name: str, method: str, loading: Loading, dry_run: bool) -> None:
-        """Read the windows, if the work needs some, and note in the plan what they are."""
+        """Read the calibration windows, if any are needed, and record their origin in the plan."""
         from ..quantization.model import text_settings
         from ..text import bos_of
 
         needed = self.kept.requant or bool(self.calibrated)
         if needed and self.text.calibration is None:
-            raise InvalidArgumentError(f"[quantize] method {self.calibrated[0]} needs --calibration, a text")
+            raise InvalidArgumentError(
+                f"[quantize] method {self.calibrated[0]} needs a calibration text: give --calibration"
+            )
         if self.text.calibration is not None and not needed:
-            logging.getLogger(__name__).warning("method %s reads no calibration text", method)
+            logging.getLogger(__name__).warning("method %s does not use the calibration text", method)
         if needed or not dry_run:
             self.tokenizer = loading.tokenizer(name)
         if not needed:
@@ -334,7 +351,7 @@ class _Work:
         return {**self.kept.of_requant, **about, **vars(gradients)}
 
     def cost(self, gradients: Gradients) -> Cost:
-        """What it would take."""
+        """Return the estimate for --dry-run."""
         from ._estimate import quantizing, requantizing
 
         if self.kept.requant:
@@ -342,7 +359,7 @@ class _Work:
         return quantizing(self.model, self.linears, self.plan, self.windows)
 
     def run(self, gradients: Gradients, how: dict[str, Any], rank: int) -> None:
-        """Quantize the model in place; without ReQuant the first process alone does it."""
+        """Quantize the model in place. Without ReQuant, only the first process does so."""
         import torch
 
         from ..models.gradients import computing_in
@@ -358,7 +375,7 @@ class _Work:
             return
         if self.calibrated:
             peak = quantizing(self.model, self.linears, self.plan, self.windows).memory_bytes
-            print(f"memory at the peak: about {peak / 2**20:,.0f} MiB and the program's own", file=sys.stderr)
+            print(f"peak memory: about {peak / 2**20:,.0f} MiB, without Python and its libraries", file=sys.stderr)
         try:
             quantize(
                 self.model,
@@ -372,11 +389,11 @@ class _Work:
         except KeyboardInterrupt:
             folder = how["resume_folder"]
             if self.calibrated and Path(str(folder)).is_dir():
-                print(f"finished blocks are in {folder}; the same command goes on from there", file=sys.stderr)
+                print(f"finished blocks are in {folder}; run the same command to resume", file=sys.stderr)
             raise
 
     def save(self, output: str, source: str, writing: Writing) -> Contents:
-        """Write the folder; what is in it."""
+        """Write the folder and return a description of its contents."""
         from .. import checkpoint, models
 
         checkpoint.save(
@@ -406,8 +423,8 @@ def _print(found: Contents, work: _Work, model: str, output: str, as_json: bool)
         return
     rows = [
         ("matrices", str(len(found.modules))),
-        ("bits per weight", f"{found.bits_per_weight:.3f}, scales, zeros and outliers included"),
-        ("bytes", f"{found.bytes:,} and {found.other_bytes:,} of other tensors"),
+        ("bits per weight", f"{found.bits_per_weight:.3f}, scales, zero points and outliers included"),
+        ("bytes", f"{found.bytes:,}, and {found.other_bytes:,} for other tensors"),
         *(record_rows(work.record) if work.record is not None else ()),
         ("written to", output),
     ]

@@ -1,4 +1,4 @@
-"""``quantrature requant``: restore the most significant weights of a quantized folder."""
+"""``quantrature requant``: restore the original values of the most important weights in a quantized folder."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many weights are restored: one of three ways to say it."""
+    """How many weights to restore: as a fraction, as bits per weight or as bytes."""
 
-    significant_fraction: Annotated[float | None, typer.Option(help="Fraction of the weights, 0 to 1, to restore.")] = (
+    significant_fraction: Annotated[float | None, typer.Option(help="Fraction of all weights to restore, 0 to 1.")] = (
         None
     )
     avg_bits: Annotated[
-        float | None, typer.Option(help="Instead: bits of storage for each weight, everything included.")
+        float | None, typer.Option(help="Instead: budget in bits per weight, scales and zero points included.")
     ] = None
     target_size: Annotated[
-        str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456.")
+        str | None, typer.Option(help="Instead: size of all quantized matrices: 4.2GiB, 900MB, 123456 (bytes).")
     ] = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As :func:`quantrature.requantization.requant_folder` takes them.
+        """The options as arguments of :func:`quantrature.requantization.requant_folder`.
 
         Raises:
-            InvalidArgumentError: for none of them or several, for no fraction, and for no size.
+            InvalidArgumentError: for none or several of the options, a fraction outside 0 to 1, or an invalid size.
         """
         if sum(given is not None for given in vars(self).values()) != 1:
             raise InvalidArgumentError(
-                "[requant] a budget is given as exactly one of --significant-fraction, --avg-bits and --target-size"
+                "[requant] a budget is needed: give exactly one of --significant-fraction, --avg-bits and --target-size"
             )
         check_fraction("requant", "--significant-fraction", self.significant_fraction)
         target = None if self.target_size is None else size_in_bytes("requant", self.target_size)
@@ -53,15 +53,19 @@ class Budget:
 
 
 def run(
-    folder: Annotated[str, typer.Argument(help="Folder that quantrature quantized.", metavar="DIR")],
+    folder: Annotated[str, typer.Argument(help="Folder that quantrature quantize wrote.", metavar="DIR")],
     *,
-    source: Annotated[str, typer.Option(help="The model it was made from: folder or id.", metavar="MODEL")],
+    source: Annotated[str, typer.Option(help="The original model: folder or id.", metavar="MODEL")],
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write; DIR itself with --overwrite.", metavar="OUT")
     ] = None,
     budget: Budget,
     steps: Annotated[
-        int, typer.Option(help="Integrals over which the weights are spread.", rich_help_panel=CALIBRATION)
+        int,
+        typer.Option(
+            help="Number of rounds; each recomputes PQI and restores an equal share of the weights.",
+            rich_help_panel=CALIBRATION,
+        ),
     ] = 2,
     text: Text,
     integral: Quadrature,
@@ -71,14 +75,14 @@ def run(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Improve a quantized folder: keep the weights that cost most exactly, within a budget.
+    """Improve a quantized folder: restore the weights whose quantization costs most, within a size budget.
 
-    Processes that torchrun starts (torchrun --no-python quantrature requant ...) divide the windows among them.
+    On several processes (torchrun --no-python quantrature requant ...), each process takes a share of the windows.
     """
     if text.calibration is None:
-        raise InvalidArgumentError("[requant] --calibration must name the text to integrate on")
+        raise InvalidArgumentError("[requant] --calibration must name a calibration text, such as a .txt file")
     if output is None and not overwrite:
-        raise InvalidArgumentError("[requant] -o must name a folder to write, or --overwrite allow to replace DIR")
+        raise InvalidArgumentError("[requant] -o must name a folder to write; to replace DIR itself, give --overwrite")
     amount, limits = budget.arguments, loading.limits("requant")
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from ..models.ranks import joined
@@ -110,7 +114,7 @@ def run(
         print_json({"output": output or folder, **summary(record)})
         return
     rows = [
-        ("bits per weight", f"{record.bits_per_weight:.3f}, scales, zeros and kept weights included"),
+        ("bits per weight", f"{record.bits_per_weight:.3f}, scales, zero points and kept weights included"),
         ("bytes", f"{record.nbytes:,}"),
         *record_rows(record),
         ("written to", output or folder),
@@ -119,7 +123,7 @@ def run(
 
 
 def summary(record: Requantization) -> dict[str, Any]:
-    """What --json prints of a record: everything but the modules, which requant.json has."""
+    """Return what --json prints of a record: all but the modules, which are in requant.json."""
     found = record.to_json()
     for name in ("format", "format_version", "modules"):
         del found[name]
@@ -127,9 +131,9 @@ def summary(record: Requantization) -> dict[str, Any]:
 
 
 def record_rows(record: Requantization) -> list[tuple[str, str]]:
-    """A record for people."""
+    """Return a record as rows of a table."""
     rows = [
-        ("by the paper's rule", f"{record.paper_bits_per_weight:.3f} bits per weight"),
+        ("as the paper counts", f"{record.paper_bits_per_weight:.3f} bits per weight"),
         ("kept exactly", f"{record.outliers:,} outliers and {record.significant:,} significant weights"),
         ("gradient evaluations", f"{record.gradient_evaluations} per sample"),
     ]
@@ -138,7 +142,7 @@ def record_rows(record: Requantization) -> list[tuple[str, str]]:
         rows.append(
             (
                 f"  {stage.name}",
-                f"measured {stage.measured_loss_change:+.6f} nats a token"
+                f"measured {stage.measured_loss_change:+.6f} nats per token"
                 + ("" if predicted is None else f", predicted {predicted:+.6f}"),
             )
         )

@@ -1,4 +1,4 @@
-"""``quantrature verify``: whether a quantized folder was made from a model."""
+"""``quantrature verify``: check that a quantized folder was made from a given model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ._output import print_json, print_table, stdout_kept_clean
 
 
 def run(
-    folder: Annotated[str, typer.Argument(help="What quantrature quantize wrote.", metavar="DIR")],
-    source: Annotated[str, typer.Option(help="The model it was made from.", metavar="MODEL")],
+    folder: Annotated[str, typer.Argument(help="Folder that quantrature quantize wrote.", metavar="DIR")],
+    source: Annotated[str, typer.Option(help="The original model: folder or id.", metavar="MODEL")],
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Dequantize every matrix of a quantized folder and compare it with its source."""
+    """Dequantize every matrix of a quantized folder and compare it with the original model."""
     with stdout_kept_clean(as_json):
         from ..checkpoint.verify import verify
 

@@ -1,4 +1,4 @@
-"""Measures of a language model: perplexity, divergence from a reference, and tasks."""
+"""Evaluate a language model: perplexity, KL divergence from a reference model, and benchmark tasks."""
 
 from ._divergence import DivergenceResult, divergence
 from ._perplexity import PerplexityResult, perplexity

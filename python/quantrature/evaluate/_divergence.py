@@ -1,4 +1,4 @@
-"""Divergence: how far a model's predictions are from those of a reference."""
+"""KL divergence of a model's predictions from those of a reference model."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ COMPARED = ("the divergence", "the loss", "the reference's loss")
 
 @dataclass(frozen=True)
 class DivergenceResult:
-    """How far a model is from a reference, token by token.
+    """KL divergence of a model from a reference model, over the tokens of a text.
 
     Attributes:
         mean: mean over tokens of the Kullback-Leibler divergence KL(reference || model), in nats.
-        median: half of the tokens have less.
-        p99: 99 of a hundred tokens have less.
-        maximum: the most of any token.
-        standard_error: of ``mean``, from the spread between windows; NaN for a single one.
-        same_top1: share of the tokens, 0 to 1, that both foretell with the same best guess.
-        loss_change: mean loss of the model less that of the reference, in nats a token.
-        loss_change_standard_error: of ``loss_change``; small beside the two losses' own, since windows are paired.
-        tokens: tokens that were compared.
-        windows: windows that they stood in.
-        model: perplexity of the model on the way.
+        median: median over tokens, in nats.
+        p99: 99th percentile over tokens, in nats.
+        maximum: largest divergence of a token, in nats.
+        standard_error: standard error of ``mean``, from the spread between windows; NaN for a single window.
+        same_top1: fraction of the tokens, 0 to 1, for which both models rate the same next token highest.
+        loss_change: mean loss of the model minus that of the reference, in nats per token.
+        loss_change_standard_error: standard error of ``loss_change``. It is smaller than that of either loss, because
+            both models are measured on the same windows.
+        tokens: number of tokens compared.
+        windows: number of windows.
+        model: perplexity of the model.
         reference: perplexity of the reference.
     """
 
@@ -65,34 +66,36 @@ def divergence(
     text_column: str | None = None,
     progress: bool | None = None,
 ) -> DivergenceResult:
-    """Kullback-Leibler divergence of a model's predictions from a reference's, with the perplexity of both.
+    """Measure the Kullback-Leibler divergence of a model from a reference model, and the perplexity of both.
 
-    Both see the same windows, end to end; the predictions after every token but the last of a window are compared.
-    Logits are held for one batch, widened to float32 a few tokens at a time, and summed in float64. A divergence that
-    rounding made negative counts as zero.
+    Both models run on the same windows, which do not overlap. In each window, the predictions after all tokens but the
+    last are compared. Logits are kept for one batch only, converted to float32 and summed in float64. A divergence
+    that is negative because of rounding counts as zero.
 
     Args:
-        model: the model in question, from transformers or any module that gives ``.logits`` for ``input_ids``.
-        reference: the model it is held against, usually the one that was quantized; may be on another device.
-        tokens: windows, or whatever :func:`quantrature.text.token_windows` takes.
-        seqlen: tokens in a window; see there for the default.
-        tokenizer: for text.
-        max_tokens: use no more of the text than its first tokens.
-        batch_size: windows in one forward pass.
-        bos: where the beginning-of-sequence token goes, see there.
-        text_column: field of the rows that has the text, see there.
-        progress: show a bar; ``None`` if stderr is a terminal.
+        model: the model to evaluate: from transformers, or any module that returns ``.logits`` for ``input_ids``.
+        reference: the model to compare with, usually the original one. It may be on another device.
+        tokens: windows (int64, (windows, seqlen)), or any source that :func:`quantrature.text.token_windows` takes.
+        seqlen: tokens per window; default as in ``token_windows``.
+        tokenizer: required if ``tokens`` is text.
+        max_tokens: use only this many tokens, from the start of the text; by default all.
+        batch_size: windows per forward pass, at least 1.
+        bos: where to add the beginning-of-sequence token, as in ``token_windows``.
+        text_column: field of the rows that holds the text, as in ``token_windows``.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InvalidArgumentError: as :func:`perplexity`, and for models with vocabularies of different size.
-        QuantratureError: naming the window, where a divergence is not finite.
+        InvalidArgumentError: as for :func:`perplexity`, and for models with vocabularies of different sizes.
+        QuantratureError: if a divergence is not finite; the message names the window.
     """
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, max_tokens=max_tokens, model=model, bos=bos, text_column=text_column
     )
     count, length = windows.shape
     if length < 2:
-        raise InvalidArgumentError(f"[divergence] a window needs a token to foretell another from: got seqlen={length}")
+        raise InvalidArgumentError(
+            f"[divergence] seqlen must be at least 2, to predict a token from another: got seqlen={length}"
+        )
     for either in (model, reference):
         _forward.check("divergence", either, windows, batch_size)
     _same_vocabulary(*(getattr(text_config(either), "vocab_size", None) for either in (model, reference)))
@@ -134,7 +137,7 @@ def divergence(
 
 
 def _compare(ours: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """COMPARED for every token but the first (3, windows, tokens - 1), and how many best guesses are the same."""
+    """Return COMPARED for every token but the first, (3, windows, tokens - 1), and the number of equal top-1 tokens."""
     windows, length, vocabulary = ours.shape
     _same_vocabulary(vocabulary, theirs.shape[2])
     compared = torch.empty(3, windows, length - 1)
@@ -156,5 +159,5 @@ def _compare(ours: torch.Tensor, theirs: torch.Tensor, ids: torch.Tensor) -> tup
 def _same_vocabulary(ours: int | None, theirs: int | None) -> None:
     if ours is not None and theirs is not None and ours != theirs:
         raise InvalidArgumentError(
-            f"[divergence] both models must have the same vocabulary: got model={ours}, reference={theirs}"
+            f"[divergence] both models must have the same vocabulary size: got model={ours}, reference={theirs}"
         )

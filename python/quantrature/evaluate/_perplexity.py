@@ -1,4 +1,4 @@
-"""Perplexity: how well a model foretells a text."""
+"""Perplexity: how well a model predicts a text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..text import bos_of, token_stream, token_windows, window_length, window_pr
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """How well a model foretold a text.
+    """How well a model predicts a text.
 
     Attributes:
         perplexity: exp of ``nll``.
-        nll: mean negative log likelihood of a token, in nats.
-        tokens: tokens that were foretold.
-        windows: windows that they stood in.
-        standard_error: of ``nll``, from the spread between windows; NaN for a single one.
+        nll: mean negative log likelihood (loss), in nats per token.
+        tokens: number of tokens predicted.
+        windows: number of windows.
+        standard_error: standard error of ``nll``, from the spread between windows; NaN for a single window.
         bos: where the tokens have BOS: ``window``, ``text`` or ``none`` (:func:`quantrature.text.bos_of`).
     """
 
@@ -52,34 +52,35 @@ def perplexity(
     text_column: str | None = None,
     progress: bool | None = None,
 ) -> PerplexityResult:
-    """Perplexity of a causal language model.
+    """Measure the perplexity of a causal language model on a text.
 
-    The text is cut into windows end to end, and each token but the first of its window is foretold from those before
-    it in the window. With ``stride``, windows begin that many tokens after one another and overlap, and every token
-    but the very first of the text is foretold once, in the first window that has it: the protocol of the Hugging Face
-    guide on perplexity, used with 1024 and 512 and ``bos="text"`` in arXiv 2503.06518. There, the mean loss of the
-    first window also stands for its first token, which nothing foretells; here it does not (a difference of the order
-    of one token in the whole text).
+    The text is cut into windows that do not overlap. Each token of a window, except the first, is predicted from the
+    tokens before it. With ``stride``, windows overlap and start every ``stride`` tokens. Each token of the text, except
+    the first, is then scored once, in the first window that contains it. This is the protocol of the Hugging Face guide
+    on perplexity; arXiv 2503.06518 uses it with windows of 1024, a stride of 512 and ``bos="text"``. One detail
+    differs: there, the mean loss of the first window also counts for its first token, which is not predicted. Here it
+    does not, a difference of about one token in the whole text.
 
-    Logits are widened to float32, sums are float64.
+    Logits are converted to float32 and summed in float64.
 
     Args:
-        model: from transformers, or any module that gives ``.logits`` for ``input_ids``.
-        tokens: windows, or whatever :func:`quantrature.text.token_windows` takes.
-        seqlen: tokens in a window; see there for the default.
-        tokenizer: for text.
-        max_tokens: use no more of the text than its first tokens.
-        batch_size: windows in one forward pass.
-        stride: tokens from the start of a window to the start of the next; ``None`` for no overlap.
-        bos: where the beginning-of-sequence token goes, see there; with ``stride`` and ``"window"``, each of the
-            overlapping windows begins with it, and the first token of the text is foretold from it.
-        text_column: field of the rows that has the text, see there.
-        progress: show a bar; ``None`` if stderr is a terminal.
+        model: from transformers, or any module that returns ``.logits`` for ``input_ids``.
+        tokens: windows (int64, (windows, seqlen)), or any source that :func:`quantrature.text.token_windows` takes.
+        seqlen: tokens per window; default as in ``token_windows``.
+        tokenizer: required if ``tokens`` is text.
+        max_tokens: use only this many tokens, from the start of the text; by default all.
+        batch_size: windows per forward pass, at least 1.
+        stride: tokens from the start of a window to the start of the next, 1 to ``seqlen - 1``; ``None`` for windows
+            without overlap.
+        bos: where to add the beginning-of-sequence token, as in ``token_windows``. With ``stride`` and ``"window"``,
+            each overlapping window begins with BOS, and the first token of the text is predicted from it.
+        text_column: field of the rows that holds the text, as in ``token_windows``.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InvalidArgumentError: as token_windows; for a model that is not causal, a window of one token, a batch_size
-            below 1, a stride below 1 or not below seqlen.
-        QuantratureError: naming the window, where the loss is not finite.
+        InvalidArgumentError: as for ``token_windows``; for a model that is not causal, a window of one token, a
+            ``batch_size`` below 1, or a ``stride`` out of range.
+        QuantratureError: if the loss is not finite; the message names the window.
     """
     if stride is None:
         windows = token_windows(
@@ -99,7 +100,9 @@ def perplexity(
             spans[0] = spans[0]._replace(scored=0)
         begun = "window" if len(prefix) else bos_of(ids, tokenizer, model)
     if length < 2:
-        raise InvalidArgumentError(f"[perplexity] a window needs a token to foretell another from: got seqlen={length}")
+        raise InvalidArgumentError(
+            f"[perplexity] seqlen must be at least 2, to predict a token from another: got seqlen={length}"
+        )
     _forward.check("perplexity", model, ids, batch_size)
     sums: list[float] = []
     counts: list[int] = []
@@ -115,7 +118,7 @@ def perplexity(
 
 
 def _overlapping(ids: torch.Tensor, length: int, stride: int) -> list[Span]:
-    """Windows that begin stride tokens apart, of which each scores what no earlier one has."""
+    """Return windows that start every ``stride`` tokens; each scores the tokens that no earlier window has."""
     if not isinstance(stride, int) or not 1 <= stride < length:
         raise InvalidArgumentError(
             f"[perplexity] stride must be 1 to {length - 1}, for seqlen={length}: got stride={stride}"
@@ -132,7 +135,7 @@ def _overlapping(ids: torch.Tensor, length: int, stride: int) -> list[Span]:
 
 
 def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Loss of every token but the first, in nats: float32 (windows, tokens - 1), on the CPU."""
+    """Return the loss of every token but the first, in nats: float32 (windows, tokens - 1), on the CPU."""
     windows, length, vocabulary = logits.shape
     losses = torch.empty(windows, length - 1)
     targets = ids.to(logits.device)
@@ -145,7 +148,7 @@ def token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def result(sums: Sequence[float], counts: Sequence[int], bos: str) -> PerplexityResult:
-    """From the loss that each window sums to, the tokens that it counts, and where the tokens have BOS."""
+    """Combine the summed loss and the number of scored tokens of each window into a result."""
     nll, error = _forward.mean_and_error(sums, counts)
     return PerplexityResult(
         perplexity=math.exp(nll) if nll < 700 else math.inf,

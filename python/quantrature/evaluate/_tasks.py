@@ -1,4 +1,4 @@
-"""Tasks of the LM Evaluation Harness."""
+"""Benchmark tasks of the LM Evaluation Harness."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..text import own_bos
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task.
+    """The result of one task.
 
     Attributes:
-        name: of the task or group.
-        metrics: name of a metric, with its filter, to its value, as the harness has it (``acc,none``).
-        errors: the same names to standard errors, where there are any.
+        name: name of the task or group.
+        metrics: metric name with its filter, as in the harness (``acc,none``), to value.
+        errors: the same names to standard errors, for metrics that have one.
         bos: ``window`` if every request began with BOS, otherwise ``none``.
     """
 
@@ -42,22 +42,22 @@ def tasks(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> list[TaskResult]:
-    """Run tasks of the LM Evaluation Harness (the package ``lm_eval``) on a folder or id on the Hub.
+    """Run tasks of the LM Evaluation Harness (the package ``lm_eval``) on a model.
 
     Args:
-        model: what transformers loads, quantized or not.
-        names: of tasks or groups.
-        include_path: a folder with definitions of further tasks.
-        num_fewshot: examples in the prompt; ``None`` for what the task says.
-        limit: use so many documents of each task, or, below 1, such a share of them.
-        batch_size: a number, or ``"auto"``.
-        bos: ``"auto"`` begins each request with BOS if the tokenizer adds it by itself, ``"window"`` demands that it
-            does, and ``"none"`` adds none.
-        dtype, trust_remote_code: as :func:`quantrature.models.load_model`.
-        device: to run on.
+        model: model folder, or id on the Hugging Face Hub; quantized or not.
+        names: names of tasks or groups.
+        include_path: a folder with your own task definitions.
+        num_fewshot: number of examples in each prompt; by default as the task defines it.
+        limit: use only this many documents of each task; below 1, this fraction of them. By default all.
+        batch_size: prompts per forward pass, or ``"auto"``.
+        bos: ``"auto"`` adds BOS to each request if the tokenizer adds it by default; ``"window"`` raises an error
+            if it does not; ``"none"`` adds none.
+        dtype, trust_remote_code: as in :func:`quantrature.models.load_model`.
+        device: device to run on, such as ``"cuda:0"``.
 
     Raises:
-        InvalidArgumentError: for another ``bos``, without names, without the package, and for a task that there is not.
+        InvalidArgumentError: for another ``bos``, for no names or an unknown task, and if ``lm_eval`` is not installed.
     """
     if not names:
         raise InvalidArgumentError("[eval] tasks must name at least one task")
@@ -74,7 +74,7 @@ def tasks(
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:
-        raise InvalidArgumentError(f"[eval] there is no task of the name {unknown[0]!r}")
+        raise InvalidArgumentError(f"[eval] tasks must be known to the LM Evaluation Harness: got {unknown[0]!r}")
     # Loaded here: the harness takes the class of transformers where a folder has code for a class of the same name.
     loaded: Any = load_model(model, dtype, trust_remote_code=trust_remote_code)
     loaded.to(device)
@@ -91,12 +91,12 @@ def tasks(
 
 
 def _adds_bos(tokenizer: Any, bos: str) -> bool:
-    """Whether the harness is to let the tokenizer add its special tokens, which releases of it decide differently."""
+    """Whether to let the tokenizer add special tokens. Releases of the harness have different defaults."""
     if bos not in ("auto", "none", "window"):
         raise InvalidArgumentError(f"[eval] bos must be auto, none or window for tasks: got bos={bos}")
     adds = bool(own_bos(tokenizer))
     if bos == "window" and not adds:
-        raise InvalidArgumentError("[eval] bos=window needs, for tasks, a tokenizer that adds BOS by itself: use auto")
+        raise InvalidArgumentError("[eval] bos=window needs a tokenizer that adds BOS by default: use bos=auto")
     return adds and bos != "none"
 
 

@@ -1,1 +1,1 @@
-"""quantrature inside other packages: transformers and PEFT."""
+"""Integrations of quantrature into transformers and PEFT."""

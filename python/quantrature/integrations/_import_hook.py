@@ -1,4 +1,4 @@
-"""Make transformers and PEFT know quantrature as soon as they are imported, before it or after it."""
+"""Register quantrature with transformers and PEFT, whether these are imported before or after it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import ModuleType
 from typing import Any
 
 TRIGGERS = {"transformers.quantizers.auto": ".transformers", "peft.tuners.lora.model": ".peft"}
-"""Modules that hold the registers, and the module of quantrature that registers when it is imported."""
+"""Module to wait for to the module of quantrature that registers the integration when it is imported."""
 
 
 class _Watcher(MetaPathFinder):
-    """Waits for a trigger to be imported."""
+    """An import hook that waits until a module is imported."""
 
     def __init__(self, trigger: str) -> None:
         self.trigger = trigger
@@ -24,7 +24,7 @@ class _Watcher(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Leave every import to others, but see to what follows that of the trigger."""
+        """Find no module itself; after the module to wait for has been imported, import the integration."""
         if fullname != self.trigger:
             return None
         sys.meta_path.remove(self)
@@ -46,7 +46,7 @@ def _register(trigger: str) -> None:
 
 
 def install() -> None:
-    """Register with what is there now, with the rest when it comes."""
+    """Register with the packages that are imported already, and with the others when they are imported."""
     waiting = {finder.trigger for finder in sys.meta_path if isinstance(finder, _Watcher)}
     for trigger in TRIGGERS:
         if trigger in sys.modules:

@@ -1,9 +1,9 @@
 """LoRA adapters of the package PEFT (arXiv 2106.09685) on quantized layers.
 
-Importing this module makes PEFT put :class:`LoraQuantLinear` on quantized linear layers, for any ``LoraConfig``,
-``target_modules="all-linear"`` included. ``import quantrature`` does so once PEFT is there
-(:mod:`quantrature.integrations._import_hook`). This may be in the middle of PEFT's own import, so only those of its
-modules that are complete by then are imported.
+If this module is imported, PEFT puts a :class:`LoraQuantLinear` on each quantized linear layer that a ``LoraConfig``
+selects, also with ``target_modules="all-linear"``. ``import quantrature`` imports it as soon as PEFT is imported
+(:mod:`quantrature.integrations._import_hook`). PEFT's own import may not be finished then, so this module imports only
+those modules of PEFT that are complete.
 """
 
 from __future__ import annotations
@@ -34,37 +34,39 @@ _log = logging.getLogger(__name__)
 
 _UNSUPPORTED = ("use_dora", "lora_bias")
 _INITIAL = (True, False, "gaussian", "orthogonal", "eva")
-"""Initial adapters that leave the weights of the layer alone."""
+"""Values of ``init_lora_weights`` that do not change the weights of the layer."""
 
 
 def prepare(config: LoraConfig) -> LoraConfig:
-    """Refuse a configuration that quantized layers cannot have, before a model is built for it.
+    """Check that quantized layers support a LoRA configuration, before the adapters are created.
 
-    PEFT takes the configuration as it is; it refuses the same settings when it comes to the first quantized layer.
+    Calling it is optional: without it, PEFT raises the same error at the first quantized layer.
 
     Returns:
         The same configuration.
 
     Raises:
-        UnsupportedError: for a setting that needs the weights of the layer to be plain numbers.
+        UnsupportedError: for a setting that needs floating-point weights in the layer.
     """
     for name in _UNSUPPORTED:
         if getattr(config, name, False):
-            raise UnsupportedError(f"[adapters] {name} needs plain weights, which quantized layers have not")
+            raise UnsupportedError(
+                f"[adapters] {name} needs floating-point weights, which quantized layers do not have; remove it"
+            )
     start = config.init_lora_weights
     if not any(start is known or start == known for known in _INITIAL):
         raise UnsupportedError(
-            f"[adapters] init_lora_weights must be one of {', '.join(map(str, _INITIAL))} on quantized layers, whose "
-            f"weights it must leave alone: got {start!r}"
+            f"[adapters] init_lora_weights must be one of {', '.join(map(str, _INITIAL))} on quantized layers, because "
+            f"other values change the layer's weights: got {start!r}"
         )
     return config
 
 
 class LoraQuantLinear(Linear):
-    """A quantized linear layer and the adapters on top of it.
+    """A quantized linear layer with LoRA adapters.
 
-    Once the layer is dense (``model.dequantize()``), adapters are merged into it as into any other. Into a quantized
-    layer they are merged on request, see :meth:`merge`.
+    After ``model.dequantize()``, adapters can be merged as into any linear layer. To merge into a quantized layer, see
+    :meth:`merge`.
     """
 
     def __init__(
@@ -78,21 +80,21 @@ class LoraQuantLinear(Linear):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the weight of the layer.
+        """Merge adapters into the weight of the layer.
 
-        The sum of a quantized weight and an adapter is not on the grid. With ``safe_merge`` the weight is dequantized,
-        added to and quantized again with the bits, groups and kinds of scales that it has, its outliers at the places
-        where they are; grids are fitted without calibration (method mse). That costs accuracy, a second time: what it
-        moved the weights by is logged at level INFO. ``model.dequantize()`` before the merge costs none.
+        The sum of a quantized weight and an adapter must be quantized again. With ``safe_merge``, the weight is
+        dequantized, the adapter added, and the sum quantized with the same bits, group size, scale dtypes and outlier
+        positions, without calibration (method mse). This loses accuracy a second time; the relative change of the
+        weights is logged at level INFO. To merge without loss, call ``model.dequantize()`` first.
 
         Args:
-            safe_merge: quantize again.
-            adapter_names: the adapters; by default those that are active.
+            safe_merge: whether to quantize the merged weight again; required for a quantized layer.
+            adapter_names: names of the adapters; by default the active ones.
 
         Raises:
-            UnsupportedError: for a quantized layer without ``safe_merge``, and for a weight that has several places in
-                the model.
-            InvalidArgumentError: for adapters that are not finite; the layer is then as it was.
+            UnsupportedError: for a quantized layer without ``safe_merge``, and for a weight that the model uses in
+                several layers (tied embeddings).
+            InvalidArgumentError: if the merged weights are not finite; the layer is then unchanged.
         """
         base = self.get_base_layer()
         if not isinstance(base, QuantLayer | Tied):
@@ -112,54 +114,60 @@ class LoraQuantLinear(Linear):
             delta = self.get_delta_weight(name).to(weight)
             weight += delta.mT if self.fan_in_fan_out else delta
         if not weight.isfinite().all():
-            raise InvalidArgumentError(f"[adapters] adapters {', '.join(names)} make weights that are not finite")
+            raise InvalidArgumentError(f"[adapters] merging {', '.join(names)} would give weights that are not finite")
         matrix = requantized(base.matrix, weight)
         error = float((matrix.dequantize("float32").to(weight) - weight).norm() / weight.norm())
         setting = base.spec.dense.setting
-        _log.info("merged %s into a layer (%s): quantizing again moved it by %.2e", ", ".join(names), setting, error)
+        _log.info(
+            "merged %s into a layer (%s): quantizing again changed the weights by %.2e (relative)",
+            ", ".join(names),
+            setting,
+            error,
+        )
         warnings.warn(
-            "adapters are merged into quantized weights, which are quantized again without calibration; what that "
-            "moves is logged for each layer by quantrature.integrations.peft, at level INFO",
+            "adapters are merged into quantized weights, which are then quantized again without calibration; the "
+            "logger quantrature.integrations.peft reports the change of each layer at level INFO",
             stacklevel=2,
         )
         base.become(matrix)
         self.merged_adapters.extend(names)
 
     def check_merge(self, safe_merge: bool) -> None:
-        """Refuse what :meth:`merge` refuses for the layer as it is."""
+        """Raise the errors that :meth:`merge` raises for the layer in its current state."""
         base = self.get_base_layer()
         if isinstance(base, Tied):
             raise UnsupportedError(
-                "[adapters] adapters of a layer whose weight is that of another one, too (tied embeddings), cannot be "
+                "[adapters] adapters of a layer that shares its weight with another layer (tied embeddings) cannot be "
                 "merged: call model.dequantize() first, or leave the layer out of target_modules"
             )
         if isinstance(base, QuantLayer) and not safe_merge:
             raise UnsupportedError(
-                "[adapters] adapters cannot be merged into quantized weights as they are: call model.dequantize() "
-                "first, which loses nothing; or merge with safe_merge=True, which quantizes the sum again and loses "
-                "accuracy by that"
+                "[adapters] adapters cannot be merged into quantized weights directly: call model.dequantize() first, "
+                "which loses nothing; or merge with safe_merge=True, which quantizes the sum again and loses accuracy"
             )
 
     def unmerge(self) -> None:
-        """Take merged adapters out of the weight again.
+        """Remove merged adapters from the weight.
 
         Raises:
-            UnsupportedError: for a quantized layer, which does not have the weight from before the merge any more.
+            UnsupportedError: for a quantized layer, because the weight before the merge is lost.
         """
         if self.merged and isinstance(self.get_base_layer(), QuantLayer):
-            raise UnsupportedError("[adapters] what was merged into quantized weights cannot be taken out again")
+            raise UnsupportedError(
+                "[adapters] adapters merged into quantized weights cannot be unmerged; load the model again"
+            )
         super().unmerge()
 
 
 def requantized(matrix: QuantizedMatrix, weight: torch.Tensor) -> QuantizedMatrix:
-    """Quantize another weight the way a matrix is: bits, groups, kinds of scales and tables, places of outliers.
+    """Quantize a weight with the bits, group size, kinds of scales and tables, and outlier positions of a matrix.
 
     Args:
-        matrix: tells how.
-        weight: float32, (out_features, in_features), on the device of the matrix.
+        matrix: the quantized matrix whose settings are used.
+        weight: float32 tensor (out_features, in_features), on the device of the matrix.
 
     Raises:
-        UnsupportedError: for a stored form that no method makes.
+        UnsupportedError: for a stored form that no quantization method makes.
     """
     spec = MatrixSpec.of(matrix).dense
     kept = None if matrix.outliers is None else matrix.outliers.positions().cpu()
@@ -193,7 +201,7 @@ def _meta_bits(scale: Any) -> int | None:
 
 
 def _register() -> None:
-    """Make PEFT find quantized layers and wrap them."""
+    """Patch PEFT so that it finds quantized layers and wraps them."""
     of_lora: Any = lora_model
     of_all: Any = tuners_utils
     default, all_linear = of_lora.dispatch_default, of_all._maybe_include_all_linear_layers
@@ -231,8 +239,8 @@ def _register() -> None:
             return LoraQuantLinear(target, adapter_name, config, *more, **settings)
         if isinstance(base, QuantEmbedding | TiedEmbedding):
             raise UnsupportedError(
-                "[adapters] a quantized token embedding takes no adapter: leave it out of target_modules, or quantize "
-                "without embedding_bits"
+                "[adapters] a quantized token embedding cannot have an adapter: leave it out of target_modules, or "
+                "quantize without embedding_bits"
             )
         return default(target, adapter_name, config, *more, **settings)
 
@@ -253,7 +261,7 @@ def _register() -> None:
 
 
 def _expert_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Lists of experts that are layers of their own, since they are quantized, by the name of what they stand for."""
+    """Return the lists of quantized expert layers, by the name of the fused parameter that each replaces."""
     return {
         f"{name}.{attribute}": layers
         for name, module in model.named_modules()
@@ -267,7 +275,7 @@ def _lists_named(parameter: str, model: nn.Module) -> list[str]:
 
 
 def _layers_named(config: Any, model: nn.Module) -> set[str]:
-    """Full names of the modules that a configuration means, each expert of a list of experts by itself."""
+    """Return the full names of the modules that a configuration selects, with each expert of a list by itself."""
     asked: Any = getattr(config, "target_modules", None) or ()
     every = isinstance(asked, str) and asked.lower() == "all-linear"
 
@@ -287,7 +295,7 @@ def _layers_named(config: Any, model: nn.Module) -> set[str]:
 
 
 def _experts_of(parameters: Iterable[str], model: nn.Module) -> set[str]:
-    """Names of the layers of all experts whose lists are called so, or end so."""
+    """Return the names of all expert layers whose list has one of these names, or a name that ends with it."""
     lists = _expert_lists(model)
     wanted = {name for parameter in parameters for name in _lists_named(parameter, model)}
     return {f"{name}.{i}" for name in wanted for i in range(len(lists[name]))}
@@ -301,7 +309,7 @@ def _output_of(model: Any) -> Any:
 
 
 def _quantized_linears(model: Any) -> set[str]:
-    """Names of the quantized linear layers, the output embedding and what adapters wrap already left out."""
+    """Return the names of quantized linear layers, except the output embedding and layers that have adapters."""
     output = _output_of(model)
     inside = [name for name, module in model.named_modules() if isinstance(module, tuners_utils.BaseTunerLayer)]
     return {
@@ -314,10 +322,10 @@ def _quantized_linears(model: Any) -> set[str]:
 
 
 def _check_trained_copies(config: Any, model: nn.Module) -> None:
-    """Refuse settings under which PEFT would train a copy of a quantized layer, or of some of its rows.
+    """Check that PEFT would not train a copy of a quantized layer, or of some of its rows.
 
     Raises:
-        UnsupportedError: naming the setting and the layer.
+        UnsupportedError: for a setting that would; the message names the setting and the layer.
     """
     tokens = getattr(config, "trainable_token_indices", None)
     settings = {
@@ -331,8 +339,8 @@ def _check_trained_copies(config: Any, model: nn.Module) -> None:
         for setting, ends in settings.items():
             if any(name == end or name.endswith(f".{end}") for end in ends):
                 raise UnsupportedError(
-                    f"[adapters] {setting} names {name}, which is quantized and cannot be trained itself: leave it "
-                    "out, or leave the layer dense when you quantize"
+                    f"[adapters] {setting} names {name}, which is quantized and cannot be trained: remove it from "
+                    f"{setting}, or do not quantize this layer (ignore)"
                 )
 
 

@@ -1,8 +1,8 @@
-"""What transformers needs to know to load, save and quantize models in this format.
+"""Register quantrature with transformers, so that ``from_pretrained`` loads and quantizes models in this format.
 
-Importing this module registers the format. ``import quantrature`` does so once transformers is there
-(:mod:`quantrature.integrations._import_hook`). This may be in the middle of transformers' own import, so that only what
-registering needs is imported at the head.
+The format is registered when this module is imported. ``import quantrature`` imports it as soon as transformers is
+imported (:mod:`quantrature.integrations._import_hook`). transformers' own import may not be finished then, so only
+what is needed to register is imported at the top.
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ if TYPE_CHECKING:
 
 @auto.register_quantization_config(QUANT_METHOD)
 class QuantratureConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a checkpoint, or what ``from_pretrained`` is to make of a dense one.
+    """The ``quantization_config`` of ``from_pretrained``, for a dense or a quantized checkpoint.
+
+    Pass it to ``from_pretrained`` to quantize a dense checkpoint while it is loaded. For a quantized checkpoint it is
+    read from config.json.
 
     Args:
         bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore: as in
-            :func:`quantrature.quantize`; for dense checkpoints, which are quantized while they are read. plan may also
-            be the content of a plan.json.
-        modules: matrix name to its description (:class:`quantrature.packed.MatrixSpec`), in quantized checkpoints.
-        format_version: of the checkpoint.
-        dequantize: load a quantized checkpoint as a dense model.
-        folds: what scales were folded into (:class:`quantrature.models.folding.Fold`), in quantized checkpoints.
+            :func:`quantrature.quantize`, for dense checkpoints. ``plan`` may also be the content of a plan.json.
+        modules: for quantized checkpoints, matrix name to its description (:class:`quantrature.packed.MatrixSpec`).
+        format_version: version of the checkpoint format.
+        dequantize: whether to load a quantized checkpoint as a dense model.
+        folds: for quantized checkpoints, the scales that were folded into other layers
+            (:class:`quantrature.models.folding.Fold`).
 
     Raises:
-        InvalidArgumentError: for a setting that does not exist, and for a checkpoint of another format version.
+        InvalidArgumentError: for an unknown setting, and for a checkpoint of another format version.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         known = [name for name in inspect.signature(QuantratureConfig).parameters if name != "others"]
         for name in others:
             if name not in ("quant_method", "quantrature_version"):  # which config.json has, too
-                raise InvalidArgumentError(f"[QuantratureConfig] {name} is no setting{did_you_mean(name, known)}")
+                raise InvalidArgumentError(f"[QuantratureConfig] {name} is not a setting{did_you_mean(name, known)}")
         if format_version != FORMAT_VERSION:
             raise InvalidArgumentError(
                 f"[load] format_version of the checkpoint is {format_version}; quantrature {__version__} reads "
@@ -96,7 +99,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         }
 
     def __repr__(self) -> str:
-        """The settings that are not left at their defaults; of plans and modules the number of matrices."""
+        """Return the settings that differ from their defaults, with plans and modules as a number of matrices."""
         given = {**self.wish, "modules": self.modules, "dequantize": self.dequantize, "folds": self.folds or ()}
         defaults = inspect.signature(QuantratureConfig).parameters
         shown = []
@@ -108,11 +111,11 @@ class QuantratureConfig(QuantizationConfigMixin):
         return f"QuantratureConfig({', '.join(shown)})"
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """What a caller of ``from_pretrained`` may set for a checkpoint that is quantized already."""
+        """Return the settings that a caller of ``from_pretrained`` may change for a quantized checkpoint."""
         return {"dequantize": self.dequantize}
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Return the content of ``quantization_config`` in config.json."""
         return {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
@@ -122,7 +125,7 @@ class QuantratureConfig(QuantizationConfigMixin):
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The same: nothing of it has a default."""
+        """Return the same as :meth:`to_dict`: no field is left out as a default."""
         return self.to_dict()
 
 
@@ -131,13 +134,13 @@ auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (QuantratureConfig,)  # type: ignore[ass
 
 
 class _NamesInModel:
-    """Where a model has the modules of a checkpoint, by the rules that transformers has for the names of tensors.
+    """Maps module names in a checkpoint to names in the model, by transformers' rules for tensor names.
 
-    A checkpoint of a causal language model can be opened as its base model or with another head, and the reverse;
-    models of several towers have names of their own for checkpoints.
+    They can differ: a checkpoint of a causal language model can be loaded as its base model or with another head, and
+    the reverse; and multimodal models use other names in checkpoints.
 
     Args:
-        model: on the meta device, still dense.
+        model: the model on the meta device, not yet quantized.
         linears: its matrices, embeddings included.
     """
 
@@ -154,9 +157,9 @@ class _NamesInModel:
         self._same_class = type(model).__name__ in (model.config.architectures or ())
 
     def of(self, name: str) -> str | None:
-        """The name in the model; ``None`` for a part that models of this class do not have, such as another head.
+        """Return the name in the model; ``None`` for a part that the model's class does not have, such as a head.
 
-        A name of the model's own blocks that is not there stays as it is: it is an error that the caller reports.
+        A name inside the model's blocks that does not exist is returned unchanged, so that the caller reports an error.
         """
         from transformers.core_model_loading import rename_source_key
 
@@ -170,27 +173,27 @@ class _NamesInModel:
         return name if self._same_class or inside or stripped else None
 
     def all_of(self, names: Iterable[str]) -> Iterator[str]:
-        """Names of modules on their way into the model: as they are, and with and without the base model's prefix."""
+        """Yield possible names in the model for each name: unchanged, and with and without the base model's prefix."""
         for name in names:
             yield from (name, f"{self._prefix}.{name}", name.removeprefix(f"{self._prefix}."))
 
     def has(self, name: str) -> bool:
-        """Whether a name in the model is that of a matrix that can be quantized."""
+        """Whether the model has a matrix of this name that can be quantized."""
         return name in self._matrices
 
 
 @auto.register_quantizer(QUANT_METHOD)
 class QuantratureHfQuantizer(HfQuantizer):
-    """Loads quantized checkpoints, and quantizes dense ones as they are read."""
+    """Loads quantized checkpoints, and quantizes dense checkpoints while they are loaded."""
 
     requires_calibration = False
     quantization_config: QuantratureConfig
     folds: tuple[Fold, ...] = ()
-    """Scales that were folded into the model; not needed to run it, only to compare it with its source."""
+    """Scales that were folded into the model. They are needed to compare it with the original, not to run it."""
     _matrices: frozenset[str] = frozenset()
-    """Names of the quantized matrices, in the checkpoint and in the model."""
+    """Names of the quantized matrices: name in the checkpoint to name in the model."""
     carried: Mapping[str, Path] = MappingProxyType({})
-    """Tensors of the source that the model does not have, and their files; saved unchanged."""
+    """Tensors of the original checkpoint that are not in the model, with their files; they are saved unchanged."""
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
@@ -226,12 +229,12 @@ class QuantratureHfQuantizer(HfQuantizer):
                 why = next(
                     (each.reason for each in linears.skipped if each.name == place), "the model has no such matrix"
                 )
-                raise InvalidArgumentError(f"[load] {name}: no matrix that can be quantized: {why}")
+                raise InvalidArgumentError(f"[load] {name} is not a matrix that can be quantized: {why}")
             try:
                 linear, spec = linears.find(place), MatrixSpec.from_json(described)
                 shape = (linear.out_features, linear.in_features)
                 if spec.shape != shape:
-                    raise InvalidArgumentError(f"the checkpoint's shape is {spec.shape}, the model's {shape}")
+                    raise InvalidArgumentError(f"the checkpoint has shape {spec.shape}, the model has {shape}")
                 install(model, linear, spec)  # says whether the place takes such a form
                 for tensor, dimensions, dtype in spec.layout():
                     if f"{name}.{tensor}" in stored:
@@ -244,8 +247,8 @@ class QuantratureHfQuantizer(HfQuantizer):
         if blocks and not any(linears.find(place).in_block for place in here):
             saved = ", ".join(model.config.architectures or ()) or "another class"
             raise InvalidArgumentError(
-                f"[load] {type(model).__name__} has none of the quantized blocks of this checkpoint, which was saved "
-                f"from {saved}: got {blocks[0]}, the model has {linears[0].name}"
+                f"[load] {type(model).__name__} has none of the quantized matrices of this checkpoint, which was saved "
+                f"from {saved}; the checkpoint has {blocks[0]}, the model has {linears[0].name}"
             )
         self._matrices = frozenset((*names.all_of(self.quantization_config.modules or ()), *here))
         self.quantization_config.modules = here
@@ -265,10 +268,10 @@ class QuantratureHfQuantizer(HfQuantizer):
             if any(tensor.is_meta for tensor in layer.stored().values()):
                 if self._on_disk(model):
                     continue
-                raise QuantratureError(f"[load] {name}: the checkpoint lacks tensors of this matrix")
+                raise QuantratureError(f"[load] {name}: tensors of this matrix are missing from the checkpoint")
             if not layer.intact:
                 raise QuantratureError(
-                    f"[load] {name}: the stored tensors are damaged: they do not give the digest in config.json"
+                    f"[load] {name}: the stored tensors are damaged: their hash is not the digest in config.json"
                 )
             try:
                 layer.spec.matrix(layer.stored())  # looks at the positions of outliers
@@ -326,7 +329,7 @@ class QuantratureHfQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = ignored
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """What is saved beside the model's own tensors: scales that were folded into it, and what is carried."""
+        """Return the tensors to save, with folded scales and the tensors copied from the original checkpoint."""
         from ..checkpoint.carried import read_carried
         from ..models.folding import FOLDED_SCALE
         from ..nn import quantized_layers
@@ -341,15 +344,15 @@ class QuantratureHfQuantizer(HfQuantizer):
         return {**model.state_dict(), **scales, **read_carried(self.carried)}, {}
 
     def get_weight_conversions(self) -> list[Any]:
-        """What transformers does to the names in a checkpoint on the way into the model."""
+        """Return the renamings that transformers applies to tensor names of a checkpoint while loading."""
         from ..nn.names import CodesAreCalledWeight
 
         return [CodesAreCalledWeight(self._matrices)] if self._matrices else []
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
-        """The same after the model's own conversions, which a folder saved from the same class does without.
+        """Add these renamings to the model's own, which are dropped for a folder saved from the same class.
 
-        Such a folder has the names of modules, and patterns made for the original checkpoint would hit some of them
+        Such a folder has the model's own names. Patterns for the original checkpoint would wrongly match some of them
         (Laguna's ``mlp.shared_expert.``).
         """
         if self.pre_quantized:
@@ -361,30 +364,30 @@ class QuantratureHfQuantizer(HfQuantizer):
         return updated
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
-        """Whether a parameter of a dense checkpoint is to be quantized."""
+        """Whether to quantize a parameter of a dense checkpoint."""
         return not self.pre_quantized and self._on_load.wants(param_name)
 
     def get_quantize_ops(self) -> Any:
-        """What quantizes a parameter as soon as it is read."""
+        """Return the operation that quantizes a parameter as soon as it is loaded."""
         return self._on_load
 
     def param_element_size(self, model: Any, param_name: str, param: Any) -> float:
-        """Bytes that a number of a parameter will take, for device maps."""
+        """Return the bytes per element that a parameter will take, for device maps."""
         if self.param_needs_quantization(model, param_name):
             return self._on_load.bits_of(param_name) / 8
         return float(param.element_size())
 
     @staticmethod
     def _on_disk(model: Any) -> bool:
-        """Whether a device map keeps weights on disk, where Accelerate leaves meta tensors in their place."""
+        """Whether a device map offloads weights to disk; Accelerate then leaves meta tensors in the model."""
         return "disk" in (getattr(model, "hf_device_map", None) or {}).values()
 
     def dequantize(self, model: Any, dtype: Any = None) -> Any:
-        """Make a model dense again.
+        """Replace all quantized layers of a model by dense ones.
 
         Args:
             model: the quantized model.
-            dtype: of all its parameters but those of adapters; by default that of the parameters that it has now.
+            dtype: dtype for all parameters except those of adapters; by default the dtype of the current parameters.
         """
         import torch
 
@@ -404,23 +407,23 @@ class QuantratureHfQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """Quantized models can be saved."""
+        """Return true: quantized models can be saved."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters on top of them can be trained, though not the codes."""
+        """Return true: adapters on quantized layers can be trained (the codes cannot)."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """Quantized layers are one operator each to torch.compile."""
+        """Return true: torch.compile sees each quantized layer as one operator."""
         return True
 
 
 @on_quantized
 def declare(model: Any, specs: Mapping[str, MatrixSpec], folds: tuple[Fold, ...]) -> None:
-    """Make a model from transformers what it would be, had it been loaded from a quantized folder."""
+    """Mark a transformers model as quantized, as if it had been loaded from a quantized folder."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):

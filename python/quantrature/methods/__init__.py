@@ -1,4 +1,4 @@
-"""Host methods: how the codes of a matrix are found once its plan entry says what they are to be."""
+"""Quantization methods: how the codes and scales of a matrix are computed from its weights and its plan entry."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ METHODS: dict[str, Method] = {
     "awq": AWQ,
     "gptq": GPTQ,
 }
-"""Names that ``method`` takes, and what each is."""
+"""Values of the argument ``method``, each with its :class:`Method`."""
 
 SOLVERS: dict[str, Method] = {method.solver: method for method in METHODS.values()}
-"""What the ``solver`` of a plan's entry takes."""
+"""Values of ``solver`` in a plan entry, each with its :class:`Method`."""
 
 
 def solver_of(method: str) -> str:
-    """What stands for a method in a plan's entry.
+    """Return the ``solver`` of a plan entry that stands for a method: ``minmax`` for rtn, else the method's name.
 
     Raises:
         InvalidArgumentError: for an unknown method.
@@ -77,30 +77,31 @@ def quantize_matrix(
     comparison: Comparison | None = None,
     scale: torch.Tensor | None = None,
 ) -> QuantizedMatrix:
-    """Quantize one matrix, (out_features, in_features) and contiguous, as its plan entry says.
+    """Quantize one weight matrix as its plan entry says.
 
     Args:
-        name: for messages.
-        weight: float32, float16 or bfloat16, on the CPU or, where the core works there, a CUDA device. A method that
-            does not run there works on a copy on the CPU; the result is where the weight is all the same.
-        entry: the method, its grid, and how many outliers are left out of its fit and kept exactly.
-        kept: int64 places in the flattened weight, ascending, to be left out and kept in place of the outliers.
-        statistics: what calibration text says about the matrix, for methods that need it.
-        comparison: is given the errors of this method and of rtn.
-        scale: of columns, which the weight has already and rtn would not have.
+        name: name of the matrix, for messages.
+        weight: float32, float16 or bfloat16 tensor (out_features, in_features), contiguous, on the CPU or a CUDA
+            device. If the method or the build does not support CUDA, the work is done on a copy on the CPU.
+        entry: method, bits, group size and fraction of outliers. Outliers stay unquantized.
+        kept: int64 indices into the flattened weight, ascending, of the weights to keep unquantized instead of the
+            outliers that ``entry`` asks for.
+        statistics: calibration statistics of the matrix, for methods that need them.
+        comparison: if given, collects the error of this method and that of rtn.
+        scale: column scale that ``weight`` already includes; ``comparison`` removes it for rtn.
 
     Returns:
-        The quantized matrix, where the weight is.
+        The quantized matrix, on the device of the weight.
 
     Raises:
-        InvalidArgumentError: naming the matrix and the statistics that its method needs and was not given.
-        QuantratureError: of the kind the op raised, naming the matrix.
+        InvalidArgumentError: if statistics that the method needs are missing; the message names them and the matrix.
+        QuantratureError: any error of the kernels, with the name of the matrix added.
     """
     method, given, device = SOLVERS[entry.solver], replace(statistics or Statistics(), name=name), weight.device
     for need in method.needs:
         if getattr(given, need) is None:
             raise InvalidArgumentError(
-                f"[quantize] {name}: method {entry.solver} needs a calibration text, for the {need} of this matrix"
+                f"[quantize] {name}: method {entry.solver} needs calibration text, to compute the {need} of this matrix"
             )
     if not (weight.is_cuda and method.on_devices and cuda_device_count()[0]):
         weight = weight.cpu()
@@ -112,8 +113,8 @@ def quantize_matrix(
         raise type(e)(f"{name}: {e}") from None
     if entry.meta_bits is not None and not isinstance(getattr(found.dense, "scale", None), QuantizedTensor):
         _log.warning(
-            "%s: meta_bits=%d would have multiplied the error of this matrix; its scales and zero points are stored "
-            "unquantized, and it takes %d bytes",
+            "%s: meta_bits=%d would have multiplied the error of this matrix. Its scales and zero points are stored "
+            "unquantized instead; the matrix takes %d bytes",
             name,
             entry.meta_bits,
             found.nbytes,
@@ -126,6 +127,6 @@ def quantize_matrix(
 def image_of(
     name: str, weight: torch.Tensor, entry: PlanEntry, statistics: Statistics | None = None
 ) -> Callable[[], torch.Tensor]:
-    """A function that makes the float32 image of a matrix from its stored form, which it keeps."""
+    """Quantize a matrix and return a function that dequantizes it to float32, (out_features, in_features)."""
     stored = quantize_matrix(name, weight.contiguous(), entry, statistics=statistics)
     return lambda: stored.dequantize("float32")

@@ -1,4 +1,4 @@
-"""AWQ: input channels scaled by their activations before the grid, and clipped groups (arXiv 2306.00978)."""
+"""AWQ: scale input channels by their activations and clip each group before rounding (arXiv 2306.00978)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ if TYPE_CHECKING:
     from ..plan import PlanEntry
 
 STEPS = 20
-"""Of both grids: exponents 0, 0.05, ..., 0.95; clipping factors 1, 0.95, ..., 0.55."""
+"""Step of both searches: exponents 0, 0.05, ..., 0.95; clipping factors 1, 0.95, ..., 0.55."""
 CLIPPED = STEPS // 2
 SMALLEST = 1e-4
-"""Scales are at least so large before they are centred."""
+"""Smallest scale before the scales are centred around 1."""
 UNCLIPPED = ("q_", "k_", "query", "key", "qkv", "c_attn")
-"""Names of matrices that attention scores depend on, which are too sensitive to be clipped."""
+"""Matrices whose names contain one of these are not clipped, because attention scores depend on them."""
 
 
 def candidates(activations: torch.Tensor, repeats: tuple[int, int] = (0, 1)) -> list[torch.Tensor]:
-    """Scales of input channels to try: mean absolute activation to the powers 0, 0.05, ..., 0.95, centred around 1.
+    """Return the input channel scales to try: mean absolute activation to the power 0, 0.05, ..., 0.95, centred at 1.
 
     Args:
         activations: float32 (tokens, in_features).
-        repeats: rows of a head and how often each head is read one after the other; these channels share a scale.
+        repeats: size of an attention head, and how many times in a row each head is repeated (grouped-query
+            attention). Repeated channels share one scale.
+
+    Returns:
+        One float32 tensor (in_features,) per power.
     """
     size = activations.abs().mean(0)
     head, times = repeats
@@ -54,15 +58,19 @@ def _on_grid(scaled: torch.Tensor, entry: PlanEntry, outliers: Any) -> Any:
 
 
 def clipped(scaled: torch.Tensor, entry: PlanEntry, activations: torch.Tensor, outliers: Any) -> torch.Tensor:
-    """The weights, each group clamped to the share of its largest magnitude with the least output error.
+    """Clip each group of weights to the fraction of its largest magnitude that gives the smallest output error.
 
-    The error is that of each group's part of the output, mean over the tokens of (sum of x_c (w~_c - w_c))^2.
+    The error of a group is its part of the output error: mean over the tokens of (sum of x_c (w~_c - w_c))^2.
 
     Args:
-        scaled: float32 (out_features, in_features).
-        entry: the grid.
-        activations: float32 (tokens, in_features), of inputs scaled the other way.
-        outliers: sparse matrix of weights that are kept exactly; they neither count as the largest nor err.
+        scaled: weights times the scale, float32 (out_features, in_features).
+        entry: bits, group size and symmetry.
+        activations: inputs divided by the scale, float32 (tokens, in_features).
+        outliers: sparse matrix of weights that are kept unquantized. They do not count for the largest magnitude and
+            have no error.
+
+    Returns:
+        The clipped weights, float32 (out_features, in_features).
     """
     import torch
 
@@ -100,11 +108,11 @@ def clipped(scaled: torch.Tensor, entry: PlanEntry, activations: torch.Tensor, o
 def activation_aware(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix on the grid that fits its scaled and clipped weights; the scale of its inputs stays with it.
+    """Quantize a matrix after scaling its input channels and clipping its groups.
 
-    This scale is for a matrix whose inputs come from nothing that a scale could be folded into: the one with the least
-    error of its own output, which is the objective of the paper (equation 4). Where it was folded, the weight that is
-    given here has it already, and the entry's ``scale`` is false.
+    If the scale cannot be folded into the layer before, it is stored with the matrix: the scale with the smallest
+    error of the matrix's output (equation 4 of the paper). If it was folded, ``weight`` includes it already, and
+    ``scale`` in the options of the entry is false.
     """
     import torch
 
@@ -125,14 +133,14 @@ def activation_aware(
 
 
 def best_scale(weight: torch.Tensor, entry: PlanEntry, x: torch.Tensor, outliers: Any) -> torch.Tensor:
-    """Of the candidates, the scale with the least mean squared error of the matrix's output."""
+    """Return the candidate scale with the smallest mean squared error of the matrix's output."""
     return _best([(weight, entry, outliers)], x)
 
 
 def shared_scale(
     matrices: Sequence[tuple[torch.Tensor, PlanEntry]], x: torch.Tensor, repeats: tuple[int, int] = (0, 1)
 ) -> torch.Tensor:
-    """Of the candidates, the one with the least squared error of the outputs of all the matrices together."""
+    """Return the candidate scale with the smallest squared output error, summed over all matrices."""
     return _best([(weight, entry, kept_beside(weight, entry, None)) for weight, entry in matrices], x, repeats)
 
 
@@ -150,7 +158,7 @@ def _best(
 
 
 def _error(weight: torch.Tensor, entry: PlanEntry, outliers: Any, scale: torch.Tensor, x: torch.Tensor) -> float:
-    """Squared error of the matrix's output, mean over the tokens, with its inputs scaled."""
+    """Squared error of the matrix's output, mean over the tokens, if its inputs are scaled by ``scale``."""
     apart = _on_grid((weight * scale).contiguous(), entry, outliers).dequantize("float32") / scale - weight
     if outliers is not None:
         apart.view(-1)[outliers.positions()] = 0.0
@@ -165,7 +173,7 @@ def _of_sample(apart: torch.Tensor, statistics: Statistics) -> float:
 
 
 AWQ = Method(
-    "input channels scaled by their activations, groups clipped, both to the least error of the output",
+    "scales input channels by their activations and clips groups, both for the smallest output error",
     "awq",
     activation_aware,
     needs=("activations",),

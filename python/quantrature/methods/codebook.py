@@ -1,4 +1,4 @@
-"""Methods whose codes stand for entries of tables that are known by name."""
+"""Methods with a fixed table of values for the codes: NF4 and FP4."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def by_name(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix in entries of the table that the entry's solver names, scaled by the largest weight of each group."""
+    """Quantize to the table that the entry's solver names, scaled by the largest magnitude in each group."""
     outliers = kept_beside(weight, entry, kept)
     dense = ops.quantize(
         weight, entry.bits, entry.group_size, codebook=entry.solver, meta_bits=entry.meta_bits, exclude=outliers
@@ -31,7 +31,7 @@ def _four_bits(entry: PlanEntry) -> None:
     if entry.bits != 4:
         raise InvalidArgumentError(f"bits of {entry.solver} must be 4: got {entry.bits}")
     if entry.sym:
-        raise InvalidArgumentError(f"sym goes without solver {entry.solver}, whose table says what is symmetric")
+        raise InvalidArgumentError(f"sym must be false with {entry.solver}, whose table of values is fixed: got true")
 
 
 def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
@@ -39,7 +39,7 @@ def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
 
 
 NF4 = Method(
-    "the nearest of 16 quantiles of a normal distribution, scaled to each group; 4 bits (QLoRA)",
+    "rounds to the nearest of 16 quantiles of a normal distribution, scaled per group; 4 bits (QLoRA)",
     "nf4",
     by_name,
     check=_four_bits,
@@ -48,7 +48,7 @@ NF4 = Method(
     on_devices=True,
 )
 FP4 = Method(
-    "the nearest of 15 floating-point numbers of 4 bits, scaled to each group; 4 bits",
+    "rounds to the nearest of 15 4-bit floating-point numbers, scaled per group; 4 bits",
     "fp4",
     by_name,
     check=_four_bits,

@@ -1,4 +1,4 @@
-"""Whether a method did better than rtn, by the error that it minimizes itself."""
+"""Checks that a method did better than rtn, measured by the error that the method minimizes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NOISE = 1e-5
-"""Relative difference of two errors that rounding may make."""
+"""Relative difference of two errors that floating-point rounding may cause."""
 NAMED = 5
-"""So many matrices that lost are named."""
+"""Number of worse matrices that the warning names."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The errors of one matrix by what its method minimizes (:attr:`Method.objective`).
+    """The error of one matrix with its method and with rtn, both as :attr:`Method.objective` of the method.
 
     Attributes:
-        name: of the matrix.
+        name: name of the matrix.
         solver: its method.
-        error: as quantized.
-        rtn: if each weight were rounded to the nearest point of the min-max grid of the same bits and groups, with the
-            same weights kept exactly.
+        error: error with its method.
+        rtn: error with rtn, with the same bits, groups and unquantized weights.
     """
 
     name: str
@@ -48,12 +47,12 @@ class Compared:
 
 @dataclass
 class Comparison:
-    """Compares matrices with rtn as they are quantized, and says in the end which ones lost.
+    """Compares each quantized matrix with rtn, and warns in the end of those for which rtn is better.
 
-    Left out are rtn itself and the fixed tables nf4 and fp4, which minimize nothing.
+    Methods that minimize no error are not compared: rtn itself, nf4 and fp4.
 
     Attributes:
-        of: what was compared.
+        of: the comparisons so far.
     """
 
     of: list[Compared] = field(default_factory=list)
@@ -67,13 +66,13 @@ class Comparison:
         matrix: QuantizedMatrix,
         scale: torch.Tensor | None = None,
     ) -> None:
-        """Compare one matrix, which this does not change.
+        """Compare one matrix with rtn; none of the arguments is changed.
 
         Args:
-            method: that quantized it.
-            weight, entry, statistics: what it was given.
-            matrix: what it made of them.
-            scale: of columns that the weight has already, (in_features,); rtn is done without.
+            method: method that quantized the matrix.
+            weight, entry, statistics: the arguments that it was given.
+            matrix: the quantized matrix.
+            scale: column scale (in_features,) that ``weight`` already includes; it is removed for rtn.
         """
         import torch
 
@@ -90,13 +89,13 @@ class Comparison:
         self.of.append(Compared(statistics.name, entry.solver, errors[0], errors[1]))
 
     def report(self) -> None:
-        """Log one warning about the matrices that lost, if there are any; the worst come first."""
+        """If rtn is better for any matrix, log one warning that names the worst ones first."""
         lost = sorted((each for each in self.of if each.lost), key=lambda each: each.rtn / each.error)
         if lost:
             some = ", ".join(f"{x.name} ({x.solver} {x.error:.4g}, rtn {x.rtn:.4g})" for x in lost[:NAMED])
             more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
             _log.warning(
-                "rtn would have been better for %d of %d matrices, by the error that their method minimizes: %s%s",
+                "rtn would have been better for %d of %d matrices, by the error that their own method minimizes: %s%s",
                 len(lost),
                 len(self.of),
                 some,

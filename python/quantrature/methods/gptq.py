@@ -1,4 +1,4 @@
-"""GPTQ: codes that make up for the errors of those before them (arXiv 2210.17323; LDLQ, arXiv 2307.13304)."""
+"""GPTQ: each column compensates the rounding errors of those before it (arXiv 2210.17323; LDLQ, arXiv 2307.13304)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 def with_feedback(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix with codes that make up for each other's errors, on the grid that fits its weights.
+    """Quantize column by column; each column compensates the errors of those before it.
 
-    With ``static_groups`` this is the grid of the weights as they are; otherwise that of each group is fitted when it
-    is its turn, to the weights as they are by then.
+    With ``static_groups``, all scales are computed from the original weights. Without it, the scale of a group is
+    computed when its first column is reached, from the weights with the compensation so far.
 
-    Weights that are kept exactly are left out of the fit of the grid, and taken to be without error in the feedback.
+    Unquantized weights do not affect the scales, and count as having no error.
     """
     settings = GPTQ.settings(entry)
     outliers = kept_beside(weight, entry, kept)
@@ -51,18 +51,18 @@ def with_feedback(
         dense, found = ops.gptq(weight, hessian, **grid, **how)
     if found.failed:
         _log.warning(
-            "%s: the Hessian is not positive definite with any damping; its weights are rounded to nearest",
+            "%s: the Hessian is not positive definite with any damping; the weights are rounded to nearest instead",
             statistics.name,
         )
     elif found.damp_percent > settings["damp_percent"]:
-        _log.warning("%s: the damping had to be raised to %g", statistics.name, found.damp_percent)
+        _log.warning("%s: damp_percent had to be raised to %g", statistics.name, found.damp_percent)
     if found.dead:
         _log.info("%s: %d of its inputs are always 0", statistics.name, found.dead)
     return QuantizedMatrix(dense, outliers)
 
 
 def _factored(hessian: torch.Tensor, settings: dict[str, Any], group_size: int) -> ops.GptqFactor | torch.Tensor:
-    """The factor of a Hessian on a device; where there is no memory for it, the Hessian, to be factored on the CPU."""
+    """Factor a Hessian on its device. If memory is not sufficient, return the Hessian, to be factored on the CPU."""
     import torch
 
     try:
@@ -81,19 +81,19 @@ def _check(entry: PlanEntry) -> None:
     if grid not in ("minmax", "mse", "hqq") or (entry.sym and grid == "hqq"):
         raise InvalidArgumentError(f"option grid of gptq must be minmax, mse or, without sym, hqq: got {grid!r}")
     if not 0 <= damp <= 1:
-        raise InvalidArgumentError(f"option damp_percent of gptq must be a share between 0 and 1: got {damp!r}")
+        raise InvalidArgumentError(f"option damp_percent of gptq must be a fraction between 0 and 1: got {damp!r}")
     if not entry.options.get("static_groups", True):
         if grid == "hqq":
             raise InvalidArgumentError("option grid of gptq must be minmax or mse without static_groups: got 'hqq'")
         if entry.meta_bits is not None:
             raise InvalidArgumentError(
-                f"meta_bits of gptq must be null without static_groups, whose scales are found one after the other: "
+                f"meta_bits of gptq must be null without static_groups, because scales are then computed one by one: "
                 f"got {entry.meta_bits}"
             )
 
 
 GPTQ = Method(
-    "column after column, each making up for the errors of those before it",
+    "quantizes column by column; each column compensates the errors of those before it",
     "gptq",
     with_feedback,
     needs=("hessian",),

@@ -1,4 +1,4 @@
-"""Methods that look at the weights alone: each group of weights on the grid that a solver fits to it."""
+"""Methods that need no calibration: rtn, mse and hqq compute each group's scale and zero point from its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def on_grid(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix on the grid of the entry's solver, with outliers left out of the fit and kept exactly."""
+    """Quantize with the entry's solver. Outliers do not affect scales and zero points, and stay unquantized."""
     outliers = kept_beside(weight, entry, kept)
     dense = ops.quantize(
         weight,
@@ -38,14 +38,14 @@ def _not_symmetric(entry: PlanEntry) -> None:
 
 
 def _sparse(apart: torch.Tensor, statistics: Statistics) -> float:
-    """Sum of the errors of the weights to the power of 0.7, which the half-quadratic solver minimizes."""
+    """Sum of the absolute weight errors to the power of 0.7, which the half-quadratic solver minimizes."""
     return float(apart.abs_().pow_(0.7).sum())
 
 
-RTN = Method("round to the nearest point of the min-max grid of each group", "minmax", on_grid, on_devices=True)
-MSE = Method("the same, on the grid with the least squared error", "mse", on_grid, objective=squared, on_devices=True)
+RTN = Method("rounds to nearest, between minimum and maximum of each group", "minmax", on_grid, on_devices=True)
+MSE = Method("rtn with the range of least squared error per group", "mse", on_grid, objective=squared, on_devices=True)
 HQQ = Method(
-    "half-quadratic quantization: zero points solved for sparse errors, without calibration; not with sym",
+    "half-quadratic quantization: optimizes zero points for sparse errors, without calibration; not with sym",
     "hqq",
     on_grid,
     check=_not_symmetric,

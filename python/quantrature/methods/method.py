@@ -1,4 +1,4 @@
-"""What a host method is, and what it may be told about a matrix beside its weights."""
+"""The interface of a quantization method, and the calibration statistics that a method can ask for."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What calibration text says about one matrix; ``None`` where its method does not ask for it.
+    """Calibration statistics of one matrix. A field is ``None`` if the method does not need it.
 
     Attributes:
-        name: of the matrix, for messages.
+        name: name of the matrix, for messages.
         hessian: float32 (in_features, in_features), the mean of x x^T over the tokens that reach the matrix.
-        fisher: float32 (out_features, in_features), the sum over the windows of the squared gradient of the mean
-            loss of each.
+        fisher: float32 (out_features, in_features), diagonal Fisher information: the squared gradient of a window's
+            mean loss, summed over the windows.
         activations: float32 (tokens, in_features), inputs of the matrix at tokens spread evenly over the text.
-        tokens: how many reached the matrix.
+        tokens: number of tokens that reached the matrix.
     """
 
     name: str = "the matrix"
@@ -37,38 +37,40 @@ class Statistics:
     tokens: int = 0
 
     def to(self, device: torch.device | str) -> Statistics:
-        """The same with all tensors on a device."""
+        """Return a copy with all tensors on a device."""
         parts = {name: getattr(self, name) for name in STATISTICS}
         return replace(self, **{name: part.to(device) for name, part in parts.items() if part is not None})
 
 
 STATISTICS = ("hessian", "fisher", "activations")
-"""The parts of :class:`Statistics` that a method can ask for."""
+"""The fields of :class:`Statistics` that a method can need."""
 
 Quantizer = Callable[["torch.Tensor", "PlanEntry", "torch.Tensor | None", Statistics], QuantizedMatrix]
-"""Takes the weight, (out_features, in_features), contiguous, on the CPU or where :attr:`Method.on_devices` says so on a
-CUDA device; its plan entry; the places to keep exactly (int64 in the flattened weight, ascending), or ``None`` for as
-many outliers as the entry says; and statistics. Places and statistics are where the weight is, and so is the result."""
+"""Quantizes one matrix. Arguments: the weight (out_features, in_features), contiguous, on the CPU, or with
+:attr:`Method.on_devices` on a CUDA device; its plan entry; the weights to keep unquantized (int64 indices into the
+flattened weight, ascending), or ``None`` for the outliers that the entry asks for; the statistics. All tensors and the
+result are on the device of the weight."""
 
 
 InputScale = Callable[[Sequence[tuple["torch.Tensor", "PlanEntry"]], "torch.Tensor", tuple[int, int]], "torch.Tensor"]
-"""Takes some matrices with their plan entries, the inputs that all of them read, float32 (tokens, in_features), and
-how the scale repeats (:class:`quantrature.models.folding.Fold`); returns the scale, float32 (in_features,)."""
+"""Finds a scale of input channels. Arguments: matrices with their plan entries; the inputs that they all read, float32
+(tokens, in_features); how the scale repeats (:class:`quantrature.models.folding.Fold`). Returns the scale, float32
+(in_features,)."""
 
 Objective = Callable[["torch.Tensor", Statistics], float]
-"""Takes the error of the matrix, float32 (out_features, in_features), which it may overwrite, and statistics; returns
-what a method minimizes."""
+"""Computes the error that a method minimizes. Arguments: the weight error (dequantized minus original), float32
+(out_features, in_features), which may be overwritten; the statistics."""
 
 META_GROUP = 128
-"""Scales that share a second-level scale and zero where ``meta_bits`` is set."""
+"""Number of scales that share one second-level scale and zero point, if ``meta_bits`` is set."""
 
 
 def scale_bytes(rows: int, columns: int, entry: PlanEntry, *, zeros: bool) -> int:
-    """Bytes of the scales, and perhaps zeros, of all groups.
+    """Compute the bytes of the scales of all groups and, with ``zeros``, of the zero points.
 
-    They are float16, unless some are out of its range, which only the weights tell (:func:`quantrature.ops.quantize`).
-    Quantized once more they have float16 scales and zeros in turn, but for the scales of scales, which are mostly too
-    small for it and counted as float32.
+    Scales are counted as float16. If some are out of the range of float16, which depends on the weights, they take
+    more (:func:`quantrature.ops.quantize`). With ``meta_bits``, second-level scales and zero points are counted as
+    float16, except the scales of scales: these are mostly too small for float16 and are counted as float32.
     """
     parameters = rows * groups_in_row(columns, entry.group_size)
     if entry.meta_bits is None:
@@ -78,7 +80,7 @@ def scale_bytes(rows: int, columns: int, entry: PlanEntry, *, zeros: bool) -> in
 
 
 def grid_bytes(rows: int, columns: int, entry: PlanEntry) -> int:
-    """Bytes of codes, scales and zeros."""
+    """Compute the bytes of codes, scales and zero points."""
     return rows * row_bytes(columns, entry.bits) + scale_bytes(rows, columns, entry, zeros=not entry.sym)
 
 
@@ -92,28 +94,29 @@ def _outliers(weights: int, entry: PlanEntry) -> int:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to find the codes of a matrix.
+    """A quantization method.
 
     Attributes:
-        about: a line about it.
-        solver: what stands for it in a plan's entry.
-        quantize: does it to one matrix.
-        needs: which of :data:`STATISTICS` it must be given; none for a method that looks at the weights alone.
-        options: names and default values of its own settings, which a plan's entry may set.
-        check: refuses the settings of an entry that the method cannot do, with an InvalidArgumentError.
-        group_size: the only one there is; ``None`` for any.
-        spread: how much of each matrix is outliers, from weights by name and the share of all matrices together;
-            ``None`` for the same share everywhere.
-        kept: how many of so many weights it keeps exactly by an entry.
-        uniform: whether its codes are steps of a grid, which other tools have, too.
-        nsamples, seqlen: windows of calibration text, and tokens in each where the model was built for so many, that
-            it is given by default: what its authors take.
-        dense_bytes: of what it stores beside outliers, for rows, columns and an entry, as far as these tell.
-        input_scale: finds a scale of inputs for all matrices that read them, to be folded into what makes them. Such
-            a method has the options ``scale`` and ``fold``, and is given matrices with the scale in their weights
-            under ``scale`` false.
-        objective: the error that it minimizes; ``None`` for a method that minimizes nothing.
-        on_devices: whether ``quantize`` also takes weights that are on a CUDA device, and leaves the result there.
+        about: one-line description.
+        solver: its name in ``solver`` of a plan entry.
+        quantize: function that quantizes one matrix.
+        needs: the :data:`STATISTICS` that it needs; empty for a method without calibration.
+        options: names and default values of its own settings, which a plan entry may set.
+        check: function that raises InvalidArgumentError for an entry that the method does not support.
+        group_size: the only supported group size; ``None`` for any.
+        spread: function from weights by name and the fraction of outliers in all matrices together to the fraction in
+            each matrix; ``None`` for the same fraction in each.
+        kept: function from a number of weights and an entry to the number of weights that stay unquantized.
+        uniform: whether the values of its codes are evenly spaced, so that other tools can express them.
+        nsamples, seqlen: default number of calibration windows, and of tokens per window (less if the model's context
+            length is shorter); the values of the method's authors.
+        dense_bytes: function from rows, columns and an entry to the bytes stored besides outliers, as far as they
+            depend on these alone.
+        input_scale: function that finds a scale of input channels for all matrices with the same input. The scale is
+            folded into the layer that computes the input. A method with ``input_scale`` has the options ``scale`` and
+            ``fold``; ``scale`` is false in entries of matrices whose weights already include the scale.
+        objective: function that computes the error that the method minimizes; ``None`` if it minimizes none.
+        on_devices: whether ``quantize`` also takes weights on a CUDA device, and leaves the result there.
     """
 
     about: str
@@ -134,20 +137,20 @@ class Method:
     on_devices: bool = False
 
     def __str__(self) -> str:
-        """The line about it, with its options."""
+        """Return the description, with the options and their defaults."""
         given = ", ".join(f"{name} {value}" for name, value in self.options.items())
         return self.about + (f" ({given})" if given else "")
 
     def check_entry(self, entry: PlanEntry) -> None:
-        """Refuse an entry that the method cannot do.
+        """Check that the method supports a plan entry.
 
         Raises:
-            InvalidArgumentError: naming the field or option.
+            InvalidArgumentError: if it does not; the message names the field or option.
         """
         for name, value in entry.options.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
-                raise InvalidArgumentError(f"options of {entry.solver} must be among {known}: got {name!r}")
+                raise InvalidArgumentError(f"options of {entry.solver} must be one of {known}: got {name!r}")
             kind = type(self.options[name])
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise InvalidArgumentError(f"option {name} of {entry.solver} must be {kind.__name__}: got {value!r}")
@@ -158,7 +161,7 @@ class Method:
         self.check(entry)
 
     def settings(self, entry: PlanEntry) -> dict[str, Any]:
-        """The options of an entry, defaults included."""
+        """Return the options of an entry, with the method's defaults for those not given."""
         return {**self.options, **entry.options}
 
 
@@ -174,7 +177,7 @@ def of_outputs(apart: torch.Tensor, statistics: Statistics) -> float:
 
 
 def kept_beside(weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None) -> SparseCSR | None:
-    """The weights that stay exact beside a grid: those at the places, or the largest, as many as the entry says."""
+    """Return the unquantized weights: those at the indices ``kept``, or the outliers that the entry asks for."""
     if kept is not None and len(kept):
         return ops.extract_outliers(weight, indices=kept)[1]
     if kept is None and _outliers(weight.numel(), entry):

@@ -1,5 +1,5 @@
-"""QTIP (Tseng et al. 2024, arXiv 2406.11235): trellis codes of the matrix in a random orthogonal basis, with the error
-of each block of columns fed into those that are still to come."""
+"""QTIP (Tseng et al. 2024, arXiv 2406.11235): rotate the matrix by random orthogonal transforms and quantize it with
+trellis codes, block by block of columns. Each block compensates the errors of the blocks before it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ RATIOS = {
     ("hyb", 3): 0.90,
     ("hyb", 4): 0.85,
 }
-"""Root mean square of what is quantized over that of the weights that the code gives, with the least error for normal
-numbers at 16 state bits."""
+"""Root mean square of the input divided by that of the trellis code's values, chosen for the smallest error on
+normally distributed numbers with 16 state bits."""
 
 
 def on_trellis(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix as trellis codes; outliers are taken out before, as zeros, and kept exactly."""
+    """Quantize to trellis codes. Outliers are first replaced by zero, and stay unquantized."""
     import torch
 
     settings = QTIP.settings(entry)
@@ -88,17 +88,17 @@ def on_trellis(
 
 
 def feedback(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Tensor, float]:
-    """The factor L of ``H = L D L^T``, D of blocks of 16 and L unit block lower triangular (QuIP#, arXiv 2402.04396,
-    section 4.1), of the Hessian damped by a share of its mean diagonal.
+    """Compute the factor L of ``H = L D L^T`` (QuIP#, arXiv 2402.04396, section 4.1).
 
-    Where rounding has left the damped Hessian indefinite, the share is doubled; a Hessian of zeros is taken as the
-    identity.
+    D has blocks of 16, L is unit block lower triangular. H is the Hessian plus ``damp_percent`` times the mean of its
+    diagonal, on the diagonal. If H is not positive definite because of rounding, ``damp_percent`` is doubled until it
+    is. A Hessian of zeros is replaced by the identity.
 
     Returns:
-        L in float32, and the share.
+        L, float32, and the ``damp_percent`` that was used.
 
     Raises:
-        InvalidArgumentError: for a Hessian that is not finite.
+        InvalidArgumentError: if the Hessian is not finite.
     """
     import torch
 
@@ -123,16 +123,16 @@ def feedback(hessian: torch.Tensor, damp_percent: float) -> tuple[torch.Tensor, 
 
 
 def block_ldlq(target: torch.Tensor, lower: torch.Tensor, trellis: Trellis, scale: float) -> torch.Tensor:
-    """The streams of the tiles of a matrix, blocks of 16 columns from the last to the first (QuIP#, algorithm 1).
+    """Quantize a matrix in tiles of 16 by 16, from the last block of 16 columns to the first (QuIP#, algorithm 1).
 
     Args:
         target: float32 (rows, columns), both multiples of 16.
-        lower: :func:`feedback`.
-        trellis: of the codes.
-        scale: of their weights.
+        lower: the factor L from :func:`feedback`.
+        trellis: the trellis code.
+        scale: scale of the code's values.
 
     Returns:
-        uint8 (tiles, stream bytes), tile row after tile row.
+        uint8 (tiles, bytes per tile), the bit stream of each tile, in row-major order of tiles.
     """
     import torch
 
@@ -156,7 +156,7 @@ def block_ldlq(target: torch.Tensor, lower: torch.Tensor, trellis: Trellis, scal
 
 
 def trellis_bytes(rows: int, columns: int, entry: PlanEntry) -> int:
-    """Bytes of codes, signs and scale."""
+    """Compute the bytes of codes, signs and scale."""
     rows, columns = padded(rows), padded(columns)
     return rows * columns * entry.bits // 8 + (rows + columns) // 8 + 4
 
@@ -167,9 +167,9 @@ def _on_a_trellis(entry: PlanEntry) -> None:
     if not entry.bits <= 4:
         raise InvalidArgumentError(f"bits of qtip must be 1 to 4: got {entry.bits}")
     if entry.sym:
-        raise InvalidArgumentError("sym must be false with qtip, which has no grid")
+        raise InvalidArgumentError("sym must be false with qtip, which has no zero points: got true")
     if entry.meta_bits is not None:
-        raise InvalidArgumentError("meta_bits must be null with qtip, which has one scale for a matrix")
+        raise InvalidArgumentError("meta_bits must be null with qtip, which has only one scale per matrix")
     settings = QTIP.settings(entry)
     Trellis(entry.bits, settings["state_bits"], settings["code"])
     if not 0 < settings["damp_percent"] < 1:
@@ -181,7 +181,7 @@ def _on_a_trellis(entry: PlanEntry) -> None:
 
 
 QTIP = Method(
-    "trellis codes of the matrix in a random orthogonal basis, errors fed on by the Hessian; no groups",
+    "rotates the matrix at random and quantizes it with trellis codes and error feedback; no groups",
     "qtip",
     on_trellis,
     needs=("hessian",),

@@ -1,4 +1,4 @@
-"""SqueezeLLM: a table for each output channel, best for the second-order loss (Kim et al., arXiv 2306.07629)."""
+"""SqueezeLLM: one table of values per output channel, found by weighted k-means (Kim et al., arXiv 2306.07629)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _LARGEST_HALF = 65504.0
 def by_sensitivity(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """The matrix in centroids of its rows, with what is kept exactly left out of the fit.
+    """Quantize each row to its own table of centroids, found by k-means weighted by Fisher information.
 
-    Kept are the places given, or the ``sensitive`` share of the largest Fisher information and, of the rest, as many
-    of the largest weights as the entry says. Tables are float16 where that can hold them, and each weight gets the
-    nearest centroid as it is stored.
+    Unquantized weights do not affect the tables. They are those at the indices ``kept``; or the fraction ``sensitive``
+    with the largest Fisher information and, of the others, the outliers that the entry asks for. Tables are float16 if
+    their values fit. Each weight gets the nearest centroid in the stored precision.
     """
     import torch
 
@@ -51,7 +51,7 @@ def by_sensitivity(
 
 
 def _kept(weight: torch.Tensor, fisher: torch.Tensor, entry: PlanEntry) -> torch.Tensor:
-    """The most sensitive places, and of the rest those of the largest weights."""
+    """Return the indices of the weights with the largest Fisher information, and of the largest among the others."""
     import torch
 
     sensitive, large = _counts(weight.numel(), entry)
@@ -66,31 +66,32 @@ def _kept(weight: torch.Tensor, fisher: torch.Tensor, entry: PlanEntry) -> torch
 
 
 def _counts(weights: int, entry: PlanEntry) -> tuple[int, int]:
-    """How many of the weights are kept for their Fisher information, and how many of the rest for their size."""
+    """Return how many weights stay unquantized for their Fisher information, and how many for their magnitude."""
     sensitive = round(SQUEEZELLM.settings(entry)["sensitive"] * weights)
     return sensitive, min(round(entry.outlier_fraction * weights), weights - sensitive)
 
 
 def _stored(centroids: torch.Tensor) -> torch.Tensor:
-    """The tables in float16, unless numbers are too large for it, or all of a row too small."""
+    """Convert tables to float16, unless values are too large for it, or all values of a row too small."""
     largest = centroids.abs().amax(dim=1)
     normal = (largest >= _SMALLEST_HALF) | (largest == 0)
     return centroids.half() if bool((normal & (largest <= _LARGEST_HALF)).all()) else centroids
 
 
 def outlier_shares(weights: Mapping[str, torch.Tensor], share: float) -> dict[str, float]:
-    """How a share of outliers spreads over matrices by SqueezeLLM's rule.
+    """Distribute outliers over matrices by SqueezeLLM's rule.
 
-    A weight is an outlier if its magnitude reaches max(abs(q1 - r d), abs(q3 + r d)), where q1 and q3 are the
-    quartiles of its matrix and d is their distance. The authors choose one r for the whole model by hand; here it is
-    the smallest that makes no more outliers than asked for. A matrix of which half the weights are equal has none.
+    A weight is an outlier if its magnitude is at least max(abs(q1 - r d), abs(q3 + r d)), where q1 and q3 are the
+    quartiles of its matrix and d = q3 - q1. The authors choose one r for the whole model by hand. Here r is the
+    smallest value that gives at most the requested number of outliers. If half the weights of a matrix are equal, it
+    has no outliers.
 
     Args:
-        weights: matrix name to weight.
-        share: of the weights of all matrices together, 0 to 1.
+        weights: matrix name to weight tensor.
+        share: fraction of outliers among the weights of all matrices together, 0 to 1.
 
     Returns:
-        Matrix name to the share of its weights that are outliers.
+        Matrix name to the fraction of its weights that are outliers.
     """
     quartiles = {}
     for name, weight in weights.items():
@@ -121,14 +122,14 @@ def outlier_shares(weights: Mapping[str, torch.Tensor], share: float) -> dict[st
 
 def _check(entry: PlanEntry) -> None:
     if entry.sym:
-        raise InvalidArgumentError("sym goes without solver squeezellm, whose tables are learned")
+        raise InvalidArgumentError("sym must be false with squeezellm, whose tables are learned: got true")
     if entry.meta_bits is not None:
         raise InvalidArgumentError(
-            f"meta_bits goes without solver squeezellm, which has no scales: got {entry.meta_bits}"
+            f"meta_bits must be null with squeezellm, which has no scales: got {entry.meta_bits}"
         )
     sensitive = SQUEEZELLM.settings(entry)["sensitive"]
     if not 0 <= sensitive <= 1:
-        raise InvalidArgumentError(f"option sensitive of squeezellm must be a share between 0 and 1: got {sensitive}")
+        raise InvalidArgumentError(f"option sensitive of squeezellm must be a fraction from 0 to 1: got {sensitive}")
 
 
 def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
@@ -136,14 +137,14 @@ def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
 
 
 def _by_fisher(apart: torch.Tensor, statistics: Statistics) -> float:
-    """Squared errors of the weights, each times its Fisher information; alike in rows of which nothing is known."""
+    """Squared weight errors times Fisher information; a row whose Fisher information is zero has equal factors."""
     assert statistics.fisher is not None
     flat = ~statistics.fisher.any(dim=1, keepdim=True)
     return float(apart.square_().mul_(statistics.fisher.masked_fill(flat, 1.0)).sum())
 
 
 SQUEEZELLM = Method(
-    "a table for each output channel, by k-means of its weights, each counted by its Fisher information",
+    "one table of values per output channel, by k-means weighted by Fisher information",
     "squeezellm",
     by_sensitivity,
     needs=("fisher",),

@@ -1,4 +1,4 @@
-"""Layers whose weights are stored quantized, and the places that they take in a model."""
+"""Layers that hold quantized weights, and functions that put them into a model."""
 
 from .behavior import settle
 from .layers import QuantEmbedding, QuantLayer, QuantLinear, quantized_layers

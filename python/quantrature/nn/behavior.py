@@ -1,4 +1,4 @@
-"""What transformers expects of a quantized model beside its layers."""
+"""Make a quantized model behave as transformers expects: configuration, dtype, device, resizing of embeddings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .tied import Tied
 
 
 class DtypeAndDevice(nn.Module):
-    """Holds an empty parameter, from which transformers tells dtype and device of a model without any other.
+    """Holds an empty parameter, from which transformers reads dtype and device if a model has no other parameter.
 
-    The parameter is in no state dict.
+    The parameter is not part of the state dict.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -31,10 +31,10 @@ class DtypeAndDevice(nn.Module):
 
 
 def settle(model: nn.Module) -> None:
-    """Make a model whose layers have been quantized behave as transformers expects of a quantized model.
+    """Make a model with quantized layers behave as transformers expects of a quantized model.
 
-    Its configurations say that it is quantized, ``dtype`` and ``device`` have an answer though no floating-point
-    parameter may be left, and a quantized embedding is not resized.
+    Its configuration is marked as quantized. ``dtype`` and ``device`` work even if no floating-point parameter is left.
+    Resizing a quantized embedding raises an error.
     """
     layers = quantized_layers(model)
     if layers and not any(parameter.is_floating_point() for parameter in model.parameters()):
@@ -49,7 +49,7 @@ def settle(model: nn.Module) -> None:
 
 
 def _quantized_ends(model: Any) -> list[str]:
-    """The token embedding and the output embedding of a model, those that are quantized."""
+    """Return which of token embedding and output embedding are quantized, by name."""
     ends = []
     for getter in ("get_input_embeddings", "get_output_embeddings"):
         try:
@@ -60,7 +60,7 @@ def _quantized_ends(model: Any) -> list[str]:
 
 
 class RefuseToResize:
-    """Stands for ``resize_token_embeddings`` of a model whose token embedding or output embedding is quantized.
+    """Replaces ``resize_token_embeddings`` of a model whose token or output embedding is quantized.
 
     Args:
         model: the model.
@@ -72,10 +72,10 @@ class RefuseToResize:
     def __call__(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> Any:
-        """Give back the token embedding if its size is to stay.
+        """Return the token embedding if its size does not change.
 
         Raises:
-            UnsupportedError: naming the quantized embedding, for another size.
+            UnsupportedError: if the size would change; the message names the quantized embedding.
         """
         embedding = self.model.get_input_embeddings()
         rows = embedding.weight.shape[0]
@@ -86,13 +86,13 @@ class RefuseToResize:
             return embedding
         names = " and ".join(_quantized_ends(self.model))
         raise UnsupportedError(
-            f"[embedding] {names} cannot be resized, being quantized: got new_num_tokens={wanted}, the table has "
-            f"{rows}; resize before you quantize, or call model.dequantize() first"
+            f"[embedding] {names} cannot be resized, because it is quantized: got new_num_tokens={wanted}, but the "
+            f"table has {rows} rows; resize before you quantize, or call model.dequantize() first"
         )
 
 
 def unsettle(model: nn.Module) -> None:
-    """The reverse of :func:`settle`."""
+    """Undo :func:`settle`."""
     if isinstance(getattr(model, "dtype_and_device", None), DtypeAndDevice):
         del model.dtype_and_device
     for module in model.modules():

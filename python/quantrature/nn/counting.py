@@ -1,4 +1,4 @@
-"""Count the parameters of quantized models as of dense ones."""
+"""Make ``num_parameters()`` count quantized weights like dense ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .layers import quantized_layers
 
 
 def count_as_dense(model: nn.Module) -> None:
-    """Let ``num_parameters()`` of a model from transformers, and of the models in it, count quantized weights, too."""
+    """Make ``num_parameters()`` of a transformers model, and of the models inside it, count quantized weights, too."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             typed: Any = module
@@ -19,17 +19,17 @@ def count_as_dense(model: nn.Module) -> None:
 
 
 class NumParameters:
-    """In the place of the method ``num_parameters`` of a model; copied and pickled with it, as no method would be.
+    """Replaces the method ``num_parameters`` of a model. Unlike a method, it is copied and pickled with the model.
 
     Args:
-        model: whose parameters are counted.
+        model: the model whose parameters are counted.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def __call__(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count the parameters; a quantized matrix counts as the weights that it stands for.
+        """Count the parameters; a quantized matrix counts with its number of weights, not of bytes.
 
         Args:
             only_trainable: leave out quantized weights and frozen parameters.

@@ -1,8 +1,8 @@
-"""Fused experts of a mixture whose matrices are quantized.
+"""Split the fused experts of a mixture-of-experts model into one layer per expert, so that each can be quantized.
 
-In transformers 5 all experts' matrices of one kind are one three-dimensional parameter of an experts module. Here the
-parameter gives way to a list of layers, one for each expert, so that ``experts.down_proj.3`` is a module of that name,
-and the module gets a forward that calls them, as those that transformers itself offers for such modules.
+In transformers 5, the matrices of all experts are one three-dimensional parameter of an experts module. Here the
+parameter is replaced by a list of layers, one per expert, so that ``experts.down_proj.3`` is the name of a module. The
+experts module gets a forward that calls these layers; transformers supports such replacements of the forward.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..models import LinearWeight
 
 
 def can_split(module: nn.Module) -> bool:
-    """Whether the experts of a module can be layers of their own: transformers marks those whose forward is known."""
+    """Whether the experts of a module can be split into layers: transformers marks modules whose forward is known."""
     return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "_apply_gate"))
 
 
 def split(linear: LinearWeight) -> None:
-    """Give every expert's matrix of a parameter a layer of its own; they share its memory until they are replaced."""
+    """Split a fused parameter into one layer per expert. The layers share its memory until they are replaced."""
     module: Any = linear.module
     stored = getattr(module, linear.attribute)
     if isinstance(stored, nn.ModuleList):
@@ -45,9 +45,9 @@ def split(linear: LinearWeight) -> None:
 
 @contextmanager
 def apart(linears: Iterable[LinearWeight]) -> Iterator[None]:
-    """Give the experts among some matrices layers of their own while inside; what these become is in the model after.
+    """Split the fused experts among these matrices into layers inside the ``with`` block, and fuse them afterwards.
 
-    The layers share the memory of the parameter that they stand for, so that afterwards it has what they were given.
+    The layers share the memory of the fused parameter, so that changes of their weights are in the model afterwards.
     """
     stored: dict[tuple[int, str], tuple[Any, str, Any]] = {}
     before: dict[int, tuple[Any, Any, list[str]]] = {}
@@ -69,7 +69,7 @@ def apart(linears: Iterable[LinearWeight]) -> Iterator[None]:
 
 
 def part_with_memory(model: nn.Module) -> None:
-    """Let go of the fused parameters of which some experts are still dense: these get memory of their own."""
+    """Free the fused parameters. Experts that stay dense are first copied into tensors of their own."""
     for module in model.modules():
         if isinstance(module, SplitExperts):
             for layer in (layer for layers in module.lists.values() for layer in layers if type(layer) is nn.Linear):
@@ -79,14 +79,14 @@ def part_with_memory(model: nn.Module) -> None:
 
 
 def fuse(model: nn.Module) -> None:
-    """The reverse of :func:`split` where all experts are dense, and have no adapters on them."""
+    """Undo :func:`split` for modules whose experts are all dense and have no adapters."""
     for module in list(model.modules()):
         if isinstance(module, SplitExperts) and module.dense:
             module.fuse()
 
 
 class SplitExperts(nn.Module):
-    """What a class of experts modules is given first where its experts are layers of their own."""
+    """Base class, put first, of an experts module whose experts are split into layers."""
 
     num_experts: int
     has_gate: bool
@@ -96,7 +96,7 @@ class SplitExperts(nn.Module):
 
     @property
     def lists(self) -> dict[str, nn.ModuleList]:
-        """The layers by the name of the parameter they stand for."""
+        """The layers of all experts, by the name of the fused parameter that they replace."""
         return {name: module for name, module in self._modules.items() if isinstance(module, nn.ModuleList)}
 
     @property
@@ -107,12 +107,12 @@ class SplitExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """What the experts chosen for each token make of it, weighted.
+        """Compute the weighted sum of the outputs of the chosen experts for each token.
 
         Args:
-            hidden_states: (tokens, width).
-            top_k_index: (tokens, k), numbers of experts.
-            top_k_weights: (tokens, k).
+            hidden_states: float tensor (tokens, width).
+            top_k_index: integer tensor (tokens, k), the indices of the chosen experts.
+            top_k_weights: float tensor (tokens, k), their weights.
         """
         this: Any = self
         tokens, width = hidden_states.shape
@@ -150,7 +150,7 @@ class SplitExperts(nn.Module):
         return y
 
     def fuse(self) -> None:
-        """Make one parameter of each list again, and the module what it was."""
+        """Fuse each list of layers into one parameter again, and restore the original module."""
         for name, layers in self.lists.items():
             weights = [layer.get_parameter("weight") for layer in layers]
             fused = torch.stack([weight.detach().mT if self.is_transposed else weight.detach() for weight in weights])

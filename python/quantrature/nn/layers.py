@@ -21,20 +21,21 @@ from .product import describe, linear
 
 
 class QuantLayer(nn.Module):
-    """A module whose weight is stored quantized.
+    """Base class of modules whose weight is stored quantized.
 
-    The stored tensors are buffers: the packed codes, one-dimensional uint8, are called ``codes``; scales, outliers and
-    the rest have the names that they have in files. They keep their dtypes whatever the module is cast to.
+    The stored tensors are buffers. The packed codes, one-dimensional uint8, are named ``codes``; scales, outliers and
+    others have the same names as in the checkpoint. Casting the module does not change their dtypes.
 
     Args:
-        spec: what is stored.
-        device: of the buffers; they hold nothing until :meth:`store` or a checkpoint fills them.
-        dtype: that the float weight would have; by default that of what was quantized. It follows casts.
+        spec: description of the stored matrix.
+        device: device of the buffers. They are empty until :meth:`store` or a checkpoint fills them.
+        dtype: dtype of the dequantized ``weight``; by default that of the original weight. Casting the module changes
+            it.
     """
 
     transposed = False
     holds_codes = True
-    """Tells :func:`quantrature.models.find_linears`, which does not know this class, that a model is quantized."""
+    """Marks quantized modules for :func:`quantrature.models.find_linears`, which cannot import this class."""
     _is_hf_initialized = True  # transformers must not draw random values for the weight
 
     def __init__(self, spec: MatrixSpec, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -48,14 +49,14 @@ class QuantLayer(nn.Module):
         self._description = describe(spec)
 
     def store(self, matrix: QuantizedMatrix, device: Any = None) -> None:
-        """Fill the buffers with a matrix of this layer's description."""
+        """Fill the buffers with a matrix that fits the description of this layer."""
         for name, tensor in self.spec.tensors(matrix).items():
             kept: Any = tensor.to(device) if device is not None else tensor
             kept._is_hf_initialized = True  # or transformers, while it loads, takes it for a weight to be drawn
             self._buffers[self._names[name]] = kept
 
     def become(self, matrix: QuantizedMatrix) -> None:
-        """Hold another matrix of the same shape, on the device of this one."""
+        """Replace the matrix by another of the same shape; the device stays the same."""
         device = self.device
         self.spec = MatrixSpec.of(matrix)
         for buffer in self._names.values():
@@ -65,20 +66,20 @@ class QuantLayer(nn.Module):
         self.store(matrix, device)
 
     def stored(self) -> dict[str, torch.Tensor]:
-        """The stored tensors by the names that they have in files."""
+        """Return the stored tensors by their names in the checkpoint."""
         return {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
 
     @property
     def device(self) -> torch.device:
-        """Where the codes are."""
+        """The device of the codes."""
         return self.get_buffer(IN_MODULES).device
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight as a dense layer would have it.
+        """The weight, in the shape of a dense layer's weight.
 
-        Its dtype, shape and device cost nothing to read. Code that computes with it gets the dequantized values, made
-        anew for each operation; code that writes to it gets an UnsupportedError.
+        Its dtype, shape and device are known without dequantizing. Each operation that uses its values dequantizes the
+        weight again. Writing to it raises UnsupportedError.
         """
         shape = self.spec.shape[::-1] if self.transposed else self.spec.shape
         return LazyWeight(shape, self.dtype, self.device, self._values, _refuse_to_change)
@@ -98,28 +99,28 @@ class QuantLayer(nn.Module):
 
     @property
     def intact(self) -> bool:
-        """Whether the buffers hold what was once quantized, to the bit."""
+        """Whether the buffers still equal the quantized matrix bit for bit, by the hash in its description."""
         return digest(self.stored()) == self.spec.digest
 
     @property
     def matrix(self) -> QuantizedMatrix:
-        """The quantized matrix; shares memory with the buffers.
+        """The quantized matrix; it shares memory with the buffers.
 
         Raises:
-            InvalidArgumentError: when the buffers, loaded from somewhere, do not fit together.
+            InvalidArgumentError: if the buffers are inconsistent, for example after loading a damaged state dict.
         """
         return self.spec.matrix(self.stored())
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weight that the stored form stands for, of the shape in :attr:`spec`."""
+        """Dequantize the weight; the result has the shape in :attr:`spec`."""
         return self.matrix.dequantize(str(dtype).removeprefix("torch."))
 
     @abstractmethod
     def to_dense(self, dtype: torch.dtype) -> nn.Module:
-        """The dense module that computes the same."""
+        """Return a dense module with the dequantized weight."""
 
     def _in_order(self) -> Any:
-        """The buffers as operators take them; ``get_buffer`` takes longer than to multiply a little."""
+        """Return the buffers in the order of the operators. (``get_buffer`` is slower than a small product.)"""
         return [self._buffers[buffer] for buffer in self._names.values()]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
@@ -149,7 +150,7 @@ class QuantLayer(nn.Module):
 
 
 def _buffer_names(spec: MatrixSpec) -> dict[str, str]:
-    """The buffers of a matrix by the names of their tensors in files."""
+    """Return tensor names in the checkpoint to buffer names."""
     return {name: IN_MODULES if name == IN_FILES else name for name, _, _ in spec.layout()}
 
 
@@ -163,9 +164,9 @@ class QuantLinear(QuantLayer):
     """A linear layer whose weight is stored quantized. The bias, never quantized, follows casts of the module.
 
     Args:
-        spec, device, dtype: as of :class:`QuantLayer`.
-        bias: the bias, a parameter of shape (out_features,), or ``None``.
-        transposed: whether the layer stands in for GPT-2's ``Conv1D``.
+        spec, device, dtype: as in :class:`QuantLayer`.
+        bias: parameter of shape (out_features,), or ``None``.
+        transposed: whether the layer replaces a ``Conv1D`` of GPT-2, whose weight is (in_features, out_features).
     """
 
     def __init__(
@@ -182,14 +183,14 @@ class QuantLinear(QuantLayer):
         self.bias = bias
 
     def to_dense(self, dtype: torch.dtype) -> nn.Module:
-        """The dense layer that computes the same: an ``nn.Linear``, or the ``Conv1D`` that this one stands in for."""
+        """Return a dense layer with the dequantized weight: an ``nn.Linear``, or a ``Conv1D`` if it replaced one."""
         weight = self.dequantize(dtype)
         return dense_linear(
             nn.Parameter(weight.mT.contiguous() if self.transposed else weight), self.bias, self.transposed
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the weight, plus bias; see :func:`quantrature.nn.product.linear`."""
+        """Multiply ``x``, (..., in_features), with the weight and add the bias; returns (..., out_features)."""
         return linear(x, self._in_order(), self._description, self.bias)
 
 
@@ -197,13 +198,13 @@ class QuantEmbedding(QuantLayer):
     """A token embedding whose table is stored quantized; only the rows that are looked up are dequantized.
 
     Args:
-        spec: a grid without outliers, (num_embeddings, embedding_dim).
-        replaced: the embedding whose place this takes. Where its class multiplies what it looks up by a constant, so
-            does this.
-        device: as of :class:`QuantLayer`.
+        spec: a grid without outliers, of shape (num_embeddings, embedding_dim).
+        replaced: the embedding that this module replaces. If its class multiplies embeddings by a constant, this module
+            does so, too.
+        device: as in :class:`QuantLayer`.
 
     Raises:
-        InvalidArgumentError: for another stored form.
+        InvalidArgumentError: for any other stored form, and for an embedding class with a forward of its own.
     """
 
     def __init__(self, spec: MatrixSpec, replaced: nn.Embedding, device: Any = None) -> None:
@@ -215,19 +216,20 @@ class QuantEmbedding(QuantLayer):
         small = small_embedding(replaced)
         if small is None:
             raise InvalidArgumentError(
-                f"[embedding] {type(replaced).__name__} is an embedding with a forward of its own"
+                f"[embedding] {type(replaced).__name__} is an embedding with a forward of its own, which cannot be "
+                "quantized"
             )
         self._small = (small,)  # in a tuple, since its weight is none of the model's
 
     def to_dense(self, dtype: torch.dtype) -> nn.Embedding:
-        """The dense embedding that gives the same, of the class whose place this one took."""
+        """Return a dense embedding with the dequantized table, of the class that this module replaced."""
         dense = copy.deepcopy(self._small[0])
         dense.num_embeddings, dense.padding_idx = self.num_embeddings, self.padding_idx
         dense.weight = nn.Parameter(self.dequantize(dtype))
         return dense
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows of some tokens, (..., embedding_dim), in the dtype that the module was cast to."""
+        """Return the embeddings of token ids, (..., embedding_dim), in the dtype that the module was cast to."""
         rows = lookup(ids, self._in_order(), self._description, self.dtype)
         small = self._small[0]
         if type(small) is nn.Embedding:
@@ -238,7 +240,7 @@ class QuantEmbedding(QuantLayer):
 
 
 def dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool) -> nn.Module:
-    """The dense layer around a weight, (out_features, in_features), or the other way round where ``transposed``."""
+    """Return a dense layer with a weight of shape (out_features, in_features); a ``Conv1D`` if ``transposed``."""
     with torch.device("meta"):
         if transposed:
             dense: Any = Conv1D(weight.shape[1], weight.shape[0])
@@ -251,5 +253,5 @@ def dense_linear(weight: nn.Parameter, bias: nn.Parameter | None, transposed: bo
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
-    """The quantized layers of a model by name."""
+    """Return the quantized layers of a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}

@@ -1,4 +1,4 @@
-"""The lookup of rows in a quantized table, as an operator that torch can trace: ``quantrature::embedding``."""
+"""The torch operator ``quantrature::embedding``: look up rows of a quantized embedding table."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .product import library, prepare, ready_at_once, spec_of
 
 
 def lookup(ids: torch.Tensor, stored: list[torch.Tensor], description: str, dtype: torch.dtype) -> torch.Tensor:
-    """The rows of some numbers, dequantized; the rest of the table is not touched.
+    """Return the dequantized rows for token ids. Other rows of the table are not read.
 
     Args:
-        ids: integers of any shape.
-        stored: the tensors of the table, in the order of its layout.
-        description: what :func:`quantrature.nn.product.describe` makes of its description, that of a grid.
-        dtype: of the result.
+        ids: integer tensor of any shape.
+        stored: tensors of the table, in the order of its layout.
+        description: description of the table, a grid, from :func:`quantrature.nn.product.describe`.
+        dtype: dtype of the result.
 
     Returns:
-        Of shape (\\*ids.shape, columns).
+        Tensor of shape (\\*ids.shape, columns).
 
     Raises:
-        InvalidArgumentError: for numbers that are no integers.
-        IndexError: for a number that the table has no row of.
+        InvalidArgumentError: if ``ids`` are not integers.
+        IndexError: for an id that is not a row of the table.
     """
     if not torch.compiler.is_compiling():
         ready = ready_at_once(stored, description, ids)

@@ -1,7 +1,7 @@
-"""What the codes of a quantized matrix are called: ``weight`` in files, ``codes`` in modules.
+"""Rename the codes of a quantized matrix: ``weight`` in files, ``codes`` in modules.
 
-In files they have the name of the weight that they stand for, so that a reader which expects a plain weight fails on
-their shape, (bytes,). In modules ``weight`` is what models read: :attr:`quantrature.nn.QuantLayer.weight`.
+In files the codes have the name of the weight that they replace, so that a reader that expects a dense weight fails on
+their shape, (bytes,). In modules the name ``weight`` is used by :attr:`quantrature.nn.QuantLayer.weight`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ IN_FILES, IN_MODULES = "weight", "codes"
 
 
 class CodesAreCalledWeight(WeightRenaming):
-    """The name of the codes of some matrices in files, ``weight``, and in modules, ``codes``.
+    """Renames the codes of these matrices from ``weight``, in files, to ``codes``, in modules.
 
     Args:
-        names: of the matrices.
-        source_patterns, target_patterns: the two names; by default from those in files to those in modules.
+        names: names of the matrices.
+        source_patterns, target_patterns: old and new name; by default from files to modules.
     """
 
     __slots__ = ("names",)
@@ -30,7 +30,7 @@ class CodesAreCalledWeight(WeightRenaming):
         self.names = frozenset(names)
 
     def rename_source_key(self, source_key: str) -> tuple[str, str | None]:
-        """The new name of a tensor, and the pattern if it is the codes of one of the matrices."""
+        """Return the new name of a tensor, and the pattern if the tensor holds the codes of one of the matrices."""
         name, _, part = source_key.rpartition(".")
         if part != self.source_patterns[0] or name not in self.names:
             return source_key, None
@@ -38,5 +38,5 @@ class CodesAreCalledWeight(WeightRenaming):
         return f"{name}.{self.target_patterns[0]}", part
 
     def reverse_transform(self) -> CodesAreCalledWeight:
-        """The way back, for saving."""
+        """Return the reverse renaming, for saving."""
         return CodesAreCalledWeight(self.names, self.target_patterns[0], self.source_patterns[0])

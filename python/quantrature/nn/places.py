@@ -1,4 +1,4 @@
-"""Quantized layers in the places of dense ones, and dense ones back in theirs."""
+"""Replace dense layers of a model by quantized ones, and quantized layers by dense ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .tied import Tied, TiedEmbedding, TiedLinear
 
 
 def install(model: nn.Module, linear: LinearWeight, spec: MatrixSpec) -> QuantLayer:
-    """Put an empty quantized layer, on the meta device, wherever a model has a matrix; it takes over the bias.
+    """Replace every layer that uses a matrix by an empty quantized layer on the meta device; the bias is kept.
 
     Raises:
-        InvalidArgumentError: for a stored form that an embedding cannot have.
+        InvalidArgumentError: for an embedding, if the stored form is not supported for embeddings.
     """
     layer: QuantLayer
     if isinstance(linear.module, nn.Embedding):
@@ -36,7 +36,7 @@ def install(model: nn.Module, linear: LinearWeight, spec: MatrixSpec) -> QuantLa
 
 
 def put_everywhere(model: nn.Module, linear: LinearWeight, layer: QuantLayer) -> None:
-    """Give a quantized layer, with the weight of a matrix, all places at which a model uses it."""
+    """Put a quantized layer wherever the model uses the weight of a matrix."""
     replace_module(model, linear.name, layer)
     for name in linear.aliases:
         there: Any = model.get_submodule(name)
@@ -53,7 +53,7 @@ def put_everywhere(model: nn.Module, linear: LinearWeight, layer: QuantLayer) ->
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module where another one is, under the hooks that Accelerate gave to that one."""
+    """Replace a module of the model by another, and keep the hooks that Accelerate added to it."""
     hook = getattr(model.get_submodule(name), "_hf_hook", None)
     if hook is not None:
         from accelerate.hooks import add_hook_to_module
@@ -63,7 +63,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give the place of every quantized layer of a model to a dense one that computes the same."""
+    """Replace every quantized layer of a model by a dense layer with the dequantized weight."""
     for module in model.modules():
         if isinstance(module, QuantLinear | TiedLinear) and module.bias is not None:
             module.bias.data = module.bias.data.to(dtype)  # it may be that of another module, too, as BERT's is

@@ -1,7 +1,7 @@
-"""The product of activations and a quantized matrix, as an operator that torch can trace: ``quantrature::linear``.
+"""The torch operator ``quantrature::linear``: multiply activations with a quantized matrix.
 
-Where nothing traces and no gradient is wanted, as in decoding, :func:`linear` multiplies without the operator, whose
-way through torch's dispatcher and back into Python takes longer than a small product.
+If torch traces nothing and needs no gradient, as in decoding, :func:`linear` bypasses the operator, because torch's
+dispatcher would take longer than a small product.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from ..packed.product import FEW, PreparedMatrix
 
 
 def describe(spec: MatrixSpec) -> str:
-    """The description of a matrix as the operator takes it: equal for layers of equal layout."""
+    """Return the description of a matrix as a string for the operator. Layers of equal layout have equal strings."""
     return json.dumps(replace(spec, digest="").to_json())
 
 
 def linear(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: torch.Tensor | None) -> torch.Tensor:
-    """X times the transposed matrix, plus bias; what ``F.linear`` makes of the dequantized matrix, but for rounding.
+    """Multiply ``x`` with the transposed matrix and add the bias, like ``F.linear`` with the dequantized matrix.
 
-    For a few rows the sums are those of :func:`quantrature.ops.matvec`, within its bound, and are rounded to the dtype
-    of ``x`` once, after the bias; otherwise they are torch's own, of the weights in the dtype of ``x`` (in float32 for
-    float16). Those of trellis codes are in float32 for any number of rows. The gradient with respect to ``x`` is taken
-    in float32.
+    The result differs from ``F.linear`` only by rounding. For a few rows, sums are computed as in
+    :func:`quantrature.ops.matvec`, within its error bound, and rounded to the dtype of ``x`` once, after the bias. For
+    many rows, torch multiplies with weights in the dtype of ``x`` (float32 if ``x`` is float16). Trellis codes are
+    always multiplied in float32. The gradient with respect to ``x`` is computed in float32.
 
     Args:
-        x: float32, bfloat16 or float16, of shape (..., in_features).
-        stored: the tensors of the matrix, in the order of its layout.
-        description: what :func:`describe` makes of its description.
-        bias: of shape (out_features,), or ``None``.
+        x: float32, bfloat16 or float16 tensor (..., in_features).
+        stored: tensors of the matrix, in the order of its layout.
+        description: description of the matrix from :func:`describe`.
+        bias: tensor (out_features,), or ``None``.
 
     Returns:
-        Of shape (..., out_features), in the dtype of ``x``.
+        Tensor (..., out_features) in the dtype of ``x``.
 
     Raises:
-        InvalidArgumentError: for another dtype or length of ``x``.
+        InvalidArgumentError: if the dtype or the last dimension of ``x`` is wrong.
     """
     if not torch.compiler.is_compiling():
         ready = ready_at_once(stored, description, x, bias)
@@ -57,7 +57,7 @@ def linear(x: torch.Tensor, stored: list[torch.Tensor], description: str, bias: 
 
 @functools.cache
 def spec_of(description: str) -> MatrixSpec:
-    """The reverse of :func:`describe`."""
+    """Undo :func:`describe`: return the description from its string."""
     return MatrixSpec.from_json(json.loads(description))
 
 
@@ -73,12 +73,12 @@ def _versions(stored: Sequence[torch.Tensor]) -> list[int | None]:
 
 
 class _Kept:
-    """A matrix ready to be multiplied, and of which stored tensors it was made.
+    """A prepared matrix in the cache, with the stored tensors that it was made from.
 
     Args:
-        stored: those tensors. The codes may die before this does.
-        description: what they stand for.
-        forget: called with this when the codes die.
+        stored: the tensors. The cache does not keep the codes alive.
+        description: their description.
+        forget: function to call with this object when the codes are freed.
     """
 
     def __init__(self, stored: Sequence[torch.Tensor], description: str, forget: Any) -> None:
@@ -91,7 +91,7 @@ class _Kept:
         self._versions, self._addresses = _versions(stored), list(map(_ADDRESS, stored))
 
     def is_of(self, stored: Sequence[torch.Tensor], description: str) -> bool:
-        """Whether these are the tensors it was made of, and have the same in them."""
+        """Whether the matrix was made from these tensors and none has been modified since."""
         return (
             self._codes() is stored[0]
             and list(map(id, stored)) == self._ids
@@ -106,7 +106,7 @@ _prepared: dict[int, _Kept] = {}
 
 
 def prepare(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
-    """The matrix of some stored tensors, made ready once for as long as its codes live and nothing is written to it."""
+    """Prepare a matrix for products. The result is cached until its tensors are freed or modified."""
     key = id(stored[0])
     kept = _prepared.get(key)
     if kept is None or not kept.is_of(stored, description):
@@ -122,10 +122,9 @@ def prepare(stored: Sequence[torch.Tensor], description: str) -> PreparedMatrix:
 def ready_at_once(
     stored: Sequence[torch.Tensor], description: str, x: torch.Tensor, bias: torch.Tensor | None = None
 ) -> PreparedMatrix | None:
-    """The matrix of some stored tensors if it is ready and a product with it needs no operator.
+    """Return the cached matrix if a product can bypass the operator, else ``None``.
 
-    That is so for plain tensors on the CPU while nobody wants to know how the result comes about: no gradient, trace,
-    transform or profile is being made.
+    It can for plain tensors on the CPU, while torch computes no gradient and runs no tracing, transform or profiler.
     """
     kept = _prepared.get(id(stored[0]))
     if (
@@ -168,7 +167,7 @@ for _inference in (False, True):
 
 
 def _is_plain(x: torch.Tensor) -> bool:
-    """Whether a tensor is a strided one of the CPU and nothing else."""
+    """Whether a tensor is an ordinary strided CPU tensor, of no subclass."""
     return type(x) in (torch.Tensor, torch.nn.Parameter) and _keys(x).raw_repr() in _PLAIN
 
 

@@ -1,4 +1,4 @@
-"""Further places at which a model uses the weight of a quantized layer."""
+"""Tied weights: modules that use the weight of a quantized layer elsewhere in the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .product import linear
 
 
 class Tied(nn.Module):
-    """Stands where a model uses the weight of a quantized layer under a further name; the weight is held only once.
+    """Uses the weight of a quantized layer under another name. The weight is stored only once.
 
     Args:
-        layer: holds the weight.
+        layer: the layer that holds the weight.
     """
 
     def __init__(self, layer: QuantLayer) -> None:
@@ -24,16 +24,16 @@ class Tied(nn.Module):
 
     @property
     def layer(self) -> QuantLayer:
-        """What holds the weight.
+        """The layer that holds the weight.
 
         Raises:
-            InvalidArgumentError: when a device map leaves it on disk.
+            InvalidArgumentError: if a device map has offloaded the layer to disk.
         """
         layer = self._layer[0]
         if layer.get_buffer(IN_MODULES).is_meta:
             raise InvalidArgumentError(
-                "[linear] a quantized weight that is used under several names must be on a device: the device_map has "
-                "it on disk"
+                "[linear] a quantized weight that several layers use must be on a device: the device_map has it on "
+                "disk; change the device_map"
             )
         return layer
 
@@ -44,7 +44,7 @@ class Tied(nn.Module):
 
 
 class TiedEmbedding(Tied):
-    """A further place at which a model looks up tokens in the same table."""
+    """A token embedding that uses the table of another one."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """As :meth:`QuantEmbedding.forward`."""
@@ -53,11 +53,11 @@ class TiedEmbedding(Tied):
 
 
 class TiedLinear(Tied):
-    """A linear layer that multiplies with the weight of another one, or with the table of a token embedding.
+    """A linear layer that uses the weight of another one, or the table of a token embedding.
 
     Args:
-        layer: holds the weight.
-        bias: the bias, a parameter of shape (out_features,), or ``None``.
+        layer: the layer that holds the weight.
+        bias: parameter of shape (out_features,), or ``None``.
     """
 
     def __init__(self, layer: QuantLayer, bias: nn.Parameter | None = None) -> None:
@@ -66,7 +66,7 @@ class TiedLinear(Tied):
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X times the weight, plus bias; see :func:`quantrature.nn.product.linear`."""
+        """Multiply ``x``, (..., in_features), with the weight and add the bias; returns (..., out_features)."""
         layer = self.layer
         device = layer.get_buffer(IN_MODULES).device
         y = linear(x.to(device), layer._in_order(), layer._description, None).to(x.device)

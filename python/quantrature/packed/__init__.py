@@ -1,4 +1,4 @@
-"""Stored forms of a weight matrix: a description in JSON, and the tensors that it names."""
+"""Storage formats of quantized matrices: each has a JSON description (spec) and the tensors that the spec names."""
 
 from .codebook import CodebookSpec
 from .dense import DenseForm, DenseSpec, Layout

@@ -1,4 +1,4 @@
-"""Codes of a codebook as checkpoints hold them."""
+"""Storage format of matrices quantized to a codebook (a table of values), such as NF4 and SqueezeLLM."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CodebookSpec(DenseSpec):
-    """Codes of a codebook: everything about a :class:`CodebookTensor` but its numbers.
+    """Metadata of a :class:`CodebookTensor`; the tensors are named by :meth:`layout`.
 
     Attributes:
-        shape: of what was quantized, one or two dimensions.
-        bits, group_size: as in :func:`quantrature.ops.quantize`; ``None`` for the group_size of tables without scales.
-        dtype: of what was quantized.
-        codebook: the name of a table that is not stored; else ``shared`` for one table, ``rows`` for one each row.
-        table: dtype of stored tables; ``None`` for those known by name.
-        scale: dtype of the stored scales, or the grid on which they are quantized in turn; ``None`` without scales.
+        shape: shape of the original tensor, one or two dimensions.
+        bits, group_size: as in :func:`quantrature.ops.quantize`; ``group_size`` is ``None`` for tables without scales.
+        dtype: dtype of the original tensor.
+        codebook: name of a fixed table, which is not stored; ``shared`` for one stored table, ``rows`` for one per row.
+        table: dtype of stored tables; ``None`` for a fixed table.
+        scale: dtype of the stored scales, or the grid to which they are quantized; ``None`` without scales.
     """
 
     kind: ClassVar[str] = "codebook"
@@ -46,7 +46,7 @@ class CodebookSpec(DenseSpec):
 
     @classmethod
     def of(cls, q: CodebookTensor) -> CodebookSpec:
-        """The description of q."""
+        """Return the metadata of ``q``."""
         name = q.name if q.name is not None else "rows" if q.table.ndim == 2 else "shared"
         scale = q.scale
         return cls(
@@ -60,17 +60,17 @@ class CodebookSpec(DenseSpec):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The description as a JSON object."""
+        """Return the metadata as a JSON object."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         scale = self.scale.to_json() if isinstance(self.scale, GridSpec) else self.scale
         return values | {"shape": list(self.shape), "scale": scale}
 
     @classmethod
     def from_json(cls, data: Any) -> CodebookSpec:
-        """Read :meth:`to_json`, from whoever wrote it.
+        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
 
         Raises:
-            InvalidArgumentError: naming the field that is missing or impossible.
+            InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
         described = Description(data, cls, "a codebook")
         demand, given = described.demand, described.values
@@ -80,21 +80,21 @@ class CodebookSpec(DenseSpec):
         names = (*CODEBOOKS, "shared", "rows")
         demand(isinstance(given["codebook"], str) and given["codebook"] in names, "codebook", " or ".join(names))
         if given["codebook"] in CODEBOOKS:
-            demand(given["table"] is None, "table", "null where it is known by name")
+            demand(given["table"] is None, "table", "null for a fixed table")
             entries = len(CODEBOOKS[given["codebook"]])
-            demand(1 << given["bits"] == entries, "bits", f"those of {entries} entries")
+            demand(1 << given["bits"] == entries, "bits", f"the bits of a table of {entries} values")
         else:
             demand(given["table"] in ("float16", "float32"), "table", "float16 or float32")
         if isinstance(given["scale"], Mapping):
             given["scale"] = GridSpec.from_json(given["scale"])
         elif given["scale"] is not None:
             demand(given["scale"] in ("float16", "float32"), "scale", "null, float16, float32 or a grid")
-        demand((given["scale"] is None) == (group is None), "scale", "null without groups and there alone")
+        demand((given["scale"] is None) == (group is None), "scale", "null if and only if group_size is null")
         return cls(**given)
 
     @property
     def setting(self) -> str:
-        """Bits, group size and table: ``b4g64 nf4``, ``b3 rows``."""
+        """Short form of bits, group size and table: ``b4g64 nf4``, ``b3 rows``."""
         groups = "" if self.group_size is None else f"g{self.group_size}"
         return f"b{self.bits}{groups} {self.codebook}"
 
@@ -103,7 +103,7 @@ class CodebookSpec(DenseSpec):
         return (1, self.shape[0]) if len(self.shape) == 1 else (self.shape[0], self.shape[1])
 
     def layout(self, name: str) -> Layout:
-        """The tensors of this codebook; the codes are called name."""
+        """Return name, shape and dtype of each tensor; ``name`` is the name of the codes."""
         rows, cols = self._rows_and_cols
         # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
         yield name, (rows * row_bytes(cols, self.bits),), "uint8"
@@ -124,7 +124,7 @@ class CodebookSpec(DenseSpec):
                 yield inner, groups, self.scale
 
     def tensors(self, q: CodebookTensor, name: str) -> dict[str, torch.Tensor]:
-        """What :meth:`layout` names, out of q."""
+        """Return the tensors of ``q`` by the names in :meth:`layout`."""
         found = {name: q.codes.reshape(-1)}
         if self.table is not None:
             found[part_name(name, "table")] = q.table
@@ -135,7 +135,7 @@ class CodebookSpec(DenseSpec):
         return found
 
     def quantized(self, tensors: Mapping[str, torch.Tensor], name: str) -> CodebookTensor:
-        """The reverse of :meth:`tensors`."""
+        """Build the form from its tensors; the reverse of :meth:`tensors`."""
         import torch
 
         inner = part_name(name, "scale")
@@ -158,7 +158,7 @@ class CodebookSpec(DenseSpec):
         )
 
     def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
-        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        """Prepare a matrix of this kind for products."""
         from .product import PackedProduct
 
         return PackedProduct.of(matrix)

@@ -1,4 +1,7 @@
-"""What every kind of dense stored form offers, and how its description is read from JSON."""
+"""Interface of all dense storage formats, and checks for their JSON descriptions.
+
+Dense means that all weights of the matrix are stored, in a few bits each; outliers are stored in addition.
+"""
 
 from __future__ import annotations
 
@@ -19,38 +22,40 @@ if TYPE_CHECKING:
     from .quantized import QuantizedMatrix
 
 Layout = Iterator[tuple[str, tuple[int, ...], str]]
-"""Names, shapes and dtypes of stored tensors."""
+"""Tensor name to shape and dtype."""
 
 
 class DenseForm(Protocol):
-    """All weights of a matrix in few bits each, whatever the kind."""
+    """A dense storage format with its tensors: all weights of a matrix, in a few bits each."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what was quantized."""
+        """Shape of the original tensor."""
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """Bits per code."""
 
     @property
     def dtype(self) -> str:
-        """Of what was quantized."""
+        """Dtype of the original tensor."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored, everything counted that a reader needs."""
+        """Stored bytes, with scales, zero points and tables."""
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> Any:
-        """The numbers that it stands for, of all rows or of some that follow each other."""
+        """Dequantize all rows, or a slice of consecutive rows."""
 
 
 class DenseSpec(ABC):
-    """Everything about a dense stored form but its numbers. A kind is a frozen dataclass, its fields those of the JSON.
+    """Metadata of a dense stored matrix: bits, group size, dtypes and tensor names, but not the tensors themselves.
+
+    Each kind is a frozen dataclass. Its fields are the fields of the JSON object.
 
     Attributes:
-        kind: the name in JSON.
-        form: the class that it describes.
+        kind: name of the kind in JSON.
+        form: the class that holds the tensors.
     """
 
     kind: ClassVar[str]
@@ -63,67 +68,67 @@ class DenseSpec(ABC):
     @classmethod
     @abstractmethod
     def of(cls, form: Any) -> Self:
-        """The description of a form."""
+        """Return the metadata of a stored matrix."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """The description as a JSON object."""
+        """Return the metadata as a JSON object."""
 
     @classmethod
     @abstractmethod
     def from_json(cls, data: Any) -> Self:
-        """Read :meth:`to_json`, from whoever wrote it.
+        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
 
         Raises:
-            InvalidArgumentError: naming the field that is missing or impossible.
+            InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
 
     @abstractmethod
     def layout(self, name: str) -> Layout:
-        """The tensors of the form; the codes are called name."""
+        """Return name, shape and dtype of each tensor; ``name`` is the name of the codes."""
 
     @abstractmethod
     def tensors(self, form: Any, name: str) -> dict[str, torch.Tensor]:
-        """What :meth:`layout` names, out of a form."""
+        """Return the tensors of a stored matrix by the names in :meth:`layout`."""
 
     @abstractmethod
     def quantized(self, tensors: Mapping[str, torch.Tensor], name: str) -> Any:
-        """The reverse of :meth:`tensors`.
+        """Build the stored matrix from its tensors; the reverse of :meth:`tensors`.
 
         Raises:
-            InvalidArgumentError: when the tensors do not fit together.
+            InvalidArgumentError: if the tensors are inconsistent.
         """
 
     @abstractmethod
     def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
-        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        """Prepare a matrix of this kind for products."""
 
     @property
     @abstractmethod
     def setting(self) -> str:
-        """The kind and its settings in short, for people."""
+        """Short form of the kind and its settings, for output."""
 
     @property
     def numel(self) -> int:
-        """How many numbers were quantized."""
+        """Number of weights."""
         return math.prod(self.shape)
 
 
 def part_name(name: str, part: str) -> str:
-    """What a tensor beside the codes is called; the codes of a matrix are its ``weight``."""
+    """Return the name of a tensor that belongs to the codes ``name``; the codes of a matrix are its ``weight``."""
     return part if name == "weight" else f"{name}_{part}"
 
 
 class Description:
-    """The JSON object of a dense form while it is checked.
+    """Checks the JSON object that describes a dense stored matrix.
 
     Args:
         data: the object.
         spec: the dataclass whose fields it must have.
-        what: the form in messages, such as "a grid".
+        what: name of the kind in messages, such as "a grid".
 
     Raises:
-        InvalidArgumentError: when it is no object or lacks a field.
+        InvalidArgumentError: if ``data`` is not an object or lacks a field.
     """
 
     def __init__(self, data: Any, spec: Any, what: str) -> None:
@@ -136,14 +141,14 @@ class Description:
             self.values[f.name] = data[f.name]
 
     def demand(self, ok: bool, name: str, rule: str) -> None:
-        """Refuse a field that breaks a rule."""
+        """Raise InvalidArgumentError for the field ``name`` unless ``ok``."""
         if not ok:
             raise InvalidArgumentError(
                 f"[checkpoint] {name} of {self.what} must be {rule}: got {reprlib.repr(self.values[name])}"
             )
 
     def check_shape_bits_and_dtype(self) -> None:
-        """Check what all kinds have; the shape becomes a tuple."""
+        """Check the fields that all kinds have; the shape becomes a tuple."""
         shape = self.values["shape"]
         sizes = isinstance(shape, (list, tuple)) and len(shape) in (1, 2) and all(map(is_natural, shape))
         self.demand(sizes, "shape", "1 or 2 sizes")
@@ -154,5 +159,5 @@ class Description:
 
 
 def is_natural(value: object) -> bool:
-    """Whether a value out of JSON is a positive integer that can be a size."""
+    """Whether a JSON value is a positive integer that can be a size."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**48

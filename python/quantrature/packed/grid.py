@@ -1,4 +1,4 @@
-"""A packed grid as checkpoints hold it."""
+"""Storage format of matrices quantized to a uniform grid: packed codes, a scale and a zero point per group."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GridSpec(DenseSpec):
-    """A packed grid: everything about a :class:`QuantizedTensor` but its numbers.
+    """Metadata of a :class:`QuantizedTensor`; the tensors are named by :meth:`layout`.
 
     Attributes:
-        shape: of what was quantized, one or two dimensions.
+        shape: shape of the original tensor, one or two dimensions.
         bits, group_size, sym: as in :func:`quantrature.ops.quantize`; groups run along rows.
-        dtype: of what was quantized.
-        scale: dtype of the stored scales, or the grid on which they are quantized in turn.
-        zero: the same for the zeros; ``None`` on a symmetric grid.
+        dtype: dtype of the original tensor.
+        scale: dtype of the stored scales, or the grid to which they are quantized.
+        zero: dtype or grid of the zero points; ``None`` if ``sym``.
     """
 
     kind: ClassVar[str] = "grid"
@@ -44,7 +44,7 @@ class GridSpec(DenseSpec):
 
     @classmethod
     def of(cls, q: QuantizedTensor) -> GridSpec:
-        """The description of q."""
+        """Return the metadata of ``q``."""
 
         def part(values: Any) -> Any:
             if values is None:
@@ -54,7 +54,7 @@ class GridSpec(DenseSpec):
         return cls(tuple(q.shape), q.bits, q.group_size, q.sym, q.dtype, part(q.scale), part(q.zero))
 
     def to_json(self) -> dict[str, Any]:
-        """The description as a JSON object."""
+        """Return the metadata as a JSON object."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v.to_json() if isinstance(v, GridSpec) else v for k, v in values.items()} | {
             "shape": list(self.shape)
@@ -62,10 +62,10 @@ class GridSpec(DenseSpec):
 
     @classmethod
     def from_json(cls, data: Any) -> GridSpec:
-        """Read :meth:`to_json`, from whoever wrote it.
+        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
 
         Raises:
-            InvalidArgumentError: naming the field that is missing or impossible.
+            InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
         described = Description(data, cls, "a grid")
         demand, given = described.demand, described.values
@@ -80,12 +80,12 @@ class GridSpec(DenseSpec):
             elif not (name == "zero" and given[name] is None):
                 known = isinstance(given[name], str) and given[name] in ("float16", "float32")
                 demand(known, name, "float16, float32 or a grid")
-        demand((given["zero"] is None) == given["sym"], "zero", "null on a symmetric grid and there alone")
+        demand((given["zero"] is None) == given["sym"], "zero", "null if and only if sym is true")
         return cls(**given)
 
     @property
     def setting(self) -> str:
-        """Bits, group size and symmetry: ``b3g64 sym``."""
+        """Short form of bits, group size and symmetry: ``b3g64 sym``."""
         return f"b{self.bits}g{self.group_size}{' sym' if self.sym else ''}"
 
     @property
@@ -94,12 +94,12 @@ class GridSpec(DenseSpec):
 
     @property
     def _groups(self) -> tuple[int, int]:
-        """Shape of the scales and zeros."""
+        """Shape of the scales and zero points: rows, groups per row."""
         rows, cols = self._rows_and_cols
         return rows, groups_in_row(cols, self.group_size)
 
     def layout(self, name: str) -> Layout:
-        """The tensors of this grid; the codes are called name."""
+        """Return name, shape and dtype of each tensor; ``name`` is the name of the codes."""
         rows, cols = self._rows_and_cols
         # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
         yield name, (rows * row_bytes(cols, self.bits),), "uint8"
@@ -115,7 +115,7 @@ class GridSpec(DenseSpec):
                 yield inner, self._groups, kind
 
     def tensors(self, q: QuantizedTensor, name: str) -> dict[str, torch.Tensor]:
-        """What :meth:`layout` names, out of q."""
+        """Return the tensors of ``q`` by the names in :meth:`layout`."""
         found = {name: q.codes.reshape(-1)}
         for part, kind in (("scale", self.scale), ("zero", self.zero)):
             inner = part_name(name, part)
@@ -127,7 +127,7 @@ class GridSpec(DenseSpec):
         return found
 
     def quantized(self, tensors: Mapping[str, torch.Tensor], name: str) -> QuantizedTensor:
-        """The reverse of :meth:`tensors`."""
+        """Build the form from its tensors; the reverse of :meth:`tensors`."""
         parts: dict[str, Any] = {}
         for part, kind in (("scale", self.scale), ("zero", self.zero)):
             inner = part_name(name, part)
@@ -144,7 +144,7 @@ class GridSpec(DenseSpec):
         )
 
     def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
-        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        """Prepare a matrix of this kind for products."""
         from .product import PackedProduct
 
         return PackedProduct.of(matrix)

@@ -1,4 +1,4 @@
-"""One quantized matrix as checkpoints and modules hold it."""
+"""Metadata of one quantized matrix, as in config.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec, TrellisSpec)}
-"""Kinds of dense stored forms by their names."""
+"""Dense storage formats by the name of their kind."""
 
 OUTLIERS = ("outlier_values", "outlier_columns", "outlier_row_offsets")
 INPUT_SCALE = "input_scale"
@@ -33,13 +33,13 @@ _SIZES = {"uint8": 1, "float16": 2, "bfloat16": 2, "uint16": 2, "float32": 4, "i
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """A quantized weight matrix: its entry in ``quantization_config["modules"]`` of config.json.
+    """Metadata of a quantized matrix: its entry in ``quantization_config["modules"]`` of config.json.
 
     Attributes:
-        dense: of the dense part.
-        outliers: how many weights are stored exactly beside it.
-        input_scale: dtype of the scales of the inputs; ``None`` without.
-        digest: hash over all tensors, in hexadecimal.
+        dense: metadata of the dense part.
+        outliers: number of weights that are stored unquantized.
+        input_scale: dtype of the input scale; ``None`` if there is none.
+        digest: hash of all tensors, in hexadecimal.
     """
 
     dense: DenseSpec
@@ -49,14 +49,14 @@ class MatrixSpec:
 
     @classmethod
     def of(cls, matrix: QuantizedMatrix) -> MatrixSpec:
-        """The description of a matrix."""
+        """Return the metadata of a matrix."""
         kind = next(kind for kind in KINDS.values() if isinstance(matrix.dense, kind.form))
         scale = None if matrix.input_scale is None else dtype_name(matrix.input_scale)
         spec = cls(kind.of(matrix.dense), 0 if matrix.outliers is None else matrix.outliers.nnz, scale)
         return replace(spec, digest=digest(spec.tensors(matrix)))
 
     def to_json(self) -> dict[str, Any]:
-        """The description as a JSON object."""
+        """Return the metadata as a JSON object."""
         described = {"kind": self.dense.kind, **self.dense.to_json(), "outliers": self.outliers}
         if self.input_scale is not None:
             described[INPUT_SCALE] = self.input_scale
@@ -64,10 +64,10 @@ class MatrixSpec:
 
     @classmethod
     def from_json(cls, data: Any) -> MatrixSpec:
-        """Read :meth:`to_json`; without a kind it is a grid.
+        """Read and check the JSON object of :meth:`to_json`. The default kind is a grid.
 
         Raises:
-            InvalidArgumentError: naming the field that is missing or impossible.
+            InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
         kind = data.get("kind", GridSpec.kind) if isinstance(data, Mapping) else GridSpec.kind
         if not isinstance(kind, str) or kind not in KINDS:
@@ -96,7 +96,7 @@ class MatrixSpec:
         return rows, cols
 
     def layout(self) -> Layout:
-        """Names, shapes and dtypes of the tensors."""
+        """Return name, shape and dtype of each tensor."""
         yield from self.dense.layout("weight")
         rows, cols = self.shape
         if self.outliers:
@@ -108,7 +108,7 @@ class MatrixSpec:
             yield INPUT_SCALE, (cols,), self.input_scale
 
     def tensors(self, matrix: QuantizedMatrix) -> dict[str, torch.Tensor]:
-        """What :meth:`layout` names, out of a matrix."""
+        """Return the tensors of a matrix by the names in :meth:`layout`."""
         found = self.dense.tensors(matrix.dense, "weight")
         if matrix.outliers is not None and self.outliers:
             sparse = matrix.outliers
@@ -118,10 +118,10 @@ class MatrixSpec:
         return found
 
     def matrix(self, tensors: Mapping[str, torch.Tensor]) -> QuantizedMatrix:
-        """The reverse of :meth:`tensors`; the positions of the outliers are checked.
+        """Build the matrix from its tensors; the reverse of :meth:`tensors`. Outlier positions are checked.
 
         Raises:
-            InvalidArgumentError: naming the tensor whose shape or dtype is not what :meth:`layout` says.
+            InvalidArgumentError: if a tensor does not have the shape and dtype in :meth:`layout`; the message names it.
         """
         for name, shape, dtype in self.layout():
             found = (tuple(tensors[name].shape), dtype_name(tensors[name]))
@@ -140,12 +140,12 @@ class MatrixSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Total bytes of all tensors."""
         return sum(math.prod(shape) * _SIZES[dtype] for _, shape, dtype in self.layout())
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hash over the bytes of tensors, in order of their names."""
+    """Return a hash of the bytes of tensors, in the order of their names."""
     import torch
 
     total = hashlib.blake2b(digest_size=8)

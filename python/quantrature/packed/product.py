@@ -1,8 +1,8 @@
-"""A stored matrix made ready to be multiplied with torch tensors.
+"""Products of quantized matrices with torch tensors.
 
-A few rows of activations, as in decoding, are multiplied with the packed codes themselves. For many, as in a prompt,
-a block of the matrix at a time is dequantized and given to torch's own product; the whole matrix is never there.
-Trellis codes stay in their rotated basis: the activations are rotated instead.
+For a few rows of activations, as in decoding, a kernel multiplies with the packed codes. For many rows, as in a prompt,
+the matrix is dequantized block by block and multiplied by torch; the whole matrix is never dequantized at once. Trellis
+codes are not rotated back: the activations are rotated instead.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .quantized import QuantizedMatrix
 from .trellis import TrellisMatrix
 
 FEW = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 32}
-"""Up to so many rows of activations of a dtype, the packed product is the faster one on two cores."""
+"""By dtype: largest number of rows of activations for which the packed product is faster (measured on two cores)."""
 
 FEW_ON_CUDA = 16
-"""The same on a CUDA device, where it has not been measured: the kernels are made for so many."""
+"""The same for a CUDA device: not measured, but the number that the kernels are made for."""
 
 BLOCK = 1 << 19
-"""Numbers that are dequantized at a time: what a core's second cache holds."""
+"""Number of weights to dequantize at a time: as many as fit into the L2 cache of a core."""
 
 BLOCK_ON_CUDA = 1 << 24
-"""The same on a CUDA device: enough to keep it busy."""
+"""The same for a CUDA device: enough to keep it busy."""
 
 # Or torch's threads, which spin for a while after each of its own products, would have to be fought for.
 _C.run_on_openmp_of(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
@@ -41,34 +41,34 @@ _IN_CORE = {getattr(torch, name): number for number, name in enumerate(FLOATS)}
 
 
 class PreparedMatrix(Protocol):
-    """A matrix ready to be multiplied, whatever its kind."""
+    """A matrix prepared for products, of any kind."""
 
     @property
     def matrix(self) -> QuantizedMatrix:
-        """The matrix, with scales that need no dequantizing of their own."""
+        """The matrix, with its scales dequantized if they were quantized."""
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Multiply x with the transposed matrix and add the bias.
+        """Multiply ``x`` with the transposed matrix and add the bias.
 
         Args:
-            x: float32, float16 or bfloat16, (..., in_features).
-            bias: (out_features,).
+            x: float32, float16 or bfloat16 tensor (..., in_features).
+            bias: tensor (out_features,), or ``None``.
 
         Returns:
-            New memory of shape (..., out_features), in the dtype of ``x``.
+            New tensor (..., out_features) in the dtype of ``x``.
         """
 
     def transposed_product(self, y: torch.Tensor) -> torch.Tensor:
-        """Multiply y, float32 (n, out_features), with the matrix: float32 (n, in_features)."""
+        """Multiply ``y``, float32 (n, out_features), with the matrix; returns float32 (n, in_features)."""
 
 
 @dataclass(frozen=True)
 class PackedProduct:
-    """A matrix on a grid or of a codebook, ready to be multiplied.
+    """A matrix on a grid or with a codebook, prepared for products.
 
     Attributes:
-        matrix: the matrix, with scales that need no dequantizing of their own.
-        packed: the same for the packed product.
+        matrix: the matrix, with its scales dequantized if they were quantized.
+        packed: the matrix in the form that the packed product needs.
         on_cpu: whether its tensors are on the CPU.
     """
 
@@ -84,7 +84,7 @@ class PackedProduct:
         return cls(replace(matrix, dense=packed.dense), packed, place("linear", q=packed.dense.codes) is None)
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """As :meth:`PreparedMatrix.product`: packed for a few rows, else with blocks of the matrix."""
+        """See :meth:`PreparedMatrix.product`. A few rows use the packed kernel, many rows dequantized blocks."""
         packed, scale, dtype = self.packed, self.matrix.input_scale, x.dtype
         rows, cols = packed.dense.shape
         count = x.numel() // cols
@@ -124,7 +124,7 @@ class PackedProduct:
         return total
 
     def _blocks(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of the matrix, and the same dequantized."""
+        """Yield blocks of rows: their slice, and their dequantized weights."""
         rows, cols = self.packed.dense.shape
         step = max(1, (BLOCK if device.type == "cpu" else BLOCK_ON_CUDA) // cols)
         for begin in range(0, rows, step):
@@ -133,7 +133,7 @@ class PackedProduct:
 
 
 def _beside_the_codes(matrix: QuantizedMatrix) -> SparseCSR | None:
-    """The outliers in units of the dense form, whose inputs are scaled where the outliers' are not."""
+    """Return the outliers divided by the input scale, which applies to the dense part but not to outliers."""
     outliers, scale = matrix.outliers, matrix.input_scale
     if outliers is None or scale is None:
         return outliers
@@ -142,12 +142,13 @@ def _beside_the_codes(matrix: QuantizedMatrix) -> SparseCSR | None:
 
 @dataclass(frozen=True)
 class RotatedProduct:
-    """A matrix in a rotated basis, ready to be multiplied. Sums are of float32 for any number of rows.
+    """A rotated matrix (trellis codes), prepared for products. Products are computed in float32.
 
     Attributes:
         matrix: the matrix.
         dense: its dense form.
-        residuals: sparse float32, (out_features, in_features): what outliers add to the dense form; ``None`` without.
+        residuals: sparse float32 (out_features, in_features), outliers minus the dequantized weights at their
+            positions; ``None`` without outliers.
     """
 
     matrix: QuantizedMatrix

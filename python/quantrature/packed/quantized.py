@@ -1,4 +1,4 @@
-"""One quantized matrix in memory."""
+"""A quantized matrix in memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A weight matrix in its stored form.
+    """A quantized weight matrix: dense codes of all weights, and optionally outliers and an input scale.
 
     Attributes:
-        dense: a form of all weights, (out_features, in_features).
-        outliers: weights that are kept exactly, in place of those of the dense form.
-        input_scale: float32 or float16 of shape (in_features,): what each input is multiplied by on its way into the
-            dense form, so that column j of the matrix is that of the dense form times ``input_scale[j]``.
-            ``None`` for ones. Outliers act on the input as it is.
+        dense: stored form of all weights, (out_features, in_features).
+        outliers: sparse matrix of weights that are stored unquantized. They replace the weights of the dense form.
+        input_scale: float32 or float16 tensor (in_features,), or ``None`` for ones. Inputs of the dense form are
+            multiplied by it, so column j of the matrix is column j of the dense form times ``input_scale[j]``. It does
+            not apply to outliers.
     """
 
     dense: DenseForm
@@ -31,20 +31,20 @@ class QuantizedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored: codes and all that goes with them, outliers and their positions."""
+        """Stored bytes: codes, scales, zero points and tables, outliers and their positions."""
         parts = (self.dense, self.outliers, self.input_scale)
         return sum(part.nbytes for part in parts if part is not None)
 
     def to(self, device: torch.device | str) -> QuantizedMatrix:
-        """The same matrix with its tensors on a device."""
+        """Return the matrix with its tensors on a device."""
         return QuantizedMatrix(*(_moved(part, device) for part in (self.dense, self.outliers, self.input_scale)))
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
-        """The matrix that the stored form stands for, (out_features, in_features), or some rows of it.
+        """Dequantize the matrix, (out_features, in_features), or a slice of its rows.
 
         Args:
-            dtype: "float32", "float16" or "bfloat16"; by default that of what was quantized.
-            rows: those to make, following each other; by default all.
+            dtype: "float32", "float16" or "bfloat16"; by default the dtype of the original matrix.
+            rows: slice of consecutive rows; by default all.
         """
         import torch
 
@@ -60,7 +60,7 @@ class QuantizedMatrix:
 
 
 def _moved(part: Any, device: torch.device | str) -> Any:
-    """A stored form, or a part of one, with its tensors on a device."""
+    """Return a stored form, or a part of one, with its tensors on a device."""
     if is_dataclass(part) and not isinstance(part, type):
         return replace(part, **{field.name: _moved(getattr(part, field.name), device) for field in fields(part)})
     return part.to(device) if is_torch(part) else part

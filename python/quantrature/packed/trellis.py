@@ -1,4 +1,4 @@
-"""A matrix of trellis codes in a rotated basis, in memory and as checkpoints hold it."""
+"""Storage format of QTIP: trellis codes of a rotated matrix."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 _TILE = 16
 _LARGEST_ORDER = 512
 _BLOCK = 1 << 19
-"""Weights that are decoded at a time where there are many products."""
+"""Number of weights to decode at a time, if there are many rows of activations."""
 
 FEW = 32
-"""Up to so many products at a time, decoding on the way is the faster way."""
+"""Largest number of rows of activations for which decoding during the product is faster."""
 
 
 def padded(size: int) -> int:
-    """The size that a dimension is padded to with zeros: the least multiple of 16 that :func:`ops.hadamard` has a
-    transform for whose dense factor is at most of order 512; where there is none, of 32, of 64, ..."""
+    """Return the size to which a dimension is padded with zeros.
+
+    It is the least multiple of 16 for which :func:`ops.hadamard` has a transform with a dense factor of order at most
+    512; if there is none, the least multiple of 32, of 64, ...
+    """
     unit = _TILE
     while ops.hadamard_order(-(-size // unit) * unit) > _LARGEST_ORDER:
         unit *= 2
@@ -39,19 +42,19 @@ def padded(size: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TrellisMatrix:
-    """A matrix W of (rows, columns) as QTIP stores it (arXiv 2406.11235): trellis codes of ``A^T W B``.
+    """A matrix W (rows, columns) in QTIP's storage format (arXiv 2406.11235): trellis codes of ``A^T W B``.
 
-    A and B are the transforms of :func:`quantrature.ops.hadamard` with the signs of the outputs and of the inputs, in
-    the sizes of :func:`padded`.
+    A and B are orthogonal transforms (:func:`quantrature.ops.hadamard` with random signs), of the padded sizes that
+    :func:`padded` gives.
 
     Attributes:
-        codes: uint8 of shape (tiles, 32 bits): a stream for each tile of 16 x 16 weights (see
+        codes: uint8 (tiles, 32 * bits), one bit stream per tile of 16 x 16 weights (see
             :func:`quantrature.ops.trellis_matvec`).
-        scale: float32 of shape (1,): of the weights.
-        input_signs, output_signs: uint8, a bit for each padded column and row.
-        trellis: what the codes are of.
-        shape: of the matrix.
-        dtype: of what was quantized: "float32", "float16" or "bfloat16".
+        scale: float32 (1,), scale of all weights.
+        input_signs, output_signs: uint8, one bit per padded column and row: the signs in B and A.
+        trellis: the trellis code.
+        shape: shape of the matrix, (rows, columns).
+        dtype: dtype of the original matrix: "float32", "float16" or "bfloat16".
     """
 
     codes: torch.Tensor
@@ -64,24 +67,24 @@ class TrellisMatrix:
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Bits per weight."""
         return self.trellis.bits
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """Rows and columns of the rotated matrix."""
+        """Shape of the rotated matrix, (rows, columns)."""
         return padded(self.shape[0]), padded(self.shape[1])
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored: codes, scale and signs."""
+        """Stored bytes: codes, scale and signs."""
         return int(self.codes.numel() + self.input_signs.numel() + self.output_signs.numel() + 4)
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
-        """The numbers that it stands for, of all rows or of some that follow each other.
+        """Dequantize all rows, or a slice of consecutive rows.
 
-        The same on every CPU: both transforms are taken back in float32, inputs first. Each row depends on all codes,
-        so that some rows take as long as all.
+        Both transforms are reversed in float32, inputs first; the result is the same on every CPU. Each row depends on
+        all codes, so a few rows take as long as all.
         """
         import torch
 
@@ -93,10 +96,10 @@ class TrellisMatrix:
         return weight.to(getattr(torch, self.dtype if dtype is None else dtype)).contiguous()
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """The product with each row of x, float32 (n, columns): float32 (n, rows).
+        """Multiply each row of ``x``, float32 (n, columns), with the transposed matrix; returns float32 (n, rows).
 
-        Only the inputs and the results are rotated. For a few rows weights are decoded on the way; for many, some tile
-        rows at a time: the whole matrix is never there.
+        Inputs and results are rotated, not the matrix. For a few rows, weights are decoded during the product; for
+        many, a few tile rows are decoded at a time. The whole matrix is never decoded at once.
         """
         import torch
 
@@ -115,7 +118,7 @@ class TrellisMatrix:
         return result
 
     def transposed_product(self, y: torch.Tensor) -> torch.Tensor:
-        """The product of each row of y, float32 (n, rows), with the matrix: float32 (n, columns)."""
+        """Multiply each row of ``y``, float32 (n, rows), with the matrix; returns float32 (n, columns)."""
         import torch
 
         rows, cols = self.padded_shape
@@ -130,7 +133,7 @@ class TrellisMatrix:
         return result
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of the rotated matrix, whole tiles of them, and their weights."""
+        """Yield blocks of whole tile rows of the rotated matrix: their slice, and their weights."""
         rows, cols = self.padded_shape
         step = max(1, _BLOCK // (_TILE * cols)) * _TILE
         for begin in range(0, rows, step):
@@ -138,7 +141,7 @@ class TrellisMatrix:
             yield block, self._rotated(block)
 
     def _rotated(self, block: slice) -> torch.Tensor:
-        """Rows of the rotated matrix, whole tiles of them."""
+        """Return the weights in a block of whole tile rows of the rotated matrix."""
         rows, cols = block.stop - block.start, self.padded_shape[1]
         per_row = cols // _TILE
         codes = self.codes[block.start // _TILE * per_row : block.stop // _TILE * per_row]
@@ -148,14 +151,14 @@ class TrellisMatrix:
 
 
 def rotated(weight: torch.Tensor, input_signs: torch.Tensor, output_signs: torch.Tensor) -> torch.Tensor:
-    """``A^T W B`` of a float32 matrix of padded shape."""
+    """Rotate a float32 matrix W of padded shape: ``A^T W B``."""
     inputs = ops.hadamard(weight.contiguous(), input_signs)
     turned: torch.Tensor = ops.hadamard(inputs.mT.contiguous(), output_signs)
     return turned.mT.contiguous()
 
 
 def unrotated(weight: torch.Tensor, input_signs: torch.Tensor, output_signs: torch.Tensor) -> torch.Tensor:
-    """The reverse of :func:`rotated`."""
+    """Undo :func:`rotated`."""
     inputs = ops.hadamard(weight.contiguous(), input_signs, inverse=True)
     turned: torch.Tensor = ops.hadamard(inputs.mT.contiguous(), output_signs, inverse=True)
     return turned.mT.contiguous()
@@ -163,12 +166,12 @@ def unrotated(weight: torch.Tensor, input_signs: torch.Tensor, output_signs: tor
 
 @dataclass(frozen=True)
 class TrellisSpec(DenseSpec):
-    """A :class:`TrellisMatrix` but its numbers.
+    """Metadata of a :class:`TrellisMatrix`; the tensors are named by :meth:`layout`.
 
     Attributes:
-        shape: of the matrix.
-        bits, state_bits, code: of its :class:`quantrature.ops.Trellis`.
-        dtype: of what was quantized.
+        shape: shape of the matrix, (rows, columns).
+        bits, state_bits, code: as in :class:`quantrature.ops.Trellis`.
+        dtype: dtype of the original matrix.
     """
 
     kind: ClassVar[str] = "trellis"
@@ -182,11 +185,11 @@ class TrellisSpec(DenseSpec):
 
     @classmethod
     def of(cls, form: TrellisMatrix) -> TrellisSpec:
-        """The description of a matrix."""
+        """Return the metadata of a matrix."""
         return cls(form.shape, form.bits, form.trellis.state_bits, form.trellis.code, form.dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """The description as a JSON object."""
+        """Return the metadata as a JSON object."""
         return {
             "shape": list(self.shape),
             "bits": self.bits,
@@ -197,10 +200,10 @@ class TrellisSpec(DenseSpec):
 
     @classmethod
     def from_json(cls, data: Any) -> TrellisSpec:
-        """Read :meth:`to_json`, from whoever wrote it.
+        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
 
         Raises:
-            InvalidArgumentError: naming the field that is missing or impossible.
+            InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
         described = Description(data, cls, "a trellis")
         demand, given = described.demand, described.values
@@ -213,12 +216,12 @@ class TrellisSpec(DenseSpec):
 
     @property
     def trellis(self) -> Trellis:
-        """What the codes are of."""
+        """The trellis code."""
         return Trellis(self.bits, self.state_bits, self.code)  # type: ignore[arg-type]
 
     @property
     def setting(self) -> str:
-        """Bits, state bits and code: ``b2L16 3inst``."""
+        """Short form of bits, state bits and code: ``b2L16 3inst``."""
         return f"b{self.bits}L{self.state_bits} {self.code}"
 
     def _streams(self) -> tuple[int, int]:
@@ -226,7 +229,7 @@ class TrellisSpec(DenseSpec):
         return rows * cols // _TILE**2, self.trellis.stream_bytes(_TILE**2)
 
     def layout(self, name: str) -> Layout:
-        """The tensors of the matrix; the codes are called name."""
+        """Return name, shape and dtype of each tensor; ``name`` is the name of the codes."""
         tiles, size = self._streams()
         # One-dimensional, so that a reader which expects the weight itself stumbles over the shape.
         yield name, (tiles * size,), "uint8"
@@ -235,15 +238,15 @@ class TrellisSpec(DenseSpec):
             yield part_name(name, part), (padded(count) // 8,), "uint8"
 
     def tensors(self, form: TrellisMatrix, name: str) -> dict[str, torch.Tensor]:
-        """What :meth:`layout` names, out of a matrix."""
+        """Return the tensors of a matrix by the names in :meth:`layout`."""
         parts = {part: getattr(form, part) for part in ("scale", "input_signs", "output_signs")}
         return {name: form.codes.reshape(-1)} | {part_name(name, part): tensor for part, tensor in parts.items()}
 
     def quantized(self, tensors: Mapping[str, torch.Tensor], name: str) -> TrellisMatrix:
-        """The reverse of :meth:`tensors`.
+        """Build the matrix from its tensors; the reverse of :meth:`tensors`.
 
         Raises:
-            InvalidArgumentError: when the scale is not finite.
+            InvalidArgumentError: if the scale is not finite.
         """
         scale = tensors[part_name(name, "scale")]
         if not math.isfinite(float(scale)):
@@ -260,7 +263,7 @@ class TrellisSpec(DenseSpec):
         )
 
     def prepared(self, matrix: QuantizedMatrix) -> PreparedMatrix:
-        """Make a matrix with a dense form of this kind ready to be multiplied."""
+        """Prepare a matrix of this kind for products."""
         from .product import RotatedProduct
 
         return RotatedProduct.of(matrix)

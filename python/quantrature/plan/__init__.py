@@ -1,4 +1,4 @@
-"""Plans: what each matrix of a model becomes, how many bytes that takes, and which matrices are stored alike."""
+"""Plans: how each matrix of a model is stored, its size in bytes, and which matrices must have the same setting."""
 
 from .fusion import fusion_groups
 from .option import Option, stored_bytes

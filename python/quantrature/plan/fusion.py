@@ -1,4 +1,4 @@
-"""Matrices that serving engines fuse into one, and that therefore have to be stored alike."""
+"""Matrices that serving engines fuse into one, so that all must be stored with the same setting."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FUSED = {
 
 
 def fusion_groups(names: Iterable[str]) -> list[list[int]]:
-    """Indices of matrices that share their settings, in the order of their first members.
+    """Return groups of indices of matrices that must share one setting, in the order of their first members.
 
-    q, k and v of an attention, gate and up of a multilayer perceptron (of one expert, where there are several).
+    A group is q, k and v of an attention, or gate and up of an MLP (of one expert, in a mixture of experts).
     """
     groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Names of matrices, and patterns for them."""
+"""Patterns that select matrices by name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .._C import InvalidArgumentError
 
 
 def matching(pattern: str, names: Iterable[str], where: str) -> list[str]:
-    """Find the names that a pattern covers.
+    """Return the names that a pattern selects.
 
     Args:
-        pattern: a name, which covers itself and everything below it; or ``re:`` and a regular expression, which is
-            matched from the beginning of a name, as compressed-tensors does.
-        names: to choose from.
-        where: for messages, the function and what the pattern is: ``[find_linears] an entry of ignore``.
+        pattern: a name, which selects itself and every module inside it; or ``re:`` and a regular expression, which
+            must match from the beginning of a name, as in compressed-tensors.
+        names: the names to choose from.
+        where: beginning of error messages: the function and the argument, ``[find_linears] an entry of ignore``.
 
     Raises:
         InvalidArgumentError: if no name matches, or the pattern is not a regular expression.
@@ -32,5 +32,7 @@ def matching(pattern: str, names: Iterable[str], where: str) -> list[str]:
     else:
         found = [name for name in names if name == pattern or name.startswith(pattern + ".")]
     if not found:
-        raise InvalidArgumentError(f"{where} must match at least one matrix or module: got {pattern}")
+        raise InvalidArgumentError(
+            f"{where} must match at least one matrix or module: got {pattern}, which matches none"
+        )
     return found

@@ -1,4 +1,4 @@
-"""What a name that is not known may have been meant to be."""
+"""Suggestions for misspelt names in error messages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'bits'?`` with the known name that is most similar, for the end of a message; or nothing."""
+    """Return ``; did you mean 'bits'?`` with the most similar known name, or an empty string if none is similar."""
 
     def likeness(other: str) -> float:
-        """Of the whole, or of the beginning: ``outliers`` is much like ``outlier_fraction``."""
+        """Similarity, 0 to 1, to the whole name or to its beginning: ``outliers`` is close to ``outlier_fraction``."""
         return max(difflib.SequenceMatcher(None, name, part).ratio() for part in (other, other[: len(name)]))
 
     best = max(known, key=likeness, default=None)

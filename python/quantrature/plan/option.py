@@ -1,4 +1,4 @@
-"""The ways in which a matrix could be stored, and what each takes in bytes."""
+"""The settings that a matrix can have, and the size of each in bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..methods import SOLVERS
 from .plan import PlanEntry
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Of a weight that is kept exactly, by the dtype of its matrix."""
+"""Bytes for the value of an outlier, by the dtype of its matrix."""
 
 
 @dataclass(frozen=True, order=True)
@@ -27,27 +27,27 @@ class Option:
 
     @property
     def key(self) -> str:
-        """In short: ``b3g64``, with outliers ``b3g64o0.005``."""
+        """Short form: ``b3g64`` (3 bits, group size 64); with outliers ``b3g64o0.005``."""
         return f"b{self.bits}g{self.group_size}" + (f"o{self.outlier_fraction:g}" if self.outlier_fraction else "")
 
     @classmethod
     def parse(cls, key: str) -> Option:
-        """The reverse of :attr:`key`; without a group size it is 64.
+        """Parse a :attr:`key`. The default group size is 64.
 
         Raises:
-            InvalidArgumentError: for anything else.
+            InvalidArgumentError: if ``key`` is not such a short form.
         """
         found = re.fullmatch(r"b?(\d+)(?:g(-1|\d+))?(?:o(0?\.\d+(?:e-\d+)?|0|1|\d+e-\d+))?", key)
         if not found:
-            raise InvalidArgumentError(f"[allocate] a setting reads like b3g64 or b3g64o0.005: got {key!r}")
+            raise InvalidArgumentError(f"[allocate] a setting must look like b3g64 or b3g64o0.005: got {key!r}")
         bits, group_size, fraction = found.groups()
         return cls(int(bits), int(group_size or 64), float(fraction or 0))
 
     def entry(self, solver: str = "minmax", sym: bool = False, meta_bits: int | None = None) -> PlanEntry:
-        """The plan entry of this option.
+        """Return the plan entry for this option.
 
         Raises:
-            InvalidArgumentError: when bits, group size or outlier_fraction are out of range.
+            InvalidArgumentError: if ``bits``, ``group_size`` or ``outlier_fraction`` is out of range.
         """
         return PlanEntry(
             self.bits,
@@ -60,16 +60,19 @@ class Option:
 
 
 def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat16") -> int:
-    """Bytes that a matrix takes in memory and in a checkpoint, as far as its shape tells.
+    """Compute the size of a matrix, in memory and in a checkpoint, from its shape and plan entry.
 
-    What its method stores of all weights, such as codes, scales and zeros, and of each weight that it keeps exactly
-    its value, its column (two bytes up to 65,536 columns, else four) and for each row an offset. A matrix that is kept
-    takes what it takes now.
+    The size includes the codes, scales and zero points of all weights. Each outlier adds its value and its column
+    index (two bytes up to 65,536 columns, else four); outliers also add one offset per row. A matrix that is not
+    quantized keeps its size.
 
     Args:
         rows, columns: out_features and in_features.
         entry: how the matrix is stored.
-        dtype: of the weights before.
+        dtype: dtype of the original weights.
+
+    Returns:
+        Bytes.
     """
     if entry.keeps:
         return rows * columns * VALUE_BYTES[dtype]

@@ -1,4 +1,4 @@
-"""A plan: for every weight matrix, how it will be stored and why. Meant to be read and edited by hand."""
+"""A plan says how to store each weight matrix of a model, and why. plan.json can be read and edited by hand."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .nearest import did_you_mean
 
 FORMAT = "quantrature-plan"
 FORMAT_VERSION = 2
-"""Version 1 is read, too: it had other names for ``outlier_fraction``, and for ``strategy`` and ``method``."""
+"""Version 1 can be read, too. It had other names for ``outlier_fraction``, ``strategy`` and ``method``."""
 KEEP_BITS = 16
-"""The `bits` of an entry that leaves its matrix as it is."""
+"""The value of ``bits`` in an entry whose matrix is not quantized."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,17 @@ class PlanEntry:
     """How one matrix is stored.
 
     Attributes:
-        bits: 1 to 8, or 16 to leave the matrix as it is.
-        group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
-        sym: a grid symmetric around zero, which stores no zero point.
-        solver: how the codes are found: ``minmax`` for method rtn (round to nearest), else the name of the method.
-        meta_bits: bits of quantized scales and zeros; ``None`` stores them as float16.
-        outlier_fraction: fraction of the weights, 0 to 1, kept exactly beside the grid: the largest in magnitude.
-        reason: why the strategy chose this; free text.
-        predicted_loss_change: nats per token that this matrix is expected to cost; ``None`` when not predicted.
-        options: settings of the method's own, such as ``damp_percent`` of gptq; its defaults where not given.
+        bits: bits per weight, 1 to 8; 16 leaves the matrix unquantized.
+        group_size: number of consecutive weights, along the input dimension, that share one scale; -1 for one scale
+            per row (output channel). Default 64.
+        sym: if true, quantize symmetrically around zero, without zero points. Default false.
+        solver: quantization method: ``minmax`` for method rtn (round to nearest), else the name of the method.
+        meta_bits: bits of quantized scales and zero points, 1 to 8; ``None`` stores them as float16.
+        outlier_fraction: fraction of the weights, 0 to 1, that stay unquantized: those of the largest magnitude.
+        reason: why the strategy chose this setting; free text.
+        predicted_loss_change: predicted change of the loss when this matrix is quantized, in nats per token; ``None``
+            if not predicted.
+        options: settings of the method, such as ``damp_percent`` for gptq; the method's defaults if not given.
     """
 
     bits: int
@@ -48,7 +50,7 @@ class PlanEntry:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings, naming the field."""
+        """Check all fields; an InvalidArgumentError names the field that is wrong."""
 
         def demand(ok: bool, name: str, rule: str) -> None:
             if not ok:
@@ -57,7 +59,11 @@ class PlanEntry:
         def is_int(value: object) -> bool:
             return isinstance(value, int) and not isinstance(value, bool)
 
-        demand(is_int(self.bits) and (1 <= self.bits <= 8 or self.bits == KEEP_BITS), "bits", "1 to 8, or 16 to keep")
+        demand(
+            is_int(self.bits) and (1 <= self.bits <= 8 or self.bits == KEEP_BITS),
+            "bits",
+            "1 to 8, or 16 for unquantized",
+        )
         demand(
             is_int(self.group_size) and (self.group_size == -1 or self.group_size >= 1),
             "group_size",
@@ -84,16 +90,16 @@ class PlanEntry:
 
     @property
     def keeps(self) -> bool:
-        """Whether the matrix stays as it is."""
+        """Whether the matrix is left unquantized."""
         return self.bits == KEEP_BITS
 
     @property
     def setting(self) -> str:
-        """Bits and group size in short: ``b3g64``."""
+        """Bits and group size in short form: ``b3g64``."""
         return f"b{self.bits}g{self.group_size}"
 
     def __str__(self) -> str:
-        """How the matrix is stored, in short: ``b3g64 hqq, meta 8, outlier_fraction 0.005``, or ``kept``."""
+        """Short description: ``b3g64 hqq, meta 8, outlier_fraction 0.005``, or ``kept`` if unquantized."""
         if self.keeps:
             return "kept"
         parts = [f"{self.setting} {self.solver}{' sym' if self.sym else ''}"]
@@ -109,16 +115,16 @@ _FIELDS = {f.name for f in fields(PlanEntry)}
 
 _ENTRY_BEFORE = {"outliers": "outlier_fraction"}
 _ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
-"""Names in version 1 to the names of today, of an entry's fields and of what an allocation says."""
+"""Names in format version 1 to current names: of the fields of an entry, and of the allocation."""
 
 
 def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The same values, in the same order, under the names of today."""
+    """Return the same values in the same order, with old names replaced by current ones."""
     return {names.get(name, name): value for name, value in given.items()}
 
 
 def _as_json(entry: PlanEntry) -> dict[str, Any]:
-    """The fields of an entry; options where it has some."""
+    """Return the fields of an entry as JSON, without ``options`` if it is empty."""
     found = asdict(entry)
     if not found["options"]:
         del found["options"]
@@ -127,11 +133,11 @@ def _as_json(entry: PlanEntry) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Entries by module name, in model order, and what is known about the plan as a whole.
+    """How to store each matrix of a model.
 
     Attributes:
-        entries: module name to :class:`PlanEntry`.
-        allocation: how the plan was made: strategy, method, budget, sizes, predicted loss change, validation;
+        entries: module name to :class:`PlanEntry`, in model order.
+        allocation: how the plan was made: strategy, method, budget, sizes, predicted loss change, validation. This is
             free-form JSON.
     """
 
@@ -140,32 +146,33 @@ class Plan:
 
     @classmethod
     def uniform(cls, names: Iterable[str], entry: PlanEntry) -> Plan:
-        """The same entry for every name."""
+        """Make a plan with the same entry for every name."""
         return cls({name: entry for name in names}, {"strategy": "uniform"})
 
     def __iter__(self) -> Iterator[tuple[str, PlanEntry]]:
-        """Pairs of name and entry."""
+        """Iterate over pairs of module name and entry."""
         return iter(self.entries.items())
 
     def __len__(self) -> int:
-        """How many matrices the plan covers."""
+        """Number of matrices in the plan."""
         return len(self.entries)
 
     @property
     def predicted_loss_change(self) -> float | None:
-        """Sum over the entries, nats per token; ``None`` when any entry has no prediction."""
+        """Sum of the predictions of all entries, in nats per token; ``None`` if any entry has no prediction."""
         predictions = [entry.predicted_loss_change for entry in self.entries.values()]
         return None if None in predictions else float(sum(p for p in predictions if p is not None))
 
     def replace(self, name: str, **changes: Any) -> Plan:
-        """This plan with some fields of one entry changed."""
+        """Return a copy of the plan with some fields of one entry changed."""
         return replace(self, entries={**self.entries, name: replace(self.entries[name], **changes)})
 
     def diff(self, other: Plan) -> dict[str, tuple[PlanEntry | None, PlanEntry | None]]:
-        """Entries that are stored in another way in the other plan; reasons and predictions do not count.
+        """Return the entries that the other plan stores differently. Reasons and predictions are not compared.
 
         Returns:
-            Module name to its entry here and there, ``None`` where a plan has none, in the order of this plan.
+            Module name to its entries in this and in the other plan, in the order of this plan. An entry is ``None``
+            if the plan does not have the module.
         """
 
         def stored(entry: PlanEntry | None) -> PlanEntry | None:
@@ -176,10 +183,13 @@ class Plan:
         return {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if stored(ours) != stored(theirs)}
 
     def check_modules(self, names: Iterable[str]) -> None:
-        """Refuse an entry for a module that is not among names, the quantizable matrices of a model.
+        """Check that every entry names a quantizable matrix of a model.
+
+        Args:
+            names: the quantizable matrices of the model.
 
         Raises:
-            InvalidArgumentError: naming the entry and the most similar module.
+            InvalidArgumentError: for any other entry; the message names it and the most similar matrix.
         """
         known = list(names)
         for name in self.entries:
@@ -189,7 +199,7 @@ class Plan:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """The content of plan.json."""
+        """Return the content of plan.json."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -199,10 +209,14 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Any, origin: str = "plan") -> Plan:
-        """The plan that :meth:`to_json` described, however it was edited since.
+        """Read a plan from the content of plan.json.
+
+        Args:
+            data: what :meth:`to_json` returned; it may have been edited.
+            origin: name of the source, for error messages.
 
         Raises:
-            InvalidArgumentError: naming origin, entry and field for anything that cannot be carried out.
+            InvalidArgumentError: for content that is not a valid plan; the message names origin, entry and field.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InvalidArgumentError(f'[plan] {origin} is no plan: expected an object with "format": "{FORMAT}"')
@@ -222,7 +236,9 @@ class Plan:
                 given = _renamed(given, _ENTRY_BEFORE)
             unknown = sorted(set(given) - _FIELDS)
             if unknown and unknown[0] in _ENTRY_BEFORE:
-                raise InvalidArgumentError(f"{where}{unknown[0]} is called {_ENTRY_BEFORE[unknown[0]]} since version 2")
+                raise InvalidArgumentError(
+                    f"{where}{unknown[0]} was renamed to {_ENTRY_BEFORE[unknown[0]]} in format version 2"
+                )
             if unknown:
                 raise InvalidArgumentError(f"{where}unknown field {unknown[0]!r}; known: {', '.join(sorted(_FIELDS))}")
             if "bits" not in given:
@@ -237,7 +253,7 @@ class Plan:
         return cls(entries, _renamed(allocation, _ALLOCATION_BEFORE) if version == 1 else allocation)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write plan.json; an existing file is replaced in one step."""
+        """Write the plan as JSON; an existing file is replaced atomically."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps(self.to_json(), indent=2) + "\n")
@@ -245,9 +261,10 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read and check plan.json.
+        """Read and check a plan.json.
 
         Raises:
-            InvalidArgumentError: naming the file, and the line or entry and field at fault.
+            InvalidArgumentError: if the file cannot be read or is not a valid plan; the message names the file, and
+                the line, or the entry and field.
         """
         return cls.from_json(read_json(path, "plan"), str(path))
