@@ -66,7 +66,7 @@ def test_a_matrix_without_the_statistics_that_its_method_needs_is_named(calibrat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dampp": 1.0}, "options of toy must be among damp, ordered: got 'dampp'"),
+        ({"dampp": 1.0}, "options of toy must be one of damp, ordered: got 'dampp'"),
         ({"damp": "much"}, "option damp of toy must be float: got 'much'"),
         ({"ordered": 1}, "option ordered of toy must be bool: got 1"),
         ([1], r"options must be an object: got \[1\]"),
