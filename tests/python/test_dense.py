@@ -63,7 +63,7 @@ def test_verbs_that_need_a_dense_model_name_the_folder(arguments, quantized, cap
     names = {"OUT": str(quantized), "TEXT": str(quantized.parent / "text.txt")}
     assert main([names.get(argument, argument) for argument in arguments]) == 1
     said = capfd.readouterr().err
-    assert f"{quantized} is quantized already, by quantrature: give the dense model that it was made from" in said
+    assert f"{quantized} is quantized already, by quantrature: give the original model instead" in said
 
 
 # Counting

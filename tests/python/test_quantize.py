@@ -544,7 +544,7 @@ def edited(folder, change):
         ("shape", [8], "must be rows and columns"),
         ("shape", [16, 64], "the checkpoint has shape"),
         ("scale", "int8", "scale of a grid must be"),
-        ("zero", None, "zero of a grid must be null on a symmetric grid"),
+        ("zero", None, "zero of a grid must be null if and only if sym is true"),
         ("outliers", -1, "outliers must be 0 to"),
     ],
 )
@@ -616,7 +616,9 @@ def test_bad_arguments(arguments, complaint):
 
 def test_a_config_refuses_what_it_does_not_know_and_shows_its_settings():
     for name, near in {"nbits": "bits", "outliers": "outlier_fraction", "groupsize": "group_size"}.items():
-        with pytest.raises(InvalidArgumentError, match=rf"\[QuantratureConfig\] {name} is no setting; .* '{near}'\?"):
+        with pytest.raises(
+            InvalidArgumentError, match=rf"\[QuantratureConfig\] {name} is not a setting; .* '{near}'\?"
+        ):
             qtr.QuantratureConfig(**{name: 3})
     assert repr(qtr.QuantratureConfig(bits=4, method="hqq")) == "QuantratureConfig(bits=4, method='hqq')"
     plan = Plan({"a": PlanEntry(3), "b": PlanEntry(4)})

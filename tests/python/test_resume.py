@@ -110,7 +110,9 @@ def test_a_folder_that_is_not_the_runs_own_is_kept(tmp_path):
     for name, (function, arguments, settings) in {**run, "quantize": (qtr.quantize, (), gptq)}.items():
         with pytest.raises(InvalidArgumentError, match=rf"\[{name}\] resume_folder must be a folder: .* is a file"):
             function(sharp_model(), *arguments, **settings, resume_folder=tmp_path / "notes.txt")
-        with pytest.raises(InvalidArgumentError, match=rf"\[{name}\] resume='required' needs a resume_folder"):
+        with pytest.raises(
+            InvalidArgumentError, match=rf"\[{name}\] resume_folder must be given with resume='required'"
+        ):
             function(sharp_model(), *arguments, **settings, resume="required")
 
 
