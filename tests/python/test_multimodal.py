@@ -285,7 +285,7 @@ def with_an_idle_block():
     [
         (whisper, "WhisperForConditionalGeneration also needs input_features"),
         (albert, r"run each block once: albert.encoder.albert_layer_groups.0 runs repeatedly"),
-        (xlm, r"transformer.attentions.1 does not take what transformer.ffns.0 puts out"),
+        (xlm, r"the input of transformer.attentions.1 is not the output of transformer.ffns.0"),
         (
             with_an_idle_block,
             r"no calibration text reaches model.language_model.layers.1.\S+; add it to ig",
