@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hosts import Bench, arguments
+from methods import Bench, arguments
 
 from quantrature import ops
 from quantrature.methods import SOLVERS
@@ -90,7 +90,7 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0], "3,2").parse_args()
     bench = Bench(options)
     for bits in map(int, options.bits.split(",")):
-        make = bench.host("awq", bits, bench.windows)
+        make = bench.method("awq", bits, bench.windows)
         bench.row(f"{bits} bits, by the outputs of the matrices", bits, make)
         with by_module():
             bench.row(f"{bits} bits, by the output of the module around them", bits, make)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hosts import Bench, arguments, stored_bits
+from methods import Bench, arguments, stored_bits
 
 import quantrature as qtr
 from quantrature import ops

@@ -1,15 +1,16 @@
 """What ReQuant gains: the ablation of arXiv 2503.01901 (its Table 8), and other uses of the same bytes.
 
-    python bench/requant.py MODEL --calibration TEXT --text TEXT --work FOLDER [--bits 2,3,4] [--hosts rtn,hqq]
+    python bench/requant.py MODEL --calibration TEXT --text TEXT --work FOLDER [--bits 2,3,4] [--methods rtn,hqq]
         [--nsamples 32] [--tokens 32768] [--output bench/results]
 
 First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the paper, each in a process of its own.
 
-Then for each host and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
-positions. At the bytes of "both", as stored: the host with smaller groups, with 16-bit and with 8-bit scales and zeros;
-and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order; all left
-out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence from the
-original are on the other one. What was measured lies in the work folder, where a run that was cut short goes on.
+Then for each method and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
+positions. At the bytes of "both", as stored: the method with smaller groups, with 16-bit and with 8-bit scales and
+zeros; and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order;
+all left out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence
+from the original are on the other one. What was measured lies in the work folder, where a run that was cut short goes
+on.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from quantrature.models.running import not_training
 from quantrature.nn import quantized_layers
 from quantrature.plan import PlanEntry
 from quantrature.plan.option import stored_bytes
-from quantrature.requantization._requant import greedy_counts
 from quantrature.requantization.outliers import split
+from quantrature.requantization.selection import Quantizer, greedy_counts
 from quantrature.text import token_windows
 
 FINER = {None: (32, 36, 43, 48, 52, 56), 8: (12, 16, 20, 22, 24, 26, 28, 32)}
@@ -61,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--nsamples", type=int, default=32, help="windows of calibration text")
     parser.add_argument("--bits", default="2,3,4", help="none: only what the analysis takes")
-    parser.add_argument("--hosts", default="rtn,hqq")
+    parser.add_argument("--methods", default="rtn,hqq")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--outlier-fraction", type=float, default=0.0045)
     parser.add_argument("--significant-fraction", type=float, default=0.0005)
@@ -153,8 +154,8 @@ class Bench:
         """Mean negative log-likelihood of each window."""
         return -predictions.gather(-1, batch[:, 1:, None]).double().mean(dim=(1, 2))
 
-    def host(self, entry: PlanEntry, kept: Mapping[str, torch.Tensor] | None = None) -> dict[str, QuantizedMatrix]:
-        """All matrices in the host's stored form, some weights left out of the fit and kept."""
+    def method(self, entry: PlanEntry, kept: Mapping[str, torch.Tensor] | None = None) -> dict[str, QuantizedMatrix]:
+        """All matrices in the form that the method stores, some weights left out of the fit and kept."""
         return {
             linear.name: quantize_matrix(
                 linear.name, narrowest(linear.weight), entry, None if kept is None else kept[linear.name]
@@ -173,11 +174,11 @@ class Bench:
         seconds = time.perf_counter() - start
         return {name: layer.matrix for name, layer in quantized_layers(model).items()}, record, seconds
 
-    def ablation(self, host: str, bits: int) -> None:
-        """The rows of one host and number of bits."""
+    def ablation(self, method: str, bits: int) -> None:
+        """The rows of one method and number of bits."""
         options = self.options
-        entry = PlanEntry(bits, options.group_size, solver=solver_of(host))
-        label = f"{host}, {bits} bits, g{options.group_size}"
+        entry = PlanEntry(bits, options.group_size, solver=solver_of(method))
+        label = f"{method}, {bits} bits, g{options.group_size}"
         rows = self.blocks.setdefault(label, [])
         budgets = {
             "outlier_fraction": options.outlier_fraction,
@@ -192,7 +193,7 @@ class Bench:
             return row
 
         def at(places: Callable[[], Mapping[str, torch.Tensor]]) -> Callable[[], dict[str, Any]]:
-            return lambda: self.evaluate(self.host(entry, places()))
+            return lambda: self.evaluate(self.method(entry, places()))
 
         def with_both() -> dict[str, Any]:
             stored, record, seconds = self.requant(entry, **budgets)
@@ -211,14 +212,14 @@ class Bench:
         count = record["outliers"] + record["significant"]
 
         def stage(found: Mapping[str, Any], kept: Mapping[str, torch.Tensor] | None) -> dict[str, Any]:
-            return self.evaluate(self.host(entry, kept), found["predicted_loss_change"], found["measured_loss_change"])
+            return self.evaluate(
+                self.method(entry, kept), found["predicted_loss_change"], found["measured_loss_change"]
+            )
 
         def greedily() -> dict[str, torch.Tensor]:
             mean_pqi = {matrix["name"]: matrix["mean_pqi"] for matrix in record["modules"]}
-            entries = dict.fromkeys(mean_pqi, entry)
-            return self.outliers(
-                greedy_counts(self.linears, homes_of(self.linears), entries, mean_pqi, sum(counts), 0.05)
-            )
+            quantizer = Quantizer(self.linears, homes_of(self.linears), dict.fromkeys(mean_pqi, entry), {})
+            return self.outliers(greedy_counts(quantizer, mean_pqi, sum(counts), 0.05))
 
         add("nothing kept", lambda: stage(before, None))
         add("+ outliers, by temperature", lambda: stage(after, self.outliers(counts)))
@@ -241,7 +242,7 @@ class Bench:
             for which, chosen in (("below", below), ("above", above)):
                 add(
                     f"smaller groups{parameters}, next size {which} (g{chosen.group_size})",
-                    lambda chosen=chosen: self.evaluate(self.host(chosen)),
+                    lambda chosen=chosen: self.evaluate(self.method(chosen)),
                 )
 
     def outliers(self, counts: list[int]) -> dict[str, torch.Tensor]:
@@ -415,8 +416,8 @@ def main() -> None:
     print("\n".join(analysis_table(options, notes)), flush=True)
     bench.write()
     for bits in options.bits.split(",") if options.bits != "none" else ():
-        for host in options.hosts.split(","):
-            bench.ablation(host, int(bits))
+        for method in options.methods.split(","):
+            bench.ablation(method, int(bits))
 
 
 if __name__ == "__main__":

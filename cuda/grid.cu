@@ -456,15 +456,6 @@ void exclude(const qtr_quantize_args& a, Source& x, Scratch<float>& copy, cudaSt
   x = Source{copy.get(), QTR_F32, x.view, x.view.cols};
 }
 
-int64_t last_iteration(const double (&errors)[kHqqIterations], double size, float least) {
-  for (int64_t i = 0; i < kHqqIterations; ++i) {
-    const float error = static_cast<float>(errors[i] / size);
-    if (!(error < least)) return i;
-    least = error;
-  }
-  return kHqqIterations - 1;
-}
-
 void solve_hqq(const Source& x, const GridRule& rule, float least, const Lines& lines, cudaStream_t stream) {
   const GridPieces pieces(x.view);
   const int64_t groups = x.view.groups();

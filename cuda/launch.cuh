@@ -13,6 +13,7 @@
 #include <string>
 #include <type_traits>
 
+#include "common/ceil_div.hpp"
 #include "quantrature/c_api.h"
 
 namespace quantrature::cuda {
@@ -30,10 +31,6 @@ inline void expect(cudaError_t error, const char* doing) {
 
 inline cudaStream_t stream_of(const qtr_device& device) {
   return static_cast<cudaStream_t>(device.stream);
-}
-
-inline int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
 }
 
 inline int attribute_of(cudaDeviceAttr which, int ordinal) {

@@ -7,8 +7,8 @@
 // shapes are read code by code.
 #include "backend.cuh"
 #include "device/elements.cuh"
-#include "device/planes.cuh"
 #include "device/words.cuh"
+#include "layout/planes.hpp"
 #include "product.cuh"
 
 namespace quantrature::cuda {

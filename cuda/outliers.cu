@@ -2,13 +2,13 @@
 #include "backend.cuh"
 #include "device/elements.cuh"
 #include "launch.cuh"
+#include "layout/csr.hpp"
 #include "select.cuh"
 
 namespace quantrature::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kNarrowCols = 65536;
 
 // The first place in ascending indices that is not below i.
 __device__ int64_t lower_bound(const int64_t* indices, int64_t n, int64_t i) {
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; row <= rows; row += step) {
     const int64_t at = lower_bound(indices, nnz, row * cols);
-    if (nnz > INT32_MAX)
+    if (wide_offsets(nnz))
       static_cast<int64_t*>(offsets)[row] = at;
     else
       static_cast<int32_t*>(offsets)[row] = static_cast<int32_t>(at);

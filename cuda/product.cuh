@@ -2,13 +2,12 @@
 #pragma once
 
 #include "device/elements.cuh"
-#include "device/planes.cuh"
 #include "launch.cuh"
+#include "layout/csr.hpp"
+#include "layout/planes.hpp"
 #include "ops/grid/line.hpp"
 
 namespace quantrature::cuda {
-
-constexpr int64_t kNarrowCols = 65536;
 
 __device__ __forceinline__ float add_warp(float x) {
   for (int apart = 16; apart > 0; apart /= 2)
@@ -26,16 +25,6 @@ struct Product {
   int64_t whole;          // columns that are read by words
   bool by_four;           // whether vectors may be read four numbers at a time
 };
-
-__device__ __forceinline__ int64_t offset_of(const qtr_csr& m, int64_t row) {
-  return m.nnz > INT32_MAX ? static_cast<const int64_t*>(m.row_offsets)[row]
-                           : static_cast<const int32_t*>(m.row_offsets)[row];
-}
-
-__device__ __forceinline__ int64_t column_of(const qtr_csr& m, int64_t i) {
-  return m.cols <= kNarrowCols ? static_cast<const uint16_t*>(m.columns)[i]
-                               : static_cast<const int32_t*>(m.columns)[i];
-}
 
 // Group g of all rows.
 __device__ __forceinline__ float zero_at(const qtr_grid_matrix& w, int64_t g, int bits) {

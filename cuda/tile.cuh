@@ -1,8 +1,8 @@
 // Packed rows, a tile of codes at a time: those in shared memory become bytes of every plane, and back.
 #pragma once
 
-#include "device/planes.cuh"
 #include "launch.cuh"
+#include "layout/planes.hpp"
 
 namespace quantrature::cuda {
 

@@ -1,4 +1,4 @@
-"""Sphinx: python -m sphinx -W -b html docs docs/_build."""
+"""Sphinx: python -m sphinx -W -b html docs build/docs."""
 
 import re
 import sys
@@ -12,10 +12,12 @@ import quantrature  # noqa: E402
 project = "quantrature"
 author = "the authors of quantrature"
 release = quantrature.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "every_header"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions += ["every_header", "every_verb"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+smartquotes = False  # which would make dashes of the hyphens of options
 html_theme = "furo"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -46,6 +48,14 @@ def each_name_by_itself(app, what, name, obj, options, lines):
     lines[:] = told
 
 
+def files_of_the_repository(app, name, content):
+    """Turn links to Markdown files outside of docs, which work in the repository, into downloads."""
+    content[0] = re.sub(
+        r"\[([^\]]+)\]\(((?:\.\./)+(?:bench|examples)/[\w./-]+\.md)\)", r"{download}`\1 <\2>`", content[0]
+    )
+
+
 def setup(app):
-    """After napoleon, which has made fields of the sections."""
+    """Connect the functions above; the first runs after napoleon, which has made fields of the sections."""
+    app.connect("source-read", files_of_the_repository)
     app.connect("autodoc-process-docstring", each_name_by_itself, priority=900)

@@ -4,7 +4,7 @@
 
 #include <cuda_runtime.h>
 
-#include "device/planes.cuh"
+#include "layout/planes.hpp"
 
 namespace quantrature::cuda {
 

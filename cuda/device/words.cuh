@@ -1,7 +1,7 @@
 // Codes out of words of packed rows whose planes are aligned (quantrature/packing.hpp).
 #pragma once
 
-#include "device/planes.cuh"
+#include "layout/planes.hpp"
 
 namespace quantrature::cuda {
 

@@ -3,7 +3,7 @@
  *
  * A checkpoint is a folder with config.json, whose quantization_config.modules describes every matrix, and
  * safetensors files: 8 bytes with the length of a JSON header, the header, and the tensors it tells the
- * places of. See docs/checkpoint.md; what is stored in another way than that page's "grid" is refused.
+ * places of. See docs/reference/checkpoint.md; what is stored in another way than that page's "grid" is refused.
  */
 #include <cjson/cJSON.h>
 #include <math.h>

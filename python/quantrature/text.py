@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,51 @@ CONTEXT_LENGTHS = (
     "max_target_positions",
 )
 """Names of the configuration field that holds a model's context length."""
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Text to calibrate on, and how windows are cut from it.
+
+    Attributes:
+        source: whatever :func:`token_windows` takes.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: as there.
+    """
+
+    source: Any
+    tokenizer: Any = None
+    nsamples: int | None = None
+    seqlen: int | None = None
+    seed: int = 0
+    bos: str = "auto"
+    text_column: str | None = None
+
+    def windows(self, model: Any, longest: int = DEFAULT_SEQLEN) -> torch.Tensor:
+        """The windows for a model, int64 (windows, tokens).
+
+        Raises:
+            InvalidArgumentError: what :func:`token_windows` refuses.
+        """
+        return token_windows(
+            self.source,
+            self.tokenizer,
+            seqlen=self.seqlen,
+            nsamples=self.nsamples,
+            seed=self.seed,
+            model=model,
+            bos=self.bos,
+            text_column=self.text_column,
+            longest=longest,
+        )
+
+    def settings(self, windows: torch.Tensor, model: Any) -> dict[str, Any]:
+        """What a record says of its windows: how many, how long, which seed, and where BOS is."""
+        return {
+            "nsamples": len(windows),
+            "seqlen": windows.shape[1],
+            "seed": self.seed,
+            "bos": bos_of(windows, self.tokenizer, model),
+        }
 
 
 def token_windows(

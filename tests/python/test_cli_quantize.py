@@ -140,7 +140,7 @@ def test_quantize_with_requant(capfd, folder, tmp_path):
     assert said["bytes"] == found.bytes == record.nbytes
     assert said["bits_per_weight"] == found.bits_per_weight
     assert said["paper_bits_per_weight"] == record.paper_bits_per_weight
-    assert [stage["name"] for stage in said["stages"]] == ["host", "outliers", "detach 1", "detach 2"]
+    assert [stage["name"] for stage in said["stages"]] == ["quantized", "outliers", "detach 1", "detach 2"]
     assert said["outliers"] + said["significant"] == sum(m["outliers"] for m in found.modules.values())
     assert not (tmp_path / "out" / "plan.json").exists()
     assert run_json(capfd, "verify", tmp_path / "out", "--source", folder / "model")["ok"]

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 import quantrature
 from quantrature.allocation import STRATEGIES
 from quantrature.analysis import METRICS
+from quantrature.analysis.sensitivity import MatrixSensitivity, Proof
 from quantrature.methods import METHODS
+from quantrature.plan import Plan, PlanEntry
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -21,10 +24,13 @@ PUBLIC = (
 )
 
 
-@pytest.mark.parametrize("kind", ["host", "metric", "strategy"])
-def test_every_method_has_a_page_and_every_page_a_method(kind):
-    names = {"host": METHODS, "metric": METRICS, "strategy": STRATEGIES}[kind]
-    pages = {path.stem: path for path in (DOCS / "methods" / kind).glob("*.md")}
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [("howto/methods", METHODS), ("concepts/metrics", METRICS), ("concepts/strategies", STRATEGIES)],
+    ids=["methods", "metrics", "strategies"],
+)
+def test_every_method_has_a_page_and_every_page_a_method(folder, names):
+    pages = {path.stem: path for path in (DOCS / folder).glob("*.md") if path.stem != "index"}
     assert set(pages) == set(names)
     for name, path in pages.items():
         title = path.read_text().splitlines()[0]
@@ -55,7 +61,7 @@ def test_the_package_itself():
     for name in quantrature.__all__:
         assert inspect.getdoc(getattr(quantrature, name)), name
     for name in PUBLIC:
-        assert f"quantrature.{name}" in (DOCS / "api" / "python.md").read_text()
+        assert f"quantrature.{name}" in (DOCS / "reference" / "python.md").read_text()
 
 
 def test_every_argument_struct_has_a_header_with_its_contract():
@@ -72,3 +78,88 @@ def test_every_argument_struct_has_a_header_with_its_contract():
         assert re.search(r"\b([Nn]umeric c|[Cc])lass [ELB]\b", said), header
         assert "Throws InvalidArgument" in said, header
         assert header == "packing.hpp" or re.search(r"NaN|finite", said), header
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))], ids=str)
+def test_links_within_the_repository_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def tables(page):
+    """The rows of the tables of a page by the heading above them: the names in the first cell, and the other cells."""
+    found = {}
+    heading = ""
+    for line in page.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("| `"):
+            first, *rest = (cell.strip() for cell in line.strip("|").split(" | "))
+            for name in re.findall(r"`([^`]+)`", first):
+                found.setdefault(heading, {})[name] = rest
+    return found
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    from tiny_models import tiny_model
+
+    model = tiny_model("llama")
+    tokens = [[(7 * i + j) % 60 for j in range(16)] for i in range(4)]
+    return model, quantrature.analyze(model, tokens, bits=[2, 4], group_size=16)
+
+
+def test_the_page_of_plan_json_has_the_fields_that_are_read():
+    page = tables(DOCS / "reference" / "plan-json.md")
+    assert list(page["The file"]) == list(Plan({"a": PlanEntry(4)}).to_json())
+    entry = page["An entry"]
+    assert list(entry) == [f.name for f in fields(PlanEntry)]
+    for f in fields(PlanEntry):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        said = entry[f.name][1].strip("`").strip('"')
+        shown = {True: "true", False: "false", None: "null", MISSING: "required"}
+        is_number = isinstance(default, (int, float)) and not isinstance(default, bool)
+        expected = f"{default:g}" if is_number else str(default) if isinstance(default, (str, dict)) else shown[default]
+        assert said == expected, f.name
+
+
+def test_the_page_of_plan_json_has_what_allocations_say(analysis):
+    model, sens = analysis
+    known = set(tables(DOCS / "reference" / "plan-json.md")["allocation"])
+    seen = {"quantized_on", "validation"}  # which the command line adds
+    for strategy in STRATEGIES:
+        scores = {m.name: 1.0 for m in sens.matrices} if strategy == "sensiboost" else None
+        source = sens if strategy == "pqi" else model
+        limits = {"group_sizes": [16]} if strategy in ("pqi", "uniform") else {}
+        seen |= set(
+            quantrature.allocate(source, strategy=strategy, avg_bits=6.5, sensitivity=scores, **limits).allocation
+        )
+    assert seen == known
+
+
+def test_the_page_of_sensitivity_json_has_the_fields_that_are_written(analysis):
+    _, sens = analysis
+    page = tables(DOCS / "reference" / "sensitivity-json.md")
+    written = sens.to_json()
+    assert list(page["The file"]) == list(written)
+    assert set(page["settings"]) == set(written["settings"])
+    assert list(page["An object of proofs"]) == [f.name for f in fields(Proof)] == list(written["proofs"][0])
+    assert list(page["An object of modules"]) == [f.name for f in fields(MatrixSensitivity)]
+
+
+def test_the_command_line_reference_has_every_verb_and_option(monkeypatch):
+    pytest.importorskip("docutils")
+    import typer.main
+
+    from quantrature.cli import VERBS, app
+
+    monkeypatch.syspath_prepend(DOCS)
+    every_verb = importlib.import_module("every_verb")
+    sections = every_verb.sections()
+    assert [section["names"][0] for section in sections] == [f"quantrature {verb}" for verb in VERBS]
+    program = typer.main.get_command(app)
+    for verb, section in zip(VERBS, sections, strict=True):
+        text = section.astext()
+        for parameter in program.commands[verb].params:
+            assert all(name in text for name in every_verb.names_of(parameter)), (verb, parameter.name)

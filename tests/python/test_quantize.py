@@ -605,6 +605,9 @@ def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value
         ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
         ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
         ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore does not go with a plan"),
+        ({"plan": Plan({"a": PlanEntry(3)}), "method": "hqq"}, "method does not go with a plan, .* got method='hqq'"),
+        ({"plan": Plan({"a": PlanEntry(3)}), "group_size": 32}, "group_size does not go with a plan, .*group_size=32"),
+        ({"plan": Plan({"a": PlanEntry(3)}), "outlier_fraction": 0.1}, "outlier_fraction does not go with a plan"),
     ],
 )
 def test_bad_arguments(arguments, complaint):

@@ -98,7 +98,7 @@ def test_what_is_kept_and_what_is_not(layout, selection):
         elsewhere = torch.ones(len(weight), dtype=torch.bool)
         elsewhere[places] = False
         assert torch.equal(image[elsewhere], expected.dequantize("float32").flatten()[elsewhere])
-    assert [stage.name for stage in record.stages] == ["host", "outliers", "detach 1", "detach 2"]
+    assert [stage.name for stage in record.stages] == ["quantized", "outliers", "detach 1", "detach 2"]
     first = record.outliers
     assert [stage.kept for stage in record.stages] == [
         0,
@@ -123,7 +123,7 @@ def test_the_best_temperature_is_taken():
     assert len({trial.measured_loss_change for trial in record.trials}) == 3
     assert record.temperature == best.temperature
     assert record.measured_loss_change == pytest.approx(best.measured_loss_change, abs=1e-6)
-    assert [stage.name for stage in record.stages] == ["host", "outliers"]
+    assert [stage.name for stage in record.stages] == ["quantized", "outliers"]
 
 
 def test_one_step_restores_what_an_analysis_ranks_first():
@@ -171,7 +171,7 @@ def test_a_plan_may_differ_between_matrices_and_leave_some():
     assert names[0] not in layers
     assert [m.name for m in record.matrices] == names[1:]
     assert layers[names[1]].spec.dense.bits == 4
-    assert record.settings["host"] == ["b4g16", "b2g16"]
+    assert record.settings["grids"] == ["b4g16", "b2g16"]
 
 
 def test_kept_weights_take_16_bits_where_that_loses_nothing():
@@ -254,7 +254,8 @@ def test_bad_arguments(arguments, complaint):
     model = sharp_model()
     if "plan" in arguments:
         names = [linear.name for linear in models.find_linears(model)]
-        arguments = arguments | {"plan": Plan.uniform(names, PlanEntry(**{"bits": 2, **arguments["plan"]}))}
+        entry = PlanEntry(**{"bits": 2, **arguments["plan"]})
+        arguments = arguments | {"plan": Plan.uniform(names, entry), "group_size": 64}
     with pytest.raises(InvalidArgumentError, match=complaint):
         qtr.requant(model, TOKENS, **{**HOST, **arguments})
     with pytest.raises(InvalidArgumentError, match=r"^\[requant\] "):

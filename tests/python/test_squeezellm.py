@@ -336,7 +336,7 @@ def test_the_calibration_text_is_as_long_as_that_of_the_authors():
 
 
 def test_so_many_windows_are_drawn(monkeypatch):
-    from quantrature.quantization import model as _quantize
+    from quantrature import text
 
     seen = {}
 
@@ -344,6 +344,6 @@ def test_so_many_windows_are_drawn(monkeypatch):
         seen.update(named)
         return TOKENS
 
-    monkeypatch.setattr(_quantize, "token_windows", noted)
+    monkeypatch.setattr(text, "token_windows", noted)
     qtr.quantize(tiny_model("llama"), bits=3, method="squeezellm", calibration=TOKENS)
     assert (seen["nsamples"], seen["longest"], seen["seqlen"]) == (100, 512, None)

@@ -5,14 +5,9 @@
 #include <bit>
 #include <cstdint>
 
-namespace quantrature {
+#include "common/host_device.hpp"
 
-// Must be inlined: the callers are compiled for several targets, and for devices.
-#ifdef __CUDACC__
-#define QUANTRATURE_INLINE __host__ __device__ __forceinline__
-#else
-#define QUANTRATURE_INLINE [[gnu::always_inline]] inline
-#endif
+namespace quantrature {
 
 QUANTRATURE_INLINE float f32_from_bf16(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define QTR_BACKEND_ABI 1
+#define QTR_BACKEND_ABI 2
 
 typedef struct qtr_failure {
   char message[512];

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from .._C import InvalidArgumentError
 from ..files.resume import check_resume
 from ..methods import SOLVERS, Statistics, image_of, solver_of
-from ..models import Linears, check_loaded, find_linears, fingerprint
-from ..models.gradients import Share, gradient_checkpointing
+from ..models import Linears, LinearWeight, check_loaded, find_linears, fingerprint
+from ..models.gradients import gradient_checkpointing
 from ..models.ranks import rank_of
 from ..models.running import not_training
 from ..ops._arrays import dtype_name
@@ -22,8 +23,9 @@ from ..plan import PlanEntry
 from ..plan.option import Option
 from ..progress import progress as progress_bar
 from ..quantization import collect
-from ..text import bos_of, token_windows
+from ..text import CalibrationText
 from .errors import Outcome, candidates, outcomes
+from .integral import Integral
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
 from .path import Moved, WeightPath, homes_of
 from .proving import Effort, Prover
@@ -93,119 +95,151 @@ def analyze(
         QuantratureError: naming matrix, sample and node where a loss or gradient is not finite, or the matrix whose
             weights are not.
     """
-    settings: dict[str, Any] = {
-        "metrics": list(metrics),
-        "bits": [bits] if isinstance(bits, int) else list(bits),
-        "group_size": group_size,
-        "method": method,
-        "sym": sym,
-        "rule": rule,
-        "nodes": nodes,
-        "tol": tol,
-        "abs_mode": abs_mode,
-        "batch_size": batch_size,
-    }
     for metric in metrics:
         if metric not in METRICS:
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
-
     solver = solver_of(method)
-    entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in settings["bits"]]
+    of_bits = [bits] if isinstance(bits, int) else list(bits)
+    entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in of_bits]
     quadrature(rule, nodes, "analyze")
     check_resume("analyze", resume, resume_folder)
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)
-    windows = token_windows(
-        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
-    )
-    settings |= {
-        "nsamples": len(windows),
-        "seqlen": windows.shape[1],
-        "seed": seed,
-        "bos": bos_of(windows, tokenizer, model),
-    }
-    model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
-
-    prover = Prover(model, windows, batch_size)
+    text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
+    windows = text.windows(model)
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
+    settings: dict[str, Any] = {
+        "metrics": list(metrics),
+        "bits": of_bits,
+        "group_size": group_size,
+        "method": method,
+        "sym": sym,
+        **effort.settings,
+        "batch_size": batch_size,
+        **text.settings(windows, model),
+    }
+    prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
+    snapshots = _Snapshots(resume_folder, resume, {**settings, "model": prints[0], "calibration": prints[1]})
+    prover = Prover(model, windows, batch_size)
     gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
-    total = len(Share(windows).windows) * (
-        bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
-    )
-    blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
-    checkpointed = gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext()
-    scores: dict[str, Mapping[str, float]] = {}
-    maps: dict[str, Mapping[str, torch.Tensor]] = {}
-    ways: dict[str, dict[str, Outcome]] = {}
-    proofs: list[Proof] = []
-    changes: dict[str, Mapping[str, float]] = {}
-    snapshots: list[Snapshot] = []
-    with not_training(model), progress_bar("analyzing", total, progress) as bar:
+    passes = bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
+    found = _Found()
+    with not_training(model), progress_bar("analyzing", len(prover.share) * passes, progress) as bar:
         needs = {linear.name: SOLVERS[solver].needs for linear in linears}
         given = collect(model, linears, needs, windows, batch_size=batch_size) if SOLVERS[solver].needs else {}
         homes = homes_of(linears, effort.map_folder)
         moved = _towards(linears, homes, entries[0], given)
-        scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
+        found.scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
         if "pqi" in metrics:
-            options = sorted({*candidates(group_size), *(Option(e.bits, e.group_size) for e in entries)})
-            for linear in linears:
-                weight = linear.weight.to(homes[linear.name]).contiguous()
-                ways[linear.name] = outcomes(
-                    linear.name,
-                    weight,
-                    options,
-                    lambda option: option.entry(solver, sym),
-                    statistics=given.get(linear.name),
-                )
-        with WeightPath(model, moved, effort.map_folder) as path, checkpointed:
+            found.outcomes = _outcomes(linears, homes, entries, given)
+        with (
+            WeightPath(model, moved, effort.map_folder) as path,
+            gradient_checkpointing(model, linears, checkpointing),
+        ):
             if "activation_error" in metrics:
-                scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
+                found.scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
             if gradients:
-                found, maps_at_w = gradient_scores(path, windows, gradients, bar.advance)
-                scores |= found
-                maps |= maps_at_w
-            if "pqi" in metrics:
-                for number, entry in enumerate(entries):
-                    if number:
-                        path.moved = _towards(linears, homes, entry, given)
+                scores, maps = gradient_scores(path, windows, gradients, bar.advance)
+                found.scores |= scores
+                found.maps |= maps
+            for number, entry in enumerate(entries) if "pqi" in metrics else ():
+                if number:
+                    path.moved = _towards(linears, homes, entry, given)
+                keeping = functools.partial(snapshots.of, entry.setting)
+                found.add(*prover.prove(path, entry.setting, method, effort, bar.advance, keeping))
+    snapshots.discard()
+    matrices = tuple(found.of(linear, metrics) for linear in linears)
+    return Sensitivity(matrices, tuple(found.proofs), settings, *prints, found.maps)
 
-                    def snapshot(nodes: int, setting: str = entry.setting) -> Snapshot | None:
-                        if resume_folder is None:
-                            return None
-                        about = {**settings, "nodes": nodes, "model": model_print, "calibration": text_print}
-                        rank, ranks = rank_of()
-                        of_rank = f".rank-{rank}-of-{ranks}" if ranks > 1 else ""
-                        file = Path(resume_folder) / f"integral-{setting}{of_rank}.safetensors"
-                        snapshots.append(Snapshot(file, about, resume))
-                        return snapshots[-1]
 
-                    integral, proof = prover.prove(path, entry.setting, method, effort, bar.advance, snapshot)
-                    proofs.append(proof)
-                    changes[entry.setting] = integral.signed
-                    if number == 0:
-                        scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
-                        maps["pqi"] = {name: values.cpu() for name, values in integral.maps.items()}
-                    del integral  # and with it accumulators on devices
-    for saved in snapshots:
-        saved.discard()
-    matrices = tuple(
-        MatrixSensitivity(
+class _Snapshots:
+    """Where the integrals of an analysis keep their states."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None, resume: str, about: Mapping[str, Any]) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._resume, self._about = resume, about
+        self._made: list[Snapshot] = []
+
+    def of(self, setting: str, nodes: int) -> Snapshot | None:
+        """That of the integral for a setting; ``None`` where nothing is kept."""
+        if self._folder is None:
+            return None
+        rank, ranks = rank_of()
+        of_rank = f".rank-{rank}-of-{ranks}" if ranks > 1 else ""
+        file = self._folder / f"integral-{setting}{of_rank}.safetensors"
+        self._made.append(Snapshot(file, {**self._about, "nodes": nodes}, self._resume))
+        return self._made[-1]
+
+    def discard(self) -> None:
+        """Remove the files: the work is done."""
+        for snapshot in self._made:
+            snapshot.discard()
+
+
+@dataclass
+class _Found:
+    """What an analysis has found out so far.
+
+    Attributes:
+        scores: metric to matrix name to score.
+        maps: metric to matrix name to a value for each weight.
+        outcomes: matrix name to setting to what it makes of the matrix.
+        proofs: one for each setting that was integrated.
+        changes: setting to matrix name to predicted loss change.
+    """
+
+    scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    maps: dict[str, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    outcomes: Mapping[str, Mapping[str, Outcome]] = field(default_factory=dict)
+    proofs: list[Proof] = field(default_factory=list)
+    changes: dict[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def add(self, integral: Integral, proof: Proof) -> None:
+        """Note the integral for a setting; the first one gives the scores and the maps of PQI."""
+        if not self.proofs:
+            self.scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
+            self.maps["pqi"] = {name: values.cpu() for name, values in integral.maps.items()}
+        self.proofs.append(proof)
+        self.changes[proof.setting] = integral.signed
+
+    def of(self, linear: LinearWeight, metrics: Sequence[str]) -> MatrixSensitivity:
+        """What was found out of one matrix."""
+        outcomes = self.outcomes.get(linear.name, {})
+        return MatrixSensitivity(
             linear.name,
             linear.role,
             linear.block,
             linear.out_features,
             linear.in_features,
-            {metric: scores[metric][linear.name] for metric in metrics},
-            {setting: signed[linear.name] for setting, signed in changes.items()},
-            {setting: found.error for setting, found in ways.get(linear.name, {}).items()},
-            {setting: found.nbytes for setting, found in ways.get(linear.name, {}).items()},
+            {metric: self.scores[metric][linear.name] for metric in metrics},
+            {setting: signed[linear.name] for setting, signed in self.changes.items()},
+            {setting: outcome.error for setting, outcome in outcomes.items()},
+            {setting: outcome.nbytes for setting, outcome in outcomes.items()},
             dtype_name(linear.parameter),
         )
+
+
+def _outcomes(
+    linears: Linears,
+    homes: Mapping[str, torch.device],
+    entries: Sequence[PlanEntry],
+    given: Mapping[str, Statistics],
+) -> dict[str, dict[str, Outcome]]:
+    """What each candidate setting makes of each matrix."""
+    first = entries[0]
+    options = sorted({*candidates(first.group_size), *(Option(e.bits, e.group_size) for e in entries)})
+    return {
+        linear.name: outcomes(
+            linear.name,
+            linear.weight.to(homes[linear.name]).contiguous(),
+            options,
+            lambda option: option.entry(first.solver, first.sym),
+            statistics=given.get(linear.name),
+        )
         for linear in linears
-    )
-    return Sensitivity(matrices, tuple(proofs), settings, model_print, text_print, maps)
+    }
 
 
 def _towards(

@@ -26,6 +26,11 @@ class Effort(NamedTuple):
     abs_mode: str = "after_mean"
     map_folder: Path | None = None
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {"rule": self.rule, "nodes": self.nodes, "tol": self.tol, "abs_mode": self.abs_mode}
+
 
 class Prover:
     """Integrates along ways that all start at the same weights, whose loss is measured once."""

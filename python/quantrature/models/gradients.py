@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from .finiteness import check_loss
-from .linears import LinearWeight
+from .linears import Linears, LinearWeight
 from .ranks import add_over_ranks, rank_of
 from .running import logits
 
@@ -115,12 +115,16 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @contextmanager
-def gradient_checkpointing(model: torch.nn.Module, blocks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Inside the ``with`` block, the backward pass recomputes each block's activations instead of storing them.
+def gradient_checkpointing(model: torch.nn.Module, linears: Linears, wanted: bool) -> Iterator[None]:
+    """Inside the ``with`` block, if ``wanted``, the backward pass recomputes each block's activations.
 
     transformers checkpoints only blocks in training mode, which also enables dropout. Therefore only the blocks
     themselves, not the modules inside, are set to training mode, and their own dropout probability is set to 0.
     """
+    if not wanted:
+        yield
+        return
+    blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
     typed: Any = model
     enable, disable = (
         getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")

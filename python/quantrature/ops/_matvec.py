@@ -147,7 +147,7 @@ def matvec(
             contains them.
         out: float32 array for the result; by default a new array of the library of ``x``.
         activations: ``"float32"``, or ``"int8"``: round each 64 numbers of ``x`` to multiples of m / 127, where
-            ``m`` is the largest magnitude in the block. On a grid this is faster and adds at most
+            ``m`` is their largest magnitude. On a grid this is faster and adds at most
             ``m / 254 * abs(code - zero) * abs(scale)`` per weight to the error. With a codebook it is not faster and
             adds at most ``m / 254 * abs(value)``. Outliers are multiplied with unrounded ``x``.
 

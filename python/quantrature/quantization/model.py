@@ -27,7 +27,7 @@ from ..packed import MatrixSpec, QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..plan.nearest import did_you_mean
 from ..progress import progress as progress_bar
-from ..text import DEFAULT_SEQLEN, token_windows
+from ..text import DEFAULT_SEQLEN, CalibrationText
 from .sequential import Calibrated, calibrate, units
 from .state import BlockState
 
@@ -125,9 +125,8 @@ def quantize(
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
             raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
         wanted = text_settings(plan, nsamples)
-        windows = token_windows(
-            calibration, tokenizer, **wanted, seqlen=seqlen, seed=seed, bos=bos, text_column=text_column, model=model
-        )
+        text = CalibrationText(calibration, tokenizer, wanted["nsamples"], seqlen, seed, bos, text_column)
+        windows = text.windows(model, wanted["longest"])
         state = None if resume_folder is None else BlockState(Path(resume_folder), resume)
         found = _calibrated(
             model,
@@ -245,6 +244,15 @@ def plan_for(
         raise InvalidArgumentError(f"[{caller}] model must not be quantized already")
     if (bits is None) == (plan is None):
         raise InvalidArgumentError(f"[{caller}] either bits or plan must be given, not both")
+    if plan is not None:
+        _refuse_beside_plan(
+            caller,
+            group_size=group_size,
+            method=method,
+            sym=sym,
+            meta_bits=meta_bits,
+            outlier_fraction=outlier_fraction,
+        )
     if plan is not None and ignore:
         raise InvalidArgumentError(f"[{caller}] ignore does not go with a plan: take the entries out of the plan")
     if plan is None:
@@ -288,6 +296,15 @@ def plan_for(
     if embedding_bits is not None:
         made = _with_embeddings(made, linears, entry, embedding_bits, caller)
     return linears, made
+
+
+def _refuse_beside_plan(caller: str, **given: Any) -> None:
+    """Refuse settings of all matrices beside a plan, whose entries have them; they would be passed over."""
+    for name, value in given.items():
+        if value != inspect.signature(quantize).parameters[name].default:
+            raise InvalidArgumentError(
+                f"[{caller}] {name} does not go with a plan, whose entries have their own: got {name}={value!r}"
+            )
 
 
 def _check_options(method: str, options: Mapping[str, Any], caller: str) -> None:

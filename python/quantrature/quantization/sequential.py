@@ -80,86 +80,136 @@ def calibrate(
         InvalidArgumentError: naming a matrix that no text reaches, or that its method cannot do.
         QuantratureError: naming module and sample where activations or gradients are not finite.
     """
-    chosen = [linear for linear in linears if linear.name in entries]
-    entries = dict(entries)
-    needs = {linear.name: SOLVERS[entries[linear.name].solver].needs for linear in chosen}
-    weight_of = weight_of or (lambda linear: linear.weight.contiguous())
-    matrices: dict[str, QuantizedMatrix] = {}
-    kept: dict[str, Statistics] = {}
-    folds: list[Fold] = []
-    folder = Folder(model, linears, entries)
-    taken_up = 0
-    comparison = Comparison()
-
-    def reporting(what: str, passes: int = 1) -> Callable[[float], Any]:
-        return lambda count: report(count / passes, what)
-
+    run = _Run(model, linears, dict(entries), true_sequential, state, keep_statistics, weight_of or _as_it_is, report)
     with not_training(model), ExitStack() as whole:
-        blocks = Blocks(model, linears, chosen, windows, batch_size)
-        sensitive = [linear for linear in chosen if "fisher" in needs[linear.name]]
-        fishers = fisher(model, sensitive, windows, reporting("the Fisher information"))
-        whole.enter_context(apart(chosen))
-        blocks.enter()
-        for number in range(len(blocks)):
-            members = blocks.members(number, chosen)
-            with ExitStack() as block:
+        run.begin(windows, batch_size, whole)
+        for number in range(len(run.blocks)):
+            with ExitStack() as of_block:
+                run.block(number, whole, of_block)
+    run.comparison.report()
+    matrices = {linear.name: run.matrices[linear.name] for linear in run.chosen}
+    return Calibrated(matrices, run.kept, tuple(run.folds), run.entries)
 
-                def folded(found: Sequence[Fold], block: ExitStack = block) -> None:
-                    block.enter_context(restored(changed_by(model, linears, found)))
-                    fold(model, linears, found)
-                    for name in (name for each in found for name in each.consumers):
-                        options = {**entries[name].options, "scale": False}
-                        entries[name] = replace(entries[name], options=options)
-                    folds.extend(found)
 
-                for linear in members:
-                    (whole if linear.aliases else block).enter_context(restored([linear.weight]))
-                finished = None if state is None else state.load(number)
-                if finished is not None and set(finished.matrices) == {linear.name for linear in members}:
-                    folded(finished.folds)
-                    for linear in members:
-                        _move(linear, finished.matrices[linear.name])
-                    matrices |= finished.matrices
-                    blocks.advance(number, reporting(f"{blocks.name(number)}, taken up"))
-                    taken_up += 1
-                    continue
-                if taken_up == number > 0 and state is not None:
-                    _log.warning("%d of %d blocks are taken up from %s", number, len(blocks), state.folder)
-                found: dict[str, QuantizedMatrix] = {}
-                stages = blocks.stages(number, members) if members else []
-                steps = [[stage] for stage in stages] if true_sequential else [stages] if stages else []
-                groups = folder.groups(blocks, number, members) if folder.wanted(members) else []
-                passes = sum(1 for step in steps if _asks(step, needs)) + bool(groups) + 1
-                done = reporting(blocks.name(number), passes)
-                of_block: list[Fold] = []
-                if groups:
-                    seen = {linear.name: x for linear, x in _gathered(blocks, number, groups, needs, done)}
-                    of_block = folder.folds(blocks, number, groups, seen)
-                    folded(of_block)
-                for step in steps:
-                    copies: _Copies = {}
-                    for linear, statistics in _gathered(blocks, number, step, needs, done):
-                        statistics = replace(statistics, fisher=fishers.get(linear.name))
-                        matrix = quantize_matrix(
-                            linear.name,
-                            weight_of(linear),
-                            entries[linear.name],
-                            statistics=statistics,
-                            comparison=comparison,
-                            scale=next((f.scale for f in of_block if linear.name in f.consumers), None),
-                        )
-                        found[linear.name] = matrix.to("cpu")
-                        if keep_statistics:
-                            kept[linear.name] = _on_cpu(statistics, copies)
-                    for stage in step:
-                        for linear in stage:
-                            _move(linear, found[linear.name])
-                matrices |= found
-                if state is not None and members:
-                    state.save(number, FinishedBlock(found, tuple(of_block)))
-                blocks.advance(number, done)
-    comparison.report()
-    return Calibrated({linear.name: matrices[linear.name] for linear in chosen}, kept, tuple(folds), entries)
+def _as_it_is(linear: LinearWeight) -> torch.Tensor:
+    return linear.weight.contiguous()
+
+
+@dataclass
+class _Run:
+    """Calibration on its way from block to block.
+
+    Attributes:
+        model, linears, true_sequential, state, keep_statistics, weight_of, report: as in :func:`calibrate`.
+        entries: matrix name to the entry that it is quantized by; without a scale of its own where one was folded.
+        matrices, kept, folds: what came of the blocks so far.
+    """
+
+    model: torch.nn.Module
+    linears: Linears
+    entries: dict[str, PlanEntry]
+    true_sequential: bool
+    state: BlockState | None
+    keep_statistics: bool
+    weight_of: Callable[[LinearWeight], torch.Tensor]
+    report: Callable[[float, str], Any]
+    matrices: dict[str, QuantizedMatrix] = field(default_factory=dict)
+    kept: dict[str, Statistics] = field(default_factory=dict)
+    folds: list[Fold] = field(default_factory=list)
+    comparison: Comparison = field(default_factory=Comparison)
+    _taken_up: int = 0
+
+    def __post_init__(self) -> None:
+        """Find the matrices with an entry, and what their methods need."""
+        self.chosen = [linear for linear in self.linears if linear.name in self.entries]
+        self.needs = {linear.name: SOLVERS[self.entries[linear.name].solver].needs for linear in self.chosen}
+        self._folder = Folder(self.model, self.linears, self.entries)
+
+    def begin(self, windows: torch.Tensor, batch_size: int, whole: ExitStack) -> None:
+        """Take gradients where a method needs them, and stand before the first block."""
+        self.blocks = Blocks(self.model, self.linears, self.chosen, windows, batch_size)
+        sensitive = [linear for linear in self.chosen if "fisher" in self.needs[linear.name]]
+        self._fishers = fisher(self.model, sensitive, windows, self._reporting("the Fisher information"))
+        whole.enter_context(apart(self.chosen))
+        self.blocks.enter()
+
+    def _reporting(self, what: str, passes: int = 1) -> Callable[[float], Any]:
+        return lambda count: self.report(count / passes, what)
+
+    def block(self, number: int, whole: ExitStack, of_block: ExitStack) -> None:
+        """Quantize the matrices of a block, or take them up, and go on to the next.
+
+        Args:
+            number: of the block.
+            whole, of_block: what ends with the calibration, and with the block: weights are then what they were.
+        """
+        members = self.blocks.members(number, self.chosen)
+        for linear in members:
+            (whole if linear.aliases else of_block).enter_context(restored([linear.weight]))
+        finished = None if self.state is None else self.state.load(number)
+        if finished is not None and set(finished.matrices) == {linear.name for linear in members}:
+            self._fold(finished.folds, of_block)
+            for linear in members:
+                _move(linear, finished.matrices[linear.name])
+            self.matrices |= finished.matrices
+            self.blocks.advance(number, self._reporting(f"{self.blocks.name(number)}, taken up"))
+            self._taken_up += 1
+            return
+        if self._taken_up == number > 0 and self.state is not None:
+            _log.warning("%d of %d blocks are taken up from %s", number, len(self.blocks), self.state.folder)
+        stages = self.blocks.stages(number, members) if members else []
+        steps = [[stage] for stage in stages] if self.true_sequential else [stages] if stages else []
+        groups = self._folder.groups(self.blocks, number, members) if self._folder.wanted(members) else []
+        passes = sum(1 for step in steps if _asks(step, self.needs)) + bool(groups) + 1
+        done = self._reporting(self.blocks.name(number), passes)
+        folds: list[Fold] = []
+        if groups:
+            seen = {linear.name: x for linear, x in _gathered(self.blocks, number, groups, self.needs, done)}
+            folds = self._folder.folds(self.blocks, number, groups, seen)
+            self._fold(folds, of_block)
+        found: dict[str, QuantizedMatrix] = {}
+        for step in steps:
+            found |= self._quantized(number, step, folds, done)
+            for linear in (linear for stage in step for linear in stage):
+                _move(linear, found[linear.name])
+        self.matrices |= found
+        if self.state is not None and members:
+            self.state.save(number, FinishedBlock(found, tuple(folds)))
+        self.blocks.advance(number, done)
+
+    def _fold(self, found: Sequence[Fold], of_block: ExitStack) -> None:
+        """Fold scales into the model while the block lasts; its matrices then need none of their own."""
+        of_block.enter_context(restored(changed_by(self.model, self.linears, found)))
+        fold(self.model, self.linears, found)
+        for name in (name for each in found for name in each.consumers):
+            options = {**self.entries[name].options, "scale": False}
+            self.entries[name] = replace(self.entries[name], options=options)
+        self.folds.extend(found)
+
+    def _quantized(
+        self,
+        number: int,
+        stages: Sequence[Sequence[LinearWeight]],
+        folds: Sequence[Fold],
+        report: Callable[[float], Any],
+    ) -> dict[str, QuantizedMatrix]:
+        """The matrices of some stages of a block, by what one pass over the text says of their inputs."""
+        copies: _Copies = {}
+        found = {}
+        for linear, statistics in _gathered(self.blocks, number, stages, self.needs, report):
+            statistics = replace(statistics, fisher=self._fishers.get(linear.name))
+            matrix = quantize_matrix(
+                linear.name,
+                self.weight_of(linear),
+                self.entries[linear.name],
+                statistics=statistics,
+                comparison=self.comparison,
+                scale=next((f.scale for f in folds if linear.name in f.consumers), None),
+            )
+            found[linear.name] = matrix.to("cpu")
+            if self.keep_statistics:
+                self.kept[linear.name] = _on_cpu(statistics, copies)
+        return found
 
 
 def collect(

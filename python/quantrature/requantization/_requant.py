@@ -1,4 +1,4 @@
-"""ReQuant on any host method."""
+"""ReQuant on any method."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import ops
 from .._C import InvalidArgumentError
 from ..analysis.path import CPU, homes_of
-from ..analysis.proving import Effort
+from ..analysis.proving import Effort, Prover
 from ..analysis.quadrature import quadrature
-from ..methods import SOLVERS, Statistics, quantize_matrix
-from ..models import LinearWeight, check_loaded, fingerprint
+from ..methods import SOLVERS
+from ..models import Linears, LinearWeight, check_loaded, fingerprint
 from ..models.folding import Fold, folded, narrowest
 from ..models.gradients import Share, gradient_checkpointing
 from ..models.running import not_training
@@ -27,11 +26,13 @@ from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
 from ..quantization import calibrate
 from ..quantization.model import check_weight, declare, plan_for, put
-from ..text import bos_of, token_windows
-from .journal import Found, Journal
-from .matrices import Matrices
-from .outliers import SELECTIONS, SHARES, TEMPERATURES, greedy_split, split
-from .record import KeptWeights, Requantization, Trial
+from ..text import CalibrationText
+from .exact import ExactWeights
+from .journal import Journal
+from .matrices import QUANTIZED, Matrices
+from .outliers import TEMPERATURES, split
+from .record import KeptWeights, Requantization
+from .selection import Quantizer, Selected, select
 
 
 def requant(
@@ -70,9 +71,9 @@ def requant(
     resume: str = "auto",
     progress: bool | None = None,
 ) -> tuple[torch.nn.Module, Requantization]:
-    """Quantize a model with a host method and keep exactly the weights that cost most (arXiv 2503.01901).
+    """Quantize a model with any method and keep exactly the weights that cost most (arXiv 2503.01901).
 
-    1. Quantize with the host. 2. Give each matrix a share of the outliers by its mean PQI, at the temperature with
+    1. Quantize. 2. Give each matrix a share of the outliers by its mean PQI, at the temperature with
     the lowest calibration loss. 3. Take the largest weights of each matrix out and quantize the rest anew. 4. In some
     steps, integrate from the original weights to the current ones and restore those of the largest PQI, ranked over
     the whole model. Outliers and significant weights of a matrix share one sparse matrix beside its grid, in 16 bits
@@ -82,9 +83,10 @@ def requant(
     Args:
         model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
         tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
-        bits, group_size, method, sym, meta_bits, plan, ignore: the host, as in :func:`quantrature.quantize`; the
-            entries of a plan have no outliers of their own. A host that needs calibration is given the same text; what
-            it says is found once, with the host alone, and held in memory for all matrices.
+        bits, group_size, method, sym, meta_bits, plan, ignore: how codes are found, as in
+            :func:`quantrature.quantize`; the entries of a plan have no outliers of their own. A method that needs
+            calibration is given the same text; its statistics are gathered once, before any weight is kept, and held
+            in memory for all matrices.
         outlier_fraction: fraction of all weights, 0 to 1, that are kept for their magnitude.
         significant_fraction: fraction of all weights, 0 to 1, that are kept for their PQI.
         steps: integrals over which these are spread.
@@ -110,7 +112,7 @@ def requant(
             model is then as it was.
         QuantratureError: naming matrix, sample and node where a loss or gradient is not finite; likewise.
     """
-    _check(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
+    exact = ExactWeights(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
     quadrature(rule, nodes, "requant")
     linears, plan = plan_for(
         model,
@@ -125,6 +127,81 @@ def requant(
         experts=False,
         caller="requant",
     )
+    chosen, entries = _chosen(linears, plan)
+    text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
+    windows = text.windows(model)
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
+    settings: dict[str, Any] = {
+        "grids": [entry.setting for entry in dict.fromkeys(entries.values())],
+        "solvers": sorted({entry.solver for entry in entries.values()}),
+        "outlier_fraction": outlier_fraction,
+        "significant_fraction": significant_fraction,
+        "steps": steps,
+        "selection": selection,
+        "max_outlier_fraction": max_outlier_fraction,
+        **effort.settings,
+        "batch_size": batch_size,
+        **text.settings(windows, model),
+    }
+    budgets = exact.counts(sum(linear.numel for linear in chosen))
+    split(budgets[0], [linear.numel for linear in chosen], [1.0] * len(chosen), math.inf, max_outlier_fraction)
+    prints = fingerprint.of_matrices(chosen), fingerprint.of_tokens(windows)
+    about = {
+        **settings,
+        "prove": prove,
+        "plan": {name: asdict(entry) for name, entry in entries.items()},
+        "model": prints[0],
+        "calibration": prints[1],
+    }
+    journal = Journal(resume_folder, about, resume, "requant")
+    integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
+    with (
+        not_training(model),
+        progress_bar("requantizing", integrals * nodes * len(Share(windows).windows), progress) as bar,
+        contextlib.ExitStack() as undone_on_failure,
+    ):
+        prover = Prover(model, windows, batch_size)
+        start = _start(model, linears, chosen, entries, prover, effort, journal, budgets[0])
+        undone_on_failure.enter_context(folded(model, linears, start.folds))
+        with (
+            gradient_checkpointing(model, linears, checkpointing),
+            Matrices(
+                prover,
+                start.quantizer.homes,
+                chosen,
+                start.stored,
+                start.quantizer.original,
+                effort,
+                journal,
+                bar.advance,
+            ) as matrices,
+        ):
+            stage, mean_pqi, selected = QUANTIZED, {}, Selected([0] * len(chosen))
+            if budgets[0]:
+                mean_pqi = matrices.mean_pqi(stage)
+                stage = "outliers"
+                selected = select(matrices, journal, start.quantizer, mean_pqi, exact)
+            significant, predicted = matrices.detach_stepwise(stage, budgets[1], steps, prove=prove)
+            found, stages = matrices.stored, tuple(matrices.stages)
+    journal.discard()
+    declare(model, {linear.name: put(model, linear, found[linear.name]) for linear in chosen}, start.folds)
+    kept = tuple(
+        KeptWeights(
+            linear.name,
+            linear.numel,
+            count,
+            significant[linear.name],
+            mean_pqi.get(linear.name),
+            None if predicted is None else predicted[linear.name],
+        )
+        for linear, count in zip(chosen, selected.counts, strict=True)
+    )
+    sizes = (sum(m.nbytes for m in found.values()), sum(m.dense.nbytes for m in found.values()))
+    return model, Requantization(kept, stages, selected.trials, selected.temperature, *sizes, settings, *prints)
+
+
+def _chosen(linears: Linears, plan: Plan) -> tuple[list[LinearWeight], dict[str, PlanEntry]]:
+    """The matrices that the plan quantizes, checked, and how, by name."""
     for name, entry in plan:
         if entry.outlier_fraction:
             raise InvalidArgumentError(f"[requant] the plan must leave outliers to ReQuant: got some for {name!r}")
@@ -135,246 +212,47 @@ def requant(
     check_loaded("requant", chosen)
     for linear in chosen:
         check_weight(linear.name, linear.weight, "requant")
-    windows = token_windows(
-        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
-    )
-    settings: dict[str, Any] = {
-        "host": [entry.setting for entry in dict.fromkeys(entries.values())],
-        "solvers": sorted({entry.solver for entry in entries.values()}),
-        "outlier_fraction": outlier_fraction,
-        "significant_fraction": significant_fraction,
-        "steps": steps,
-        "selection": selection,
-        "max_outlier_fraction": max_outlier_fraction,
-        "rule": rule,
-        "nodes": nodes,
-        "tol": tol,
-        "abs_mode": abs_mode,
-        "batch_size": batch_size,
-        "nsamples": len(windows),
-        "seqlen": windows.shape[1],
-        "seed": seed,
-        "bos": bos_of(windows, tokenizer, model),
-    }
-    total = sum(linear.numel for linear in chosen)
-    budgets = round(outlier_fraction * total), round(significant_fraction * total)
-    split(budgets[0], [linear.numel for linear in chosen], [1.0] * len(chosen), math.inf, max_outlier_fraction)
-    model_print, text_print = fingerprint.of_matrices(chosen), fingerprint.of_tokens(windows)
-    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
-    blocks = [block for stack in linears.stacks for block in model.get_submodule(stack).children()]
-    integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
-    journal = Journal(
-        resume_folder,
-        {
-            **settings,
-            "prove": prove,
-            "plan": {name: asdict(entry) for name, entry in entries.items()},
-            "model": model_print,
-            "calibration": text_print,
-        },
-        resume,
-        "requant",
-    )
-
-    passes = integrals * nodes * len(Share(windows).windows)
-    with (
-        not_training(model),
-        progress_bar("requantizing", passes, progress) as bar,
-        contextlib.ExitStack() as undone_on_failure,
-    ):
-        host = (
-            calibrate(
-                model, linears, entries, windows, batch_size=batch_size, keep_statistics=True, weight_of=_original
-            )
-            if any(SOLVERS[entry.solver].needs for entry in entries.values())
-            else None
-        )
-        given = {} if host is None else host.statistics
-        homes = homes_of(chosen, effort.map_folder)
-        folds: Sequence[Fold] = ()
-        if host is not None:
-            # From here on, the model with the scales folded in is the original.
-            stored, folds, entries = host.matrices, host.folds, dict(host.entries)
-            undone_on_failure.enter_context(folded(model, linears, folds))
-        elif budgets[0] and "host" in journal:
-            stored = {}  # only the matrices without their outliers are still needed
-        else:
-            stored = _without_outliers(chosen, homes, entries, [0] * len(chosen), given)
-        with (
-            gradient_checkpointing(model, blocks) if checkpointing else contextlib.nullcontext(),
-            Matrices(
-                model,
-                chosen,
-                homes,
-                stored,
-                lambda linear: _original(linear, homes[linear.name]),
-                windows,
-                batch_size,
-                effort,
-                journal,
-                bar.advance,
-            ) as matrices,
-        ):
-            state, mean_pqi = "host", {}
-            counts: Sequence[int] = [0] * len(chosen)
-            trials: list[Trial] = []
-            temperature = None
-            if budgets[0]:
-                mean_pqi = matrices.mean_pqi(state)
-                state = "outliers"
-                if selection == "greedy":
-                    counts = greedy_counts(chosen, homes, entries, mean_pqi, budgets[0], max_outlier_fraction, given)
-                    matrices.stored = _without_outliers(chosen, homes, entries, counts, given)
-                else:
-                    counts, temperature, trials = _search(
-                        matrices, journal, entries, mean_pqi, budgets[0], temperatures, max_outlier_fraction, given
-                    )
-            significant_of, last = matrices.detach_stepwise(state, budgets[1], steps, prove=prove)
-            found, stages = matrices.stored, tuple(matrices.stages)
-    journal.discard()
-    specs = {linear.name: put(model, linear, found[linear.name]) for linear in chosen}
-    declare(model, specs, folds)
-    kept = tuple(
-        KeptWeights(
-            linear.name,
-            linear.numel,
-            count,
-            significant_of[linear.name],
-            mean_pqi.get(linear.name),
-            last[linear.name] if last is not None else None,
-        )
-        for linear, count in zip(chosen, counts, strict=True)
-    )
-    return model, Requantization(
-        kept,
-        stages,
-        tuple(trials),
-        temperature,
-        sum(matrix.nbytes for matrix in found.values()),
-        sum(matrix.dense.nbytes for matrix in found.values()),
-        settings,
-        model_print,
-        text_print,
-    )
+    return chosen, entries
 
 
-def _check(
-    outlier_fraction: float,
-    significant_fraction: float,
-    steps: int,
-    selection: str,
-    temperatures: Sequence[float],
-    max_outlier_fraction: float,
-) -> None:
-    for name, value in (
-        ("outlier_fraction", outlier_fraction),
-        ("significant_fraction", significant_fraction),
-        ("max_outlier_fraction", max_outlier_fraction),
-    ):
-        if not 0 <= value <= 1:
-            raise InvalidArgumentError(f"[requant] {name} must be a fraction between 0 and 1: got {name}={value}")
-    both = outlier_fraction + significant_fraction
-    if both > 1:
-        raise InvalidArgumentError(
-            f"[requant] outlier_fraction and significant_fraction must be at most 1 together: got {both:g}"
-        )
-    if not both:
-        raise InvalidArgumentError(
-            "[requant] outlier_fraction and significant_fraction must not both be 0: quantize does without"
-        )
-    if steps < 1:
-        raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={steps}")
-    if selection not in SELECTIONS:
-        raise InvalidArgumentError(
-            f"[requant] selection must be one of {', '.join(SELECTIONS)}: got selection={selection!r}"
-        )
-    if not temperatures or not all(temperature > 0 for temperature in temperatures):
-        raise InvalidArgumentError(
-            f"[requant] temperatures must be at least one number above 0: got temperatures={list(temperatures)}"
-        )
+@dataclass(frozen=True)
+class _Start:
+    """The matrices as they are first quantized, before any weight is kept exactly.
+
+    Attributes:
+        quantizer: quantizes them again.
+        stored: by name; empty where an interrupted run has found out already what they are needed for.
+        folds: scales that are folded into the model, which then is the original.
+    """
+
+    quantizer: Quantizer
+    stored: Mapping[str, QuantizedMatrix]
+    folds: Sequence[Fold] = ()
 
 
-def _original(linear: LinearWeight, home: torch.device = CPU) -> torch.Tensor:
-    return narrowest(linear.weight.to(home).contiguous())
-
-
-def _without_outliers(
-    linears: Sequence[LinearWeight],
-    homes: Mapping[str, torch.device],
+def _start(
+    model: torch.nn.Module,
+    linears: Linears,
+    chosen: Sequence[LinearWeight],
     entries: Mapping[str, PlanEntry],
-    counts: Sequence[int],
-    given: Mapping[str, Statistics],
-) -> dict[str, QuantizedMatrix]:
-    """Each matrix quantized in its home, with its largest weights left out of the fit and kept."""
-    return {
-        linear.name: _with_count(linear, homes[linear.name], entries[linear.name], count, given.get(linear.name))
-        for linear, count in zip(linears, counts, strict=True)
-    }
-
-
-def _with_count(
-    linear: LinearWeight, home: torch.device, entry: PlanEntry, count: int, statistics: Statistics | None
-) -> QuantizedMatrix:
-    weight = _original(linear, home)
-    places = ops.topk(weight.view(-1), count)[1] if count else None
-    return quantize_matrix(linear.name, weight, entry, places, statistics)
-
-
-def _search(
-    matrices: Matrices,
+    prover: Prover,
+    effort: Effort,
     journal: Journal,
-    entries: Mapping[str, PlanEntry],
-    mean_pqi: Mapping[str, float],
-    budget: int,
-    temperatures: Sequence[float],
-    largest_share: float,
-    given: Mapping[str, Statistics],
-) -> tuple[Sequence[int], float, list[Trial]]:
-    """Try every temperature; leave the stored forms of the best one in place."""
-    sizes = [linear.numel for linear in matrices.linears]
-    of_matrices = [mean_pqi[linear.name] for linear in matrices.linears]
-    best: tuple[Sequence[int], Trial] | None = None
-    stored: dict[str, QuantizedMatrix] = {}
-    trials = []
-    for temperature in temperatures:
-        counts = split(budget, sizes, of_matrices, temperature, largest_share)
-
-        def attempt(counts: Sequence[int] = counts) -> Found:
-            matrices.stored = _without_outliers(matrices.linears, matrices.homes, entries, counts, given)
-            return matrices.measure(), {}
-
-        known = (step := f"temperature {temperature}") in journal
-        trials.append(Trial(temperature, journal.of(step, attempt)[0]))
-        if best is None or trials[-1].measured_loss_change < best[1].measured_loss_change:
-            best, stored = (counts, trials[-1]), {} if known else matrices.stored
-    assert best is not None
-    matrices.stored = stored or _without_outliers(matrices.linears, matrices.homes, entries, best[0], given)
-    return best[0], best[1].temperature, trials
-
-
-def greedy_counts(
-    linears: Sequence[LinearWeight],
-    homes: Mapping[str, torch.device],
-    entries: Mapping[str, PlanEntry],
-    mean_pqi: Mapping[str, float],
-    budget: int,
-    largest_share: float,
-    given: Mapping[str, Statistics] | None = None,
-) -> list[int]:
-    """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
-    errors = []
-    for linear in linears:
-        home = homes[linear.name]
-        exact = linear.weight.to(home).float()
-        by_count = {}
-        for share in SHARES:
-            count = math.floor(min(share, largest_share) * linear.numel)
-            if count not in by_count:
-                statistics = (given or {}).get(linear.name)
-                image = _with_count(linear, home, entries[linear.name], count, statistics).dequantize("float32")
-                by_count[count] = float((image - exact).abs().sum(dtype=torch.float64))
-        errors.append(by_count)
-    sizes = [linear.numel for linear in linears]
-    return greedy_split(
-        budget, sizes, [mean_pqi[linear.name] * linear.numel for linear in linears], errors, largest_share
-    )
+    outliers: int,
+) -> _Start:
+    homes = homes_of(chosen, effort.map_folder)
+    if any(SOLVERS[entry.solver].needs for entry in entries.values()):
+        found = calibrate(
+            model,
+            linears,
+            entries,
+            prover.windows,
+            batch_size=prover.batch_size,
+            keep_statistics=True,
+            weight_of=lambda linear: narrowest(linear.weight.to(CPU).contiguous()),
+        )
+        quantizer = Quantizer(chosen, homes, dict(found.entries), found.statistics)
+        return _Start(quantizer, found.matrices, found.folds)
+    quantizer = Quantizer(chosen, homes, entries, {})
+    known = outliers > 0 and QUANTIZED in journal
+    return _Start(quantizer, {} if known else quantizer.all([0] * len(chosen)))

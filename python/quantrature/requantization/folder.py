@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,33 @@ import torch
 
 from .._C import InvalidArgumentError, QuantratureError
 from ..analysis.path import homes_of
-from ..analysis.proving import Effort
+from ..analysis.proving import Effort, Prover
 from ..analysis.quadrature import quadrature
 from ..checkpoint import save
 from ..checkpoint.verify import compare
 from ..files.new_folder import check_new_folder
-from ..models import LinearWeight, check_loaded, find_linears, fingerprint, load_model, load_tokenizer, processor_files
+from ..models import (
+    Linears,
+    LinearWeight,
+    check_loaded,
+    find_linears,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    processor_files,
+)
 from ..models.folding import fold, folds_of
-from ..models.gradients import Share, gradient_checkpointing
+from ..models.gradients import gradient_checkpointing
 from ..models.ranks import rank_of
 from ..models.running import not_training
-from ..nn import QuantLinear, put_everywhere, quantized_layers
+from ..nn import QuantLayer, QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
 from ..packed import MatrixSpec, QuantizedMatrix
 from ..progress import progress as progress_bar
 from ..quantization.model import declare
-from ..text import bos_of, token_windows
+from ..text import CalibrationText
 from .journal import Journal
-from .matrices import Matrices
+from .matrices import QUANTIZED, Matrices
 from .record import KeptWeights, Requantization
 
 _log = logging.getLogger(__name__)
@@ -74,7 +84,7 @@ def requant_folder(
     trust_remote_code: bool = False,
     progress: bool | None = None,
 ) -> Requantization:
-    """Improve a quantized folder: restore the weights of the largest PQI from the source, whatever the host was.
+    """Improve a quantized folder: restore the weights of the largest PQI from the source, whatever the method was.
 
     Codes, scales and zeros stay as they are, and so do weights that are kept exactly already; this is step 4 of
     :func:`quantrature.requant`. Embeddings and fused experts stay as they are, and the budget is for the other
@@ -108,149 +118,207 @@ def requant_folder(
     """
     if output is None and not overwrite:
         raise InvalidArgumentError(f"[requant_folder] {folder} is only replaced with overwrite; or give output")
-    if sum(given is not None for given in (significant_fraction, avg_bits, target_bytes)) != 1:
-        raise InvalidArgumentError(
-            "[requant_folder] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
-        )
-    if significant_fraction is not None and not 0 < significant_fraction <= 1:
-        raise InvalidArgumentError(
-            f"[requant_folder] significant_fraction must be a fraction above 0, at most 1: got {significant_fraction}"
-        )
+    amount = Amount(significant_fraction, avg_bits, target_bytes)
     if steps < 1:
         raise InvalidArgumentError(f"[requant_folder] steps must be at least 1: got steps={steps}")
     quadrature(rule, nodes, "requant_folder")
     target = Path(folder if output is None else output)
     check_new_folder(target, overwrite)
-    quantized = load_model(folder, trust_remote_code=trust_remote_code)
-    present = quantized_layers(quantized)
-    if not present:
-        raise InvalidArgumentError(f"[requant_folder] {folder} holds no matrix quantized by quantrature")
-    original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
-    found = find_linears(original, embeddings=True, watch=False)
-    inside = {name: layer for name, layer in present.items() if found.find(name).in_block}
-    layers = {name: layer for name, layer in inside.items() if found.find(name).expert is None}
-    if not layers:
-        raise InvalidArgumentError(
-            f"[requant] every quantized matrix of {folder} is one of fused experts, which ReQuant leaves as they are"
-        )
-    if len(layers) < len(inside):
-        _log.warning(
-            "%d matrices of fused experts stay as they are; budget and measurements are of the other %d, with dense "
-            "experts",
-            len(inside) - len(layers),
-            len(layers),
-        )
-    linears = [found.find(name) for name in layers]
-    check_loaded("requant_folder", linears)
-    folds = folds_of(quantized)
-    fold(original, found, folds)
-    for linear, (name, layer) in zip(linears, layers.items(), strict=True):
-        same = tuple(linear.weight.shape) == layer.spec.shape
-        if not same or not compare(layer, linear.weight.cpu()).fits:
-            raise QuantratureError(f"[requant_folder] {name} of {folder} was not made from {source}")
+    pair = _Pair.load(folder, source, dtype, device_map, max_memory, trust_remote_code)
+    linears, stored = [linear for _, linear, _ in pair.matched], pair.stored
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
-    windows = token_windows(
-        tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=original
-    )
-
-    stored = {linear.name: layer.matrix for linear, layer in zip(linears, layers.values(), strict=True)}
-    weights = sum(linear.numel for linear in linears)
-    if significant_fraction is not None:
-        count = round(significant_fraction * weights)
-    else:
-        budget = int(avg_bits * weights / 8) if avg_bits is not None else target_bytes
-        assert budget is not None
-        count = affordable(stored, budget)
-    before = {name: 0 if matrix.outliers is None else matrix.outliers.nnz for name, matrix in stored.items()}
-    if not 0 < count <= weights - sum(before.values()):
-        raise InvalidArgumentError(
-            f"[requant_folder] the budget must have room for 1 to {weights - sum(before.values())} more weights: "
-            f"got {count}"
-        )
+    text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
+    windows = text.windows(pair.original)
+    count = amount.weights(stored)
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     settings = {
-        "significant_fraction": significant_fraction,
-        "avg_bits": avg_bits,
-        "target_bytes": target_bytes,
+        **asdict(amount),
         "steps": steps,
-        "rule": rule,
-        "nodes": nodes,
-        "tol": tol,
-        "abs_mode": abs_mode,
+        **effort.settings,
         "batch_size": batch_size,
-        "nsamples": len(windows),
-        "seqlen": windows.shape[1],
-        "seed": seed,
-        "bos": bos_of(windows, tokenizer, original),
+        **text.settings(windows, pair.original),
         "dtype": dtype,
     }
-    model_print, text_print = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
+    prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
+    homes = homes_of(linears, effort.map_folder)
 
     def kept_as(linear: LinearWeight) -> torch.Tensor:
         return linear.weight.to(homes[linear.name]).contiguous().to(getattr(torch, stored[linear.name].dense.dtype))
 
-    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
-    homes = homes_of(linears, effort.map_folder)
-    digests = {name: layer.spec.digest for name, layer in layers.items()}
-    about = {**settings, "prove": prove, "model": model_print, "calibration": text_print, "quantized": digests}
+    digests = {name: layer.spec.digest for name, _, layer in pair.matched}
+    about = {**settings, "prove": prove, "model": prints[0], "calibration": prints[1], "quantized": digests}
     journal = Journal(resume_folder, about, resume, "requant_folder")
-    blocks = [block for stack in found.stacks for block in original.get_submodule(stack).children()]
-    passes = (steps + prove) * nodes * len(Share(windows).windows)
+    prover = Prover(pair.original, windows, batch_size)
     with (
-        not_training(original),
-        progress_bar("requantizing", passes, progress) as bar,
-        gradient_checkpointing(original, blocks) if checkpointing else contextlib.nullcontext(),
-        Matrices(
-            original, linears, homes, stored, kept_as, windows, batch_size, effort, journal, bar.advance
-        ) as matrices,
+        not_training(pair.original),
+        progress_bar("requantizing", (steps + prove) * nodes * len(prover.share), progress) as bar,
+        gradient_checkpointing(pair.original, pair.found, checkpointing),
+        Matrices(prover, homes, linears, stored, kept_as, effort, journal, bar.advance) as matrices,
     ):
-        restored, last = matrices.detach_stepwise("host", count, steps, prove=prove)
+        restored, predicted = matrices.detach_stepwise(QUANTIZED, count, steps, prove=prove)
         result, stages = matrices.stored, tuple(matrices.stages)
-    specs = {name: layer.spec for name, layer in present.items()}
-    for linear, (name, layer) in zip(linears, layers.items(), strict=True):
-        assert isinstance(layer, QuantLinear)
-        specs[name] = MatrixSpec.of(result[linear.name])
-        improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta", layer.dtype)
-        improved.store(result[linear.name], layer.device)
-        put_everywhere(quantized, linear, improved)
-    declare(quantized, specs, folds)
-    record = Requantization(
-        tuple(
-            KeptWeights(
-                linear.name,
-                linear.numel,
-                before[linear.name],
-                restored[linear.name],
-                predicted_loss_change=last[linear.name] if last is not None else None,
-            )
-            for linear in linears
-        ),
-        stages,
-        (),
-        None,
-        sum(matrix.nbytes for matrix in result.values()),
-        sum(matrix.dense.nbytes for matrix in result.values()),
-        settings,
-        model_print,
-        text_print,
+    pair.put(result)
+    kept = tuple(
+        KeptWeights(
+            linear.name,
+            linear.numel,
+            _kept(stored[linear.name]),
+            restored[linear.name],
+            predicted_loss_change=None if predicted is None else predicted[linear.name],
+        )
+        for linear in linears
     )
-    if rank_of()[0]:  # the first process has the same, and writes it
-        journal.discard()
-        return record
-    save(
-        quantized,
-        target,
-        tokenizer=tokenizer,
-        processor=processor_files(source),
-        requant=record,
-        source=str(source),
-        overwrite=overwrite,
-        max_shard_size=max_shard_size,
-    )
+    sizes = (sum(m.nbytes for m in result.values()), sum(m.dense.nbytes for m in result.values()))
+    record = Requantization(kept, stages, (), None, *sizes, settings, *prints)
+    if not rank_of()[0]:  # the others have the same, and the first process writes it
+        save(
+            pair.quantized,
+            target,
+            tokenizer=tokenizer,
+            processor=processor_files(source),
+            requant=record,
+            source=str(source),
+            overwrite=overwrite,
+            max_shard_size=max_shard_size,
+        )
     journal.discard()
     return record
 
 
-def affordable(stored: dict[str, QuantizedMatrix], budget: int) -> int:
+@dataclass(frozen=True)
+class Amount:
+    """How many weights are restored: one of three ways to say it.
+
+    Attributes:
+        significant_fraction: of the quantized weights, above 0 to 1.
+        avg_bits: bits of storage for each weight that the result may take.
+        target_bytes: bytes that the result may take.
+
+    Raises:
+        InvalidArgumentError: for none of them, or several, and for what is no fraction.
+    """
+
+    significant_fraction: float | None
+    avg_bits: float | None
+    target_bytes: int | None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if sum(given is not None for given in astuple(self)) != 1:
+            raise InvalidArgumentError(
+                "[requant_folder] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
+            )
+        if self.significant_fraction is not None and not 0 < self.significant_fraction <= 1:
+            raise InvalidArgumentError(
+                "[requant_folder] significant_fraction must be a fraction above 0, at most 1: got "
+                f"{self.significant_fraction}"
+            )
+
+    def weights(self, stored: Mapping[str, QuantizedMatrix]) -> int:
+        """How many of the weights of these matrices, by name.
+
+        Raises:
+            InvalidArgumentError: for less than one, or more than there are.
+        """
+        total = sum(math.prod(matrix.dense.shape) for matrix in stored.values())
+        if self.significant_fraction is not None:
+            count = round(self.significant_fraction * total)
+        else:
+            budget = int(self.avg_bits * total / 8) if self.avg_bits is not None else self.target_bytes
+            assert budget is not None
+            count = affordable(stored, budget)
+        free = total - sum(map(_kept, stored.values()))
+        if not 0 < count <= free:
+            raise InvalidArgumentError(
+                f"[requant_folder] the budget must have room for 1 to {free} more weights: got {count}"
+            )
+        return count
+
+
+def _kept(matrix: QuantizedMatrix) -> int:
+    """How many weights are kept exactly."""
+    return 0 if matrix.outliers is None else matrix.outliers.nnz
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A quantized model and the one it was made from.
+
+    Attributes:
+        quantized, original: the models; scales that are folded into the first are folded into the second, too.
+        found: matrices of the original.
+        matched: what ReQuant works on: the name of a layer in the quantized model, its matrix in the original, and the
+            layer.
+    """
+
+    quantized: torch.nn.Module
+    original: torch.nn.Module
+    found: Linears
+    matched: Sequence[tuple[str, LinearWeight, QuantLayer]]
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        source: str | os.PathLike[str],
+        dtype: str,
+        device_map: Any,
+        max_memory: Mapping[int | str, int | str] | None,
+        trust_remote_code: bool,
+    ) -> _Pair:
+        """Both models.
+
+        Raises:
+            InvalidArgumentError: for a folder without matrices that ReQuant works on.
+            QuantratureError: naming a matrix that was not made from the source.
+        """
+        quantized = load_model(folder, trust_remote_code=trust_remote_code)
+        present = quantized_layers(quantized)
+        if not present:
+            raise InvalidArgumentError(f"[requant_folder] {folder} holds no matrix quantized by quantrature")
+        original = load_model(source, dtype, device_map, trust_remote_code, max_memory)
+        found = find_linears(original, embeddings=True, watch=False)
+        inside = [(name, found.find(name), layer) for name, layer in present.items() if found.find(name).in_block]
+        matched = [(name, linear, layer) for name, linear, layer in inside if linear.expert is None]
+        if not matched:
+            raise InvalidArgumentError(
+                f"[requant] every quantized matrix of {folder} is one of fused experts, which ReQuant leaves as they "
+                "are"
+            )
+        if len(matched) < len(inside):
+            _log.warning(
+                "%d matrices of fused experts stay as they are; budget and measurements are of the other %d, with "
+                "dense experts",
+                len(inside) - len(matched),
+                len(matched),
+            )
+        check_loaded("requant_folder", [linear for _, linear, _ in matched])
+        fold(original, found, folds_of(quantized))
+        for name, linear, layer in matched:
+            same = tuple(linear.weight.shape) == layer.spec.shape
+            if not same or not compare(layer, linear.weight.cpu()).fits:
+                raise QuantratureError(f"[requant_folder] {name} of {folder} was not made from {source}")
+        return cls(quantized, original, found, matched)
+
+    @property
+    def stored(self) -> dict[str, QuantizedMatrix]:
+        """Quantized forms by the names of the original's matrices."""
+        return {linear.name: layer.matrix for _, linear, layer in self.matched}
+
+    def put(self, result: Mapping[str, QuantizedMatrix]) -> None:
+        """Give the quantized model its improved matrices."""
+        folds = folds_of(self.quantized)
+        specs = {name: layer.spec for name, layer in quantized_layers(self.quantized).items()}
+        for name, linear, layer in self.matched:
+            assert isinstance(layer, QuantLinear)
+            specs[name] = MatrixSpec.of(result[linear.name])
+            improved = QuantLinear(specs[name], layer.bias, layer.transposed, "meta", layer.dtype)
+            improved.store(result[linear.name], layer.device)
+            put_everywhere(self.quantized, linear, improved)
+        declare(self.quantized, specs, folds)
+
+
+def affordable(stored: Mapping[str, QuantizedMatrix], budget: int) -> int:
     """How many more weights can be kept exactly for so many bytes; never one too many, and below 0 for none.
 
     Every matrix is charged for row offsets, whether it will need them or not, that are wide enough should all of the

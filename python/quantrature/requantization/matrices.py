@@ -19,6 +19,9 @@ from ..packed import QuantizedMatrix
 from .journal import Found, Journal
 from .record import Stage
 
+QUANTIZED = "quantized"
+"""The first stage: matrices as their method quantizes them, before any weight is restored."""
+
 
 class Matrices:
     """Stored forms that change from step to step, and what is known of each.
@@ -26,25 +29,23 @@ class Matrices:
     The model itself stays at its original weights between the calls, and is there again when the ``with`` block ends.
 
     Args:
-        model: dense, with the original weights.
-        linears: the matrices.
+        prover: integrates and measures on the calibration text; its model is dense and has the original weights.
         homes: where each has its original and its quantized form, by name (:func:`quantrature.analysis.path.homes_of`).
+        linears: the matrices.
         stored: their quantized forms by name.
         original: makes the weight that is kept, (out_features, in_features), contiguous and in its home.
-        windows, batch_size, effort: of the integrals.
+        effort: of the integrals.
         journal: of what the integrals found out.
         advance: called with the number of windows whose gradient was taken.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        linears: Sequence[LinearWeight],
+        prover: Prover,
         homes: Mapping[str, torch.device],
+        linears: Sequence[LinearWeight],
         stored: Mapping[str, QuantizedMatrix],
         original: Callable[[LinearWeight], torch.Tensor],
-        windows: torch.Tensor,
-        batch_size: int,
         effort: Effort,
         journal: Journal,
         advance: Callable[[int], Any],
@@ -54,12 +55,12 @@ class Matrices:
         self.stored = {name: matrix.to(homes[name]) for name, matrix in stored.items()}
         self.original = original
         self.stages: list[Stage] = []
-        self._prover = Prover(model, windows, batch_size)
+        self._prover = prover
         self._effort, self._journal, self._advance = effort, journal, advance
         moved = [
             Moved(linear, functools.partial(self._image, linear.name), homes[linear.name]) for linear in self.linears
         ]
-        self._path = WeightPath(model, moved, effort.map_folder)
+        self._path = WeightPath(prover.model, moved, effort.map_folder)
 
     def __enter__(self) -> Matrices:
         self._path.__enter__()

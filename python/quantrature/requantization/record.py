@@ -30,7 +30,7 @@ class KeptWeights:
         weights: how many it has.
         outliers: kept for their magnitude, and left out of the fit of the grid.
         significant: kept for their PQI.
-        mean_pqi: over the matrix as the host alone quantized it; ``None`` where that was not integrated.
+        mean_pqi: over the matrix as its method alone quantized it; ``None`` where that was not integrated.
         predicted_loss_change: of the matrix in the end, nats per token; ``None`` where that was not integrated.
     """
 
@@ -65,7 +65,7 @@ class Stage:
     """The model after one step.
 
     Attributes:
-        name: ``host``, ``outliers``, ``detach 1``, ``detach 2``, ...
+        name: ``quantized``, ``outliers``, ``detach 1``, ``detach 2``, ...
         kept: weights kept exactly so far.
         measured_loss_change: F(w~) - F(w) on the calibration text, nats per token.
         predicted_loss_change: the same as a sum of signed PQI; ``None`` where it was not integrated.

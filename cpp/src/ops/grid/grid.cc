@@ -186,7 +186,7 @@ class Quantizer {
                          errors.data() + index * kHqqIterations);
       return true;
     });
-    const int64_t last = last_iteration(errors);
+    const int64_t last = last_of(errors);
     for_pieces([&](const GridPiece& piece, Scratch& s, int64_t) {
       const int64_t groups = ceil_div(piece.size, v.group);
       for (int64_t g = 0; g < groups; ++g)
@@ -198,18 +198,13 @@ class Quantizer {
     });
   }
 
-  int64_t last_iteration(const std::vector<double>& errors) const {
+  int64_t last_of(const std::vector<double>& errors) const {
+    double sums[kHqqIterations] = {};
+    for (int64_t p = 0; p < pieces_.count(); ++p)
+      for (int64_t i = 0; i < kHqqIterations; ++i)
+        sums[i] += errors[static_cast<size_t>(p * kHqqIterations + i)];
     const double size = static_cast<double>(pieces_.view.rows) * static_cast<double>(pieces_.view.cols);
-    float least = first_limit(a_.solver);
-    for (int64_t i = 0; i < kHqqIterations; ++i) {
-      double sum = 0;
-      for (int64_t p = 0; p < pieces_.count(); ++p)
-        sum += errors[static_cast<size_t>(p * kHqqIterations + i)];
-      const float error = static_cast<float>(sum / size);
-      if (!(error < least)) return i;
-      least = error;
-    }
-    return kHqqIterations - 1;
+    return last_iteration(sums, size, first_limit(a_.solver));
   }
 
   void mark_excluded() {

@@ -121,4 +121,15 @@ QUANTRATURE_INLINE float shrink(float d, double beta) {
   return left > 0 ? std::copysign(left, d) : 0.0f;
 }
 
+// Where the half-quadratic solver stops: at the first iteration that does not lower the mean error. errors:
+// its sum over all numbers, of each iteration; least: that the first must be below.
+inline int64_t last_iteration(const double (&errors)[kHqqIterations], double size, float least) {
+  for (int64_t i = 0; i < kHqqIterations; ++i) {
+    const float error = static_cast<float>(errors[i] / size);
+    if (!(error < least)) return i;
+    least = error;
+  }
+  return kHqqIterations - 1;
+}
+
 }  // namespace quantrature

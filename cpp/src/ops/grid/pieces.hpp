@@ -6,16 +6,14 @@
 #include <cstdint>
 #include <numeric>
 
+#include "common/ceil_div.hpp"
+
 namespace quantrature {
 
 inline constexpr int64_t kGridSpan = 4096;  // numbers of a piece, about: they stay in the first-level cache
 inline constexpr int64_t kLongestGridPiece =
     1 << 16;                                  // pieces of whole groups and whole blocks, if they are shorter
 inline constexpr int64_t kGridColumns = 256;  // of a piece on axis 0: whole blocks of each row
-
-inline int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
-}
 
 // The matrix as the grid sees it.
 struct GridView {

@@ -4,8 +4,10 @@
 #include <memory>
 #include <vector>
 
+#include "common/ceil_div.hpp"
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "layout/csr.hpp"
 #include "ops/codebook/table.hpp"
 #include "ops/grid/line.hpp"
 #include "ops/matvec/block.hpp"
@@ -21,12 +23,7 @@ namespace {
 
 constexpr int64_t kBlockElements = 1 << 16;
 constexpr int64_t kTasksPerThread = 16;
-constexpr int64_t kNarrowCols = 65536;
 constexpr int64_t kPanel = 256;  // vectors prepared at a time
-
-int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
-}
 
 // A checked matrix. Scales and zeros are one row each.
 struct Codes {
@@ -81,16 +78,6 @@ Codes checked(const GridMatrix& w, const Matrix& table, const char* op) {
 void check_shape(const Csr& m, const Codes& w, const char* rule) {
   check(m.rows == w.rows && m.cols == w.cols, rule, "rows", m.rows, "cols", m.cols, "expected rows", w.rows,
         "expected cols", w.cols);
-}
-
-int64_t offset_of(const Csr& m, int64_t row) {
-  return m.nnz > INT32_MAX ? static_cast<const int64_t*>(m.row_offsets)[row]
-                           : static_cast<const int32_t*>(m.row_offsets)[row];
-}
-
-int64_t column_of(const Csr& m, int64_t i) {
-  return m.cols <= kNarrowCols ? static_cast<const uint16_t*>(m.columns)[i]
-                               : static_cast<const int32_t*>(m.columns)[i];
 }
 
 // Four sums, so that one addition need not wait for the last.

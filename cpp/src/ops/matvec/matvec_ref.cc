@@ -1,24 +1,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layout/planes.hpp"
 #include "runtime/reference.hpp"
 
 namespace quantrature::reference {
 namespace {
-
-// Code j of a packed row that lies in a full block of each plane.
-int code_at(const uint8_t* row, int bits, int64_t cols, int64_t j) {
-  int code = 0, left = bits;
-  for (int p : {8, 4, 2, 1}) {
-    if (left < p) continue;
-    left -= p;
-    const int64_t block = j / (256 / p), lane = j % 8, number = j % (256 / p) / 8;
-    const int64_t bit = 256 * block + 32 * lane + p * number;
-    code |= (row[bit / 8] >> bit % 8 & ((1 << p) - 1)) << left;
-    row += p * ((cols + 7) / 8);
-  }
-  return code;
-}
 
 void matvec_blocks(const MatvecBlock& b) noexcept {
   const int64_t end = b.cols / kMatvecChunk * kMatvecChunk;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/ceil_div.hpp"
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
 #include "ops/moments/merge.hpp"
@@ -24,10 +25,6 @@ constexpr int64_t kTaskElements = 1 << 16;  // the order of the sum over a tenso
 int64_t group_length(const MomentsArgs& a) {
   const int64_t length = a.over == QTR_OVER_COLUMNS ? a.x.rows : a.x.cols;
   return a.group_size == -1 ? length : std::min(a.group_size, length);
-}
-
-int64_t ceil_div(int64_t n, int64_t d) {
-  return (n + d - 1) / d;
 }
 
 // Chunks are merged one after the other: the running error grows with their number, at 1e-16 a chunk.

@@ -6,6 +6,7 @@
 
 #include "common/check.hpp"
 #include "common/float_rows.hpp"
+#include "layout/csr.hpp"
 #include "ops/topk/select.hpp"
 #include "runtime/backend.hpp"
 #include "runtime/thread_pool.hpp"
@@ -13,14 +14,9 @@
 namespace quantrature {
 namespace {
 
-constexpr int64_t kNarrowCols = 65536;
 constexpr int64_t kTaskElements = 1 << 16;
 constexpr int64_t kPieceBytes = 1 << 13;
 constexpr int64_t kCacheBytes = 1 << 25;  // what the last level of a cache may hold
-
-bool wide_offsets(int64_t nnz) {
-  return nnz > INT32_MAX;
-}
 
 void put_column(const OutliersArgs& a, int64_t at, int64_t column) {
   if (a.w.cols <= kNarrowCols)
@@ -157,14 +153,8 @@ void check_csr(const Csr& m) {
   check_given(m.nnz == 0 || m.values != nullptr, "csr", "values");
   check_given(m.nnz == 0 || m.columns != nullptr, "csr", "columns");
   check_given(m.row_offsets != nullptr, "csr", "row_offsets");
-  const auto offset = [&](int64_t row) {
-    return wide_offsets(m.nnz) ? static_cast<const int64_t*>(m.row_offsets)[row]
-                               : static_cast<const int32_t*>(m.row_offsets)[row];
-  };
-  const auto column = [&](int64_t i) {
-    return m.cols <= kNarrowCols ? static_cast<const uint16_t*>(m.columns)[i]
-                                 : static_cast<const int32_t*>(m.columns)[i];
-  };
+  const auto offset = [&](int64_t row) { return offset_of(m, row); };
+  const auto column = [&](int64_t i) { return column_of(m, i); };
   check(offset(0) == 0, "[csr] row_offsets must begin with 0", "row_offsets[0]", offset(0));
   check(offset(m.rows) == m.nnz, "[csr] row_offsets must end with the number of values", "last",
         offset(m.rows), "values", m.nnz);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "layout/planes.hpp"
 #include "runtime/reference.hpp"
 
 namespace quantrature::reference {
@@ -17,15 +18,6 @@ void for_planes(const PackedSpan& s, Body&& body) {
     body(p, left, offset);
     offset += p * ((s.cols + 7) / 8);
   }
-}
-
-// The bit of a plane at which the p bits of code j begin.
-int64_t first_bit(int64_t j, int p, int64_t cols) {
-  const int64_t block = j / (256 / p) * (256 / p);
-  const int64_t lane = (j - block) % 8;
-  const int64_t number = (j - block) / 8;
-  const int64_t numbers = std::min<int64_t>(32 / p, (cols - block + 7) / 8);
-  return p * (block + lane * numbers + number);
 }
 
 uint8_t pack_span(const uint8_t* codes, const PackedSpan& s, uint8_t* row) noexcept {
