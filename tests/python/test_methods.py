@@ -66,7 +66,7 @@ def test_a_matrix_without_the_statistics_that_its_method_needs_is_named(calibrat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dampp": 1.0}, "options of toy must be among damp, ordered: got 'dampp'"),
+        ({"dampp": 1.0}, "options of toy must be one of damp, ordered: got 'dampp'"),
         ({"damp": "much"}, "option damp of toy must be float: got 'much'"),
         ({"ordered": 1}, "option ordered of toy must be bool: got 1"),
         ([1], r"options must be an object: got \[1\]"),
@@ -96,10 +96,12 @@ def test_options_are_part_of_a_plan(calibrated, tmp_path):
 
 def test_quantize_passes_options_on_or_says_where_they_belong():
     model = tiny_model("llama")
-    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] damp is no argument, and no option of method rtn"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"\[quantize\] damp is not an argument, and not an option of method rtn"
+    ):
         qtr.quantize(model, bits=4, damp=0.5)
     plan = Plan({"model.layers.0.mlp.up_proj": PlanEntry(4, 16)})
-    with pytest.raises(InvalidArgumentError, match="damp belongs into the options of the plan's entries"):
+    with pytest.raises(InvalidArgumentError, match="damp cannot be combined with a plan"):
         qtr.quantize(model, plan=plan, damp=0.5)
 
 
