@@ -133,10 +133,10 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "/nowhere", "--text", "TEXT"], "[eval] there is no such folder: /nowhere"),
+        (["eval", "/nowhere", "--text", "TEXT"], "there is no such folder: /nowhere"),
         (["eval", "MODEL", "--text", "no.txt"], "[eval] source must be an existing file: there is no file no.txt"),
-        (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "got seqlen=65, model=64"),
-        (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, 64 are needed"),
+        (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "context length, 64: got seqlen=65"),
+        (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, but seqlen=64 needs 64"),
         (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),
         (
             ["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"],
@@ -279,7 +279,7 @@ def test_list_has_every_table_of_names_that_the_package_offers(capfd):
     for kind, (module, name) in _list.KINDS.items():
         assert json.loads(out)[kind].keys() == getattr(importlib.import_module(module), name).keys()
     assert json.loads(run(capfd, "list", "metrics", "--json")[1]).keys() == {"metrics"}
-    assert "round to the nearest" in run(capfd, "list", "methods")[1]
+    assert "rounds to nearest" in run(capfd, "list", "methods")[1]
 
 
 def test_what_needs_torch_says_how_to_get_it(folders):

@@ -45,7 +45,7 @@ def quantized(tmp_path_factory):
 def test_a_quantized_model_says_so(use, loaded, quantized):
     model = load_model(quantized) if loaded else qtr.quantize(tiny_model("llama"), bits=4, group_size=16)
     with pytest.raises(
-        InvalidArgumentError, match=r"the model is quantized already \(model\.layers\.0\.\S+\): give the de"
+        InvalidArgumentError, match=r"the model is quantized already \(model\.layers\.0\.\S+\): give the or"
     ):
         use(model)
 
