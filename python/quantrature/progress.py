@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on stderr where somebody watches, nothing anywhere else."""
+"""Progress bars on stderr, shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _shown = False
 
 
 class Bar:
-    """What the work reports to; silent where there is no bar."""
+    """A progress bar; its methods do nothing if no bar is shown."""
 
     _update: Callable[..., None] | None = None
 
     def advance(self, count: float = 1, note: str = "") -> None:
-        """Report that ``count`` more units are done; ``note`` is shown until the next."""
+        """Report that ``count`` more units are done; ``note`` is shown beside the bar until the next call."""
         if self._update is not None:
             self._update(advance=count, note=note)
 
@@ -26,9 +26,9 @@ def progress(title: str, total: float, show: bool | None = None) -> Iterator[Bar
     """Show a bar with the time left while the ``with`` block runs.
 
     Args:
-        title: what is being done.
-        total: units of work.
-        show: ``None`` shows the bar if stderr is a terminal. Inside another bar nothing is shown.
+        title: title of the bar.
+        total: number of units of work.
+        show: whether to show the bar; by default if stderr is a terminal. Inside another bar, none is shown.
     """
     global _shown
     if _shown or not (sys.stderr.isatty() if show is None else show):

@@ -340,32 +340,35 @@ def test_constraints_hold():
     [
         ({"avg_bits": 2}, r"avg_bits must be at least 2\.\d{4} for these matrices and settings: got avg_bits=2"),
         ({"target_bytes": 100}, r"target_bytes must be at least \d+ for .* got target_bytes=100"),
-        ({}, "a budget is given as either avg_bits or target_bytes: got avg_bits=None, target_bytes=None"),
+        ({}, "give either avg_bits or target_bytes as the budget: got avg_bits=None, target_bytes=None"),
         ({"avg_bits": 3, "target_bytes": 3}, "got avg_bits=3, target_bytes=3"),
         ({"avg_bits": -1}, "avg_bits must be above 0: got avg_bits=-1"),
         ({"avg_bits": math.nan}, "avg_bits must be above 0: got avg_bits=nan"),
         ({"avg_bits": 4, "strategy": "best"}, "strategy must be one of uniform, .*: got 'best'"),
-        ({"avg_bits": 4, "method": "pqi"}, "method says how codes are found; 'pqi' is a strategy: give it as strategy"),
+        (
+            {"avg_bits": 4, "method": "pqi"},
+            "got 'pqi', which is a strategy; use strategy='pqi'",
+        ),
         ({"avg_bits": 4, "method": "best"}, "method must be one of rtn, mse, hqq, .*: got 'best'"),
         ({"avg_bits": 4, "groups": "some"}, "groups must be fused or none: got 'some'"),
         ({"avg_bits": 4, "bits": [9]}, "bits must be 1 to 8: got 9"),
         ({"avg_bits": 4, "bits": [16]}, "bits must be 1 to 8: got 16"),
-        ({"avg_bits": 4, "bits": []}, "must leave a choice: got none"),
+        ({"avg_bits": 4, "bits": []}, "must not be empty"),
         ({"avg_bits": 4, "group_sizes": [0]}, "group_size must be -1 or at least 1: got 0"),
         ({"avg_bits": 4, "outlier_fractions": [2]}, "outlier_fraction must be a fraction between 0 and 1: got 2"),
-        ({"avg_bits": 4, "skip": ["re:.*"]}, "a plan needs a matrix that is not skipped: got none"),
+        ({"avg_bits": 4, "skip": ["re:.*"]}, "skip must leave at least one matrix"),
         ({"avg_bits": 4, "skip": ["lm_head"]}, "a constraint must match at least one matrix or module: got lm_head"),
         ({"avg_bits": 4, "pin": {"re:(": 4}}, r"or re: and a regular expression: got re:\("),
         ({"avg_bits": 4, "pin": {"model": "four"}}, "a setting must look like b3g64 or b3g64o0.005: got 'four'"),
         ({"avg_bits": 4, "pin": {"model": 9}}, "bits must be 1 to 8, or 16 for unquantized: got 9"),
         (
             {"avg_bits": 4, "minimum": {"model.layers.0": 5}, "maximum": {"re:.*q_proj": 4}},
-            r"no setting is left for model.layers.0.self_attn.q_proj by: at least 5 bits for model.layers.0, "
+            r"leave no setting for model.layers.0.self_attn.q_proj: at least 5 bits for model.layers.0, "
             r"at most 4 bits for re:\.\*q_proj",
         ),
         (
             {"avg_bits": 4, "pin": {"re:.*0.*q_proj": 4, "re:.*0.*k_proj": 5}},
-            "must leave a setting in common to .*q_proj, .*k_proj, .*v_proj, which are stored alike; groups=none",
+            "must leave a common setting for .*q_proj, .*k_proj, .*v_proj, .*set groups=none",
         ),
         (
             {"avg_bits": 4, "pin": {"model": 8}},

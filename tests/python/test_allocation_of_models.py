@@ -175,7 +175,7 @@ def test_weights_under_other_names_are_loaded_as_a_whole(tmp_path, caplog):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
     source = Source.of(tmp_path)
-    assert "it is loaded as a whole" in caplog.text
+    assert "the whole model is loaded" in caplog.text
     assert len(source.matrices) == 14
     assert torch.equal(source.weight(source.matrices[0].name), models.find_linears(there)[0].weight)
 
@@ -371,13 +371,13 @@ def test_a_source_remembers_what_it_measured(model, monkeypatch):
         ({"strategy": "sensiboost"}, "sensiboost needs the activation sensitivity of every matrix: got none for model"),
         (
             {"strategy": "sensiboost", "sensitivity": {f"model.layers.0.self_attn.{x}_proj": 0.0 for x in "qkvo"}},
-            "every sensitivity must be above 0, for ratios are taken: got 0.0 for model.layers.0.self_attn.q_proj",
+            "must be above 0, because ratios are computed: got 0.0 for model.layers.0.self_attn.q_proj",
         ),
-        ({"strategy": "kurtboost", "pin": {"model": 4}}, "kurtboost takes no constraints but skip, and no groups: got"),
+        ({"strategy": "kurtboost", "pin": {"model": 4}}, "kurtboost supports no groups and no constraint except skip"),
         ({"strategy": "kurtboost", "stops": -1}, "must be at least 0: got stops=-1, top_m=0"),
         (
             {"strategy": "kurtboost", "avg_bits": 2},
-            "kurtboost needs a budget of at least 2.13 bits a weight: got 2.0000",
+            "kurtboost needs a budget of at least 2.13 bits per weight: got 2.0000",
         ),
         ({"strategy": "uniform", "meta_bits": "few"}, "meta_bits must be None or 1 to 8: got 'few'"),
     ],

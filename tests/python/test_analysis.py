@@ -390,7 +390,7 @@ def test_weights_that_are_not_finite_are_named():
         ({"method": "magic"}, "method must be one of"),
         ({"rule": "magic"}, "rule must be one of"),
         ({"abs_mode": "magic"}, "abs_mode must be one of"),
-        ({"seqlen": 64}, "windows have 24 tokens"),
+        ({"seqlen": 64}, "seqlen must be 24"),
     ],
 )
 def test_bad_arguments(arguments, complaint):

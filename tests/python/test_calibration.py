@@ -272,7 +272,7 @@ def test_activations_that_are_not_finite_are_named_by_module_and_sample():
 
 
 def test_a_method_that_needs_text_says_so():
-    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] method gptq needs calibration, a text"):
+    with pytest.raises(InvalidArgumentError, match=r"\[quantize\] method gptq needs calibration text"):
         qtr.quantize(tiny_model("llama"), bits=4, method="gptq")
 
 

@@ -133,9 +133,9 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["eval", "/nowhere", "--text", "TEXT"], "[eval] there is no such folder: /nowhere"),
+        (["eval", "/nowhere", "--text", "TEXT"], "there is no such folder: /nowhere"),
         (["eval", "MODEL", "--text", "no.txt"], "[eval] source must be an existing file: there is no file no.txt"),
-        (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "at most the model's context length, 64: got seqlen=65"),
+        (["eval", "MODEL", "--text", "TEXT", "--seqlen", "65"], "context length, 64: got seqlen=65"),
         (["eval", "MODEL", "--text", "TEXT", "--max-tokens", "9"], "it has 9 tokens, but seqlen=64 needs 64"),
         (["eval", "MODEL", "--text", "TEXT", "--dtype", "int8"], "[eval] dtype must be one of auto, float32"),
         (

@@ -247,10 +247,13 @@ def test_a_quantized_model_is_evaluated_against_its_source(capfd, folder):
         (("quantize", "MODEL", "--bits", "9", "-o", "NEW"), "bits must be 1 to 8"),
         (
             ("quantize", "MODEL", "--bits", "3", "-o", "OUT"),
-            "is not empty; it is only replaced with overwrite",
+            "is not empty; set overwrite to replace it",
         ),
         (("quantize", "MODEL", "--plan", "NONE.json", "-o", "NEW"), "cannot read"),
-        (("quantize", "OUT", "--bits", "3", "-o", "NEW"), "out is quantized already, by quantrature: give the dense"),
+        (
+            ("quantize", "OUT", "--bits", "3", "-o", "NEW"),
+            "out is quantized already, by quantrature: give the original",
+        ),
         (("quantize", "NOWHERE/x", "--bits", "3", "-o", "NEW"), "there is no such folder"),
         (("analyze", "MODEL", "-o", "NEW"), "--calibration must name"),
         (("analyze", "MODEL", "--calibration", "TEXT"), "-o must name a folder"),

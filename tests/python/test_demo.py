@@ -57,5 +57,5 @@ def test_the_tour(monkeypatch, tmp_path):
 
 def test_a_package_without_its_model_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(tour, "MODEL", tmp_path)
-    with pytest.raises(QuantratureError, match="came without its model"):
+    with pytest.raises(QuantratureError, match="installed without its model"):
         next(tour.tour())

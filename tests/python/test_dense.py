@@ -45,7 +45,7 @@ def quantized(tmp_path_factory):
 def test_a_quantized_model_says_so(use, loaded, quantized):
     model = load_model(quantized) if loaded else qtr.quantize(tiny_model("llama"), bits=4, group_size=16)
     with pytest.raises(
-        InvalidArgumentError, match=r"the model is quantized already \(model\.layers\.0\.\S+\): give the de"
+        InvalidArgumentError, match=r"the model is quantized already \(model\.layers\.0\.\S+\): give the or"
     ):
         use(model)
 
@@ -63,7 +63,7 @@ def test_verbs_that_need_a_dense_model_name_the_folder(arguments, quantized, cap
     names = {"OUT": str(quantized), "TEXT": str(quantized.parent / "text.txt")}
     assert main([names.get(argument, argument) for argument in arguments]) == 1
     said = capfd.readouterr().err
-    assert f"{quantized} is quantized already, by quantrature: give the dense model that it was made from" in said
+    assert f"{quantized} is quantized already, by quantrature: give the original model instead" in said
 
 
 # Counting

@@ -225,7 +225,7 @@ def test_a_plan_can_name_an_embedding():
         "lm_head": "b5g16",
     }
     for entry in (PlanEntry(4, 16, outlier_fraction=0.01), PlanEntry(4, 16, solver="gptq")):
-        with pytest.raises(InvalidArgumentError, match=r"model.embed_tokens: an embedding takes neither outliers"):
+        with pytest.raises(InvalidArgumentError, match=r"model.embed_tokens: an embedding cannot have outliers"):
             qtr.quantize(tiny_model("llama"), plan=Plan({"model.embed_tokens": entry}), calibration="text")
 
 
@@ -275,7 +275,7 @@ def test_what_cannot_be_quantized_is_named(kind):
         qtr.quantize(model, bits=4, group_size=16, embedding_bits=8, ignore="lm_head")
     with pytest.raises(InvalidArgumentError, match=r"embedding_bits: bits must be 1 to 8"):
         qtr.quantize(tiny_model("llama"), bits=4, group_size=16, embedding_bits=9)
-    with pytest.raises(InvalidArgumentError, match=r"embedding_bits goes with neither a plan"):
+    with pytest.raises(InvalidArgumentError, match=r"embedding_bits cannot be combined with a plan"):
         qtr.quantize(tiny_model("llama"), plan=Plan({}), embedding_bits=8)
 
 

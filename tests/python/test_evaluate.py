@@ -209,9 +209,11 @@ def test_a_window_of_one_token_is_refused(tables, ids):
 
 def test_a_model_that_is_not_causal_is_refused():
     for name, kind in (("bert", "BertForMaskedLM"), ("t5", "T5ForConditionalGeneration")):
-        with pytest.raises(InvalidArgumentError, match=rf"\[perplexity\] needs a causal language model: got {kind}"):
+        with pytest.raises(
+            InvalidArgumentError, match=rf"\[perplexity\] model must be a causal language model: got {kind}"
+        ):
             evaluate.perplexity(tiny_model(name), [[1, 2, 3]])
-    with pytest.raises(InvalidArgumentError, match=r"needs a causal language model: got LlamaModel"):
+    with pytest.raises(InvalidArgumentError, match=r"model must be a causal language model: got LlamaModel"):
         evaluate.divergence(tiny_model("llama"), tiny_model("llama").model, [[1, 2, 3]])
 
 

@@ -111,7 +111,8 @@ def test_fused_experts_have_the_names_of_the_other_tools():
     ):
         assert gptq_setting(found, name) == (4, 64, True), name
     with pytest.raises(
-        InvalidArgumentError, match=r"gptq-vllm .*'model.layers.3.mlp.experts.down_proj.0': it is joined"
+        InvalidArgumentError,
+        match=r"gptq-vllm .*'model.layers.3.mlp.experts.down_proj.0': it must have the same setting",
     ):
         formats.export(experts_plan(entry, other), "gptq-vllm")
     for form in ("gptq-dynamic", "auto-round", "compressed-tensors"):
@@ -270,7 +271,7 @@ def test_types_of_ggml(entry, kind):
         ("auto-round", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         ("llama.cpp", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         *(
-            (form, PlanEntry(4, size, solver=solver), f"solver must be one with a uniform grid: got {solver}")
+            (form, PlanEntry(4, size, solver=solver), f"solver must be one with evenly spaced values: got {solver}")
             for form in formats.FORMATS
             for solver, size in (("nf4", 64), ("fp4", 64), ("squeezellm", -1), ("qtip", -1))
         ),
@@ -290,8 +291,8 @@ def test_types_of_ggml(entry, kind):
         (
             "llama.cpp",
             PlanEntry(4, 128),
-            "group_size must give one of the sizes of 4-bit types (q4_k 4.5, q4_0 4.5, q4_1 5 bits a weight): "
-            "got 128, 4.25 bits a weight",
+            "group_size must give one of the sizes of 4-bit types (q4_k 4.5, q4_0 4.5, q4_1 5 bits per weight): "
+            "got 128, 4.25 bits per weight",
         ),
     ],
 )
@@ -311,11 +312,11 @@ def test_other_refusals():
             formats.export(Plan({"lm_head": PlanEntry(8, -1, sym=True)}), form)
     parts = {f"{MLP}.gate_proj": PlanEntry(4, 64, sym=True), f"{MLP}.up_proj": PlanEntry(16)}
     with pytest.raises(
-        InvalidArgumentError, match=r"'model.layers.10.mlp.up_proj': it is joined with .*gate_proj when"
+        InvalidArgumentError, match=r"'model.layers.10.mlp.up_proj': it must have the same setting as .*gate_proj, with"
     ):
         formats.export(Plan(parts), "gptq-vllm")
     for name in ("transformer.h.0.attn.c_attn", "model.layers.0.block_sparse_moe.experts.3.w1"):
-        with pytest.raises(InvalidArgumentError, match=r"which tensor of a GGUF file it is is known for models like"):
+        with pytest.raises(InvalidArgumentError, match=r"its tensor name in GGUF is only known for"):
             formats.export(Plan({name: PlanEntry(4)}), "llama.cpp")
 
 

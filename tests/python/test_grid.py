@@ -434,7 +434,7 @@ def changed(**fields):
         (changed(bits=5), r"\[dequantize\] codes must hold all packed rows: got codes_size=128, expected=160"),
         (changed(group_size=0), r"\[dequantize\] group_size must be -1 or at least 1"),
         (changed(group_size=32), r"\[dequantize\] scale and zero must hold one number for each group"),
-        (changed(sym=True), r"\[dequantize\] zero must be there if and only if q is not sym"),
+        (changed(sym=True), r"\[dequantize\] zero must be None if and only if q is sym"),
         (
             changed(zero=np.zeros((3, 1), np.float16)),
             r"\[dequantize\] scale and zero must hold one number for each group",

@@ -182,7 +182,8 @@ def test_a_class_without_any_of_the_blocks_is_refused(tmp_path):
     qtr.quantize(tiny_model("llama"), bits=4, group_size=16).save_pretrained(tmp_path / "causal")
     for auto in ("LlamaForQuestionAnswering", "OPTModel"):  # the first has its blocks in transformer.layers
         with pytest.raises(
-            InvalidArgumentError, match=rf"\[load\] {auto} has none of the quantized blocks .* LlamaForCausalLM: got"
+            InvalidArgumentError,
+            match=rf"\[load\] {auto} has none of the quantized matrices .* LlamaForCausalLM; the checkpoint has",
         ):
             getattr(transformers, auto).from_pretrained(tmp_path / "causal")
 
@@ -194,11 +195,11 @@ def test_a_matrix_of_the_blocks_is_never_passed_over(tmp_path):
     path.write_text(json.dumps({**config, "num_hidden_layers": 1}))
     for auto in (AutoModel, AutoModelForCausalLM):
         with pytest.raises(
-            InvalidArgumentError, match=r"\[load\] model\.layers\.1\.\S+: .*the model has no such matrix"
+            InvalidArgumentError, match=r"\[load\] model\.layers\.1\.\S+ .*the model has no such matrix"
         ):
             auto.from_pretrained(tmp_path / "whole")
     modules = config["quantization_config"]["modules"]
     modules["nonsense"] = next(iter(modules.values()))
     path.write_text(json.dumps(config))
-    with pytest.raises(InvalidArgumentError, match=r"\[load\] nonsense: .*the model has no such matrix"):
+    with pytest.raises(InvalidArgumentError, match=r"\[load\] nonsense .*the model has no such matrix"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "whole")

@@ -195,7 +195,7 @@ def test_encoder_and_decoder_are_both_found():
     assert {linear.block for linear in found} == {0, 1}
     assert found.find("decoder.block.1.layer.1.EncDecAttention.q").role == "layer.1.EncDecAttention.q"
     reasons = {s.name: s.reason for s in found.skipped}
-    assert reasons["encoder.block.0.layer.1.DenseReluDense.wo"].startswith("kept in float32 by its model")
+    assert reasons["encoder.block.0.layer.1.DenseReluDense.wo"].startswith("kept in float32 by the model")
 
 
 def test_a_tower_that_reads_no_text_is_left_alone():
@@ -216,7 +216,7 @@ def test_a_tower_that_reads_no_text_is_left_alone():
         found = find_linears(transformers.LlavaForConditionalGeneration(config))
     assert {linear.name.split(".layers.")[0] for linear in found} == {"model.language_model"}
     towers = {s.reason for s in found.skipped if "vision" in s.name and "layers" in s.name}
-    assert towers == {"in model.vision_tower, which reads no text"}
+    assert towers == {"in model.vision_tower, which does not read text"}
 
 
 def test_a_linear_layer_that_does_more_is_skipped():

@@ -52,7 +52,7 @@ def test_shards_load(tmp_path):
     assert len(shards) > 1
     assert torch.equal(load_model(tmp_path).lm_head.weight, model.lm_head.weight)
     shards[1].unlink()
-    with pytest.raises(QuantratureError, match=f"names a shard that is not there: {shards[1].name}"):
+    with pytest.raises(QuantratureError, match=f"names a shard that is missing: {shards[1].name}"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(QuantratureError, match=r"index.json is not a valid index of shards"):
@@ -106,10 +106,10 @@ OTHERS = {
     "adapter of nothing": ({"adapter_config.json": "[]"}, r"an adapter \(PEFT, such as LoRA\), not a model"),
     "diffusers": ({"model_index.json": "{}"}, "a pipeline of diffusers, not a language model"),
     "of its authors": ({"consolidated.00.pth": "", "params.json": "{}"}, "a model in the format of its authors"),
-    "onnx": ({"model.onnx": ""}, "a model in ONNX, not in that of transformers"),
+    "onnx": ({"model.onnx": ""}, "a model in ONNX, which transformers does not load"),
     "checkpoints": (
         {"checkpoint-10/config.json": "{}", "checkpoint-20/config.json": "{}"},
-        r"a folder of models, not a model: give one of the folders in it \(checkpoint-10, checkpoint-20\)",
+        r"a folder of models, not a model: give one of the folders inside it \(checkpoint-10, checkpoint-20\)",
     ),
     "analysis": ({"sensitivity.json": "{}"}, "an analysis that quantrature made, not a model"),
 }
@@ -165,19 +165,19 @@ def test_a_folder_without_its_configuration_is_named(folder):
     with pytest.raises(InvalidArgumentError, match=f"{folder}/config.json is not valid JSON"):
         load_model(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(InvalidArgumentError, match=f"{folder}/config.json must name a model_type"):
+    with pytest.raises(InvalidArgumentError, match=f"{folder}/config.json must have a model_type"):
         load_model(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(InvalidArgumentError, match=f"{folder} is no model: it has no config.json"):
+    with pytest.raises(InvalidArgumentError, match=f"{folder} is not a model: it has no config.json"):
         load_model(folder)
 
 
 def test_an_unknown_model_type_is_named(folder):
     edit(folder, model_type="nonsense")
-    with pytest.raises(InvalidArgumentError, match=r"config.json must name a model_type .* got model_type=nonsense$"):
+    with pytest.raises(InvalidArgumentError, match=r"config.json must have a model_type .* got model_type=nonsense$"):
         load_model(folder)
     edit(folder, auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"})
-    with pytest.raises(InvalidArgumentError, match=r"got model_type=nonsense; it comes with code of its own"):
+    with pytest.raises(InvalidArgumentError, match=r"got model_type=nonsense; it has code of its own"):
         load_model(folder)
     with pytest.raises(QuantratureError, match=r"cannot load .*x\.py"):
         load_model(folder, trust_remote_code=True)
@@ -264,7 +264,7 @@ def test_code_that_is_not_trusted_is_named_and_the_class_of_transformers_loads(c
     folder = own_code(tmp_path / "own", auto_map, **changes)
     assert type(load_model(folder)) is type(tiny_model("llama"))
     said = [record.getMessage() for record in caplog.records]
-    assert f"{folder} comes with Python code of its own (modeling_own.py)" in said[0]
+    assert f"{folder} has Python code of its own (modeling_own.py)" in said[0]
     assert "LlamaForCausalLM of transformers is loaded" in said[0] and "set trust_remote_code" in said[0]
     caplog.clear()
     assert len(Source.of(folder).matrices) == 14
@@ -274,7 +274,7 @@ def test_code_that_is_not_trusted_is_named_and_the_class_of_transformers_loads(c
 def test_code_of_an_unknown_type_is_refused_without_trust(tmp_path):
     auto_map, changes = OWN_CASES["with a configuration of an unknown type"]
     folder = own_code(tmp_path / "own", auto_map, **changes)
-    with pytest.raises(InvalidArgumentError, match="it comes with code of its own, which trust_remote_code=True would"):
+    with pytest.raises(InvalidArgumentError, match="it has code of its own: pass trust_remote_code=True"):
         load_model(folder)
 
 
@@ -334,7 +334,7 @@ def test_an_impossible_configuration_is_named(folder):
 
 def test_an_unknown_quantization_method_never_runs(folder):
     edit(folder, quantization_config={"quant_method": "nonsense"})
-    with pytest.raises(InvalidArgumentError, match=r"quant_method that is available here: got quant_method=nonsense"):
+    with pytest.raises(InvalidArgumentError, match=r"quant_method that is installed: got quant_method=nonsense"):
         load_model(folder)
 
 
@@ -375,7 +375,7 @@ def test_no_weight_is_ever_random(folder):
 def test_tensors_without_a_use_are_reported(folder, caplog):
     edit(folder, num_hidden_layers=1)
     load_model(folder)
-    assert "tensors that the model has no use for: model.layers.1.input_layernorm.weight" in caplog.text
+    assert "tensors that the model does not use: model.layers.1.input_layernorm.weight" in caplog.text
 
 
 def test_a_tokenizer_loads_or_the_folder_is_named(folder):
@@ -385,5 +385,5 @@ def test_a_tokenizer_loads_or_the_folder_is_named(folder):
         load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(QuantratureError, match=f"the tokenizer of {folder}: there is no tokenizer in it"):
+    with pytest.raises(QuantratureError, match=f"the tokenizer of {folder}: it has no tokenizer"):
         load_tokenizer(folder)

@@ -323,7 +323,7 @@ FIXED.flags.writeable = False
         ((Q, X.astype(np.float64)), r"\[matvec\] x must be float32 or float16 or bfloat16: got dtype=float64"),
         ((Q, np.ones((2, 128), np.float32)[:, ::2]), r"\[matvec\] x must be contiguous"),
         ((Q, X, OTHERS), r"\[matvec\] outliers must have the shape of q: got shape=\(4, 65\), expected=\(4, 64\)"),
-        ((ops.PackedMatrix.of(Q), X, OUTLIERS), r"\[matvec\] outliers must be part of the PackedMatrix"),
+        ((ops.PackedMatrix.of(Q), X, OUTLIERS), r"\[matvec\] outliers must be None if q is a PackedMatrix"),
         ((Q, X, None, np.zeros(5, np.float32)), r"\[matvec\] out must have a number .*: got shape=\(5,\)"),
         ((Q, X, None, np.zeros(4, np.float16)), r"\[matvec\] out must be float32: got dtype=float16"),
         ((Q, X, None, FIXED), r"\[matvec\] out must be writable"),

@@ -45,7 +45,7 @@ def text_matrices(name):
     found = find_linears(tiny_multimodal(name))
     if name in LANGUAGE:
         assert all(linear.name.startswith(LANGUAGE[name]) for linear in found)
-        assert any("which reads no text" in skipped.reason for skipped in found.skipped)
+        assert any("which does not read text" in skipped.reason for skipped in found.skipped)
     else:
         assert {linear.name.split(".layer")[0].split(".block")[0].rpartition(".")[2] for linear in found} == {
             "encoder",
@@ -283,12 +283,12 @@ def with_an_idle_block():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (whisper, "WhisperForConditionalGeneration does not run on text alone: it needs input_features"),
+        (whisper, "WhisperForConditionalGeneration also needs input_features"),
         (albert, r"run each block once: albert.encoder.albert_layer_groups.0 runs repeatedly"),
-        (xlm, r"transformer.attentions.1 does not take what transformer.ffns.0 puts out"),
+        (xlm, r"the input of transformer.attentions.1 is not the output of transformer.ffns.0"),
         (
             with_an_idle_block,
-            r"no calibration text reaches model.language_model.layers.1.\S+; leave it as it is with ig",
+            r"no calibration text reaches model.language_model.layers.1.\S+; add it to ig",
         ),
     ],
 )
@@ -333,4 +333,4 @@ def test_files_of_the_processor_go_with_the_model(tmp_path, capfd):
         for name, content in files.items():
             assert (tmp_path / folder / name).read_text() == content
         assert (tmp_path / folder / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert "in model.vision_tower, which reads no text" in capfd.readouterr().err
+    assert "in model.vision_tower, which does not read text" in capfd.readouterr().err

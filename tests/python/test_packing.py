@@ -73,7 +73,7 @@ def test_results_go_where_the_caller_says(library):
         (lambda c: ops.pack(c.astype(np.int32), 4), r"\[pack\] codes must be uint8: got dtype=int32"),
         (lambda c: ops.pack(c[:, ::2], 4), r"\[pack\] codes must be contiguous"),
         (lambda c: ops.pack(c[:0], 4), r"\[pack\] codes must not be empty"),
-        (lambda c: ops.unpack(c, 4, 9), r"\[unpack\] packed must have 8 bytes a row for cols=9 and bits=4: got 4"),
+        (lambda c: ops.unpack(c, 4, 9), r"\[unpack\] packed must have 8 bytes per row for cols=9 and bits=4: got 4"),
         (lambda c: ops.unpack(c, 4, 0), r"\[unpack\] cols must be at least 1: got cols=0"),
         (lambda c: ops.unpack(c, -1, 8), r"\[unpack\] bits must be 1 to 8: got bits=-1"),
         (lambda c: ops.pack(c, 4, out=c[:1]), r"\[pack\] out must have shape=\(2, 4\): got \(1, 4\)"),

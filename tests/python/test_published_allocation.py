@@ -178,8 +178,8 @@ def test_a_table_is_read(written):
     [
         (ROWS, HEADER.replace("params", "weights"), "must have the column params: got layer, module"),
         ([], HEADER, "must have rows: got none"),
-        ([ROWS[0], "0,a,x,64,8,128,1,1,1024,3,1"], HEADER, "line 3: a number is missing or is none"),
-        ([ROWS[0], "0,a,3,64"], HEADER, "line 3: a number is missing or is none"),
+        ([ROWS[0], "0,a,x,64,8,128,1,1,1024,3,1"], HEADER, "line 3: a number is missing or invalid"),
+        ([ROWS[0], "0,a,3,64"], HEADER, "line 3: a number is missing or invalid"),
         ([ROWS[0], "0,a,3,64,8,128,nan,1,1024,3,1"], HEADER, "line 3: a number is out of range"),
         ([ROWS[0], "0,a,3,0,8,128,1,1,1024,3,1"], HEADER, "line 3: a number is out of range"),
         ([ROWS[0], ROWS[0]], HEADER, "line 3 repeats a matrix and its setting"),
@@ -203,12 +203,15 @@ def test_a_table_that_is_not_there(tmp_path):
     ("call", "message"),
     [
         (lambda t: mxq(t, 2), r"avg_bits must be at least 2\.1270 for these matrices and settings: got avg_bits=2"),
-        (lambda t: boost(t, "kurtboost", 2), r"kurtboost needs a budget of at least 2\.13 bits a weight: got 2\.0000"),
+        (
+            lambda t: boost(t, "kurtboost", 2),
+            r"kurtboost needs a budget of at least 2\.13 bits per weight: got 2\.0000",
+        ),
         (lambda t: boost(t, "kurtboost", 4, stops=-1), "must be at least 0: got stops=-1, top_m=0"),
         (lambda t: boost(t, "kurtboost", 4, top_m=-1), "must be at least 0: got stops=2, top_m=-1"),
         (
             lambda t: boost(table(4, [1, 1, 0, 1]), "sensiboost", 4),
-            r"every sensitivity must be above 0, for ratios are taken: got 0\.0 for a of layer 2",
+            r"every sensitivity must be above 0, because ratios are computed: got 0\.0 for a of layer 2",
         ),
     ],
 )

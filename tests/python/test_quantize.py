@@ -544,7 +544,7 @@ def edited(folder, change):
         ("shape", [8], "must be rows and columns"),
         ("shape", [16, 64], "the checkpoint has shape"),
         ("scale", "int8", "scale of a grid must be"),
-        ("zero", None, "zero of a grid must be null on a symmetric grid"),
+        ("zero", None, "zero of a grid must be null if and only if sym is true"),
         ("outliers", -1, "outliers must be 0 to"),
     ],
 )
@@ -599,15 +599,27 @@ def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value
         ({"bits": 3, "group_size": -2}, "group_size must be -1 or at least 1"),
         ({"bits": 3, "method": "magic"}, "method must be one of rtn"),
         ({"bits": 3, "outlier_fraction": 2.0}, "outlier_fraction must be a fraction"),
-        ({"bits": 3, "outliers": 0.01}, r"\[quantize\] outliers is no argument, .* did you mean 'outlier_fraction'\?"),
+        (
+            {"bits": 3, "outliers": 0.01},
+            r"\[quantize\] outliers is not an argument, .* did you mean 'outlier_fraction'\?",
+        ),
         ({"bits": 3, "state_folder": "x"}, r"did you mean 'resume_folder'\?"),
         ({"bits": 3, "method": "gptq", "damp_precent": 0.1}, r"did you mean 'damp_percent'\?"),
         ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
         ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
-        ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore does not go with a plan"),
-        ({"plan": Plan({"a": PlanEntry(3)}), "method": "hqq"}, "method does not go with a plan, .* got method='hqq'"),
-        ({"plan": Plan({"a": PlanEntry(3)}), "group_size": 32}, "group_size does not go with a plan, .*group_size=32"),
-        ({"plan": Plan({"a": PlanEntry(3)}), "outlier_fraction": 0.1}, "outlier_fraction does not go with a plan"),
+        ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore cannot be combined with a plan"),
+        (
+            {"plan": Plan({"a": PlanEntry(3)}), "method": "hqq"},
+            "method cannot be combined with a plan: .* got method='hqq'",
+        ),
+        (
+            {"plan": Plan({"a": PlanEntry(3)}), "group_size": 32},
+            "group_size cannot be combined with a plan: .*group_size=32",
+        ),
+        (
+            {"plan": Plan({"a": PlanEntry(3)}), "outlier_fraction": 0.1},
+            "outlier_fraction cannot be combined with a plan",
+        ),
     ],
 )
 def test_bad_arguments(arguments, complaint):
@@ -619,7 +631,9 @@ def test_bad_arguments(arguments, complaint):
 
 def test_a_config_refuses_what_it_does_not_know_and_shows_its_settings():
     for name, near in {"nbits": "bits", "outliers": "outlier_fraction", "groupsize": "group_size"}.items():
-        with pytest.raises(InvalidArgumentError, match=rf"\[QuantratureConfig\] {name} is no setting; .* '{near}'\?"):
+        with pytest.raises(
+            InvalidArgumentError, match=rf"\[QuantratureConfig\] {name} is not a setting; .* '{near}'\?"
+        ):
             qtr.QuantratureConfig(**{name: 3})
     assert repr(qtr.QuantratureConfig(bits=4, method="hqq")) == "QuantratureConfig(bits=4, method='hqq')"
     plan = Plan({"a": PlanEntry(3), "b": PlanEntry(4)})

@@ -242,10 +242,10 @@ def test_a_failure_leaves_the_model_as_it_was():
         ({"temperatures": ()}, "temperatures must be at least one number above 0"),
         ({"bits": 9}, "bits must be 1 to 8"),
         ({"nodes": 0}, "nodes must be at least 1"),
-        ({"bits": None}, "either bits or plan must be given"),
+        ({"bits": None}, "give either bits or plan"),
         (
             {"bits": None, "plan": {"outlier_fraction": 0.1}},
-            "the plan must leave outliers to ReQuant: got some for 'model",
+            "outlier_fraction must be 0 in the plan's entries: got more for 'model",
         ),
         ({"bits": None, "plan": {"bits": 16}}, "the plan must quantize at least one matrix"),
     ],
@@ -341,7 +341,7 @@ def test_quantized_experts_of_a_folder_stay_as_they_are(tmp_path, caplog):
 
 def test_a_folder_is_improved_in_place(folders, tmp_path):
     checkpoint.save(qtr.quantize(sharp_model(), **HOST), tmp_path / "out", tokenizer=byte_tokenizer())
-    with pytest.raises(InvalidArgumentError, match="is only replaced with overwrite"):
+    with pytest.raises(InvalidArgumentError, match="set overwrite to replace it"):
         qtr.requant_folder(tmp_path / "out", folders / "source", TOKENS, significant_fraction=0.01)
     record = qtr.requant_folder(
         tmp_path / "out",

@@ -95,7 +95,7 @@ def test_the_state_of_another_analysis_is_not_taken_up(tmp_path, interrupt):
     assert len(passes) == 5 * len(TOKENS)
     with pytest.raises(InvalidArgumentError, match="resume must be one of auto, required, never"):
         qtr.analyze(sharp_model(), TOKENS, **others, resume="maybe")
-    with pytest.raises(InvalidArgumentError, match="needs a resume_folder"):
+    with pytest.raises(InvalidArgumentError, match="resume_folder must be given"):
         qtr.analyze(sharp_model(), TOKENS, **ANALYSIS, resume="required")
 
 
@@ -110,7 +110,9 @@ def test_a_folder_that_is_not_the_runs_own_is_kept(tmp_path):
     for name, (function, arguments, settings) in {**run, "quantize": (qtr.quantize, (), gptq)}.items():
         with pytest.raises(InvalidArgumentError, match=rf"\[{name}\] resume_folder must be a folder: .* is a file"):
             function(sharp_model(), *arguments, **settings, resume_folder=tmp_path / "notes.txt")
-        with pytest.raises(InvalidArgumentError, match=rf"\[{name}\] resume='required' needs a resume_folder"):
+        with pytest.raises(
+            InvalidArgumentError, match=rf"\[{name}\] resume_folder must be given with resume='required'"
+        ):
             function(sharp_model(), *arguments, **settings, resume="required")
 
 
@@ -189,7 +191,7 @@ def test_a_requant_that_may_not_or_must_resume(tmp_path, interrupt):
     assert len(passes) == total
     with pytest.raises(InvalidArgumentError, match=r"\[requant\] resume must be one of auto, required, never"):
         qtr.requant(sharp_model(), TOKENS, **arguments, resume="maybe")
-    with pytest.raises(InvalidArgumentError, match="needs a resume_folder"):
+    with pytest.raises(InvalidArgumentError, match="resume_folder must be given"):
         qtr.requant(sharp_model(), TOKENS, **REQUANT, resume="required")
 
 

@@ -331,7 +331,7 @@ def test_the_calibration_text_is_as_long_as_that_of_the_authors():
     assert of("squeezellm", "gptq") == {"nsamples": 128, "longest": 2048}
     assert of("squeezellm", nsamples=7)["nsamples"] == 7
     assert of("squeezellm", nsamples=None)["nsamples"] is None
-    with pytest.raises(InvalidArgumentError, match="nsamples must be a count, auto or None: got 'all'"):
+    with pytest.raises(InvalidArgumentError, match="nsamples must be an integer, auto or None: got 'all'"):
         of("squeezellm", nsamples="all")
 
 

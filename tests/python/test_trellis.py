@@ -167,7 +167,7 @@ CODES = np.zeros((2, 4), np.uint8)
         (lambda: ops.trellis_quantize(X * np.inf, T), r"x must be finite: got value=inf, row=0, column=0"),
         (lambda: ops.trellis_quantize(X, T, -1.0), r"scale must be positive: got scale=-1"),
         (lambda: ops.trellis_quantize(X.astype(np.float64), T), r"x must be float32"),
-        (lambda: ops.trellis_dequantize(CODES, 12, T), r"codes must have 3 bytes a stream: got 4"),
+        (lambda: ops.trellis_dequantize(CODES, 12, T), r"codes must have 3 bytes per sequence: got 4"),
         (lambda: ops.trellis_dequantize(CODES, 16, T, np.inf), r"scale must be finite"),
         (lambda: ops.trellis_dequantize(CODES, 16, T, out=X[:1]), r"out must have a row for each stream"),
         (lambda: ops.trellis_matvec(np.zeros((1, 64), np.uint8), (16, 8), X[0], T), r"must be multiples of 16"),

@@ -1,4 +1,4 @@
-"""From what each matrix costs to a plan that fits a budget."""
+"""Allocation: choose a setting (bits, group size, outliers) for each matrix, within a size budget."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ _LAZY = {
     "random_plans": "validation",
     "validate": "validation",
 }
-"""What needs torch, and the module it is in."""
+"""Public names that need torch, and the module of each."""
 
 
 def __getattr__(name: str) -> Any:

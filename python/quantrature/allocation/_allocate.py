@@ -1,4 +1,4 @@
-"""A setting for every matrix, within a budget."""
+"""The function ``allocate``: choose a setting for every matrix, within a budget."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from ..analysis.sensitivity import Sensitivity
 
 STRATEGIES = {
-    "uniform": "the same setting for every matrix, the largest that fits",
-    "mxq": "the least sum of the Frobenius norms of the errors; needs the weights",
-    "sensiboost": "more for layers whose outputs are conspicuously sensitive; needs the model and calibration text",
-    "kurtboost": "more for layers whose weights are conspicuously heavy-tailed; needs the weights",
-    "pqi": "the least predicted loss change, from the signed PQI of each matrix; needs an analysis",
+    "uniform": "the largest setting that fits, the same for every matrix",
+    "mxq": "minimizes the sum of the Frobenius norms of the weight errors; needs the weights",
+    "sensiboost": "more bits for layers with unusually sensitive outputs; needs the model and calibration text",
+    "kurtboost": "more bits for layers with unusually heavy-tailed weights; needs the weights",
+    "pqi": "minimizes the predicted loss change, from the signed PQI of each matrix; needs an analysis",
 }
-"""Names that ``strategy`` takes, and a line about each."""
+"""Values of the argument ``strategy``, each with a one-line description."""
 
 
 def allocate(
@@ -61,52 +61,54 @@ def allocate(
     trust_remote_code: bool = False,
     progress: bool | None = None,
 ) -> Plan:
-    """Choose how each matrix of a model is stored, within a budget.
+    """Choose bits, group size and fraction of outliers for each matrix of a model, within a size budget.
 
-    Sizes are counted as stored: codes, scales, zeros and outliers with their positions. ``plan.allocation`` says how
-    much of the budget is left, and what loss change is predicted.
+    Sizes are sizes as stored: codes, scales, zero points, and outliers with their positions. ``plan.allocation`` holds
+    the used part of the budget and the predicted loss change.
 
     - ``uniform``: the largest setting that fits, for all matrices.
-    - ``pqi``: the least loss change to be expected from what :class:`LossModel` says each matrix costs, by an integer
-      program; ``plan.allocation["gap"]`` says how far from the least it can be.
-    - ``mxq`` (Zhang et al., ICAART 2025): the least sum of the Frobenius norms of w~ - w, by the same program.
-    - ``sensiboost``, ``kurtboost`` (arXiv 2503.06518): the largest published setting whose label is within avg_bits,
-      and one some stops larger for conspicuous layers; see :func:`boost`. What is boosted comes on top of the budget,
-      as published; every other strategy never exceeds it.
+    - ``pqi``: minimizes the expected loss change, with the cost of each matrix from :class:`LossModel`, by an integer
+      program. ``plan.allocation["gap"]`` bounds the distance from the optimum.
+    - ``mxq`` (Zhang et al., ICAART 2025): minimizes the sum of the Frobenius norms of w~ - w, by the same program.
+    - ``sensiboost``, ``kurtboost`` (arXiv 2503.06518): the largest published setting whose label is within
+      ``avg_bits``; outlier layers get a setting that is ``stops`` larger, see :func:`boost`. As published, the boost
+      exceeds the budget. No other strategy does.
 
     Args:
-        source: the result of :func:`quantrature.analyze`, a model, or the folder of either. Of a model's folder the
-            weights are read one matrix at a time. For several plans, a :class:`Source` of these remembers what it
-            measured.
-        strategy: name out of ``STRATEGIES``.
-        avg_bits: bits of storage for each weight, everything included, on average over the matrices of the plan.
-        target_bytes: the same budget in bytes, of all matrices of the plan together; give one of the two.
-        bits, group_sizes, outlier_fractions: what may be chosen. Unless given, for the published strategies their
-            twelve settings; else 2 to 8 bits and groups of 32, 64, 128 and what was analyzed. Outliers need the
-            weights.
-        method: how codes are found, as in :func:`quantrature.quantize`. Unless given, the method of the analysis;
-            without an analysis ``hqq`` for the published strategies and ``rtn`` for ``uniform``.
-        sym: grids symmetric around zero; as analyzed unless given.
-        meta_bits: of quantized scales and zeros, as in :class:`quantrature.plan.PlanEntry`; unless given, 8 for the
-            published methods and ``None`` otherwise.
-        groups: ``fused`` stores alike what serving engines fuse (q, k and v; gate and up), ``none`` does not; the
-            former for ``pqi`` unless given. Boosts know no groups.
-        pin, minimum, maximum, skip: see :class:`Constraints`; not for boosts, but for skip.
-        stops, top_m: of a boost, as in :func:`boost`.
-        weights: the model that was analyzed, or its folder, to measure what the analysis did not.
+        source: the result of :func:`quantrature.analyze`, a model, or the folder of either. From a model's folder,
+            weights are read one matrix at a time. To make several plans, give a :class:`Source`, which keeps its
+            measurements.
+        strategy: one of ``STRATEGIES``.
+        avg_bits: budget in bits per weight, on average over the matrices of the plan, with scales, zero points and
+            outliers.
+        target_bytes: budget in bytes for all matrices of the plan. Give either ``avg_bits`` or ``target_bytes``.
+        bits, group_sizes, outlier_fractions: values to choose from. Default for the published strategies (``mxq``,
+            ``sensiboost``, ``kurtboost``): their twelve settings; for others: 2 to 8 bits, and group sizes 32, 64, 128
+            and that of the analysis. Outliers (fractions above 0) need the weights.
+        method: quantization method, as in :func:`quantrature.quantize`. Default: the method of the analysis; without
+            an analysis ``hqq`` for the published strategies and ``rtn`` for ``uniform``.
+        sym: whether to quantize symmetrically around zero; by default as in the analysis.
+        meta_bits: bits of quantized scales and zero points, as in :class:`quantrature.plan.PlanEntry`. Default: 8 for
+            the published strategies, else ``None``.
+        groups: ``fused`` gives the same setting to matrices that serving engines fuse (q, k and v; gate and up);
+            ``none`` does not. Default: ``fused`` for ``pqi``, else ``none``. Not for ``sensiboost`` and ``kurtboost``.
+        pin, minimum, maximum, skip: see :class:`Constraints`. ``sensiboost`` and ``kurtboost`` support only ``skip``.
+        stops, top_m: for ``sensiboost`` and ``kurtboost``, see :func:`boost`.
+        weights: the model that was analyzed, or its folder, to measure settings that the analysis does not contain.
         sensitivity: for ``sensiboost``, matrix name to the score of :func:`activation_sensitivity`.
-        trust_remote_code: run code that comes with a model's folder.
-        progress: show a bar; ``None`` for when stderr is a terminal.
+        trust_remote_code: whether to run Python code from the model's folder.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
 
     Raises:
-        InvalidArgumentError: naming the argument, the constraint or the matrix; for a budget below the smallest
-            possible plan, naming the least value that would do.
+        InvalidArgumentError: for an invalid argument, constraint or matrix, which the message names; for a budget
+            below the smallest possible plan, with the smallest possible budget.
     """
     if strategy not in STRATEGIES:
         raise InvalidArgumentError(f"[allocate] strategy must be one of {', '.join(STRATEGIES)}: got {strategy!r}")
     if method in STRATEGIES:
         raise InvalidArgumentError(
-            f"[allocate] method says how codes are found; {method!r} is a strategy: give it as strategy"
+            f"[allocate] method must be a quantization method: got {method!r}, which is a strategy; "
+            f"use strategy={method!r}"
         )
     if groups not in (None, "fused", "none"):
         raise InvalidArgumentError(f"[allocate] groups must be fused or none: got {groups!r}")
@@ -115,13 +117,15 @@ def allocate(
     skipped = constraints.skipped([m.name for m in origin.matrices])
     matrices = [m for m in origin.matrices if m.name not in skipped]
     if not matrices:
-        raise InvalidArgumentError("[allocate] a plan needs a matrix that is not skipped: got none")
+        raise InvalidArgumentError("[allocate] skip must leave at least one matrix: got a skip that matches all")
     budget = Budget.of(matrices, avg_bits, target_bytes)
     quantizer, grid = grid_of(origin, strategy, method, sym, meta_bits)
     options = options_of(origin, strategy, bits, group_sizes, outlier_fractions, grid)
     if strategy in ("sensiboost", "kurtboost"):
         if pin or minimum or maximum or groups == "fused":
-            raise InvalidArgumentError(f"[allocate] {strategy} takes no constraints but skip, and no groups: got some")
+            raise InvalidArgumentError(
+                f"[allocate] {strategy} supports no groups and no constraint except skip; remove the others"
+            )
         facts = Facts.of(origin, matrices, [], grid, progress)
         choice = boost_matrices(options, facts, budget, Rule(strategy, stops, top_m, "allocate"), sensitivity)
         facts.weigh(choice.options)
@@ -160,7 +164,7 @@ def _best(
     budget: Budget,
     fused: bool,
 ) -> Choice:
-    """What ``uniform``, ``mxq`` or ``pqi`` chooses of what is allowed to each matrix."""
+    """Choose among the allowed options of each matrix by ``uniform``, ``mxq`` or ``pqi``."""
     if strategy == "uniform":
         return uniform(options, allowed, facts, budget)
     names = [m.name for m in facts.matrices]
@@ -172,7 +176,7 @@ def _best(
 
 
 def _plan(choice: Choice, facts: Facts, origin: Source, skipped: Iterable[str]) -> Plan:
-    """The plan of a choice, with what each entry is predicted to cost where that is known."""
+    """Make the plan of a choice, with the predicted loss change of each entry if it is known."""
     entries = {name: PlanEntry(KEEP_BITS, reason="skipped as asked", predicted_loss_change=0.0) for name in skipped}
     losses: Sequence[float | None] = [None] * len(facts.matrices)
     if facts.model is not None:

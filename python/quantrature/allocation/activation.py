@@ -1,4 +1,4 @@
-"""The activation sensitivity that SensiBoost goes by (arXiv 2503.06518, equation 10)."""
+"""The activation sensitivity that SensiBoost uses (arXiv 2503.06518, equation 10)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..text import token_windows
 
 @dataclass
 class _Part:
-    """Matrices that are quantized together, and the module whose output is compared."""
+    """Matrices that are quantized together, and the module whose outputs are compared."""
 
     module: torch.nn.Module
     matrices: list[LinearWeight]
@@ -46,27 +46,27 @@ def activation_sensitivity(
     batch_size: int = 1,
     progress: bool | None = None,
 ) -> dict[str, float]:
-    """Mean squared change of the output when the matrices of one part of a block are quantized, and nothing else.
+    """Measure the mean squared change of outputs when only the matrices of one part of a block are quantized.
 
-    As the authors measure it: q, k and v together, by the output of the whole attention; gate and up together, by the
-    output of the whole multilayer perceptron; o and down each by their own. Inputs are those of the original model. The
-    output projection takes the score of q, k and v unless it has the shape of v, which under grouped-query attention
-    it has not. Other matrices go by their own output.
+    Parts are as in the authors' code: q, k and v together, by the output of the attention; gate and up together, by the
+    output of the MLP; o and down each by their own output. Inputs are those of the original model. The output
+    projection gets the score of q, k and v, unless it has the shape of v; with grouped-query attention it has not.
+    Other matrices are measured by their own output.
 
     Args:
-        model: causal language model from transformers; afterwards it is, bit for bit, what it was. The quantized images
-            are held beside it, in its own dtype.
+        model: causal language model from transformers; it is unchanged afterwards. The dequantized weights are held in
+            memory besides it, in its dtype.
         tokens, tokenizer, nsamples, seqlen, seed, bos, text_column: calibration text, as in
             :func:`quantrature.text.token_windows`.
-        bits, group_size, method: of the quantized images; the authors' whatever the budget, unless given.
-        batch_size: windows of one forward pass.
-        progress: show a bar; ``None`` for when stderr is a terminal.
+        bits, group_size, method: how to quantize for the measurement; the defaults are the authors'.
+        batch_size: windows per forward pass, at least 1.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
 
     Returns:
-        Matrix name to mean squared error, matrices of a part with the same.
+        Matrix name to mean squared error. Matrices of one part have the same value.
 
     Raises:
-        InvalidArgumentError: naming the argument, or a matrix that no text reached.
+        InvalidArgumentError: for an invalid argument, or a matrix that no text reaches; the message names it.
     """
     linears = find_linears(model, experts=False)
     windows = token_windows(
@@ -98,7 +98,7 @@ def activation_sensitivity(
 
 
 def _parts(model: torch.nn.Module, linears: Sequence[LinearWeight]) -> tuple[list[_Part], dict[str, str]]:
-    """The parts of all blocks; and matrices without one, each with the matrix whose score it takes."""
+    """Return the parts of all blocks, and for matrices without a part the matrix whose score they get."""
     by_name = {linear.name: linear for linear in linears}
     parts, followers = [], {}
     for members in fusion_groups(list(by_name)):
@@ -119,7 +119,7 @@ def _parts(model: torch.nn.Module, linears: Sequence[LinearWeight]) -> tuple[lis
 
 @contextmanager
 def _watching(parts: Sequence[_Part]) -> Iterator[None]:
-    """While inside, every forward pass of a part's module is repeated with the quantized weights, and compared."""
+    """Inside the ``with`` block, repeat each forward pass of a part's module with quantized weights, and compare."""
     repeating = False
 
     def compare(part: _Part) -> Callable[..., None]:

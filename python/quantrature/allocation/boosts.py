@@ -1,4 +1,4 @@
-"""SensiBoost and KurtBoost (arXiv 2503.06518): more bits for layers whose scores stand out."""
+"""SensiBoost and KurtBoost (arXiv 2503.06518): more bits for layers whose scores are outliers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ THRESHOLD = 3.0
 
 @dataclass(frozen=True)
 class Rule:
-    """How boosts go.
+    """Parameters of a boost.
 
     Attributes:
         strategy: ``sensiboost``, which compares layers by ratio, or ``kurtboost``, by difference.
-        stops: how far up the ladder of settings a boost goes; clipped at its end.
-        top_m: boost no more than so many layers of each module, the most conspicuous; 0 for all.
-        caller: public function that messages begin with.
+        stops: by how many steps the setting of a boosted layer is larger, at least 0; limited by the largest setting.
+        top_m: largest number of layers to boost for each role (such as ``self_attn.q_proj``); 0 for all that stand out.
+        caller: public function that error messages begin with.
     """
 
     strategy: str
@@ -37,39 +37,39 @@ class Rule:
     caller: str
 
     def __post_init__(self) -> None:
-        """Refuse what is below 0."""
+        """Check that the numbers are at least 0."""
         if self.stops < 0 or self.top_m < 0:
             raise InvalidArgumentError(
-                f"[{self.caller}] boost stops and top-m must be at least 0: got stops={self.stops}, top_m={self.top_m}"
+                f"[{self.caller}] stops and top_m must be at least 0: got stops={self.stops}, top_m={self.top_m}"
             )
 
     def steps(self, labels: Sequence[float], bits: float) -> tuple[int, int]:
-        """Of labels that rise, the largest within so many bits for each weight, and the one for what is boosted.
+        """Return the indices of the base setting and of the boosted setting, among ascending labels.
 
         Raises:
-            InvalidArgumentError: naming the least budget that would do.
+            InvalidArgumentError: if the budget is below the smallest label; the message names that.
         """
         within = [k for k, label in enumerate(labels) if label <= bits + 1e-9]
         if not within:
             raise InvalidArgumentError(
-                f"[{self.caller}] {self.strategy} needs a budget of at least {labels[0]:.2f} bits a weight: "
+                f"[{self.caller}] {self.strategy} needs a budget of at least {labels[0]:.2f} bits per weight: "
                 f"got {bits:.4f}"
             )
         return within[-1], min(within[-1] + self.stops, len(labels) - 1)
 
     def flagged(self, scores: Sequence[float]) -> list[int]:
-        """Of the scores of a module's layers, in their order, the positions to boost, the most conspicuous first."""
+        """Return the positions to boost among the scores of consecutive layers, strongest first."""
         found = conspicuous(np.array(scores), ratio=self.strategy == "sensiboost")
         return found[: self.top_m or None]
 
 
 def conspicuous(scores: Floats, ratio: bool) -> list[int]:
-    """Positions whose score departs from that of the layer before, the most conspicuous first.
+    """Return the positions whose score differs unusually from the layer before, strongest first.
 
-    With d_i the ratio or the difference of neighbours, a layer is conspicuous when abs(d - mu) / sigma > 3, where mu
-    and sigma are the mean and the standard deviation (ddof 1) without the int(0.05 n) smallest and largest d. The
-    first layer never is. Formulas as in the authors' code, which their figures come from; the paper's equation 15
-    puts the square root elsewhere.
+    Let d_i be the ratio or the difference of neighbouring scores. A layer stands out if abs(d - mu) / sigma > 3, where
+    mu and sigma are the mean and the standard deviation (ddof 1) without the int(0.05 n) smallest and largest d. The
+    first layer never does. The formulas are those of the authors' code, which produced their results; the paper's
+    equation 15 has the square root elsewhere.
     """
     if len(scores) < 4:  # three differences at least, or there is no spread to speak of
         return []
@@ -85,8 +85,7 @@ def conspicuous(scores: Floats, ratio: bool) -> list[int]:
 def boost_matrices(
     options: Sequence[Option], facts: Facts, budget: Budget, rule: Rule, sensitivity: Mapping[str, float] | None
 ) -> Choice:
-    """A boost of the matrices of a model: the largest setting whose label is within the budget, and one for layers
-    whose scores stand out."""
+    """Choose the largest setting whose label is within the budget, and a larger one for layers that stand out."""
     matrices, grid = facts.matrices, facts.grid
     scores = _scores(facts, rule.strategy, sensitivity)
     ladder = sorted(options, key=lambda o: (nominal(o, grid).nominal_bits, o))
@@ -101,18 +100,18 @@ def boost_matrices(
         for place, position in enumerate(rule.flagged([scores[i] for i in members])):
             i = members[position]
             chosen[i] = boosted
-            reasons[i] = f"{rule.strategy}: conspicuous, place {place + 1} among {role}"
+            reasons[i] = f"{rule.strategy}: its score stands out, rank {place + 1} among {role}"
             flagged.setdefault(role, []).append(matrices[i].block)
     return Choice(chosen, reasons, {"setting": base.key, "boosted": boosted.key, "flagged": flagged})
 
 
 def nominal(option: Option, grid: Grid) -> Configuration:
-    """The published configuration of an option; float16 scales and zeros count as a first level of 16 bits."""
+    """Return the published configuration of an option; float16 scales and zero points count as 16 bits."""
     return Configuration(option.bits, option.group_size, grid.meta_bits or 16, 128 if grid.meta_bits else 0)
 
 
 def _scores(facts: Facts, strategy: str, sensitivity: Mapping[str, float] | None) -> list[float]:
-    """The score of each matrix that a boost goes by."""
+    """Return the score of each matrix: its sensitivity or its kurtosis."""
     matrices, origin = facts.matrices, facts.origin
     if strategy == "sensiboost":
         for m in matrices:
@@ -122,7 +121,7 @@ def _scores(facts: Facts, strategy: str, sensitivity: Mapping[str, float] | None
                 )
             if not sensitivity[m.name] > 0:
                 raise InvalidArgumentError(
-                    "[allocate] every sensitivity must be above 0, for ratios are taken: got "
+                    "[allocate] every sensitivity must be above 0, because ratios are computed: got "
                     f"{sensitivity[m.name]} for {m.name}"
                 )
         assert sensitivity is not None

@@ -1,4 +1,4 @@
-"""How much all matrices of a plan may take."""
+"""The size budget of a plan."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .sources import Matrix
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be stored.
+    """The size budget of all matrices that are not skipped.
 
     Attributes:
         limit: bytes.
-        weights: of all matrices that count.
-        asked: the argument and its value, for messages.
+        weights: number of weights in these matrices.
+        asked: name and value of the argument, for messages.
     """
 
     limit: int
@@ -27,11 +27,11 @@ class Budget:
 
     @classmethod
     def of(cls, matrices: Sequence[Matrix], avg_bits: float | None, target_bytes: int | None) -> Budget:
-        """The budget that was asked for in one of two ways."""
+        """Make a budget from ``avg_bits`` or ``target_bytes``."""
         weights = sum(matrix.numel for matrix in matrices)
         if (avg_bits is None) == (target_bytes is None):
             both = f"got avg_bits={avg_bits}, target_bytes={target_bytes}"
-            raise InvalidArgumentError(f"[allocate] a budget is given as either avg_bits or target_bytes: {both}")
+            raise InvalidArgumentError(f"[allocate] give either avg_bits or target_bytes as the budget: {both}")
         name, value = ("avg_bits", avg_bits) if avg_bits is not None else ("target_bytes", target_bytes)
         assert value is not None
         if not math.isfinite(value) or value <= 0:
@@ -41,14 +41,14 @@ class Budget:
 
     @property
     def bits(self) -> float:
-        """For each weight."""
+        """Bits per weight."""
         return self.asked[1] if self.asked[0] == "avg_bits" else 8 * self.limit / self.weights
 
     def demand(self, least: int) -> None:
-        """Refuse when even the smallest plan is larger.
+        """Check that the smallest plan, of ``least`` bytes, fits.
 
         Raises:
-            InvalidArgumentError: naming the smallest value that would do.
+            InvalidArgumentError: if not; the message names the smallest possible budget.
         """
         if least > self.limit:
             name, value = self.asked
@@ -58,7 +58,7 @@ class Budget:
             )
 
     def report(self, used: int) -> dict[str, Any]:
-        """What plan.json says of it."""
+        """Return the fields for plan.json."""
         return {
             "budget": {self.asked[0]: self.asked[1]},
             "budget_bytes": self.limit,

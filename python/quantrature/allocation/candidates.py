@@ -10,13 +10,13 @@ from ..plan.option import Option
 from .sources import Grid, Source
 
 PAPERS = ("mxq", "sensiboost", "kurtboost")
-"""Strategies with defaults of their own: what was published."""
+"""Strategies with published defaults."""
 
 
 def grid_of(
     origin: Source, strategy: str, method: str | None, sym: bool | None, meta_bits: int | str | None
 ) -> tuple[str, Grid]:
-    """The method that finds the codes, and the form of its grids."""
+    """Return the quantization method and the settings that are the same for all matrices."""
     name = method or origin.method or ("hqq" if strategy in PAPERS else "rtn")
     symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
     if meta_bits == "default":
@@ -34,7 +34,7 @@ def options_of(
     outlier_fractions: Iterable[float],
     grid: Grid,
 ) -> list[Option]:
-    """All combinations, each one that can be stored."""
+    """Return all combinations of bits, group sizes and fractions of outliers; each is valid."""
     if bits is None:
         bits = (2, 3, 4, 8) if strategy in PAPERS else (2, 3, 4, 5, 6, 7, 8)
     if group_sizes is None:
@@ -44,7 +44,9 @@ def options_of(
     shares, sizes = list(outlier_fractions), list(group_sizes)
     options = [Option(b, g, o) for b in bits for g in sizes for o in shares]
     if not options:
-        raise InvalidArgumentError("[allocate] bits, group_sizes and outlier_fractions must leave a choice: got none")
+        raise InvalidArgumentError(
+            "[allocate] bits, group_sizes and outlier_fractions must not be empty: got an empty list"
+        )
     for option in options:
         if option.bits > 8:
             raise InvalidArgumentError(f"[allocate] bits must be 1 to 8: got {option.bits}")

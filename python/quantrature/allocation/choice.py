@@ -1,4 +1,4 @@
-"""What a strategy answers."""
+"""The result of a strategy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..plan.option import Option
 
 @dataclass(frozen=True)
 class Choice:
-    """What a strategy chose for each matrix, why, and what is to be said of the whole."""
+    """The option that a strategy chose for each matrix, the reasons, and notes on the whole plan."""
 
     options: list[Option]
     reasons: list[str]

@@ -1,4 +1,4 @@
-"""What a user wants of some matrices, whatever the strategy would choose."""
+"""Constraints on single matrices, which every strategy must follow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ..plan.option import Option
 
 @dataclass(frozen=True)
 class Constraints:
-    """Wishes by pattern (:func:`quantrature.plan.matching.matching`). If several cover a matrix, all of them hold.
+    """Constraints by matrix name or pattern (see :func:`quantrature.plan.matching.matching`).
+
+    If several patterns match a matrix, all of their constraints apply.
 
     Attributes:
-        pin: to bits (``4`` or ``"b4"``) or to bits and group size (``"b4g64"``).
-        minimum, maximum: to bits.
-        skip: matrices to leave as they are; they count in no budget.
+        pin: pattern to bits (``4`` or ``"b4"``) or to bits and group size (``"b4g64"``).
+        minimum, maximum: pattern to the smallest and largest number of bits.
+        skip: patterns of matrices that are not quantized and do not count in the budget.
     """
 
     pin: Mapping[str, int | str] = field(default_factory=dict)
@@ -26,14 +28,14 @@ class Constraints:
     skip: Sequence[str] = ()
 
     def skipped(self, names: Sequence[str]) -> set[str]:
-        """Names to leave as they are."""
+        """Return the names of matrices that are not quantized."""
         return {name for pattern in self.skip for name in matching(pattern, names, "[allocate] a constraint")}
 
     def allowed(self, names: Sequence[str], options: Sequence[Option]) -> dict[str, list[Option]]:
-        """For each name the options that its constraints leave, a pinned group size among them where it is not.
+        """Return the allowed options of each matrix; a pinned group size is added to the options if necessary.
 
         Raises:
-            InvalidArgumentError: naming the matrix for which nothing is left.
+            InvalidArgumentError: if no option is left for a matrix; the message names it.
         """
         left = {name: list(options) for name in names}
         why: dict[str, list[str]] = {name: [] for name in names}
@@ -45,7 +47,9 @@ class Constraints:
                 left[name] = [o for o in left[name] if o.bits in bits]
                 why[name].append(f"{what} {pattern}")
                 if not left[name]:
-                    raise InvalidArgumentError(f"[allocate] no setting is left for {name} by: {', '.join(why[name])}")
+                    raise InvalidArgumentError(
+                        f"[allocate] the constraints leave no setting for {name}: {', '.join(why[name])}"
+                    )
 
         for pattern, wish in self.pin.items():
             option = Option.parse(str(wish))

@@ -1,4 +1,4 @@
-"""What making a plan will take, said before it is made."""
+"""Estimate the time and memory that ``allocate`` will need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .candidates import grid_of, options_of
 from .sources import Source
 
 SAMPLE = (256, 1024)
-"""Shape of the matrix that is quantized to see how long it takes."""
+"""Shape (rows, columns) of the random matrix that is quantized to measure the time per weight."""
 
 
 def estimate(
@@ -24,15 +24,17 @@ def estimate(
     meta_bits: int | str | None = "default",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Time and memory of :func:`allocate`, found without loading the model or measuring anything on it.
+    """Estimate time and memory of :func:`allocate`, without loading the model.
 
     Args:
-        source, strategy, bits, group_sizes, outlier_fractions, method, meta_bits, trust_remote_code: as there.
+        source, strategy, bits, group_sizes, outlier_fractions, method, meta_bits, trust_remote_code: as in
+            :func:`allocate`.
 
     Returns:
-        ``matrices`` and ``weights`` of the model; ``settings`` that will be measured on each matrix; ``memory_bytes``
-        at the peak: one matrix as it is read, its float32 copy, its image and their difference, but nothing for an
-        analysis, which has measured; ``seconds``, extrapolated from a small matrix quantized here and now.
+        ``matrices`` and ``weights``: their number in the model. ``settings``: number of settings that will be measured
+        on each matrix. ``memory_bytes``: peak memory, for one matrix as it is read, its float32 copy, the dequantized
+        matrix and their difference; 0 for an analysis, which holds measurements already. ``seconds``: extrapolated
+        from the time to quantize a small random matrix.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What is known of each matrix in each setting: its size, its error, and what it costs in loss."""
+"""Size, error and loss change of each matrix at each setting."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .sources import Grid, Matrix, Source, size_of
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of each matrix (by its index) in each setting.
+    """Size, error and predicted loss change of each matrix (by index) at each setting.
 
     Attributes:
-        matrices: that the plan is about.
-        grid: of the plan.
-        errors, sizes: for each matrix, setting to error energy and to bytes, as far as they were seen.
-        model: predicts loss changes; ``None`` without references.
-        origin: has the weights, perhaps.
+        matrices: the matrices of the plan.
+        grid: the settings that are the same for all matrices.
+        errors, sizes: for each matrix, setting to squared error and to bytes, as far as they were measured.
+        model: predicts loss changes; ``None`` without an analysis.
+        origin: the source, which may have the weights.
     """
 
     matrices: Sequence[Matrix]
@@ -35,7 +35,7 @@ class Facts:
     def of(
         cls, origin: Source, matrices: Sequence[Matrix], options: Sequence[Option], grid: Grid, progress: bool | None
     ) -> Facts:
-        """From the analysis; what it does not have of the options is measured where there are weights."""
+        """Take the values from the analysis; measure options that it lacks if the weights are available."""
         same = grid == origin.grid
         errors = [dict(m.error) for m in matrices] if same else [{} for _ in matrices]
         sizes = [dict(m.nbytes) for m in matrices] if same else [{} for _ in matrices]
@@ -61,7 +61,7 @@ class Facts:
         return size_of(self.matrices[i], option, self.grid, self.sizes[i])
 
     def weigh(self, options: Sequence[Option]) -> int:
-        """Bytes of one option for each matrix; seen, not computed, where there are weights."""
+        """Return the total bytes of one option per matrix, measured if the weights are available."""
         total = 0
         for i, (matrix, option) in enumerate(zip(self.matrices, options, strict=True)):
             if option.key not in self.sizes[i]:
@@ -72,10 +72,10 @@ class Facts:
         return total
 
     def norm(self, i: int, option: Option) -> float:
-        """Frobenius norm of the error.
+        """Return the Frobenius norm of the weight error.
 
         Raises:
-            InvalidArgumentError: when it was not measured.
+            InvalidArgumentError: if it was not measured.
         """
         if option.key not in self.errors[i]:
             raise InvalidArgumentError(
@@ -85,16 +85,16 @@ class Facts:
         return math.sqrt(self.errors[i][option.key])
 
     def cost(self, i: int, option: Option) -> float:
-        """What a matrix costs in loss, see :meth:`LossModel.cost`.
+        """Return the loss cost of a matrix, see :meth:`LossModel.cost`.
 
         Raises:
-            InvalidArgumentError: when it cannot be predicted.
+            InvalidArgumentError: if it cannot be predicted.
         """
         assert self.model is not None
         return self._known(i, option, self.model.cost(i, option))
 
     def expected_cost(self, i: int, option: Option) -> float:
-        """The same to choose by, see :meth:`LossModel.expected_cost`."""
+        """Return the cost that the choice is based on, see :meth:`LossModel.expected_cost`."""
         assert self.model is not None
         return self._known(i, option, self.model.expected_cost(i, option))
 
@@ -107,16 +107,16 @@ class Facts:
         return cost
 
     def nats(self, total: float) -> float:
-        """Nats per token for one more unit of cost in a plan of so many."""
+        """Return the loss change, in nats per token, per unit of cost, in a plan with the given total cost."""
         assert self.model is not None
         power = self.model.power
         return float(power * total ** (power - 1)) if total > 0 else 1.0
 
     def demand_predictions(self) -> None:
-        """Refuse matrices without references.
+        """Check that the analysis has loss changes for all matrices.
 
         Raises:
-            InvalidArgumentError: naming the first.
+            InvalidArgumentError: if not; the message names the first matrix.
         """
         for matrix in self.matrices:
             if not matrix.loss_change:

@@ -1,4 +1,4 @@
-"""The strategies ``mxq`` and ``pqi``: the least sum of costs within a budget."""
+"""The strategies ``mxq`` and ``pqi``: minimize the sum of costs within a budget, by an integer program."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def least(
     worth: Callable[[float], float],
     unit: str,
 ) -> Choice:
-    """The options of the least sum of costs, why, and how good they are; worth is that of a cost, given their sum."""
+    """Choose the options with the smallest sum of costs. ``worth`` converts the sum to the loss change per cost."""
     matrices = facts.matrices
     settings: list[list[Option]] = []
     costs: list[list[float]] = []
@@ -31,8 +31,8 @@ def least(
         common = [o for o in allowed[names[0]] if all(o in allowed[name] for name in names)]
         if not common:
             raise InvalidArgumentError(
-                f"[allocate] the constraints must leave a setting in common to {', '.join(names)}, which are stored "
-                "alike; groups=none lifts that"
+                f"[allocate] the constraints must leave a common setting for {', '.join(names)}, which must have the "
+                "same; set groups=none to allow different settings"
             )
         settings.append(common)
         costs.append([sum(cost(i, option) for i in members) for option in common])
@@ -48,7 +48,7 @@ def least(
         reason = _reason(settings[k], [rate * each for each in costs[k]], sizes[k], taken, unit)
         for i in members:
             chosen[i] = settings[k][taken]
-            reasons[i] = reason if len(members) == 1 else f"{reason} ({len(members)} stored alike)"
+            reasons[i] = reason if len(members) == 1 else f"{reason} (same setting for {len(members)} matrices)"
     about = {
         "objective": best.cost,
         "gap": best.gap,
@@ -59,7 +59,7 @@ def least(
 
 
 def _reason(options: Sequence[Option], costs: Sequence[float], sizes: Sequence[int], taken: int, unit: str) -> str:
-    """What the best smaller and the best larger setting would change."""
+    """Describe how the best smaller and the best larger setting would change cost and size."""
     smaller = [k for k in range(len(options)) if sizes[k] < sizes[taken]]
     larger = [k for k in range(len(options)) if sizes[k] > sizes[taken] and costs[k] < costs[taken]]
     neighbours = []

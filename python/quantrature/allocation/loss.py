@@ -1,28 +1,30 @@
-"""What a matrix is expected to cost in loss when it is stored in some way, from its signed PQI at a few settings.
+"""Predict the loss change of any plan from the signed PQI of each matrix at a few settings.
 
-PQI gives the loss change of each matrix at reference settings, for example 2, 3 and 4 bits in groups of 64, where all
-other matrices are at the same setting. Matrices interact: the loss change of them together grows faster than their
-error energies E = sum (w~ - w)^2, and one matrix costs less beside matrices that cost little. Hence
+PQI gives the loss change due to each matrix at reference settings, for example 2, 3 and 4 bits with group size 64, if
+all other matrices have the same setting. Matrices interact: their joint loss change grows faster than their error
+energies E = sum (w~ - w)^2. A matrix costs less if the other matrices cost little. Therefore
 
     loss change of a plan = (sum_i c_i) ** p,
 
-where c_i is what matrix i costs: S_i / L ** (1 - 1/p) at a reference where its PQI is S_i and that of all is L. The
-power p >= 1 is what makes costs grow like energies from one reference to the next: with the energies of b relative to
-those of a, weighted by the PQI at a, p = log(L_b / L_a) / log(sum_i S_ia E_ib / E_ia / L_a). It is 1, so that signed
-PQIs just add up, where there is one reference or the loss grows slower than the energies. As the power is monotone,
-the plan of the least cost is that of the least loss change.
+where c_i is the cost of matrix i: S_i / L ** (1 - 1/p) at a reference where its PQI is S_i and the sum over all
+matrices is L. The power p >= 1 is chosen so that costs grow like energies from one reference to the next. With the
+energies at reference b relative to those at a, weighted by the PQI at a, it is
+p = log(L_b / L_a) / log(sum_i S_ia E_ib / E_ia / L_a). If there is one reference, or the loss grows slower than the
+energies, p is 1: signed PQIs then just add up. The power is monotone, so the plan with the smallest cost has the
+smallest loss change.
 
-Between references log c_i is interpolated linearly in log E, and c_i is proportional to E beyond the first and the
-last. That is what predicts best for the calibration text.
+Between references, log c_i is interpolated linearly in log E; beyond the first and the last, c_i is proportional to E.
+This predicts best for the calibration text.
 
-A plan is to be good for any text, and a choice among many costs finds those that are low by chance. What a text adds by
-chance is the first-order part of PQI, its gradient times the error, whose variance grows like E, as the cost itself
-does; the estimate of the least variance of a matrix's cost for each unit of energy is then the sum of its costs at
-all references over the sum of their energies. Plans are chosen by that.
+A plan should be good for any text, but a choice among many costs prefers those that are low by chance. The random part
+of a cost is the first-order part of PQI, gradient times error. Its variance grows like E, as does the cost itself. The
+minimum-variance estimate of a matrix's cost per unit of energy is then the sum of its costs at all references divided
+by the sum of their energies. Plans are chosen by this estimate.
 
-A signed PQI may be negative or next to nothing, by chance of the calibration text, and no allocation should trade on
-that. A loss change therefore counts as at least FLOOR times what its error energy costs on average over all matrices
-at the same reference: FLOOR * E_i * sum_j loss_j / sum_j E_j. What that adds is taken from all, for their sum is known.
+By chance of the calibration text, a signed PQI can be negative or almost zero; the allocation must not exploit this.
+Therefore a loss change counts as at least FLOOR times the average cost of its error energy over all matrices at the
+same reference: FLOOR * E_i * sum_j loss_j / sum_j E_j. The added amount is subtracted from all matrices, because their
+sum is known.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from .._C import InvalidArgumentError
 from ..plan.option import Option
 
 FLOOR = 0.1
-"""Share of the average cost of its error energy that a matrix costs at least."""
+"""Smallest cost of a matrix, as a fraction of the average cost of its error energy."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Reference:
 
 
 def analytic_error(option: Option, columns: int) -> float:
-    """Error energy per weight of a min-max grid on normal weights, in units that are the same for all settings.
+    """Estimate the squared error per weight of rtn on normally distributed weights, in arbitrary units.
 
-    The square of the step: the expected range of a group, in standard deviations, over the number of steps. At equal
-    group sizes and many bits this is the 4^-bits of the textbook. What outliers change is left out.
+    It is the square of the step size: the expected range of a group, in standard deviations, divided by the number of
+    steps. For equal group sizes and many bits this is proportional to 4^-bits. Outliers are not considered.
     """
     group = columns if option.group_size == -1 else min(option.group_size, columns)
     # Expected largest of n normal numbers, by Blom's approximation.
@@ -64,20 +66,20 @@ def analytic_error(option: Option, columns: int) -> float:
 
 
 class LossModel:
-    """Predicts the loss change of plans from what each matrix costs in any setting.
+    """Predicts the loss change of plans from the cost of each matrix at each setting.
 
-    Error energies are those that were measured. Where one is missing, that of the setting most like it is scaled by
-    the ratio of their analytic energies; when a reference's is missing for any matrix, all are analytic.
+    Measured error energies are used. If one is missing, the energy of the most similar setting is scaled by the ratio
+    of their analytic energies. If the energy of a reference is missing for any matrix, all energies are analytic.
 
     Args:
         names, columns, numels: name, in_features and number of weights of each matrix.
-        loss_changes: for each matrix, setting to loss change at the references.
-        errors: for each matrix, setting to error energy, where measured, in the analysis.
-        candidates: the same for the grids to predict, where they are of another kind.
+        loss_changes: for each matrix, reference setting to loss change, in nats per token.
+        errors: for each matrix, setting to error energy, as far as the analysis measured it.
+        candidates: the same for the settings to predict, if they use another method or kind of grid.
 
     Attributes:
-        power: p, of the sum of the costs.
-        floored: reference to how many matrices counted as more than their own PQI says there.
+        power: p, the power of the sum of costs.
+        floored: reference to the number of matrices whose cost was raised to the floor.
         measured: whether the energies of the references were measured.
 
     Raises:
@@ -135,7 +137,7 @@ class LossModel:
             self._errors = [{Option.parse(key): value for key, value in error.items()} for error in candidates]
 
     def error(self, i: int, option: Option) -> float | None:
-        """Error energy of matrix i at a setting; ``None`` for outliers that were not measured."""
+        """Return the squared error of matrix i at a setting; ``None`` for outliers that were not measured."""
         measured = self._errors[i]
         if option in measured:
             return measured[option]
@@ -150,7 +152,7 @@ class LossModel:
         return measured[known] * ratio
 
     def expected_cost(self, i: int, option: Option) -> float | None:
-        """What matrix i costs on any text, in the unit of :meth:`cost`, to choose by."""
+        """Return the expected cost of matrix i on any text, in the unit of :meth:`cost`. Plans are chosen by it."""
         energy = self.error(i, option)
         if energy is None:
             return None
@@ -158,7 +160,7 @@ class LossModel:
         return sum(reference.cost for reference in self._references[i]) / energies * energy if energies > 0 else 0.0
 
     def cost(self, i: int, option: Option) -> float | None:
-        """What matrix i costs on the calibration text, nats to the power of 1/p; ``None`` without its error energy."""
+        """Return the cost of matrix i on the calibration text, in nats^(1/p); ``None`` without its error energy."""
         energy = self.error(i, option)
         if energy is None:
             return None
@@ -174,13 +176,13 @@ class LossModel:
         return math.exp(float(at))
 
     def loss_changes(self, costs: Sequence[float]) -> list[float]:
-        """What each matrix adds to the loss change of a plan, nats per token, from what all of them cost."""
+        """Return each matrix's part of a plan's loss change, in nats per token, from the costs of all matrices."""
         rate = math.fsum(costs) ** (self.power - 1)
         return [cost * rate for cost in costs]
 
 
 def _power(references: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """How the loss changes of all matrices grow with their error energies: the median over neighbouring references."""
+    """Return the power with which loss changes grow with error energies: the median over neighbouring references."""
     growing = sorted(references, key=lambda reference: sum(reference[0]))
     powers = []
     for (small, less), (large, more) in itertools.pairwise(growing):

@@ -14,21 +14,21 @@ from .boosts import Rule
 from .table import Configuration, CostTable, Floats, ladder
 
 UNITS = 2**30
-"""Whole numbers in a MiB, for the knapsack: 1024 in a byte."""
+"""Integer units per MiB for the integer program: 1024 per byte."""
 
 
 @dataclass(frozen=True)
 class TableChoice:
-    """A configuration for each matrix of a table.
+    """The configuration chosen for each matrix of a cost table.
 
     Attributes:
-        chosen: one for each of ``table.matrices``.
-        objective: sum of the Frobenius norms; NaN where the table has none.
-        memory_mib: of the choice, as the table counts.
-        budget_mib: avg_bits for each weight.
+        chosen: one configuration per matrix in ``table.matrices``.
+        objective: sum of the Frobenius norms; NaN if the table has none.
+        memory_mib: size of the choice in MiB, as in the table.
+        budget_mib: the budget in MiB, ``avg_bits`` per weight.
         bits_per_weight: of the choice.
-        gap: how far the objective may be from the least, relative to it; ``None`` without an optimisation.
-        flagged: module to the layers that a boost flagged, the most conspicuous first; empty without a boost.
+        gap: bound on the relative distance of the objective from the optimum; ``None`` without an optimization.
+        flagged: module to the boosted layers, strongest first; empty without a boost.
     """
 
     chosen: tuple[Configuration, ...]
@@ -48,7 +48,7 @@ class TableChoice:
         gap: float | None = None,
         flagged: dict[str, list[int]] | None = None,
     ) -> TableChoice:
-        """With sums over the table."""
+        """Make a choice and compute its sums over the table."""
         columns = [table.configurations.index(c) for c in chosen]
         rows = np.arange(len(columns))
         memory = float(table.memory[rows, columns].sum())
@@ -64,7 +64,7 @@ class TableChoice:
         )
 
     def to_json(self, table: CostTable) -> dict[str, Any]:
-        """What the verb plan prints for a table."""
+        """Return what ``quantrature plan --table`` prints."""
         weights = float(table.params.sum())
         hqq = sum(n * c.hqq_bits for n, c in zip(table.params, self.chosen, strict=True)) / weights
         return {
@@ -83,10 +83,14 @@ class TableChoice:
 
 
 def mxq(table: CostTable, avg_bits: float) -> TableChoice:
-    """One configuration for each matrix, the least sum of Frobenius norms (not squared) within the budget.
+    """Choose the configurations with the smallest sum of Frobenius norms (not squared), within a budget.
+
+    Args:
+        table: cost table with Frobenius norms.
+        avg_bits: budget in bits per weight.
 
     Raises:
-        InvalidArgumentError: for a table without norms, and naming the least budget that can be met.
+        InvalidArgumentError: for a table without norms, or a budget that is too small; the message names the smallest.
     """
     _demand(table, table.fnorm, "fnorm", "mxq")
     weights = float(table.params.sum())
@@ -104,20 +108,20 @@ def mxq(table: CostTable, avg_bits: float) -> TableChoice:
 
 
 def boost(table: CostTable, strategy: str, avg_bits: float, stops: int = 2, top_m: int = 0) -> TableChoice:
-    """A base configuration for all matrices, and one that is some stops larger for those of conspicuous layers.
+    """Choose one base configuration for all matrices, and a larger one for layers whose scores stand out.
 
-    The base is the largest whose label is within avg_bits; what a boost adds comes on top of it, and is taken from no
-    other matrix.
+    The base is the largest configuration whose label is within ``avg_bits``. The boost comes on top of it: no other
+    matrix gets smaller, so the result can exceed ``avg_bits``.
 
     Args:
-        table: with sensitivities for ``sensiboost``, with kurtosis for ``kurtboost``.
-        strategy: one of the two.
-        avg_bits: of the base.
-        stops: how far up the ladder of configurations; clipped at its end.
-        top_m: boost no more than so many layers of each module, the most conspicuous; 0 for all.
+        table: cost table, with sensitivities for ``sensiboost`` or kurtosis for ``kurtboost``.
+        strategy: ``sensiboost`` or ``kurtboost``.
+        avg_bits: budget of the base, in bits per weight.
+        stops: by how many steps the boosted configuration is larger; limited by the largest configuration.
+        top_m: largest number of layers to boost in each module; 0 for all that stand out.
 
     Raises:
-        InvalidArgumentError: naming the argument, or the score that the table lacks.
+        InvalidArgumentError: for an invalid argument, or a score that the table lacks; the message names it.
     """
     name = {"sensiboost": "sensitivity", "kurtboost": "kurtosis"}[strategy]
     scores = table.sensitivity if strategy == "sensiboost" else table.kurtosis
@@ -137,7 +141,7 @@ def boost(table: CostTable, strategy: str, avg_bits: float, stops: int = 2, top_
 
 
 def _demand(table: CostTable, scores: Floats, name: str, strategy: str) -> None:
-    """Refuse a table that lacks the scores of a strategy."""
+    """Check that a table has the scores that a strategy needs."""
     missing = np.isnan(scores.reshape(len(table.matrices), -1)).any(1)
     if missing.any():
         layer, module = table.matrices[int(np.argmax(missing))]
@@ -148,6 +152,6 @@ def _demand(table: CostTable, scores: Floats, name: str, strategy: str) -> None:
     if strategy == "sensiboost" and (scores <= 0).any():
         layer, module = table.matrices[int(np.argmax(scores <= 0))]
         raise InvalidArgumentError(
-            f"[boost] every sensitivity must be above 0, for ratios are taken: got {scores.min()} "
+            f"[boost] every sensitivity must be above 0, because ratios are computed: got {scores.min()} "
             f"for {module} of layer {layer}"
         )

@@ -1,4 +1,4 @@
-"""What an allocation starts from: an analysis, a model in memory, or a folder whose weights are read one by one."""
+"""Sources of an allocation: an analysis, a model in memory, or a model folder whose weights are read one by one."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Matrix:
-    """What an allocation has to know of a weight matrix.
+    """The facts about a weight matrix that an allocation uses.
 
     Attributes:
         name, role, block: as in :class:`quantrature.models.LinearWeight`.
         rows, columns: out_features and in_features.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         loss_change, error, nbytes: as in :class:`quantrature.analysis.MatrixSensitivity`; empty without an analysis.
-        kurtosis: where it was analyzed.
+        kurtosis: kurtosis of the weights, if it was analyzed.
     """
 
     name: str
@@ -52,35 +52,36 @@ class Matrix:
 
     @property
     def numel(self) -> int:
-        """How many weights it has."""
+        """Number of weights."""
         return self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How the entries of a plan are quantized, apart from what is chosen for each."""
+    """The settings that are the same for all entries of a plan."""
 
     solver: str
     sym: bool = False
     meta_bits: int | None = None
 
     def entry(self, option: Option) -> PlanEntry:
-        """The plan entry of an option."""
+        """Return the plan entry for an option."""
         return option.entry(self.solver, self.sym, self.meta_bits)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Matrices, and how to get at their weights.
+    """The matrices of a model, and access to their weights.
 
     Attributes:
-        matrices: in model order.
-        method: of the analysis.
-        grid: of the analysis; what the matrices' errors and bytes belong to.
-        group_size: of the analysis.
-        weight: gives the weights of a matrix, contiguous, on the CPU; ``None`` with an analysis alone.
+        matrices: the matrices in model order.
+        method: quantization method of the analysis.
+        grid: settings of the analysis, to which the errors and bytes of the matrices belong.
+        group_size: group size of the analysis.
+        weight: function that returns the weights of a matrix, contiguous, on the CPU; ``None`` if only an analysis is
+            given.
         about: fingerprints, what the analysis integrated, and where the text had BOS, for plan.json.
-        measured: outcomes found so far by matrix, grid and setting, for the next plan from the same source.
+        measured: measurements so far, by matrix, grid and setting. The next plan from the same source reuses them.
     """
 
     matrices: tuple[Matrix, ...]
@@ -93,10 +94,10 @@ class Source:
 
     @classmethod
     def of(cls, source: Any, weights: Any = None, trust_remote_code: bool = False) -> Source:
-        """Of a Sensitivity, a model, or the path of either; a source is its own.
+        """Make a source from a Sensitivity, a model, or the path of either; a Source is returned unchanged.
 
         Raises:
-            InvalidArgumentError: for anything else, and for weights of another model.
+            InvalidArgumentError: for any other object, and for weights of another model.
         """
         if isinstance(source, Source):
             return source
@@ -118,9 +119,9 @@ class Source:
     def outcomes(
         self, matrices: Sequence[Matrix], options: Iterable[Option], grid: Grid, progress: bool | None = None
     ) -> list[dict[str, Outcome]] | None:
-        """Error energies and sizes of all options for each matrix, measured; ``None`` without the weights.
+        """Measure error and size of all options for each matrix; ``None`` without the weights.
 
-        What was measured before is not measured again.
+        Earlier measurements are reused.
         """
         if self.weight is None:
             return None
@@ -137,7 +138,7 @@ class Source:
 
 
 def size_of(matrix: Matrix, option: Option, grid: Grid, known: Mapping[str, int]) -> int:
-    """Bytes of a matrix stored so: those that were seen, or those that its shape tells."""
+    """Return the bytes of a matrix with an option: measured if known, else computed from its shape."""
     if option.key in known:
         return known[option.key]
     return stored_bytes(matrix.rows, matrix.columns, grid.entry(option), matrix.dtype)
@@ -182,7 +183,7 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
 
 
 def _bos(found: Sensitivity) -> dict[str, str]:
-    """Where the text of an analysis had BOS; analyses of earlier releases do not say."""
+    """Return where the text of an analysis had BOS; empty for analyses of earlier releases, which do not record it."""
     return {"bos": str(found.settings["bos"])} if "bos" in found.settings else {}
 
 
@@ -197,7 +198,7 @@ def _of_model(model: Any) -> Source:
 
 
 def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Source:
-    """Weights are read from the safetensors files when they are asked for; nothing else of the model is loaded."""
+    """Make a source of a model folder. Weights are read from the safetensors files one by one, when they are needed."""
     from ..models import check_dense, empty_model, find_linears, load_config, load_model
     from ..models.loading import tensor_files
 
@@ -207,7 +208,7 @@ def _of_folder(folder: str | os.PathLike[str], trust_remote_code: bool) -> Sourc
     linears = find_linears(empty_model(config, trust_remote_code), experts=False)
     keys = {linear.name: f"{linear.name}.{linear.attribute}" for linear in linears}
     if any(key not in files for key in keys.values()):
-        _log.warning("%s does not hold its weights under the names of the model; it is loaded as a whole", folder)
+        _log.warning("%s names its weights differently from the model; the whole model is loaded instead", folder)
         return _of_model(load_model(folder, "auto", trust_remote_code=trust_remote_code))
     dtypes = {name: _dtype(files[key], key) for name, key in keys.items()}
     matrices = tuple(Matrix(x.name, x.role, x.block, x.out_features, x.in_features, dtypes[x.name]) for x in linears)

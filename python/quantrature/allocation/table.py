@@ -1,7 +1,7 @@
-"""What MXQ, SensiBoost and KurtBoost look at: configurations, their nominal memory, and a score for each matrix.
+"""Cost tables of MXQ, SensiBoost and KurtBoost: configurations, their nominal memory, and scores of each matrix.
 
-The nominal memory of a configuration is that of the papers (arXiv 2503.06518, section 3): codes of ``bits``, for each
-group a scale and a zero of ``meta_bits``, and for each ``meta_group`` scales two float16 numbers.
+The nominal memory is defined as in the papers (arXiv 2503.06518, section 3): codes of ``bits``, a scale and a zero
+point of ``meta_bits`` per group, and two float16 numbers per ``meta_group`` scales.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, order=True)
 class Configuration:
-    """A published setting: bits and group size of weights, and of their scales and zeros.
+    """A published setting: bits and group size of weights, and of their scales and zero points.
 
-    A meta_group of 0 means scales and zeros that are not quantized any further.
+    If ``meta_group`` is 0, scales and zero points are not quantized.
     """
 
     bits: int
@@ -36,42 +36,42 @@ class Configuration:
 
     @property
     def nominal_bits(self) -> float:
-        """Bits for each weight as the papers count them."""
+        """Bits per weight as the papers count them."""
         second = 32 / (self.group_size * self.meta_group) if self.meta_group else 0.0
         return self.bits + 2 * self.meta_bits / self.group_size + second
 
     @property
     def label(self) -> float:
-        """The nominal bits in two decimals, by which the papers call a budget."""
+        """The nominal bits, rounded to two decimals, with which the papers name a budget."""
         return round(self.nominal_bits, 2)
 
     @property
     def hqq_bits(self) -> float:
-        """Bits for each weight as the hqq package stores them on axis 0: ten 3-bit codes take four bytes."""
+        """Bits per weight as the hqq package stores them on axis 0, where ten 3-bit codes take four bytes."""
         packed = 32 * math.ceil(self.group_size / 10) / self.group_size if self.bits == 3 else self.bits
         return self.nominal_bits - self.bits + packed
 
 
 CONFIGURATIONS = tuple(Configuration(b, g) for b, g in itertools.product((2, 3, 4, 8), (32, 64, 128)))
-"""The twelve of the papers."""
+"""The twelve configurations of the papers."""
 
 
 def ladder(configurations: Iterable[Configuration]) -> list[Configuration]:
-    """Configurations by nominal memory: the stops of a boost."""
+    """Sort configurations by nominal memory; a boost moves up in this list."""
     return sorted(set(configurations), key=lambda c: (c.nominal_bits, c))
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Scores of all matrices of a model.
+    """Sizes and scores of all matrices of a model.
 
     Attributes:
-        matrices: pairs of layer and module.
-        configurations: of the columns of fnorm and memory.
-        params: weights of each matrix.
-        memory: MiB of each matrix in each configuration.
-        fnorm: Frobenius norm of w~ - w of each matrix in each configuration; NaN where not known.
-        kurtosis, sensitivity: of each matrix; NaN where not known.
+        matrices: pairs of layer and module, one per row of the arrays.
+        configurations: the configurations, one per column of ``fnorm`` and ``memory``.
+        params: number of weights of each matrix, (matrices,).
+        memory: MiB of each matrix in each configuration, (matrices, configurations).
+        fnorm: Frobenius norm of w~ - w, (matrices, configurations); NaN if unknown.
+        kurtosis, sensitivity: scores of each matrix, (matrices,); NaN if unknown.
     """
 
     matrices: tuple[tuple[int, str], ...]
@@ -83,7 +83,7 @@ class CostTable:
     sensitivity: Floats
 
     def of_modules(self, scores: Floats) -> dict[str, list[tuple[int, int, float]]]:
-        """For each module triples of layer, index of the matrix and score, by layer."""
+        """Return module to triples (layer, index of the matrix, score), sorted by layer."""
         found: dict[str, list[tuple[int, int, float]]] = {}
         for i, (layer, module) in enumerate(self.matrices):
             found.setdefault(module, []).append((layer, i, float(scores[i])))
@@ -95,13 +95,13 @@ SCORES = ("fnorm", "memmb", "kurtosis", "sensitivity")
 
 
 def read_table(path: str | os.PathLike[str]) -> CostTable:
-    """Read a cost table as the authors publish them: a row for each matrix and configuration.
+    """Read a cost table (CSV) as the authors publish them, with one row per matrix and configuration.
 
-    Columns: ``layer module nbit1 gsize1 nbit2 gsize2 params``, and as far as there are ``fnorm memmb kurtosis
-    sensitivity``; memory is nominal where memmb is missing. Others are ignored.
+    Required columns: ``layer module nbit1 gsize1 nbit2 gsize2 params``. Optional columns: ``fnorm memmb kurtosis
+    sensitivity``. Without ``memmb``, the nominal memory is used. Other columns are ignored.
 
     Raises:
-        InvalidArgumentError: naming the file and the line, column or matrix at fault.
+        InvalidArgumentError: for a table that cannot be read; the message names file and line, column or matrix.
     """
     path = Path(path)
     try:
@@ -124,7 +124,7 @@ def read_table(path: str | os.PathLike[str]) -> CostTable:
             whole = {column: int(row[column]) for column in COLUMNS if column != "module"}
             values = {column: float(row[column]) for column in scores}
         except (TypeError, ValueError):
-            raise InvalidArgumentError(f"[read_table] {path}, line {line}: a number is missing or is none") from None
+            raise InvalidArgumentError(f"[read_table] {path}, line {line}: a number is missing or invalid") from None
         configuration = Configuration(*(whole[c] for c in ("nbit1", "gsize1", "nbit2", "gsize2")))
         if min(whole["params"], *(whole[c] for c in ("nbit1", "gsize1", "nbit2", "gsize2"))) < 1 or not all(
             math.isfinite(value) for value in values.values()
@@ -153,6 +153,6 @@ def read_table(path: str | os.PathLike[str]) -> CostTable:
 
 
 def nominal_memory(params: Floats, configurations: Sequence[Configuration]) -> Floats:
-    """MiB of each matrix in each configuration as the papers count them."""
+    """Return the MiB of each matrix in each configuration as the papers count them, (matrices, configurations)."""
     nominal = np.array([c.nominal_bits for c in configurations], np.float64)
     return np.outer(params, nominal) / 8 / 2**20

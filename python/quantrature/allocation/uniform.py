@@ -11,7 +11,7 @@ from .choice import Choice
 from .facts import Facts
 
 NEARLY = 1.02
-"""How much less than its shape tells a matrix may take as stored."""
+"""How much smaller a stored matrix can be than its size computed from the shape."""
 
 
 def uniform(
@@ -20,7 +20,7 @@ def uniform(
     facts: Facts,
     budget: Budget,
 ) -> Choice:
-    """The largest setting that fits; where constraints forbid it to a matrix, the nearest that they allow."""
+    """Choose the largest setting that fits; for a matrix whose constraints forbid it, the nearest allowed one."""
 
     def distance(a: Option, b: Option) -> tuple[float, ...]:
         return (

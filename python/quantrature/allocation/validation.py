@@ -1,4 +1,4 @@
-"""How well the predicted loss change of a plan is the one that is measured."""
+"""Compare the predicted loss change of plans with the measured one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ._allocate import allocate
 
 @dataclass(frozen=True)
 class Validation:
-    """Predicted against measured loss changes of several plans, nats per token.
+    """Predicted and measured loss changes of several plans, in nats per token.
 
     Attributes:
-        predicted, measured: of each plan.
-        spearman: rank correlation of the two; NaN for fewer than two plans.
-        median_relative_error: of predicted against measured.
+        predicted, measured: one value per plan.
+        spearman: rank correlation of predicted and measured values; NaN for fewer than two plans.
+        median_relative_error: median over plans of the error of the prediction relative to the measurement.
     """
 
     predicted: tuple[float, ...]
@@ -48,7 +48,7 @@ class Validation:
 
     @property
     def median_relative_error(self) -> float:
-        """Half of the plans are predicted better than so."""
+        """Median over the plans of the relative error of the prediction."""
         predicted, measured = np.array(self.predicted), np.array(self.measured)
         return float(np.median(np.abs(predicted - measured) / np.abs(measured)))
 
@@ -78,15 +78,15 @@ def measured_loss_changes(
     batch_size: int = 1,
     progress: bool | None = None,
 ) -> list[float]:
-    """Loss changes of a model under plans, nats per token; afterwards the model is, bit for bit, what it was.
+    """Measure the loss change of a model for each plan, in nats per token. The model is unchanged afterwards.
 
     Args:
         model: causal language model from transformers.
         tokens, tokenizer, seqlen, nsamples, seed, bos, text_column: text, as in :func:`quantrature.text.token_windows`.
-        plans: each for this model.
-        objective: what is measured, as in :func:`quantrature.analyze`.
-        batch_size: windows of one forward pass.
-        progress: show a bar; ``None`` for when stderr is a terminal.
+        plans: plans for this model.
+        objective: what to measure, as in :func:`quantrature.analyze`.
+        batch_size: windows per forward pass.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
 
     Raises:
         InvalidArgumentError: for a plan with a matrix that the model does not have.
@@ -122,17 +122,17 @@ def measured_loss_changes(
 def random_plans(
     sensitivity: Sensitivity, count: int, bits: Sequence[int] = (2, 3, 4), seed: int = 0, **wishes: Any
 ) -> list[Plan]:
-    """Plans whose bits are drawn at random for each fusion group, with predictions.
+    """Make plans with random bits for each fusion group, with predicted loss changes.
 
     Args:
-        sensitivity: of the model.
-        count: of plans.
-        bits: to draw from.
-        seed: the same plans on every platform.
+        sensitivity: the analysis of the model.
+        count: number of plans, at least 1.
+        bits: bits to draw from.
+        seed: random seed; draws the same plans on every platform.
         wishes: further arguments of :func:`allocate`.
 
     Raises:
-        InvalidArgumentError: for less than one plan.
+        InvalidArgumentError: if ``count`` is below 1.
     """
     if count < 1:
         raise InvalidArgumentError(f"[random_plans] count must be at least 1: got {count}")
@@ -162,13 +162,13 @@ def validate(
     """Compare predicted and measured loss changes of :func:`random_plans`.
 
     Args:
-        model: that was analyzed.
-        tokens: text to measure on, as in :func:`quantrature.text.token_windows`; that of the analysis shows the
-            error of the prediction alone.
-        sensitivity: the analysis.
-        count, bits, seed: of the plans.
-        batch_size: windows of one forward pass.
-        progress: show a bar; ``None`` for when stderr is a terminal.
+        model: the model that was analyzed.
+        tokens: text to measure on, as in :func:`quantrature.text.token_windows`. With the calibration text of the
+            analysis, the result shows only the error of the prediction, not the difference between texts.
+        sensitivity: the analysis of the model.
+        count, bits, seed: as in :func:`random_plans`.
+        batch_size: windows per forward pass.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
     """
     plans = random_plans(sensitivity, count, bits, seed)
     measured = measured_loss_changes(

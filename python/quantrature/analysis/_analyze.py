@@ -64,41 +64,47 @@ def analyze(
     resume: str = "auto",
     progress: bool | None = None,
 ) -> Sensitivity:
-    """Find out what quantizing each matrix of a model costs, before anything is quantized.
+    """Estimate how much the loss changes when each matrix is quantized, without changing the model.
 
-    The model's weights move along the straight way to their quantized images and back; at the end they are, bit for
-    bit, what they were. PQI comes with a proof: the sum of its signed values, which must be the loss change, and the
-    loss change as measured on the same text (arXiv 2503.01901; see :mod:`quantrature.analysis.integral`).
+    During the analysis, the weights move on a straight path to the quantized weights; at the end they are restored bit
+    for bit. PQI is checked: the sum of its signed values predicts the loss change, which is also measured on the same
+    text (arXiv 2503.01901; see :mod:`quantrature.analysis.integral`).
 
     Args:
         model: causal language model from transformers, on any device.
-        tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
-        objective: what is integrated, a name out of ``OBJECTIVES``: ``nll``, the loss, as in the papers, or ``kl``, the
-            divergence of the predictions from those of the original model, which starts at 0. Predicted and measured
-            changes are then changes of the divergence. Other metrics than ``pqi`` do not depend on it.
-        metrics: names out of ``METRICS``.
-        bits: of the images; several give PQI at several settings, of which the first makes the maps.
-        group_size, method, sym: of the images; methods are those of ``METHODS``. One that needs calibration is given
-            what the text says of the model as it is.
-        ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`.
-        tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
-            is ``None``.
-        batch_size: windows of one forward pass.
-        rule, nodes: of :func:`quantrature.analysis.quadrature`; nodes are gradient evaluations per sample.
-        tol: largest relative distance of prediction and measurement; nodes are doubled until it holds.
-        max_nodes: where to stop doubling; the proof then says that the tolerance was missed.
-        abs_mode: of :func:`quantrature.analysis.integrate`.
-        checkpointing: recompute activations in the backward pass, block by block.
-        map_folder: keep the accumulators in files there instead of on the devices of the weights.
-        resume_folder: save the state of the integral there from time to time, and remove it in the end.
-        resume: ``auto`` goes on where a run of the same arguments was interrupted, to the same bits; ``required``
-            fails where there is nothing to go on from, ``never`` starts over.
-        progress: show a bar; ``None`` for when stderr is a terminal.
+        tokens: calibration text; any source that :func:`quantrature.text.token_windows` takes.
+        objective: what to integrate, a name from ``OBJECTIVES``: ``nll``, the loss, as in the papers, or ``kl``, the
+            KL divergence of the predictions from those of the original model, which starts at 0. Predicted and measured
+            changes are then changes of the divergence. Metrics other than ``pqi`` do not depend on it.
+        metrics: names from ``METRICS``.
+        bits: bits per weight of the quantized weights, 1 to 8. Several values give PQI at each; the first is used for
+            maps of single weights.
+        group_size, method, sym: how to quantize, as in :func:`quantrature.quantize`. A method that needs calibration
+            gets statistics of the original model on the same text.
+        ignore: matrices not to analyze, as in :func:`quantrature.models.find_linears`.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: how to cut the calibration text, as in ``token_windows``;
+            ``nsamples=None`` uses all windows.
+        batch_size: windows per forward pass.
+        rule, nodes: as in :func:`quantrature.analysis.quadrature`; ``nodes`` is the number of gradient evaluations per
+            window.
+        tol: largest relative difference between predicted and measured loss change. ``nodes`` is doubled until it is
+            reached. ``None`` for no limit.
+        max_nodes: largest number of nodes. If ``tol`` is not reached by then, the proof in the result says so.
+        abs_mode: as in :func:`quantrature.analysis.integrate`.
+        checkpointing: recompute activations in the backward pass, block by block: slower, less memory.
+        map_folder: folder for the gradient sums; by default they are kept on the devices of the weights.
+        resume_folder: folder to save the state of the integral in; the files are removed at the end.
+        resume: ``auto`` resumes an interrupted run with the same arguments, if there is one; ``required`` fails without
+            one; ``never`` starts over. The result is bit-identical to that of an uninterrupted run.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
+
+    Returns:
+        The scores of all matrices, the comparison of prediction and measurement, and the maps of single weights.
 
     Raises:
-        InvalidArgumentError: naming the argument.
-        QuantratureError: naming matrix, sample and node where a loss or gradient is not finite, or the matrix whose
-            weights are not.
+        InvalidArgumentError: for an invalid argument; the message names it.
+        QuantratureError: if a loss or gradient is not finite (the message names matrix, sample and node), or the
+            weights of a matrix are not (the message names it).
     """
     for metric in metrics:
         if metric not in METRICS:

@@ -17,18 +17,18 @@ from .integral import zeros_for
 from .path import Moved, WeightPath
 
 METRICS = {
-    "pqi": "Post-quantization Integral: mean over the weights of abs((w~ - w) * mean gradient on the way); path",
+    "pqi": "Post-quantization Integral: mean over the weights of abs((w~ - w) * mean gradient on the path to w~)",
     "first_order": "sum of (w~ - w) * gradient at the original weights; nats per token",
     "fisher": "half the sum of (w~ - w)^2 * mean squared gradient at the original weights; nats per token",
     "magnitude": "mean of abs(w)",
     "error": "sum of (w~ - w)^2",
-    "activation_error": "sum of (w~ - w)^2 * mean square of the input it meets: the squared output error per token",
+    "activation_error": "sum of (w~ - w)^2 * mean square of its input: the squared output error per token",
     "kurtosis": "fourth standardized moment of the weights (Pearson, population)",
 }
-"""Names that ``metrics`` takes, and what each is."""
+"""Values of the argument ``metrics``, each with a one-line description."""
 
 WITH_MAPS = ("pqi", "first_order", "fisher")
-"""Metrics that also rate every single weight."""
+"""Metrics that also give a value to every single weight."""
 
 
 def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, dict[str, float]]:

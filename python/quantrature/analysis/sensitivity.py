@@ -23,16 +23,16 @@ MAPS = "maps-{metric}.safetensors"
 
 @dataclass(frozen=True)
 class Proof:
-    """What PQI predicted for one setting of all matrices, and what was measured.
+    """Predicted and measured loss change for one setting of all matrices.
 
     Attributes:
-        setting: bits and group size, ``b3g64``.
-        method: the host method of the quantized images.
-        rule, nodes: the quadrature that was used in the end.
-        predicted_loss_change: sum of the signed S_i, nats per token.
-        measured_loss_change: F(w~) - F(w) on the same text, nats per token.
-        gradient_evaluations: per calibration sample, of all attempts.
-        within_tolerance: whether the two agree as asked; ``None`` when nothing was asked.
+        setting: bits and group size, such as ``b3g64``.
+        method: quantization method.
+        rule, nodes: quadrature rule and number of nodes of the last attempt.
+        predicted_loss_change: sum of the signed PQI values S_i, in nats per token.
+        measured_loss_change: F(w~) - F(w) on the same text, in nats per token.
+        gradient_evaluations: number per calibration sample, in all attempts.
+        within_tolerance: whether prediction and measurement agree within ``tol``; ``None`` without ``tol``.
     """
 
     setting: str
@@ -46,7 +46,7 @@ class Proof:
 
     @property
     def relative_error(self) -> float:
-        """Distance of prediction and measurement, relative to the latter."""
+        """Difference between prediction and measurement, relative to the measurement."""
         apart = abs(self.predicted_loss_change - self.measured_loss_change)
         return apart / abs(self.measured_loss_change) if self.measured_loss_change else (apart and float("inf"))
 
@@ -83,14 +83,15 @@ class MatrixSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What an analysis found.
+    """The result of an analysis.
 
     Attributes:
-        matrices: one entry a matrix, in model order.
-        proofs: one for each reference setting, the first being that of the maps; empty without PQI.
+        matrices: one entry per matrix, in model order.
+        proofs: predicted and measured loss change at each setting; the first setting is that of the maps. Empty without
+            PQI.
         settings: arguments of the analysis.
-        model, calibration: fingerprints.
-        maps: metric to matrix name to a float32 value for each weight, (out_features, in_features).
+        model, calibration: fingerprints (hashes) of the model and the calibration text.
+        maps: metric to matrix name to one float32 value per weight, (out_features, in_features).
     """
 
     matrices: tuple[MatrixSensitivity, ...]

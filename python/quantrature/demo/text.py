@@ -1,7 +1,7 @@
-"""Text that every Python installation has: the sources of its own standard library, split three ways.
+"""Text of the demo: the source code of Python's standard library, split into three parts.
 
-A file belongs to one part by the CRC-32 of its path below the library's root, so a file that two Python
-versions share is in the same part in both, and what was held out in training stays held out.
+The CRC-32 of a file's path inside the library selects its part. So a file is in the same part in all Python versions,
+and files that were held out in training stay held out.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ EXCLUDED_FOLDERS = frozenset(
 
 
 def training_text() -> str:
-    """Return the files the demo model learns from, about four fifths of the library, joined in path order."""
+    """Return the training text: about 80 percent of the library's files, joined in path order."""
     return _joined(path for path in _library_paths() if _checksum(path) % 10 > 1)
 
 
 def calibration_text() -> str:
-    """Return the tenth of the files set aside to calibrate quantizers on, which no weight was fitted to.
+    """Return the calibration text: about 10 percent of the library's files, which the model was not trained on.
 
-    They are joined in the order of their checksums, which is no order to a reader, so that the beginning of
-    the text is a sample of it and not the library's first long module.
+    Files are joined in the order of their checksums, which is random in effect. So the beginning of the text is a
+    sample of all files, and not the library's first long module.
     """
     return _joined(_held_out(1))
 
 
 def evaluation_text() -> str:
-    """Return the tenth of the files set aside to measure perplexity on, which nothing was fitted to.
+    """Return the evaluation text: about 10 percent of the library's files, used in neither training nor calibration.
 
-    They are joined in the same order as those of :func:`calibration_text`.
+    Files are joined in the order of their checksums, as in :func:`calibration_text`.
     """
     return _joined(_held_out(0))
 
@@ -75,7 +75,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _text(path: Path) -> str:
-    """Return a file's text with line ends as newlines, or nothing where it is not UTF-8."""
+    """Return a file's text with ``\\n`` line ends; an empty string if the file is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The way through the library that ``quantrature demo`` walks: analyze, allocate, quantize, save, load, evaluate."""
+"""What ``quantrature demo`` runs: analyze, allocate, quantize, save, load and evaluate the demo model."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ EVALUATION_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        name: of the plan.
-        bits_per_weight: of the quantized matrices, everything stored for them counted.
-        bytes: of the quantized matrices.
-        perplexity: on the held-out text.
-        divergence: mean divergence from the original there, nats per token.
-        predicted_loss_change: before anything was quantized, from the calibration text, nats per token.
-        measured_loss_change: on the held-out text, nats per token.
+        name: name of the plan.
+        bits_per_weight: of the quantized matrices, with scales, zero points and outliers.
+        bytes: size of the quantized matrices.
+        perplexity: perplexity on the held-out text.
+        divergence: mean KL divergence from the original model on the held-out text, in nats per token.
+        predicted_loss_change: prediction from the calibration text before quantizing, in nats per token.
+        measured_loss_change: measured on the held-out text, in nats per token.
     """
 
     name: str
@@ -57,17 +57,19 @@ class Row:
 
 
 def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[Row]:
-    """Quantize the packaged model in six ways; each way gives a row when it is done.
+    """Quantize the packaged model in six ways, and yield a row after each.
 
     Args:
-        output: folder to keep the quantized models in; a temporary one by default.
-        progress: show bars; ``None`` for when stderr is a terminal.
+        output: folder for the quantized models; by default a temporary folder.
+        progress: whether to show progress bars; by default if stderr is a terminal.
 
     Raises:
-        QuantratureError: when the package came without its model.
+        QuantratureError: if the package was installed without its model.
     """
     if not (MODEL / "config.json").is_file():
-        raise QuantratureError(f"[demo] {MODEL} is missing: this package came without its model")
+        raise QuantratureError(
+            f"[demo] {MODEL} is missing: the package was installed without its model; reinstall quantrature"
+        )
     tokenizer = load_tokenizer(MODEL)
     calibration = token_windows(
         [text.calibration_text()], tokenizer, seqlen=SEQLEN, nsamples=CALIBRATION_WINDOWS, seed=0
@@ -100,7 +102,7 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
 
 
 def _measured(name: str, plan: Plan, folder: Path, evaluation: torch.Tensor, original: PreTrainedModel) -> Row:
-    """Quantize a fresh copy of the model by a plan, save it, load it as users would, and evaluate what was loaded."""
+    """Quantize a new copy of the model by a plan, save it, load the saved folder, and evaluate the loaded model."""
     model = quantize(load_model(MODEL), plan=plan, progress=False)
     checkpoint.save(model, folder, tokenizer=load_tokenizer(MODEL), plan=plan, source=str(MODEL), overwrite=True)
     with quiet():

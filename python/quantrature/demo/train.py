@@ -34,17 +34,17 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model")
-    parser.add_argument("--checkpoint", type=Path, help="file to keep progress in, and to resume from")
+    parser.add_argument("--checkpoint", type=Path, help="file for the training state, to resume from")
     parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--batch", type=int, default=16, help="windows in a step")
+    parser.add_argument("--batch", type=int, default=16, help="windows per step")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the cosine schedule")
     parser.add_argument("--warmup", type=int, default=200, help="steps up to the peak")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="of matrices; norms have none")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="weight decay of matrices; norms have none")
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--intermediate", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=4, help="query heads, two to each key/value head")
+    parser.add_argument("--heads", type=int, default=4, help="query heads; every two share a key/value head")
     parser.add_argument("--report-every", type=int, default=250, help="steps between reports and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train_tokenizer(corpus: str, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE fitted to ``corpus``. Its end-of-text entry, for padding, occurs in no text."""
+    """Train a byte-level BPE tokenizer on ``corpus``. Its end-of-text token is for padding and occurs in no text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -97,7 +97,7 @@ def build_model(options: argparse.Namespace, end_of_text: int) -> LlamaForCausal
 
 
 def batches(tokens: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Yield batches of windows for ever. Each epoch cuts the text at other places and in another order."""
+    """Yield batches of windows endlessly. Each epoch cuts the text at other positions and in another order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         start = int(torch.randint(WINDOW, (), generator=generator))
@@ -109,7 +109,7 @@ def batches(tokens: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:
-    """Return the rate of a step, counted from 1: a linear warm-up and then half a cosine."""
+    """Return the learning rate of a step (from 1): a linear warm-up, then a half cosine."""
     if step <= options.warmup:
         return float(options.learning_rate * step / options.warmup)
     progress = (step - options.warmup) / (options.steps - options.warmup)
@@ -119,7 +119,7 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
 
 @torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
-    """Return the mean loss, in nats a token, over consecutive windows that share no context."""
+    """Return the mean loss, in nats per token, over consecutive windows that share no context."""
     windows = _windows(tokens)
     total = math.fsum(float(model(input_ids=b, labels=b, use_cache=False).loss) * len(b) for b in windows.split(32))
     return total / len(windows)
@@ -132,7 +132,7 @@ def _windows(tokens: torch.Tensor) -> torch.Tensor:
 def train(
     model: LlamaForCausalLM, training: torch.Tensor, monitored: torch.Tensor, options: argparse.Namespace
 ) -> None:
-    """Fit ``model`` in place, from its checkpoint where there is one."""
+    """Train ``model`` in place, from its checkpoint if there is one."""
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": norms, "weight_decay": 0.0}]
@@ -171,7 +171,7 @@ def train(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write both to ``folder``, the tokenizer without the indentation that would more than double it."""
+    """Save model and tokenizer to ``folder``. The tokenizer is saved without indentation, which halves its size."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"

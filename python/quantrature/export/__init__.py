@@ -1,4 +1,4 @@
-"""Plans in the words of other tools."""
+"""Export plans to the options of other quantization tools."""
 
 from .plans import FORMATS, export, to_text
 

@@ -1,7 +1,7 @@
-"""What other tools call a plan: their options for each matrix, so that they quantize it as the plan says.
+"""Convert a plan to the options of another tool, so that the tool quantizes each matrix as the plan says.
 
-Only settings travel: bits, group size and symmetry. The other tool finds its own codes, by its own method, so the
-predictions of a plan hold for it as far as its grids are like those of the plan.
+Only bits, group size and symmetry are exported. The other tool computes codes and scales with its own method.
+Therefore the plan's predicted loss change applies only as far as that method is similar to the plan's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..plan import Plan, PlanEntry, fusion_groups
 _log = logging.getLogger(__name__)
 
 Setting = tuple[int, int, bool]
-"""Bits, group size and whether the grid is symmetric."""
+"""Bits, group size and symmetry."""
 
 FORMATS = {
     "gptq-dynamic": "GPTQModel: bits, group size and the regular expressions of dynamic, for its own kernels",
@@ -28,27 +28,27 @@ FORMATS = {
     "auto-round": "AutoRound: its layer_config",
     "llama.cpp": "llama-quantize: a --tensor-type option for each matrix",
 }
-"""Names that ``plan export`` takes, and a line about each."""
+"""Formats of ``plan export``, each with a one-line description."""
 
 GPTQ_BITS = (2, 3, 4, 8)
 GPTQ_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
-"""What kernels for packed 32-bit words are there for, in GPTQModel as in AutoRound."""
+"""Bits and group sizes for which GPTQModel and AutoRound have kernels for packed 32-bit words."""
 
 VLLM_GPTQ_BITS = (4, 8)
 VLLM_GPTQ_GROUPS = (-1, 32, 64, 128)
-"""What vLLM loads from a GPTQ checkpoint, symmetric grids alone."""
+"""Bits and group sizes that vLLM loads from a GPTQ checkpoint, if they are symmetric."""
 
 COMPRESSED_TENSORS_BITS = range(2, 9)
-"""Its grid of one bit has other values than the grid of one bit here."""
+"""1 bit is left out, because its values differ from quantrature's."""
 
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
-"""Names that vLLM and SGLang give to matrices which they join, and the names of the parts."""
+"""Names that vLLM and SGLang give to fused matrices, and the names of the parts."""
 
 EXPERT = re.compile(r"(.+\.experts)\.(\w+)\.(\d+)")
-"""Matrices of experts here, named ``...experts.PROJECTION.NUMBER``."""
+"""Names of expert matrices in quantrature: ``...experts.PROJECTION.NUMBER``."""
 
 LLAMA_TYPES = {
     2: {"q2_k": 2.625},
@@ -58,10 +58,10 @@ LLAMA_TYPES = {
     6: {"q6_k": 6.5625},
     8: {"q8_0": 8.5},
 }
-"""Types of ggml by the bits of a code, the preferred first, and what they take for each weight."""
+"""Bits of a code to ggml types, preferred first, with their bits per weight."""
 
 LLAMA_APART = 0.125
-"""How far the stored bits of a weight in a type of ggml may be from those of the plan."""
+"""Largest difference, in bits per weight, between a ggml type and the plan entry."""
 
 LLAMA_TENSORS = {
     "self_attn.q_proj": "attn_q",
@@ -74,37 +74,37 @@ LLAMA_TENSORS = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""Ends of names in transformers, for the models built like Llama, and what GGUF calls them."""
+"""For Llama-like models, ends of names in transformers to tensor names in GGUF."""
 
 
 def export(plan: Plan, name: str) -> dict[str, Any] | str:
-    """A plan in the words of another tool.
+    """Convert a plan to the options of another tool.
 
-    - ``gptq-dynamic``: ``bits``, ``group_size`` and ``sym`` of most matrices, and ``dynamic``, which names those that
-      differ (``+:``) or are kept (``-:``), for ``GPTQConfig``. If the parts of a fused matrix are stored alike, one
-      pattern matches the parts and the fused name.
-    - ``gptq-vllm``: the same for checkpoints that vLLM or SGLang is to load. They take symmetric grids of 4 and 8 bits
-      alone, and the same setting for the parts of a fused matrix and for all experts of a layer.
-    - ``compressed-tensors``: a ``quantization_config`` of one group for each setting. Matrices are named, so that
-      what the plan does not have stays as it is.
-    - ``auto-round``: matrix to ``bits``, ``group_size``, ``sym`` and ``data_type``; 16 bits for what is kept.
-    - ``llama.cpp``: lines of ``--tensor-type TENSOR=TYPE``. A type of ggml has groups of its own; the one of as many
-      bits is taken whose size is that of the entry within ``LLAMA_APART`` bits for each weight, so that the budget of
-      the plan holds. What is kept becomes f16.
+    - ``gptq-dynamic``: for ``GPTQConfig``: ``bits``, ``group_size`` and ``sym`` of most matrices, and ``dynamic``,
+      which names matrices that differ (``+:``) or stay unquantized (``-:``). If the parts of a fused matrix have the
+      same setting, one pattern matches the parts and the fused name.
+    - ``gptq-vllm``: the same for checkpoints to be loaded by vLLM or SGLang. These support only symmetric quantization
+      with 4 or 8 bits, and need the same setting for the parts of a fused matrix and for all experts of a layer.
+    - ``compressed-tensors``: a ``quantization_config`` with one group per setting. Matrices are listed by name, so
+      that matrices outside the plan stay unquantized.
+    - ``auto-round``: matrix to ``bits``, ``group_size``, ``sym`` and ``data_type``; unquantized matrices have 16 bits.
+    - ``llama.cpp``: lines of ``--tensor-type TENSOR=TYPE``. A ggml type has a fixed group size. The type with the
+      same bits is used whose size is within ``LLAMA_APART`` bits per weight of the entry's, so that the budget of the
+      plan holds. Unquantized matrices become f16.
 
     The other tools split fused experts before they quantize them: ``...experts.gate_up_proj.3`` becomes
-    ``...experts.3.gate_proj`` and ``...experts.3.up_proj``, except for ``llama.cpp``, which has no export of experts.
+    ``...experts.3.gate_proj`` and ``...experts.3.up_proj``. For ``llama.cpp``, experts cannot be exported.
 
     Args:
-        plan: what to express.
-        name: out of ``FORMATS``.
+        plan: the plan to convert.
+        name: one of ``FORMATS``.
 
     Returns:
-        An object for JSON; for ``llama.cpp``, text. A warning is logged where matrices that serving engines fuse are
-        not stored alike; ``gptq-vllm`` refuses such a plan.
+        An object for JSON; for ``llama.cpp``, text. If matrices that serving engines fuse have different settings, a
+        warning is logged; for ``gptq-vllm`` this is an error.
 
     Raises:
-        InvalidArgumentError: naming the first entry that the format cannot express, and why.
+        InvalidArgumentError: for the first entry that the format cannot express; the message names it and the reason.
     """
     if name not in FORMATS:
         raise InvalidArgumentError(f"[export] format must be one of {', '.join(FORMATS)}: got {name!r}")
@@ -114,7 +114,7 @@ def export(plan: Plan, name: str) -> dict[str, Any] | str:
 
 
 def to_text(exported: dict[str, Any] | str) -> str:
-    """What :func:`export` gave, as a file has it."""
+    """Return the result of :func:`export` as the text of a file."""
     return exported if isinstance(exported, str) else json.dumps(exported, indent=2) + "\n"
 
 
@@ -130,13 +130,13 @@ def _gptq_vllm(plan: Plan) -> dict[str, Any]:
     for members in _joined(settings).values():
         for name in members:
             if settings[name] != settings[members[0]]:
-                rule = f"it is joined with {members[0]} when the model is loaded, and must be stored alike"
+                rule = f"it must have the same setting as {members[0]}, with which it is fused when the model is loaded"
                 _refuse("gptq-vllm", name, rule, plan.entries[name])
     return _dynamic("gptq-vllm", settings)
 
 
 def _dynamic(form: str, settings: dict[str, Setting | None]) -> dict[str, Any]:
-    """The most frequent setting, and patterns for the matrices that have another one."""
+    """Return the most frequent setting, and patterns for the matrices with other settings."""
     quantized = [setting for setting in settings.values() if setting is not None]
     if not quantized:
         raise InvalidArgumentError(f"[export] {form} needs an entry that is quantized: got none")
@@ -161,7 +161,7 @@ def _dynamic(form: str, settings: dict[str, Setting | None]) -> dict[str, Any]:
 
 
 def _joined(names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
-    """Matrices by what engines join them to: module and fused name, or ``experts``, or their own name and nothing."""
+    """Group matrices by what engines fuse them to: module and fused name, or ``experts``, or the matrix itself."""
     fused_name = {part: fused for fused, parts in FUSED.items() for part in parts}
     found: dict[tuple[str, str], list[str]] = {}
     for name in names:
@@ -175,7 +175,7 @@ def _joined(names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
 
 
 def _names_elsewhere(name: str) -> list[str]:
-    """What other tools call a matrix: they have experts as layers of their own, and none that are fused."""
+    """Return the names of a matrix in other tools, where each expert is a layer and projections are not fused."""
     expert = EXPERT.fullmatch(name)
     if expert is None:
         return [name]
@@ -183,7 +183,7 @@ def _names_elsewhere(name: str) -> list[str]:
 
 
 def _pattern(name: str) -> str:
-    """A regular expression for what other tools call a matrix."""
+    """Return a regular expression for the names of a matrix in other tools."""
     names = _names_elsewhere(name)
     if len(names) == 1:
         return re.escape(names[0])
@@ -237,13 +237,13 @@ def _llama_cpp(plan: Plan) -> str:
         found = re.search(r"(?:^|\.)layers\.(\d+)\.(.+)$", name)
         tensor = LLAMA_TENSORS.get(found[2]) if found else None
         if found is None or tensor is None:
-            _refuse("llama.cpp", name, "which tensor of a GGUF file it is is known for models like Llama alone", name)
+            _refuse("llama.cpp", name, "its tensor name in GGUF is only known for Llama-like models", name)
         lines.append(f"--tensor-type blk.{found[1]}.{tensor}.weight={_llama_type(name, entry)}\n")
     return "".join(lines)
 
 
 def _llama_type(name: str, entry: PlanEntry) -> str:
-    """The type of ggml for an entry."""
+    """Return the ggml type for an entry."""
     if entry.keeps:
         return "f16"
     _demand_a_grid_alone("llama.cpp", name, entry)
@@ -259,19 +259,19 @@ def _llama_type(name: str, entry: PlanEntry) -> str:
     nearest = min(types, key=lambda kind: abs(types[kind] - stored))
     if abs(types[nearest] - stored) > LLAMA_APART:
         sizes = ", ".join(f"{kind} {bits:g}" for kind, bits in types.items())
-        rule = f"group_size must give one of the sizes of {entry.bits}-bit types ({sizes} bits a weight)"
-        _refuse("llama.cpp", name, rule, f"{entry.group_size}, {stored:g} bits a weight")
+        rule = f"group_size must give one of the sizes of {entry.bits}-bit types ({sizes} bits per weight)"
+        _refuse("llama.cpp", name, rule, f"{entry.group_size}, {stored:g} bits per weight")
     return nearest
 
 
 def _warn_of_what_is_fused(plan: Plan) -> None:
-    """Say once which matrices stored in different ways a serving engine would fuse."""
+    """Log one warning with the matrices that serving engines fuse, but that have different settings."""
     names = list(plan.entries)
     for members in fusion_groups(names):
         fused = [names[i] for i in members]
         if len({(plan.entries[name].setting, plan.entries[name].sym) for name in fused}) > 1:
             _log.warning(
-                "%s are fused by vLLM and SGLang, which will not load them stored differently", ", ".join(fused)
+                "%s have different settings, but vLLM and SGLang fuse them and will not load them", ", ".join(fused)
             )
             return
 
@@ -279,7 +279,11 @@ def _warn_of_what_is_fused(plan: Plan) -> None:
 def _settings(
     plan: Plan, form: str, bits: tuple[int, ...] | range, group_sizes: tuple[int, ...] | None
 ) -> dict[str, Setting | None]:
-    """Bits, group size and symmetry of each entry, refusing what else it may say; ``None`` for what is kept."""
+    """Return bits, group size and symmetry of each entry; ``None`` for unquantized matrices.
+
+    Raises:
+        InvalidArgumentError: for an entry that the format cannot express.
+    """
     settings: dict[str, Setting | None] = {}
     for name, entry in plan:
         settings[name] = None if entry.keeps else (entry.bits, entry.group_size, entry.sym)
@@ -300,7 +304,7 @@ def _settings(
 def _demand_a_grid_alone(form: str, name: str, entry: PlanEntry) -> None:
     method = SOLVERS[entry.solver]
     if not method.uniform:
-        _refuse(form, name, "solver must be one with a uniform grid", entry.solver)
+        _refuse(form, name, "solver must be one with evenly spaced values", entry.solver)
     if entry.outlier_fraction:
         _refuse(form, name, "outlier_fraction must be 0", entry.outlier_fraction)
 

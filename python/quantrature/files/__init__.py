@@ -1,1 +1,1 @@
-"""Files and folders that are written whole or not at all, and read with one clear error."""
+"""Write files and folders atomically (completely or not at all), and read them with one-line errors."""

@@ -1,4 +1,4 @@
-"""Read the JSON files of the package: what is wrong with one is said in one line that names it."""
+"""Read JSON files, with one-line errors that name the file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from .._C import InvalidArgumentError
 
 
 def read_json(path: str | os.PathLike[str], op: str) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        op: name of the public function, for messages.
 
     Raises:
-        InvalidArgumentError: beginning with op, naming the file that cannot be read, or the line where it is no JSON.
+        InvalidArgumentError: if the file cannot be read or is not JSON; the message names the file and line.
     """
     try:
         return json.loads(Path(path).read_bytes())
@@ -31,14 +35,14 @@ def read_json(path: str | os.PathLike[str], op: str) -> Any:
 
 
 def read_format(path: str | os.PathLike[str], op: str, name: str, version: int) -> dict[str, Any]:
-    """The same for an object that says of which format and version it is.
+    """Return the content of a JSON file that must have the given format name and version.
 
     Raises:
-        InvalidArgumentError: likewise, and for another format or version.
+        InvalidArgumentError: as for :func:`read_json`, and for another format or version.
     """
     data = read_json(path, op)
     if not isinstance(data, dict) or data.get("format") != name or data.get("format_version") != version:
         raise InvalidArgumentError(
-            f"[{op}] {path} is not of the format {name}, version {version}, that this version reads"
+            f"[{op}] {path} is not of the format {name}, version {version}, which this release reads"
         )
     return data

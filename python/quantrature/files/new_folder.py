@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all."""
+"""Create an output folder atomically: it appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .._C import InvalidArgumentError, QuantratureError
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into that becomes ``folder`` when the ``with`` block ends well, and vanishes otherwise.
+    """Yield a temporary folder to write into. It is renamed to ``folder`` at the end, or removed after an error.
 
-    What a killed process left behind is a hidden ``.NAME.partial`` beside it, which the next attempt removes.
+    A killed process leaves a hidden folder ``.NAME.partial`` beside it, which the next attempt removes.
 
     Raises:
-        InvalidArgumentError: when the folder is a file, or is there, not empty, and not to be overwritten.
-        QuantratureError: when the disk is full.
+        InvalidArgumentError: if ``folder`` is a file, or is not empty and ``overwrite`` is false.
+        QuantratureError: if the disk is full.
     """
     target = Path(folder)
     check_new_folder(target, overwrite)
@@ -48,13 +48,13 @@ def new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 
 def check_new_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Refuse an output folder that holds something; asked before long work starts.
+    """Check an output folder before long work starts.
 
     Raises:
-        InvalidArgumentError: naming the folder.
+        InvalidArgumentError: if ``folder`` is a file, or is not empty and ``overwrite`` is false.
     """
     target = Path(folder)
     if target.is_file():
         raise InvalidArgumentError(f"[save] {target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InvalidArgumentError(f"[save] {target} exists and is not empty; it is only replaced with overwrite")
+        raise InvalidArgumentError(f"[save] {target} exists and is not empty; set overwrite to replace it")

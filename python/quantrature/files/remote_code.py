@@ -1,4 +1,4 @@
-"""The Python file in a folder that lets transformers open it in a process that did not import quantrature."""
+"""Write Python code into a folder, so that transformers can load it without an import of quantrature."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 REMOTE_CODE = "modeling_quantrature"
-"""Name of the file, without its suffix."""
+"""Name of the Python file, without its suffix."""
 
 
 def write_remote_code(folder: Path, name: str, auto_classes: Iterable[str]) -> None:
-    """Write the file, and name it in config.json for the auto classes of transformers that make the class ``name``."""
+    """Write the Python file, and name it in config.json for the auto classes of the transformers class ``name``."""
     (folder / f"{REMOTE_CODE}.py").write_text(
         f"import quantrature  # registers the format\nimport transformers\n\n\n"
         f"class {name}(transformers.{name}):\n    pass\n"

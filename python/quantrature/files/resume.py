@@ -1,4 +1,4 @@
-"""Where an interrupted run goes on: tensors and a JSON object in one file, which appears whole or not at all."""
+"""The state of an interrupted run: tensors and a JSON object in one file, which is written atomically."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import torch
 
 RESUME = ("auto", "required", "never")
-"""``auto`` goes on from what is there and fits, ``required`` fails without it, ``never`` starts over."""
+"""``auto`` resumes if there is a state of the same run, ``required`` fails without one, ``never`` starts over."""
 
 
 def check_resume(caller: str, resume: str, folder: str | os.PathLike[str] | None) -> None:
-    """Refuse settings that say nothing of where an interrupted run goes on.
+    """Check the arguments ``resume`` and ``resume_folder``.
 
     Args:
-        caller: public function that was called, for the message.
+        caller: name of the public function, for messages.
         resume: one of ``RESUME``.
         folder: the ``resume_folder``.
 
@@ -33,13 +33,13 @@ def check_resume(caller: str, resume: str, folder: str | os.PathLike[str] | None
     if resume not in RESUME:
         raise InvalidArgumentError(f"[{caller}] resume must be one of {', '.join(RESUME)}: got {resume!r}")
     if folder is None and resume == "required":
-        raise InvalidArgumentError(f"[{caller}] resume='required' needs a resume_folder to resume from")
+        raise InvalidArgumentError(f"[{caller}] resume_folder must be given with resume='required': got None")
     if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
         raise InvalidArgumentError(f"[{caller}] resume_folder must be a folder: {folder} is a file")
 
 
 def remove_with_folder(files: Iterable[Path]) -> None:
-    """Remove what an interrupted run left behind, and its folder, unless something else is in it."""
+    """Remove the state files of a run, and their folder if it is then empty."""
     for file in files:
         file.unlink(missing_ok=True)
         file.with_name(f"{file.name}.partial").unlink(missing_ok=True)
@@ -53,14 +53,14 @@ class StateFile:
 
     Attributes:
         path: the safetensors file.
-        fingerprint: what must be equal for the state to be of use: model, text, settings.
+        fingerprint: model, text and settings of the run. A state with another fingerprint is not used.
     """
 
     path: Path
     fingerprint: Mapping[str, Any]
 
     def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """What was written last; ``None`` if there is nothing, or of another run, or it is damaged."""
+        """Return the last state; ``None`` if there is none, or it is damaged or of another run."""
         from safetensors import SafetensorError, safe_open
 
         if not self.path.is_file():
@@ -75,7 +75,7 @@ class StateFile:
             return None
 
     def write(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace the file by a new state."""
+        """Write a new state, replacing the old one."""
         from safetensors.torch import save_file
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,5 +85,5 @@ class StateFile:
         os.replace(partial, self.path)
 
     def discard(self) -> None:
-        """Remove the file, and its folder unless something else is in it: the run is complete."""
+        """Remove the file, and its folder if it is then empty. Call this when the run is complete."""
         remove_with_folder([self.path])

@@ -1,4 +1,4 @@
-"""Models from transformers: loading them, and finding the weight matrices in them."""
+"""transformers models: load them, find their weight matrices, run them block by block, compute gradients."""
 
 from .lazy_weight import LazyWeight
 from .linears import Linears, LinearWeight, Skipped, check_dense, check_loaded, find_linears, small_embedding

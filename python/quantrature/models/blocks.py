@@ -1,4 +1,4 @@
-"""The decoder blocks of a model, run one at a time on activations that are held for one block only."""
+"""Run the blocks of a model one at a time; activations are kept for one block only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .linears import Linears, LinearWeight
 from .running import outputs
 
 Watcher = Callable[[LinearWeight, torch.Tensor, int], None]
-"""Receives a matrix, its inputs (windows, tokens, in_features), and the number of the first window."""
+"""Callback. Arguments: a matrix, its inputs (windows, tokens, in_features), and the index of the first window."""
 
 
 class _EnoughError(Exception):
-    """Ends a forward pass when all that was wanted of it has happened."""
+    """Ends a forward pass early, when the rest of it is not needed."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block, the name it has in the model, and the stack it stands in."""
+    """A block, its name in the model, and the stack (module list) that it belongs to."""
 
     name: str
     stack: str
@@ -33,24 +33,23 @@ class _Block:
 
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is told beside activations: positional and named arguments."""
+"""The arguments of a block besides activations: positional and keyword arguments."""
 
 
 class Blocks:
-    """The blocks of a model and the activations that enter the next of them.
+    """The blocks of a model, and the activations that are the input of the next block.
 
-    The stacks that hold matrices to be quantized are gone through one after the other, as the model does: of an
-    encoder-decoder the encoder, whose outputs the blocks of the decoder then read. Other stacks, such as a vision tower
-    that no text reaches, do not matter. The activations are on the CPU; each batch of them visits the device of the
-    block that it goes through. What a block is told beside them (masks, positions, outputs of the encoder) is recorded
-    from a pass through the whole model; only what depends on the text is kept for every batch.
+    Stacks of blocks with matrices to quantize are run in the order of the model: in an encoder-decoder first the
+    encoder, then the decoder. Other stacks, such as a vision tower, are not run. Activations are kept on the CPU; each
+    batch is moved to the device of the block that runs. The other arguments of a block (masks, positions, encoder
+    outputs) are recorded in a pass through the whole model. Those that depend on the text are kept for every batch.
 
     Args:
-        model: language model; its weights may change between the calls.
+        model: language model; its weights may change between calls.
         linears: its quantizable matrices.
-        chosen: those that are to be quantized.
-        windows: token ids, (windows, tokens).
-        batch_size: windows that go through a block at once.
+        chosen: the matrices that will be quantized.
+        windows: token ids, int64 (windows, tokens).
+        batch_size: windows per forward pass of a block, at least 1.
     """
 
     def __init__(
@@ -79,21 +78,21 @@ class Blocks:
         for linear in chosen:
             if not any(linear.name.startswith(name) for name in reached):
                 raise InvalidArgumentError(
-                    f"[quantize] no calibration text reaches {linear.name}; leave it as it is with ignore, or quantize "
-                    "it by a method that needs no calibration"
+                    f"[quantize] no calibration text reaches {linear.name}; add it to ignore, or quantize it with a "
+                    "method that needs no calibration"
                 )
 
     @property
     def tokens(self) -> int:
-        """How many tokens all windows have."""
+        """Number of tokens in all windows together."""
         return self._windows.numel()
 
     def __len__(self) -> int:
-        """How many blocks there are, of all stacks."""
+        """Number of blocks in all stacks."""
         return len(self._blocks)
 
     def name(self, number: int) -> str:
-        """Full name of a block."""
+        """Return the full name of a block."""
         return self._blocks[number].name
 
     def module(self, number: int) -> torch.nn.Module:
@@ -101,11 +100,11 @@ class Blocks:
         return self._blocks[number].module
 
     def members(self, number: int, matrices: Sequence[LinearWeight]) -> list[LinearWeight]:
-        """Those of some matrices that stand in a block."""
+        """Return the given matrices that belong to a block."""
         return [linear for linear in matrices if linear.name.startswith(f"{self.name(number)}.")]
 
     def enter(self) -> None:
-        """Embed the windows: what enters the first block."""
+        """Compute the inputs of the first block from the windows."""
         if self._blocks:
             self._enter(0)
 
@@ -113,7 +112,7 @@ class Blocks:
         return self._windows[self._firsts[i] : self._firsts[i] + self._batch_size]
 
     def _enter(self, number: int) -> None:
-        """Put what enters the stack of a block in the place of the activations."""
+        """Replace the activations by the inputs of the stack that a block belongs to."""
         stack = [block for block in self._blocks if block.stack == self._blocks[number].stack]
         self._hidden = []
         self._given = {block.name: [] for block in stack}
@@ -134,10 +133,10 @@ class Blocks:
                 told = _shared(found[block.name], self._given[block.name][reference], on_cpu)
                 self._given[block.name].append(told)
             varies.setdefault(len(batch), bool(on_cpu))
-        self._check("the embeddings are" if number == 0 else f"what enters {self.name(number)} is")
+        self._check("the embeddings are" if number == 0 else f"the input of {self.name(number)} is")
 
     def _recorded(self, stack: Sequence[_Block], i: int, whole: bool) -> dict[str, Given]:
-        """Run the model on a batch to keep what the first block is given; with whole also what each is told beside."""
+        """Run the model on a batch and record the input of the first block; with ``whole`` all blocks' arguments."""
         found: dict[str, Given] = {}
 
         def hook(block: _Block) -> Callable[..., None]:
@@ -168,13 +167,13 @@ class Blocks:
         return found
 
     def outputs(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Run a block on every batch; numbers of the batches, and what comes out, where the block is."""
+        """Run a block on every batch; yield the batch index and the output, on the device of the block."""
         for i in range(len(self._firsts)):
             with torch.no_grad():
                 yield i, self._run(number, i)
 
     def _run(self, number: int, i: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Run a block on a batch, with all that goes in as dtype."""
+        """Run a block on a batch, with all floating-point inputs converted to ``dtype``."""
         block, hidden = self.module(number), self._hidden[i]
         device = next(block.parameters()).device
 
@@ -185,10 +184,10 @@ class Blocks:
         return _activations(block(placed(hidden), *rest, **named))
 
     def advance(self, number: int, report: Callable[[int], Any]) -> None:
-        """Put the outputs of a block, or what enters the next stack, in the place of its inputs.
+        """Replace the activations by the outputs of a block, or by the inputs of the next stack.
 
         Raises:
-            QuantratureError: naming block and sample where they are not finite.
+            QuantratureError: if they are not finite; the message names block and sample.
         """
         for i, out in self.outputs(number):
             self._hidden[i] = out.cpu()
@@ -203,17 +202,17 @@ class Blocks:
             demand_finite_samples(what, hidden, first)
 
     def trial(self, number: int) -> torch.Tensor:
-        """What comes out of a block, whose weights are float32, for the first batch; all that goes in as float32."""
+        """Run a block with float32 weights on the first batch, in float32, and return its output."""
         with torch.no_grad():
             return self._run(number, 0, torch.float32)
 
     def stages(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
-        """The matrices of a block in the order they are reached; those that read the same activations together.
+        """Return the matrices of a block in the order in which they run, grouped by common input.
 
-        All experts of one parameter are together, though each reads what is routed to it.
+        All experts of one fused parameter form one group, although each gets the tokens that are routed to it.
 
         Raises:
-            InvalidArgumentError: naming a matrix that no text reaches.
+            InvalidArgumentError: if no text reaches a matrix; the message names it.
         """
         stages: list[tuple[Any, list[LinearWeight]]] = []
         for linear, place in self._reached(number, matrices):
@@ -223,14 +222,14 @@ class Blocks:
         return [stage for _, stage in stages]
 
     def readers(self, number: int, matrices: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
-        """The same, where those that read the same activations are together even if others come between."""
+        """Return the same groups, where matrices with the same input form one group even if others run in between."""
         found: dict[Any, list[LinearWeight]] = {}
         for linear, place in self._reached(number, matrices):
             found.setdefault(place, []).append(linear)
         return list(found.values())
 
     def _reached(self, number: int, matrices: Sequence[LinearWeight]) -> list[tuple[LinearWeight, Any]]:
-        """The matrices in the order they are reached, each with where its inputs are."""
+        """Return the matrices in the order in which they run, each with an identifier of its input."""
         found: list[tuple[LinearWeight, Any]] = []
 
         def note(linear: LinearWeight, x: torch.Tensor, first: int) -> None:
@@ -257,16 +256,16 @@ class Blocks:
                 handle.remove()
         for linear in matrices:
             if not any(linear is other for other, _ in found):
-                raise InvalidArgumentError(f"[quantize] no calibration text reaches {linear.name}")
+                raise InvalidArgumentError(f"[quantize] no calibration text reaches {linear.name}; add it to ignore")
         return found
 
     def watch(
         self, number: int, matrices: Sequence[LinearWeight], watcher: Watcher, report: Callable[[int], Any]
     ) -> None:
-        """Run a block up to the last of some matrices on every batch and show their inputs.
+        """Run a block on every batch, up to the last of the matrices, and pass their inputs to ``watcher``.
 
         Raises:
-            QuantratureError: naming matrix and sample where they are not finite.
+            QuantratureError: if an input is not finite; the message names matrix and sample.
         """
         first = 0
         waiting: set[str] = set()
@@ -287,7 +286,7 @@ class Blocks:
 
 
 def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
-    """The activations among the arguments of a block, and the rest; without a cache, in which every run would add."""
+    """Separate the activations from the other arguments of a block; drop the cache, which each run would extend."""
     named = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
     rest = tuple(None if isinstance(value, Cache) else value for value in args[1:])
     hidden: Any = args[0] if args else named.pop("hidden_states")
@@ -295,13 +294,13 @@ def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 def _activations(out: Any) -> torch.Tensor:
-    """The activations among the outputs of a block."""
+    """Return the activations among the outputs of a block."""
     found: torch.Tensor = out[0] if isinstance(out, tuple) else out
     return found
 
 
 def _each_tensor(given: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """What a block is told, with each tensor changed."""
+    """Apply ``change`` to each tensor in the arguments of a block."""
     if isinstance(given, torch.Tensor):
         return change(given)
     if type(given) is dict:
@@ -310,11 +309,11 @@ def _each_tensor(given: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def _shared(found: Any, known: Any, on_cpu: dict[int, torch.Tensor]) -> Any:
-    """What a block is told of one batch; tensors are those of another batch where they are equal, else on the CPU.
+    """Return the arguments of a block for one batch, reusing equal tensors of another batch; others go to the CPU.
 
     Args:
-        found, known: what it is told of the two batches.
-        on_cpu: gets the tensors that differ, by identity, so that a tensor that all blocks read is kept once.
+        found, known: the arguments for this batch, and for the other one.
+        on_cpu: collects CPU copies of the tensors that differ, by identity, so that each is stored once.
     """
     if isinstance(found, torch.Tensor):
         if isinstance(known, torch.Tensor) and found.shape == known.shape and torch.equal(found, known):
@@ -330,11 +329,11 @@ def _shared(found: Any, known: Any, on_cpu: dict[int, torch.Tensor]) -> Any:
 
 
 def _in_order(model: torch.nn.Module, blocks: Sequence[_Block], window: torch.Tensor) -> list[_Block]:
-    """The blocks that a text reaches, in the order in which it does.
+    """Return the blocks that run on a text, in the order in which they run.
 
     Raises:
-        InvalidArgumentError: where blocks of a stack do not take what the ones before them put out, or run repeatedly,
-            so that they cannot be gone through one by one.
+        InvalidArgumentError: if blocks cannot be run one by one: a block does not take the output of the block before
+            it, or runs more than once.
     """
     order: list[_Block] = []
     last: torch.Tensor | None = None
@@ -343,14 +342,15 @@ def _in_order(model: torch.nn.Module, blocks: Sequence[_Block], window: torch.Te
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if block in order:
                 raise InvalidArgumentError(
-                    f"[quantize] methods that need calibration run each block once: {block.name} runs repeatedly"
+                    f"[quantize] methods that need calibration must run each block once: {block.name} runs repeatedly; "
+                    "use a method without calibration"
                 )
             if any(known.stack == block.stack for known in order):
                 hidden = _apart(args, kwargs)[0]
                 if order[-1].stack != block.stack or last is None or not torch.equal(hidden, last):
                     raise InvalidArgumentError(
-                        f"[quantize] methods that need calibration go from block to block: {block.name} does not take "
-                        f"what {order[-1].name} puts out"
+                        f"[quantize] methods that need calibration must run block by block: the input of {block.name} "
+                        f"is not the output of {order[-1].name}; use a method without calibration"
                     )
             order.append(block)
 
@@ -373,7 +373,7 @@ def _in_order(model: torch.nn.Module, blocks: Sequence[_Block], window: torch.Te
 
 @contextmanager
 def _watching(matrices: Sequence[LinearWeight], watcher: Watcher, first: Callable[[], int]) -> Iterator[None]:
-    """Call the watcher with the inputs of the matrices while inside."""
+    """Inside the ``with`` block, call ``watcher`` with the inputs of the matrices."""
 
     def hook(linear: LinearWeight) -> Callable[..., None]:
         def see(module: torch.nn.Module, args: tuple[Any, ...]) -> None:

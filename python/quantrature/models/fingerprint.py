@@ -10,11 +10,11 @@ import torch
 from .linears import LinearWeight
 
 SAMPLES = 1024
-"""Weights of each matrix that enter its model's fingerprint: a 70B model is hashed in a second."""
+"""Number of weights per matrix that are hashed: few enough to hash a 70B model in a second."""
 
 
 def of_matrices(linears: Iterable[LinearWeight]) -> str:
-    """Of names, shapes, dtypes and evenly spaced weights."""
+    """Hash the names, shapes and dtypes of matrices, and evenly spaced weights of each."""
     digest = hashlib.blake2b(digest_size=16)
     for linear in linears:
         weight = linear.weight
@@ -27,7 +27,7 @@ def of_matrices(linears: Iterable[LinearWeight]) -> str:
 
 
 def of_tokens(windows: torch.Tensor) -> str:
-    """Of the shape and every id."""
+    """Hash the shape of the windows and all token ids."""
     digest = hashlib.blake2b(f"{tuple(windows.shape)};".encode(), digest_size=16)
     digest.update(windows.cpu().to(torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: where they come from, in one error."""
+"""Errors for losses, gradients and activations that are not finite, with the place where they first occur."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .running import Span, logits
 
 
 class GradientCheck:
-    """Stops where a gradient is not finite, naming the matrix, the node and the calibration samples of the batch.
+    """Raises an error for a gradient that is not finite, with the matrix, the node and the calibration samples.
 
-    On the CPU that is before the gradient is used. On a device, :func:`quantrature.ops.pqi_accumulate` looks at each
-    number that it adds up, and :meth:`settle` asks once for all gradients of a backward pass: an answer is waited for
-    until all work queued before it is done.
+    On the CPU, each gradient is checked before it is used. On a CUDA device, :func:`quantrature.ops.pqi_accumulate`
+    checks each value, and :meth:`settle` reads the result once per backward pass, because reading it waits for all
+    queued work.
 
     Args:
-        names: of all matrices.
+        names: names of all matrices.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -29,7 +29,7 @@ class GradientCheck:
         self._waiting: list[tuple[str, torch.device]] = []
 
     def __call__(self, name: str, gradient: torch.Tensor, t: float, samples: Sequence[int]) -> torch.Tensor | None:
-        """Check one on the CPU; of a device, what ``pqi_accumulate`` is to take as ``not_finite``."""
+        """Check a gradient on the CPU; on a device, return the ``not_finite`` tensor for ``pqi_accumulate``."""
         device = gradient.device
         if device.type == "cpu":
             if not math.isfinite(float(gradient.sum(dtype=torch.float32))) and not bool(gradient.isfinite().all()):
@@ -42,7 +42,7 @@ class GradientCheck:
         return self._flags[device][1][self._places[name]]
 
     def settle(self, t: float, samples: Sequence[int]) -> None:
-        """Stop at the first gradient that came and was not finite."""
+        """Raise QuantratureError for the first gradient of this backward pass that was not finite."""
         waiting, self._waiting = self._waiting, []
         found = {device: flags.tolist() for device, (flags, _) in self._flags.items()}
         for name, device in waiting:
@@ -58,7 +58,7 @@ class GradientCheck:
 
 
 def check_loss(loss: float, model: torch.nn.Module, tokens: torch.Tensor, t: float, samples: Sequence[int]) -> None:
-    """Stop where the loss of a batch is not finite, naming the module it comes from, the node and the sample."""
+    """Raise QuantratureError if the loss of a batch is not finite; the message names module, node and sample."""
     if math.isfinite(loss):
         return
     for sample, window in zip(samples, tokens, strict=True):
@@ -76,7 +76,7 @@ def _listed(samples: Sequence[int]) -> str:
 
 
 def _first_not_finite(model: torch.nn.Module, tokens: torch.Tensor) -> str | None:
-    """Name of the module whose output is the first in a forward pass that is not finite."""
+    """Return the name of the first module in a forward pass whose output is not finite."""
     found: list[str] = []
 
     def watch(name: str) -> Any:
@@ -98,10 +98,10 @@ def _first_not_finite(model: torch.nn.Module, tokens: torch.Tensor) -> str | Non
 
 
 def demand_finite_windows(op: str, what: str, values: torch.Tensor, batch: Sequence[Span], first: int) -> None:
-    """Stop where the values of a window, (windows, tokens), are not finite.
+    """Check that values per token, (windows, tokens), are finite.
 
     Raises:
-        QuantratureError: naming the window and its tokens.
+        QuantratureError: if not; the message names the window and its tokens.
     """
     wrong = _first_wrong(values)
     if wrong is not None:
@@ -112,10 +112,10 @@ def demand_finite_windows(op: str, what: str, values: torch.Tensor, batch: Seque
 
 
 def demand_finite_samples(what: str, values: torch.Tensor, first: int) -> None:
-    """Stop where the values of a calibration sample, (samples, tokens, features), or of one alone, are not finite.
+    """Check that the values of calibration samples, (samples, tokens, features) or of one sample, are finite.
 
     Raises:
-        QuantratureError: naming the sample.
+        QuantratureError: if not; the message names the sample.
     """
     wrong = _first_wrong(values if values.ndim > 2 else values[None])
     if wrong is not None:
@@ -123,6 +123,6 @@ def demand_finite_samples(what: str, values: torch.Tensor, first: int) -> None:
 
 
 def _first_wrong(values: torch.Tensor) -> int | None:
-    """Index along the first dimension of the first part that is not finite."""
+    """Return the first index along dimension 0 whose values are not finite; ``None`` if all are."""
     finite = values.flatten(1).isfinite().all(dim=1)
     return None if bool(finite.all()) else int(finite.logical_not().nonzero()[0])

@@ -1,8 +1,8 @@
-"""Scales of a matrix's inputs that are folded into whatever makes these inputs.
+"""Fold scales of input channels into the layer that computes the inputs.
 
-Multiplying the columns of a matrix by s and dividing its inputs by s changes nothing. Where a norm or another matrix
-makes the inputs, the division is folded into its weights (arXiv 2306.00978, section 3.2), and running the model costs
-nothing more. What was folded is kept with a model, so that its source can be brought into the same form.
+Multiplying the columns of a matrix by s and dividing its inputs by s changes nothing. If a norm or another matrix
+computes the inputs, the division can be folded into its weights (arXiv 2306.00978, section 3.2). Running the model then
+costs nothing more. The folded scales are saved with the model, so that it can be compared with the original.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ NORM, SHIFTED_NORM, ROWS = "norm", "shifted norm", "rows"
 KINDS = (NORM, SHIFTED_NORM, ROWS)
 
 FOLDED_SCALE = "folded_scale"
-"""Name, after that of the producer, of the tensor that keeps a scale in a checkpoint."""
+"""Name of a scale in a checkpoint, after the name of the producer."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One scale, what it is folded into, and the matrices whose columns make up for it.
+    """A scale, the producer that is divided by it, and the consumers whose columns are multiplied by it.
 
     Attributes:
-        kind: ``norm``: the producer multiplies by its weight; ``shifted norm``: by 1 + weight, as Gemma's do;
-            ``rows``: it is a matrix, whose last rows make the inputs.
-        producer: name of its module, or of the matrix, which may be that of an expert.
-        consumers: names of all matrices that read what it makes.
+        kind: type of the producer. ``norm``: a norm that multiplies by its weight; ``shifted norm``: a norm that
+            multiplies by 1 + weight, as in Gemma; ``rows``: a matrix, whose last rows compute the inputs.
+        producer: name of the norm, or of the matrix, which may be that of an expert.
+        consumers: names of all matrices that read the producer's output.
         scale: float32 (in_features,): columns of the consumers are multiplied by it.
-        repeats: of ``rows``: each head of so many rows makes the inputs of several heads that follow each other, as
-            with grouped queries; then the scale repeats, too. 0 without.
+        repeats: for ``rows`` with grouped-query attention: the number of rows per head, and how many consecutive heads
+            read each head. The scale repeats accordingly. Zeros if nothing repeats.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Fold:
     repeats: tuple[int, int] = (0, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the scale."""
+        """Return all fields except the scale as a JSON object."""
         return {
             "kind": self.kind,
             "producer": self.producer,
@@ -55,10 +55,10 @@ class Fold:
 
     @classmethod
     def from_json(cls, data: Any, scale: torch.Tensor) -> Fold:
-        """Read :meth:`to_json`.
+        """Read and check the JSON object of :meth:`to_json`.
 
         Raises:
-            InvalidArgumentError: naming the field that is missing or impossible.
+            InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
         if not isinstance(data, Mapping) or data.get("kind") not in KINDS:
             raise InvalidArgumentError(f"[checkpoint] kind of a fold must be one of {', '.join(KINDS)}: got {data!r}")
@@ -78,19 +78,19 @@ class Fold:
 
     @property
     def made(self) -> torch.Tensor:
-        """The scale of what the producer makes: of each number once, where it is read repeatedly."""
+        """The scale per output of the producer: without repetition."""
         head, times = self.repeats
         return self.scale.view(-1, times, head)[:, 0].reshape(-1) if times > 1 else self.scale
 
 
 def spread(scale: torch.Tensor, repeats: tuple[int, int]) -> torch.Tensor:
-    """The reverse of :attr:`Fold.made`."""
+    """Repeat a scale per output of the producer for the columns of the consumers; the reverse of :attr:`Fold.made`."""
     head, times = repeats
     return scale.view(-1, 1, head).expand(-1, times, -1).reshape(-1) if times > 1 else scale
 
 
 def narrowest(weight: torch.Tensor) -> torch.Tensor:
-    """The same numbers in the 16-bit dtype that holds all of them, where there is one."""
+    """Convert to the 16-bit dtype that represents all values exactly; unchanged if there is none."""
     if weight.dtype == torch.float32:
         for dtype in (torch.bfloat16, torch.float16):
             narrow = weight.to(dtype)
@@ -102,7 +102,7 @@ def narrowest(weight: torch.Tensor) -> torch.Tensor:
 def changed_by(
     model: torch.nn.Module, linears: Linears, folds: Iterable[Fold], *, producers: bool = True
 ) -> list[torch.Tensor]:
-    """What :func:`fold` changes, each once: weights and biases of producers, weights of consumers."""
+    """Return the tensors that :func:`fold` changes, each once: weights and biases of producers, consumers' weights."""
     found: dict[int, torch.Tensor] = {}
     for each in folds:
         changed: list[torch.Tensor | None] = [linears.find(name).weight for name in each.consumers]
@@ -113,7 +113,7 @@ def changed_by(
 
 
 def _producer(model: torch.nn.Module, linears: Linears, found: Fold) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of what makes the inputs, sharing the model's memory."""
+    """Return weight and bias of the producer; they share memory with the model."""
     if found.kind == ROWS:
         linear = linears.find(found.producer)
         weight, module = linear.weight, linear.module
@@ -129,16 +129,16 @@ def _producer(model: torch.nn.Module, linears: Linears, found: Fold) -> tuple[to
 def fold(
     model: torch.nn.Module, linears: Linears, folds: Iterable[Fold], *, rounded: bool = True, producers: bool = True
 ) -> None:
-    """Change producers and consumers.
+    """Fold scales into a model, in place.
 
     Args:
         model, linears: the model and its quantizable matrices.
-        folds: one after the other.
-        rounded: round numbers that 16 bits held to such again.
-        producers: change these; otherwise the consumers alone, for comparison.
+        folds: the scales, which are folded one after the other.
+        rounded: if weights were representable in a 16-bit dtype, round the new weights to it again.
+        producers: whether to change the producers; if false, only the consumers are changed, for comparison.
 
     Raises:
-        InvalidArgumentError: naming a producer that the model does not have, or not in that shape.
+        InvalidArgumentError: if the model has no such producer, or not in that shape; the message names it.
     """
     for each in folds:
         consumers = [linears.find(name) for name in each.consumers]
@@ -162,7 +162,7 @@ def _divide(weight: torch.Tensor, bias: torch.Tensor | None, by: Fold, rounded: 
     made = by.made.to(weight.device)
     count = len(made)
     if len(weight) < count or (by.kind != ROWS and weight.shape != (count,)):
-        raise InvalidArgumentError(f"[fold] {by.producer} does not make {count} numbers")
+        raise InvalidArgumentError(f"[fold] {by.producer} does not have {count} outputs")
     if by.kind == NORM:
         _set(weight, weight.float() / made, rounded)
     elif by.kind == SHIFTED_NORM:
@@ -174,7 +174,7 @@ def _divide(weight: torch.Tensor, bias: torch.Tensor | None, by: Fold, rounded: 
 
 
 def as_rounded(model: torch.nn.Module, found: Fold) -> Fold:
-    """The fold with the scale that its producer, whose weights are rounded, really divides by."""
+    """Return the fold with the scale by which the producer, whose weights are rounded, really divides."""
     if found.kind == ROWS:
         return found
     weight = model.get_submodule(found.producer).weight
@@ -190,7 +190,7 @@ def as_rounded(model: torch.nn.Module, found: Fold) -> Fold:
 
 @contextmanager
 def restored(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Give tensors their values back in the end."""
+    """Restore the values of tensors at the end of the ``with`` block."""
     kept = [(parameter, parameter.clone()) for parameter in parameters]
     try:
         yield
@@ -205,7 +205,7 @@ def _give_back(kept: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 @contextmanager
 def folded(model: torch.nn.Module, linears: Linears, folds: Sequence[Fold]) -> Iterator[None]:
-    """Fold, and take it back where what is done inside fails."""
+    """Fold scales; if the ``with`` block raises an error, undo it."""
     kept = [(parameter, parameter.clone()) for parameter in changed_by(model, linears, folds)]
     fold(model, linears, folds)
     try:
@@ -216,5 +216,5 @@ def folded(model: torch.nn.Module, linears: Linears, folds: Sequence[Fold]) -> I
 
 
 def folds_of(model: Any) -> tuple[Fold, ...]:
-    """What was folded into a quantized model."""
+    """Return the scales that were folded into a quantized model."""
     return tuple(getattr(getattr(model, "hf_quantizer", None), "folds", ()))

@@ -1,4 +1,4 @@
-"""The loss of a model on calibration windows, and gradients of its weight matrices."""
+"""Compute the loss of a model on calibration windows, and the gradients of its weight matrices."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .running import logits
 
 
 def next_token_nll(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Sum of the negative log-likelihoods of all tokens but the first of each window, float32, in nats."""
+    """Return the summed negative log-likelihood of all tokens but the first of each window, float32, in nats."""
     predicted = logits(model, tokens)[:, :-1]
     targets = tokens[:, 1:].to(predicted.device).flatten()
     return torch.nn.functional.cross_entropy(predicted.float().flatten(0, 1), targets, reduction="sum")
 
 
 class Share:
-    """The calibration windows that this process takes in ``torch.distributed``: every world_size-th of them."""
+    """The calibration windows of this process in ``torch.distributed``: every ``world_size``-th window."""
 
     def __init__(self, windows: torch.Tensor) -> None:
         self._rank, self._ranks = rank_of()
@@ -45,9 +45,9 @@ GradientSink = Callable[[LinearWeight, torch.Tensor], None]
 
 @contextmanager
 def gradients_to(model: torch.nn.Module, linears: Iterable[LinearWeight], sink: GradientSink) -> Iterator[None]:
-    """While inside, backward passes hand each matrix's gradient to sink and free it at once.
+    """Inside the ``with`` block, backward passes hand each matrix's gradient to ``sink`` and free it at once.
 
-    Other parameters get no gradient. Peak memory beside the activations is one parameter's gradient.
+    Other parameters get no gradient. Besides activations, peak memory is the gradient of one parameter.
     """
     members: dict[torch.nn.Parameter, list[LinearWeight]] = {}
     for linear in linears:
@@ -75,7 +75,7 @@ def gradients_to(model: torch.nn.Module, linears: Iterable[LinearWeight], sink: 
 
 @contextmanager
 def computing_in(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While inside, parameters and buffers of floating point have this dtype; those that remain get theirs back."""
+    """Inside the ``with`` block, convert floating-point parameters and buffers to ``dtype``; then restore them."""
     before = {name: tensor.dtype for name, tensor in _tensors(model) if tensor.is_floating_point()}
     model.to(dtype)
     try:
@@ -93,10 +93,10 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @contextmanager
 def gradient_checkpointing(model: torch.nn.Module, linears: Linears, wanted: bool) -> Iterator[None]:
-    """While inside, if that is wanted, the backward pass recomputes each block's activations instead of keeping them.
+    """Inside the ``with`` block, if ``wanted``, the backward pass recomputes each block's activations.
 
-    transformers checkpoints only blocks in training mode; that mode would also switch dropout on, so only the blocks
-    themselves enter it, and their own dropout probability is 0 meanwhile.
+    transformers checkpoints only blocks in training mode, which also enables dropout. Therefore only the blocks
+    themselves, not the modules inside, are set to training mode, and their own dropout probability is set to 0.
     """
     if not wanted:
         yield

@@ -1,4 +1,4 @@
-"""A tensor that has the shape, dtype and device of a weight at once, and its values when they are used."""
+"""A tensor with the shape, dtype and device of a weight, whose values are computed only when they are used."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ _ONLY_THE_KIND = {
         *((values, "") for values in ("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")),
     ]
 }
-"""Operators that take shape, dtype and device from a tensor, but no values."""
+"""Operators that use the shape, dtype and device of a tensor, but not its values."""
 
 
 class LazyWeight(torch.Tensor):
-    """The weight of a layer that does not keep it in this form.
+    """The float weight of a layer that stores it in another form.
 
-    Code that reads dtype, shape or device gets those of the float weight. Code that computes with it gets the values,
-    which are made anew for each operation; code that takes a single row (``weight[i]``) gets that one alone.
+    Reading dtype, shape or device computes no values. Each operation on the values computes them again. Reading a
+    single row (``weight[i]``) computes only this row.
 
     Args:
         shape, dtype, device: of the weight.
-        make: gives the values of some rows, or of all for ``None``.
-        write: is told the name of an operation that would write to the weight, which is then left out. It may raise.
+        make: function that returns the values of a slice of rows, or of all for ``None``.
+        write: function that is called with the name of an operation that would write to the weight. It may raise; if
+            it returns, the operation is skipped.
     """
 
     _is_hf_initialized = True  # transformers must not draw random values for it
@@ -45,7 +46,7 @@ class LazyWeight(torch.Tensor):
         make: Callable[[slice | None], torch.Tensor],
         write: Callable[[str], None],
     ) -> LazyWeight:
-        """Make the tensor, which has no memory."""
+        """Create the tensor, without memory for values."""
         made: LazyWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         made._make, made._write = make, write
         return made
@@ -54,16 +55,16 @@ class LazyWeight(torch.Tensor):
         pass
 
     def of(self, make: Callable[[slice | None], torch.Tensor]) -> bool:
-        """Whether this is the weight that a function makes."""
+        """Whether the values are computed by the function ``make``."""
         return self._make == make
 
     def data_ptr(self) -> int:
-        """A number that weights of the same layer have in common, and others have not; there is no memory."""
+        """Return a number that identifies the layer of the weight; it is not an address, as there is no memory."""
         return id(getattr(self._make, "__self__", self._make))
 
     @property
     def data(self) -> LazyWeight:
-        """The same weight, outside of autograd; setting it is a change."""
+        """The same weight, outside of autograd. Setting it counts as writing."""
         return LazyWeight(tuple(self.shape), self.dtype, self.device, self._make, self._write)
 
     @data.setter
@@ -74,7 +75,7 @@ class LazyWeight(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Run an operator on the values."""
+        """Compute the values and run an operator on them."""
         named = kwargs or {}
         if func in _SAME:
             weight = args[0]

@@ -1,12 +1,11 @@
-"""The weight matrices of a model that can be quantized: the one walk that everything else starts from.
+"""Find the weight matrices of a model that can be quantized.
 
-The blocks are found by structure, not by a list of architectures: every outermost ``nn.ModuleList`` whose members are
-modules with linear layers in them is a stack of blocks (two in an encoder-decoder). Embeddings, the output embedding,
-norms, routers and whatever lies outside the blocks stay as they are, and every matrix that does is listed with the
-reason.
+Blocks are found by structure, not by a list of architectures: every outermost ``nn.ModuleList`` whose members contain
+linear layers is a stack of blocks (an encoder-decoder has two). Embeddings, the output embedding, norms, routers and
+all layers outside the blocks are not quantized by default. Each matrix that is skipped is listed with the reason.
 
-Since transformers 5 the experts of a mixture are not modules but slices of one three-dimensional parameter. Each slice
-is a matrix of its own here, named after the parameter and the number of the expert
+Since transformers 5, the experts of a mixture are not modules but slices of one three-dimensional parameter. Here each
+slice is a matrix of its own, named after the parameter and the index of the expert
 (``model.layers.0.mlp.experts.down_proj.3``).
 """
 
@@ -29,23 +28,23 @@ from .watch import weights_in_use
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """One weight matrix that can be quantized, and where the model keeps it.
+    """One weight matrix that can be quantized, and the parameter that holds it.
 
     Attributes:
         name: full module name (``model.layers.0.self_attn.q_proj``); for an expert the parameter and the expert's
-            number (``model.layers.0.mlp.experts.down_proj.3``).
+            index (``model.layers.0.mlp.experts.down_proj.3``).
         role: the name inside its block, the same in every block (``self_attn.q_proj``, ``mlp.experts.down_proj``).
         block: index of the block within its stack; -1 for the token embedding and the output embedding.
-        out_features: rows of :attr:`weight`.
-        in_features: columns of :attr:`weight`; groups of a grid run along these.
-        bias: whether the layer adds a bias, which is never quantized.
-        module: the module that holds the parameter, an experts module for an expert, an ``nn.Embedding`` for a token
+        out_features: number of rows of :attr:`weight`.
+        in_features: number of columns of :attr:`weight`; groups are consecutive columns.
+        bias: whether the layer has a bias, which is never quantized.
+        module: the module that holds the parameter: an experts module for an expert, an ``nn.Embedding`` for a token
             embedding.
         attribute: the parameter's name in ``module``.
-        transposed: the parameter is stored (in_features, out_features), as in GPT-2.
-        expert: index along the first dimension of a parameter that many experts share; ``None`` for a parameter of
-            its own.
-        aliases: further names under which the model uses the same weight.
+        transposed: whether the parameter is stored as (in_features, out_features), as in GPT-2.
+        expert: index along the first dimension of a parameter with all experts; ``None`` if the parameter holds only
+            this matrix.
+        aliases: other names under which the model uses the same weight.
     """
 
     name: str
@@ -62,12 +61,12 @@ class LinearWeight:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter as the model stores it; for an expert, that of all experts."""
+        """The parameter as the model stores it; for an expert, the parameter with all experts."""
         return self.module.get_parameter(self.attribute)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The matrix as (out_features, in_features), detached; it shares memory with the model."""
+        """The matrix, (out_features, in_features), detached; it shares memory with the model."""
         stored = getattr(self.module, self.attribute)
         if isinstance(stored, nn.ModuleList):  # experts that are layers of their own by now
             own: torch.Tensor = stored[self.expert or 0].get_parameter("weight")
@@ -76,32 +75,32 @@ class LinearWeight:
 
     @property
     def layer(self) -> nn.Module:
-        """The module that is called with the inputs of the matrix: of an expert that is a layer of its own, that one.
+        """The module that is called with the inputs of the matrix.
 
-        Without such layers it is the experts module, which is given the inputs of all its experts.
+        For an expert it is the expert's own layer, or the experts module if the experts are not split into layers.
         """
         stored = getattr(self.module, self.attribute)
         return stored[self.expert or 0] if isinstance(stored, nn.ModuleList) else self.module
 
     @property
     def in_block(self) -> bool:
-        """Whether the matrix is part of a block, not the token embedding or the output embedding."""
+        """Whether the matrix is part of a block: false for the token embedding and the output embedding."""
         return self.block >= 0
 
     @property
     def numel(self) -> int:
-        """How many weights the matrix has."""
+        """Number of weights."""
         return self.out_features * self.in_features
 
     def stored(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The part of a tensor shaped like :attr:`parameter` that belongs to this matrix, in the parameter's order."""
+        """Return this matrix's part of a tensor shaped like :attr:`parameter`, in the order of the parameter."""
         return tensor if self.expert is None else tensor[self.expert]
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What of a tensor shaped like :attr:`parameter` (a gradient, say) belongs to this matrix.
+        """Return this matrix's part of a tensor shaped like :attr:`parameter`, such as a gradient.
 
         Returns:
-            A view of shape (out_features, in_features); not contiguous where :attr:`transposed`.
+            A view of shape (out_features, in_features); not contiguous if :attr:`transposed`.
         """
         matrix = self.stored(tensor)
         return matrix.mT if self.transposed else matrix
@@ -109,12 +108,12 @@ class LinearWeight:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A weight that stays as it is.
+    """A weight that is not quantized.
 
     Attributes:
-        name: the module's name, or the parameter's where the module is no linear layer.
-        shape: the parameter's shape; of a matrix that was ignored, (out_features, in_features).
-        reason: why, in a few words.
+        name: name of the module; if the module is not a linear layer, name of the parameter.
+        shape: shape of the parameter; for a matrix in ``ignore``, (out_features, in_features).
+        reason: short reason.
     """
 
     name: str
@@ -124,10 +123,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Linears(Sequence[LinearWeight]):
-    """What :func:`find_linears` found: the matrices, in the model's own order, and what was passed over.
+    """The result of :func:`find_linears`: a sequence of matrices in model order, and what was skipped.
 
     Attributes:
-        matrices: the quantizable ones.
+        matrices: the quantizable matrices.
         skipped: every other parameter of two or more dimensions, except biases of experts.
         stacks: names of the module lists that hold the blocks.
     """
@@ -137,11 +136,11 @@ class Linears(Sequence[LinearWeight]):
     stacks: tuple[str, ...]
 
     def __len__(self) -> int:
-        """How many matrices there are."""
+        """Number of quantizable matrices."""
         return len(self.matrices)
 
     def __iter__(self) -> Iterator[LinearWeight]:
-        """The matrices in order."""
+        """Iterate over the matrices in model order."""
         return iter(self.matrices)
 
     @overload
@@ -149,19 +148,21 @@ class Linears(Sequence[LinearWeight]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[LinearWeight]: ...
     def __getitem__(self, index: int | slice) -> LinearWeight | Sequence[LinearWeight]:
-        """The matrix at a place, or some of them."""
+        """Return the matrix at an index, or the matrices in a slice."""
         return self.matrices[index]
 
     def find(self, name: str) -> LinearWeight:
-        """The matrix of a name, an alias included.
+        """Return the matrix of a name; an alias works, too.
 
         Raises:
-            InvalidArgumentError: when there is none; says why the name was skipped, if it was.
+            InvalidArgumentError: if there is none; the message says why the name was skipped, if it was.
         """
         if name in self._by_name:
             return self._by_name[name]
         why = next((s.reason for s in self.skipped if s.name == name), "the model has no such matrix")
-        raise InvalidArgumentError(f"[find_linears] name must be that of a quantizable matrix: got name={name} ({why})")
+        raise InvalidArgumentError(
+            f"[find_linears] name must be the name of a quantizable matrix: got name={name} ({why})"
+        )
 
     @functools.cached_property
     def _by_name(self) -> dict[str, LinearWeight]:
@@ -169,32 +170,32 @@ class Linears(Sequence[LinearWeight]):
 
 
 def check_loaded(op: str, linears: Iterable[LinearWeight]) -> None:
-    """Refuse matrices whose values are not in the model.
+    """Check that the values of all matrices are loaded.
 
     Raises:
-        InvalidArgumentError: naming the first that is on the meta device, where Accelerate puts what it offloads.
+        InvalidArgumentError: if a matrix is on the meta device, as with Accelerate's offloading; the message names it.
     """
     for linear in linears:
         if linear.parameter.is_meta:
             raise InvalidArgumentError(
-                f"[{op}] {linear.name} must be on a device: it is on disk, or in CPU memory behind a GPU; give a "
-                "device_map or max_memory under which the devices hold the whole model"
+                f"[{op}] {linear.name} must be on a device: it is offloaded to disk or CPU memory; choose device_map "
+                "and max_memory so that the whole model fits on the devices"
             )
 
 
 def check_dense(op: str, config: Any) -> None:
-    """Refuse a configuration of a model that is quantized already.
+    """Check that a configuration is of a model that is not quantized yet.
 
     Raises:
-        InvalidArgumentError: naming the folder and the method.
+        InvalidArgumentError: if it is quantized; the message names the folder and the method.
     """
     about = getattr(config, "quantization_config", None)
     if about is not None:
         method = about.get("quant_method") if isinstance(about, dict) else getattr(about, "quant_method", None)
         name = getattr(config, "_name_or_path", "") or "the model"
         raise InvalidArgumentError(
-            f"[{op}] {name} is quantized already, by {getattr(method, 'value', method)}: give the dense model that it "
-            "was made from"
+            f"[{op}] {name} is quantized already, by {getattr(method, 'value', method)}: give the original model "
+            "instead"
         )
 
 
@@ -208,31 +209,33 @@ def find_linears(
 ) -> Linears:
     """Find the weight matrices of a model that can be quantized.
 
-    These are the ``nn.Linear`` and GPT-2 ``Conv1D`` layers and the fused experts inside the blocks of a language
-    model or encoder. The values of weights are not looked at, so models on the meta device will do, and the result
-    depends on nothing but the model's structure and code. Left out, and listed in ``skipped`` with the reason:
-    embeddings, the output embedding and what is tied to either, routers of mixtures, what a model's class keeps in
-    float32 (T5's ``wo``), all that lies outside the blocks (heads, projections), towers that read no text, linear
-    layers with a forward of their own, layers whose weight the model's code computes with itself (Mamba's
-    ``dt_proj``), parameters of unknown layout.
+    These are the ``nn.Linear`` and GPT-2 ``Conv1D`` layers and the fused experts inside the blocks of a language model
+    or encoder. The values of the weights are not read, so the model may be on the meta device. The result depends only
+    on the model's structure and code. The following are skipped, and listed in ``skipped`` with the reason:
+
+    - embeddings, the output embedding, and weights tied to either;
+    - routers of mixtures, and layers that the model's class keeps in float32 (T5's ``wo``);
+    - layers outside the blocks (heads, projections), and towers that do not read text;
+    - linear layers with a forward of their own, and parameters of unknown layout;
+    - layers whose weight the model's code uses directly, without calling the layer (Mamba's ``dt_proj``).
 
     Args:
-        model: a transformers model, or any module whose blocks stand in an ``nn.ModuleList``.
-        ignore: names and patterns to leave out. A name covers everything below it; ``re:`` starts a pattern that is
-            matched from the beginning of the full name, as compressed-tensors does.
-        experts: return fused experts, one matrix each; otherwise they are skipped.
-        embeddings: return the token embedding and the output embedding, too, as one matrix where they are tied.
-        watch: run the model's code on a few tokens, without its weights, to find the layers whose weight it computes
-            with; otherwise these are returned like others. A model that does not run on token ids alone has none found.
+        model: a transformers model, or any module whose blocks are in an ``nn.ModuleList``.
+        ignore: names and patterns to skip. A name selects itself and every module inside it. A pattern is ``re:`` and
+            a regular expression, which must match from the beginning of the full name, as in compressed-tensors.
+        experts: whether to return fused experts, one matrix each; otherwise they are skipped.
+        embeddings: whether to return the token embedding and the output embedding, too; as one matrix if they are tied.
+        watch: whether to run the model's code on a few tokens, without its weights, to find layers whose weight it uses
+            directly. If false, or if the model does not run on token ids alone, such layers are not detected.
 
     Raises:
-        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is no regular expression, for a model
-            that is quantized already, and for a model without blocks that hold linear layers.
+        InvalidArgumentError: for an entry of ``ignore`` that matches nothing or is not a regular expression, for a
+            model that is quantized already, and for a model without blocks that contain linear layers.
     """
     quantized = next((name for name, module in model.named_modules() if getattr(module, "holds_codes", False)), None)
     if quantized is not None:
         raise InvalidArgumentError(
-            f"[find_linears] the model is quantized already ({quantized}): give the dense model that it was made from"
+            f"[find_linears] the model is quantized already ({quantized}): give the original model instead"
         )
     walk = _Walk(model, embeddings)
     if not walk.stacks:
@@ -249,11 +252,11 @@ def find_linears(
     return _without(walk, [ignore] if isinstance(ignore, str) else list(ignore))
 
 
-IN_USE = "its model computes with the weight itself, not with the layer, or changes it"
+IN_USE = "the model's code uses or changes this weight directly, without calling the layer"
 
 
 class _Walk:
-    """State of one walk: what is known of the whole model, and what was found so far."""
+    """State of the search: facts about the whole model, and the matrices found so far."""
 
     def __init__(self, model: nn.Module, embeddings: bool) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
@@ -283,7 +286,7 @@ class _Walk:
         self._foreign = {stack: _foreign_tower(self.modules, stack) for stack in self.stacks}
 
     def visit(self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, experts: bool) -> None:
-        """File one parameter under matrices or skipped."""
+        """Add one parameter to the matrices or to the skipped ones."""
         path = f"{name}.{attribute}" if name else attribute
         identity = self._identity(path, parameter)
         label = name if attribute == "weight" and name else path
@@ -308,7 +311,7 @@ class _Walk:
     def _classify(
         self, name: str, module: nn.Module, attribute: str, parameter: nn.Parameter, identity: int, experts: bool
     ) -> list[LinearWeight] | str:
-        """The matrices of a parameter, or why it stays as it is."""
+        """Return the matrices of a parameter, or the reason to skip it."""
         if isinstance(module, nn.Embedding):
             if identity != self._table:
                 return "embedding"
@@ -326,7 +329,7 @@ class _Walk:
         if self._is_router(name, role):
             return "router"
         if any(f".{kept}." in f".{name}." for kept in self._wide):
-            return "kept in float32 by its model, whose code looks at its dtype"
+            return "kept in float32 by the model's code, which depends on its dtype"
         if isinstance(module, nn.Linear | Conv1D) and attribute == "weight":
             kind: Any = type(module)
             if not _acts_as_linear(kind):
@@ -362,7 +365,7 @@ class _Walk:
         return [replace(of_all, name=f"{of_all.name}.{i}", expert=i) for i in range(parameter.shape[0])]
 
     def leave_out_weights_in_use(self, model: nn.Module) -> None:
-        """Move the matrices that a model's code computes with itself from matrices to skipped."""
+        """Move matrices that the model's code uses directly from the matrices to the skipped ones."""
         mine = {name for linear in self.matrices.values() for name in (linear.name, *linear.aliases)}
         layers = {
             name: module
@@ -376,7 +379,7 @@ class _Walk:
                 self.skipped.append(Skipped(linear.name, tuple(linear.parameter.shape), IN_USE))
 
     def _hinders(self, embedding: nn.Embedding, identity: int) -> str:
-        """Why a token embedding has to stay as it is; '' if it has not."""
+        """Return the reason why a token embedding cannot be quantized; '' if it can."""
         if small_embedding(embedding) is None:
             return f"{type(embedding).__name__} is an embedding with a forward of its own"
         for name, module in self.modules.items():
@@ -391,11 +394,11 @@ class _Walk:
         return self._identity(f"{name}.weight", embedding.get_parameter("weight"))
 
     def _identity(self, path: str, parameter: torch.Tensor) -> int:
-        """The same number for parameters that are, or are going to be, one."""
+        """Return a number that is the same for parameters that are, or will be, tied."""
         return id(self._parameters.get(self._tied.get(path, path), parameter))
 
     def _is_router(self, name: str, role: str) -> bool:
-        """Whether a module decides which experts, or how much of the shared one, a token sees."""
+        """Whether a module decides which experts a token uses, or how much of the shared expert."""
         if re.search(r"router|expert\w*gate", role):
             return True
         parts = name.split(".")
@@ -407,7 +410,7 @@ class _Walk:
 
 
 def _stacks(modules: dict[str, nn.Module]) -> tuple[str, ...]:
-    """Names of the outermost module lists whose members are modules with linear layers in them."""
+    """Return the names of the outermost module lists whose members contain linear layers."""
     found: list[str] = []
     for name, module in modules.items():
         if not isinstance(module, nn.ModuleList) or any(name.startswith(stack + ".") for stack in found):
@@ -423,9 +426,9 @@ def _is_linear(module: nn.Module) -> bool:
 
 @functools.cache
 def _acts_as_linear(kind: Any) -> bool:
-    """Whether a class computes what its base does, so that another linear layer can take its place.
+    """Whether a class computes the same as its base class, so that a quantized linear layer can replace it.
 
-    A forward of its own is tried out on a small layer: Falcon's is a linear layer still, Llama 4's router is not.
+    If it has a forward of its own, this is tried on a small layer: Falcon's passes, Llama 4's router does not.
     """
     if kind.forward in (nn.Linear.forward, Conv1D.forward):
         return True
@@ -443,10 +446,10 @@ def _acts_as_linear(kind: Any) -> bool:
 
 
 def _expert_layout(module: nn.Module) -> str | None:
-    """How a module with fused experts stores their matrices: 'plain' (experts, out, in), 'transposed', or not at all.
+    """Return how a module stores fused experts: 'plain' (experts, out, in) or 'transposed'; ``None`` if it has none.
 
-    transformers marks the modules whose forward it can exchange. Of others the shapes tell: the last projection
-    leads back to the width that the first ones start from.
+    transformers marks the modules whose forward it can replace. For others the shapes are compared: the last projection
+    must have as many outputs as the first ones have inputs.
     """
     down = getattr(module, "down_proj", None)
     if not isinstance(down, nn.Parameter) or down.ndim != 3:
@@ -469,7 +472,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _embedding_of(model: Any, getter: str) -> Any:
-    """The module that turns tokens into hidden states, or these into logits, where the model knows it."""
+    """Return the token embedding or output embedding of a model, if the model provides it."""
     try:
         return getattr(model, getter)()
     except (AttributeError, NotImplementedError):
@@ -477,15 +480,15 @@ def _embedding_of(model: Any, getter: str) -> Any:
 
 
 def _outside(name: str, module: nn.Module) -> LinearWeight:
-    """The matrix of a token embedding or an output embedding."""
+    """Return the matrix of a token embedding or an output embedding."""
     rows, cols = module.get_parameter("weight").shape
     return LinearWeight(name, name, -1, rows, cols, getattr(module, "bias", None) is not None, module)
 
 
 def small_embedding(embedding: nn.Embedding) -> nn.Embedding | None:
-    """An embedding of one row that treats what it looks up as another one does; ``None`` for an unknown class.
+    """Return an embedding of one row with the same forward as ``embedding``; ``None`` for an unknown class.
 
-    Known are the plain one, and those that multiply by a constant, as Gemma's and Bart's do.
+    Known are the plain class, and classes that multiply by a constant, as in Gemma and Bart.
     """
     kind: Any = type(embedding)
     if embedding.max_norm is not None:
@@ -509,7 +512,7 @@ def small_embedding(embedding: nn.Embedding) -> nn.Embedding | None:
 
 
 def _foreign_tower(modules: dict[str, nn.Module], stack: str) -> str:
-    """Why a stack of a language model is none of ours: its tower reads images or sound. '' if it reads text."""
+    """Return why a stack is not quantized: it belongs to a tower for images or sound. '' if it reads text."""
 
     def reads_text(module: nn.Module) -> bool:
         modalities = getattr(module, "input_modalities", "text")
@@ -521,12 +524,12 @@ def _foreign_tower(modules: dict[str, nn.Module], stack: str) -> str:
         tower = ".".join(parts[:end])
         if hasattr(modules[tower], "input_modalities"):
             foreign = reads_text(modules[""]) and not reads_text(modules[tower])
-            return f"in {tower}, which reads no text" if foreign else ""
+            return f"in {tower}, which does not read text" if foreign else ""
     return ""
 
 
 def _without(walk: _Walk, ignore: list[str]) -> Linears:
-    """The result of a walk less what the entries of ``ignore`` match."""
+    """Return the result of a search without what the entries of ``ignore`` match."""
     everything = [*walk.matrices, *(s.name for s in walk.skipped)]
     everything += [alias for linear in walk.matrices.values() for alias in linear.aliases]
     ignored: dict[str, str] = {}

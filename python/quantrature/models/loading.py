@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the Hugging Face Hub, or one error that says what is wrong with them."""
+"""Load models, configurations and tokenizers from a folder or the Hugging Face Hub, with one-line errors."""
 
 from __future__ import annotations
 
@@ -40,25 +40,26 @@ def load_model(
     trust_remote_code: bool = False,
     max_memory: Mapping[int | str, int | str] | None = None,
 ) -> PreTrainedModel:
-    """Load a model for evaluation, as the class that its configuration names.
+    """Load a model in evaluation mode, as the class that its configuration names.
 
-    If the model comes with Python code of its own (``auto_map`` in config.json) and ``trust_remote_code`` is set, the
-    class comes from that code, even if transformers has a class of the same name. Without it, transformers' own class
-    is loaded, and a warning names the code that was not run.
+    If the model has Python code of its own (``auto_map`` in config.json) and ``trust_remote_code`` is true, its class
+    is loaded from this code, even if transformers has a class of the same name. If ``trust_remote_code`` is false, the
+    class of transformers is used, and a warning names the code that was not run.
 
     Args:
         name_or_path: a local folder, or the id of a model on the Hugging Face Hub.
-        dtype: ``"auto"`` for the one it was saved in, or the name of another (``"float32"``), or a torch dtype.
-        device_map: as in transformers; needs Accelerate.
-        trust_remote_code: run Python code that comes with the model.
-        max_memory: with a device_map, device to what of its memory the weights may take, as in transformers.
+        dtype: ``"auto"`` for the dtype in the checkpoint, or the name of a dtype (``"float32"``), or a torch dtype.
+        device_map: as in transformers; needs Accelerate. By default the model is loaded on the CPU.
+        trust_remote_code: whether to run Python code from the model's folder.
+        max_memory: with ``device_map``: device to the most memory for weights on it, as in transformers.
 
     Raises:
-        InvalidArgumentError: for another dtype, a folder that does not exist, and a folder that is no model: without
-            config.json or weights, or of a model type or quantization method that this transformers does not know.
-        QuantratureError: naming the file, for one that is truncated or corrupted; naming the tensors, for a checkpoint
-            that lacks some (transformers would leave them random) or has them in other shapes; and for whatever else
-            transformers reports.
+        InvalidArgumentError: for an unknown dtype, a folder that does not exist, and a folder that is not a model:
+            without config.json or weights, or with a model type or quantization method that the installed transformers
+            does not know.
+        QuantratureError: for a file that is truncated or corrupted (the message names it); for a checkpoint that lacks
+            tensors, which transformers would initialize at random, or has them in other shapes (the message names
+            them); and for any other error of transformers.
     """
     folder = _folder(name_or_path, "load_model")
     where = str(name_or_path if folder is None else folder)
@@ -82,16 +83,16 @@ def load_model(
         if tensors:
             raise QuantratureError(f"[load_model] the checkpoint in {where} has {what} of the model: {_some(tensors)}")
     if report["unexpected_keys"]:
-        _log.warning("%s holds tensors that the model has no use for: %s", where, _some(report["unexpected_keys"]))
+        _log.warning("%s has tensors that the model does not use: %s", where, _some(report["unexpected_keys"]))
     return model  # type: ignore[no-any-return]
 
 
 def load_config(name_or_path: str | os.PathLike[str], trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Load the configuration of a model: all that there is to know before its weights are read.
+    """Load the configuration of a model, without its weights.
 
     Raises:
-        InvalidArgumentError: as :func:`load_model`, for what is not in the weights.
-        QuantratureError: for whatever else transformers reports.
+        InvalidArgumentError: as for :func:`load_model`, for errors that are not in the weights.
+        QuantratureError: for any other error of transformers.
     """
     folder = _folder(name_or_path, "load_config")
     where = str(name_or_path if folder is None else folder)
@@ -107,11 +108,11 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], trust_remote_code: bool
 
     Args:
         name_or_path: a local folder, or the id of a model on the Hugging Face Hub.
-        trust_remote_code: run Python code that comes with the tokenizer.
+        trust_remote_code: whether to run Python code from the tokenizer's folder.
 
     Raises:
         InvalidArgumentError: for a folder that does not exist.
-        QuantratureError: naming the folder, when there is no tokenizer in it or it cannot be read.
+        QuantratureError: if the folder has no tokenizer or it cannot be read; the message names the folder.
     """
     folder = _folder(name_or_path, "load_tokenizer")
     where = str(name_or_path if folder is None else folder)
@@ -129,7 +130,7 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], trust_remote_code: bool
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from reporting progress and advice; its settings are as before afterwards."""
+    """Inside the ``with`` block, suppress progress bars and advice of transformers."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     hook = transformers_logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))
@@ -142,7 +143,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _one_error(head: str) -> Iterator[None]:
-    """Turn whatever transformers raises into one line that begins with head."""
+    """Turn any error of transformers into a one-line QuantratureError that begins with ``head``."""
     try:
         yield
     except QuantratureError:
@@ -150,17 +151,17 @@ def _one_error(head: str) -> Iterator[None]:
     except Exception as error:
         text = str(error)
         if "couldn't connect to" in text:
-            text = "it is no folder here, and the Hugging Face Hub cannot be reached and has left nothing in the cache"
+            text = "there is no such folder, the model is not in the cache, and the Hugging Face Hub cannot be reached"
         elif "pass the argument `trust_remote_code=True`" in text:
-            text = "it runs code of its own; pass trust_remote_code=True if you trust it"
+            text = "it needs to run code of its own; pass trust_remote_code=True if you trust it"
         elif "instantiate the backend tokenizer" in text:
-            text = "there is no tokenizer in it that this installation can read"
+            text = "it has no tokenizer that the installed packages can read"
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         raise QuantratureError(f"{head}: {' '.join(lines[:2]) or type(error).__name__}") from error
 
 
 def _folder(name_or_path: str | os.PathLike[str], op: str) -> Path | None:
-    """The local folder that is meant; None for an id on the Hub."""
+    """Return the local folder; ``None`` for an id on the Hub."""
     text = os.fspath(name_or_path)
     folder = Path(text).expanduser()
     if folder.is_dir():
@@ -168,14 +169,18 @@ def _folder(name_or_path: str | os.PathLike[str], op: str) -> Path | None:
     if folder.suffix == ".gguf" and folder.is_file():
         raise InvalidArgumentError(f"[{op}] {text} is {_gguf(folder)}")
     if folder.exists():
-        raise InvalidArgumentError(f"[{op}] a model is a folder or an id on the Hugging Face Hub: got the file {text}")
+        raise InvalidArgumentError(
+            f"[{op}] model must be a folder or an id on the Hugging Face Hub: got the file {text}"
+        )
     if isinstance(name_or_path, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1:
-        raise InvalidArgumentError(f"[{op}] there is no such folder: {text}")
+        raise InvalidArgumentError(
+            f"[{op}] model must be a folder or an id on the Hugging Face Hub: there is no such folder: {text}"
+        )
     return None
 
 
 def _other_content(folder: Path) -> str:
-    """What a folder without a model is, and what to do with it; '' if there is no telling."""
+    """Return what a folder without a model is, and what to do with it; '' if unknown."""
     gguf = sorted(folder.glob("*.gguf"))
     if gguf:
         return _gguf(gguf[0])
@@ -196,10 +201,10 @@ def _other_content(folder: Path) -> str:
         return "an analysis that quantrature made, not a model"
     for pattern, form in {"consolidated*": "the format of its authors", "*.onnx": "ONNX", "*.pth": "PyTorch"}.items():
         if any(folder.glob(pattern)):
-            return f"a model in {form}, not in that of transformers: convert it, or use a folder with safetensors files"
+            return f"a model in {form}, which transformers does not load: convert it, or use one with safetensors files"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inside:
-        return f"a folder of models, not a model: give one of the folders in it ({', '.join(inside[:3])})"
+        return f"a folder of models, not a model: give one of the folders inside it ({', '.join(inside[:3])})"
     return ""
 
 
@@ -221,14 +226,14 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def _check_config(folder: Path, trust_remote_code: bool) -> None:
-    """Refuse what transformers refuses in many words, or only warns about."""
+    """Raise a one-line error for a config.json that transformers rejects at length, or only warns about."""
     path = folder / "config.json"
     if not path.is_file():
         what = _other_content(folder)
         raise InvalidArgumentError(
             f"[load_config] {folder} is {what}"
             if what
-            else f"[load_config] {folder} is no model: it has no config.json"
+            else f"[load_config] {folder} is not a model: it has no config.json"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -245,24 +250,24 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
             f"[load_config] {path}: auto_map must name Python classes by auto class: got {own!r}"
         )
     if kind not in known and not (trust_remote_code and "AutoConfig" in own):
-        hint = "; it comes with code of its own, which trust_remote_code=True would run" if "AutoConfig" in own else ""
+        hint = "; it has code of its own: pass trust_remote_code=True to run it" if "AutoConfig" in own else ""
         raise InvalidArgumentError(
-            f"[load_config] {path} must name a model_type that transformers {transformers.__version__} knows: "
+            f"[load_config] {path} must have a model_type that transformers {transformers.__version__} knows: "
             f"got model_type={kind}{hint}"
         )
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method is not None and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         raise InvalidArgumentError(
-            f"[load_config] {path} must name a quant_method that is available here: got quant_method={method}"
+            f"[load_config] {path} must have a quant_method that is installed: got quant_method={method}"
         )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Name the files of a folder that hold its weights.
+    """Return the weight files of a model folder.
 
     Raises:
         InvalidArgumentError: for a folder without weights.
-        QuantratureError: for an index of shards that is damaged or names a file that is not there.
+        QuantratureError: for a shard index that is damaged or names a missing file.
     """
     present = [name for name in WEIGHTS if (folder / name).is_file()]
     if not present:
@@ -277,15 +282,17 @@ def weight_files(folder: Path) -> list[Path]:
             raise QuantratureError(f"[load_model] {folder / present[0]} is not a valid index of shards") from None
     for name in files:
         if not (folder / name).is_file():
-            raise QuantratureError(f"[load_model] {folder / present[0]} names a shard that is not there: {name}")
+            raise QuantratureError(
+                f"[load_model] {folder / present[0]} names a shard that is missing: {name}; download it again"
+            )
     return [folder / name for name in files]
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Name the tensors in the safetensors files of a model, and the file of each.
+    """Return the tensor names in the safetensors files of a model, with the file of each.
 
     Raises:
-        InvalidArgumentError, QuantratureError: as :func:`weight_files`, and naming a file that is damaged.
+        InvalidArgumentError, QuantratureError: as for :func:`weight_files`, and for a damaged file, which is named.
     """
     found = {}
     for path in weight_files(folder):
@@ -297,7 +304,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; its header says how long the file must be."""
+    """Open a safetensors file; a truncated or corrupted file raises QuantratureError."""
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
@@ -313,15 +320,15 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> An
     """Choose the class of a model from its configuration.
 
     Args:
-        config: of the model.
-        trust_remote_code: choose among the classes of the code that comes with the model, if there is some. Of several
-            the one that ``architectures`` names is taken, else the causal language model.
+        config: configuration of the model.
+        trust_remote_code: whether to use the model's own Python code, if it has some. If it has several classes, the
+            one in ``architectures`` is used, else the causal language model.
 
     Returns:
-        A class of transformers, or an auto class that finds the class in the code of the model or in transformers.
+        A class of transformers, or an auto class that finds the class in the model's code or in transformers.
 
     Raises:
-        InvalidArgumentError: if the code has no class under an auto class that transformers has.
+        InvalidArgumentError: if the model's ``auto_map`` names no auto class that transformers has.
     """
     named = [getattr(transformers, name, None) for name in config.architectures or []]
     known = [each for each in named if isinstance(each, type) and issubclass(each, PreTrainedModel)]
@@ -345,11 +352,11 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> An
 
 
 def empty_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Build the model that :func:`load_model` would load, on the meta device, without weights.
+    """Build the model that :func:`load_model` would load on the meta device, without weights.
 
     Raises:
-        InvalidArgumentError: as :func:`model_class`.
-        QuantratureError: for whatever transformers reports.
+        InvalidArgumentError: as for :func:`model_class`.
+        QuantratureError: for any other error of transformers.
     """
     found = model_class(config, trust_remote_code)
     head = f"[load_model] cannot build the model of {config.name_or_path}"
@@ -367,7 +374,7 @@ def _warn_of_own_code(config: PreTrainedConfig, chosen: type[PreTrainedModel]) -
     files = sorted({f"{name.rpartition('.')[0]}.py" for name in _own_classes(config).values()})
     if files:
         _log.warning(
-            "%s comes with Python code of its own (%s), which was not run: %s of transformers is loaded. If the model "
+            "%s has Python code of its own (%s), which was not run: %s of transformers is loaded instead. If the model "
             "needs its own code and you trust it, set trust_remote_code.",
             config.name_or_path,
             ", ".join(files),
@@ -376,7 +383,7 @@ def _warn_of_own_code(config: PreTrainedConfig, chosen: type[PreTrainedModel]) -
 
 
 def _own_classes(config: PreTrainedConfig) -> dict[str, str]:
-    """Auto classes for models to ``FILE.CLASS`` of the code that comes with a model; not the code that save writes."""
+    """Return model auto classes to ``FILE.CLASS`` of the model's own code, except code that ``save`` wrote."""
     auto_map: dict[str, str] = getattr(config, "auto_map", None) or {}
     return {
         auto: name
@@ -386,6 +393,6 @@ def _own_classes(config: PreTrainedConfig) -> dict[str, str]:
 
 
 def _some(names: set[str]) -> str:
-    """A few of many names."""
+    """Return the first three names, and the number of others, as text."""
     first = sorted(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""The files of a model's processor: what turns images and sound into its inputs, and conversations into text."""
+"""Find the processor files of a model, which convert images and sound to inputs, and its chat templates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ def processor_files(name_or_path: str | os.PathLike[str]) -> list[Path]:
     """Find the files of a model's processor.
 
     Args:
-        name_or_path: a local folder, or the id of a model on the Hugging Face Hub, from which they are downloaded.
+        name_or_path: a local folder, or the id of a model on the Hugging Face Hub; its files are downloaded.
 
     Returns:
-        Those of :data:`PROCESSOR_FILES` that the model has, and further chat templates; of a model that reads text
-        alone often none.
+        The :data:`PROCESSOR_FILES` that the model has, and further chat templates. A text-only model often has none.
     """
     folder = Path(os.fspath(name_or_path)).expanduser()
     if folder.is_dir():

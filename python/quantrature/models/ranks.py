@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, among which an analysis divides its calibration samples."""
+"""Processes started by torchrun: each takes a share of the calibration samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def rank_of() -> tuple[int, int]:
-    """Which of how many processes this one is: (0, 1) outside of ``torch.distributed``."""
+    """Return the rank of this process and the number of processes; (0, 1) without ``torch.distributed``."""
     import torch.distributed as distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -22,7 +22,7 @@ def rank_of() -> tuple[int, int]:
 
 
 def add_over_ranks(tensors: Iterable[torch.Tensor]) -> None:
-    """Give every process the sums over all of them, in place."""
+    """Replace tensors, in place, by their sums over all processes."""
     if rank_of()[1] == 1:
         return
     import torch.distributed as distributed
@@ -36,7 +36,7 @@ def add_over_ranks(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def of_first_rank(value: T) -> T:
-    """What the first process has, in all of them."""
+    """Return the value of the first process, in all processes."""
     if rank_of()[1] == 1:
         return value
     import torch.distributed as distributed
@@ -48,7 +48,7 @@ def of_first_rank(value: T) -> T:
 
 @contextmanager
 def joined() -> Iterator[int]:
-    """Join the other processes that torchrun started, by NCCL where each has a GPU, else by gloo; yields the rank."""
+    """Connect to the other processes of torchrun, with NCCL if each has a GPU, else gloo; yields the rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0
         return

@@ -1,4 +1,4 @@
-"""What every evaluation does with a model: windows in, logits out, one batch at a time."""
+"""Run a model on windows of token ids, batch by batch, and return its logits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..text import check_vocabulary, text_config
 from .loading import quiet
 
 CHUNK = 1 << 24
-"""Logits that are widened to float32 at once."""
+"""Number of logits to convert to float32 at a time."""
 
 
 class Span(NamedTuple):
-    """A window of a stream of tokens: [start, stop), of which those from ``scored`` on count."""
+    """A window [start, stop) of a token stream; tokens from index ``scored`` on are scored."""
 
     start: int
     stop: int
@@ -28,12 +28,12 @@ class Span(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Tokens of the window, and how many of them do not count."""
+        """Number of tokens in the window, and how many of them are not scored."""
         return self.stop - self.start, self.scored - self.start
 
 
 def batches(spans: Sequence[Span], batch_size: int) -> Iterator[list[Span]]:
-    """Neighbouring spans of the same shape, so that they stack."""
+    """Yield batches of neighbouring spans of the same shape."""
     batch: list[Span] = []
     for span in spans:
         if batch and (len(batch) == batch_size or span.shape != batch[0].shape):
@@ -45,18 +45,18 @@ def batches(spans: Sequence[Span], batch_size: int) -> Iterator[list[Span]]:
 
 
 def check(op: str, model: Any, ids: torch.Tensor, batch_size: int) -> None:
-    """Refuse what cannot be evaluated before work starts."""
+    """Check model, token ids and batch size before an evaluation starts."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InvalidArgumentError(f"[{op}] batch_size must be a positive integer: got batch_size={batch_size}")
     # transformers knows that a model is causal from its being able to generate.
     if hasattr(model, "can_generate") and (not model.can_generate() or model.config.is_encoder_decoder):
-        raise InvalidArgumentError(f"[{op}] needs a causal language model: got {type(model).__name__}")
+        raise InvalidArgumentError(f"[{op}] model must be a causal language model: got {type(model).__name__}")
     check_vocabulary(ids, model)
 
 
 @contextmanager
 def not_training(*models: torch.nn.Module) -> Iterator[None]:
-    """Run without dropout, and without advice from transformers; put every module back afterwards."""
+    """Inside the ``with`` block, disable dropout and advice of transformers; restore the modules' modes afterwards."""
     training = [module for model in models for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -70,16 +70,16 @@ def not_training(*models: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*models: torch.nn.Module) -> Iterator[None]:
-    """The same, and without gradients."""
+    """Like :func:`not_training`, and without gradients."""
     with torch.no_grad(), not_training(*models):
         yield
 
 
 def outputs(model: Any, ids: torch.Tensor) -> Any:
-    """Run the model on windows of token ids. An encoder-decoder reads each window twice.
+    """Run the model on windows of token ids.
 
-    Its encoder is given the window, and its decoder the same, shifted by one behind the token that its outputs begin
-    with, as in training on labels.
+    In an encoder-decoder, the encoder gets the window. The decoder gets the same window, shifted by one after the
+    decoder start token, as in training on labels.
     """
     device = getattr(model, "device", None) or next(model.parameters()).device
     if device.type != "meta":  # with weights on disk, Accelerate moves the ids where they are needed
@@ -90,7 +90,7 @@ def outputs(model: Any, ids: torch.Tensor) -> Any:
     known = "input_ids" in takes or (hands_on and getattr(model, "main_input_name", "input_ids") == "input_ids")
     if isinstance(model, PreTrainedModel) and (set(wanted) - {"input_ids"} or not known):
         what = next((name for name in wanted if name != "input_ids"), model.main_input_name)
-        raise InvalidArgumentError(f"[text] {type(model).__name__} does not run on text alone: it needs {what}")
+        raise InvalidArgumentError(f"[text] model must run on text alone: {type(model).__name__} also needs {what}")
     extra: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     if _has_decoder(model):
         first = torch.full_like(ids[:, :1], _decoder_start(model))
@@ -106,7 +106,7 @@ def _has_decoder(model: Any) -> bool:
 
 
 def _decoder_start(model: Any) -> int:
-    """The token that outputs of an encoder-decoder begin with."""
+    """Return the decoder start token of an encoder-decoder."""
     for config in (model.config, text_config(model)):
         for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
             token = getattr(config, name, None)
@@ -118,9 +118,9 @@ def _decoder_start(model: Any) -> int:
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """What the model predicts after each token: (windows, tokens, vocabulary), in the model's own dtype.
+    """Return the logits after each token, (windows, tokens, vocabulary), in the model's own dtype.
 
-    Of an encoder-decoder, what follows the last token of a window is not predicted; in its place is something else.
+    For an encoder-decoder, the logits after the last token of a window have no meaning.
 
     Raises:
         InvalidArgumentError: for a model without an output embedding, or that does not run on text alone.
@@ -135,7 +135,7 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def chunks(windows: int, tokens: int, vocabulary: int) -> Iterator[tuple[int, slice]]:
-    """A window and some of its tokens at a time, so that no more than CHUNK logits are widened."""
+    """Yield a window and a slice of its tokens, so that at most CHUNK logits are converted at a time."""
     step = max(1, CHUNK // vocabulary)
     for window in range(windows):
         for start in range(0, tokens, step):

@@ -1,4 +1,4 @@
-"""The low-level operations, on NumPy arrays and CPU torch tensors, without copies."""
+"""Low-level operations of the C++ core, on NumPy arrays and torch tensors, without copies."""
 
 from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._codebook import CODEBOOKS, CodebookTensor

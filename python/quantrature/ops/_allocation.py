@@ -1,4 +1,4 @@
-"""Options under a budget (contract: quantrature/allocation.hpp)."""
+"""The multiple-choice knapsack problem (contract: quantrature/allocation.hpp)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .. import _C
 
 @dataclass(frozen=True)
 class KnapsackChoice:
-    """What :func:`multiple_choice_knapsack` chose.
+    """The result of :func:`multiple_choice_knapsack`.
 
     Attributes:
-        chosen: for each item the number of its option.
-        cost: of the choice.
-        size: of the choice, at most the budget.
-        bound: no choice within the budget costs less.
+        chosen: index of the chosen option of each item.
+        cost: total cost.
+        size: total size, at most the budget.
+        bound: lower bound on the cost of every choice within the budget.
     """
 
     chosen: tuple[int, ...]
@@ -28,7 +28,7 @@ class KnapsackChoice:
 
     @property
     def gap(self) -> float:
-        """How far from the least cost this one can be, relative to it."""
+        """Upper bound on the relative difference between this cost and the optimum."""
         apart = max(0.0, self.cost - self.bound)
         return apart / abs(self.cost) if self.cost else apart
 
@@ -41,21 +41,22 @@ def multiple_choice_knapsack(
     relative_gap: float = 0.0,
     max_states: int = 0,
 ) -> KnapsackChoice:
-    """One option for each item, so that costs add up to the least and sizes to at most the budget.
+    """Choose one option per item, so that the total cost is minimal and the total size is within the budget.
 
-    A dynamic program over undominated partial choices with bounds by the linear relaxation (Pisinger 1995). The choice
-    is the same everywhere.
+    The algorithm is a dynamic program over undominated partial choices, with bounds from the linear relaxation
+    (Pisinger 1995). The result is the same on every machine.
 
     Args:
-        costs: for each item those of its options, finite.
-        sizes: for each item those of its options, whole and at least 0.
-        budget: of the sizes.
-        relative_gap: stop where the choice is proved to be within this share of the least cost; 0 for the optimum.
-        max_states: how many partial choices are kept after an item; 0 for 65,536. ``bound`` says what that may cost.
+        costs: for each item the costs of its options, finite.
+        sizes: for each item the sizes of its options, integers of at least 0.
+        budget: largest total size.
+        relative_gap: stop when the choice is proved to be within this fraction of the optimum; 0 for the optimum.
+        max_states: largest number of partial choices kept after each item; 0 for 65,536. If this cuts off choices, the
+            result may not be optimal; ``bound`` shows by how much.
 
     Raises:
-        InvalidArgumentError: for no items, an item without options or with more costs than sizes, a cost that is not
-            finite, a size that is negative or not whole, and a budget below the smallest choice.
+        InvalidArgumentError: for no items, an item without options or with different numbers of costs and sizes, a
+            cost that is not finite, a size that is negative or not an integer, and a budget below the smallest choice.
     """
     op = "allocate"
     lengths = [len(options) for options in costs]

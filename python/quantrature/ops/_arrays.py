@@ -1,4 +1,4 @@
-"""NumPy arrays and torch tensors alike: check what came in, allocate what goes out."""
+"""Handle NumPy arrays and torch tensors alike: check inputs, allocate outputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _name(dtype: Any) -> str:
 
 
 def dtype_name(x: Array) -> str:
-    """'float32', 'bfloat16', ... of an array or tensor."""
+    """Return the dtype of an array or tensor as a string: 'float32', 'bfloat16', ..."""
     return _name(x.dtype)
 
 
@@ -45,11 +45,12 @@ def as_input(
     empty: bool = False,
     on_cuda: bool = False,
 ) -> Array:
-    """The array that the core reads in place of x, sharing its memory.
+    """Check an input array, and return the array that the core reads; it shares memory with ``x``.
 
-    Raises InvalidArgumentError naming op and argument for another type, dtype or number of dimensions, an empty
-    array unless that is wanted, one that is not contiguous in row-major order, or one on a device other than the CPU,
-    and, where the op runs on them, CUDA devices.
+    Raises:
+        InvalidArgumentError: for another type, dtype or number of dimensions; for an array that is empty (unless
+            ``empty``), not contiguous in row-major order, or not on the CPU (or, with ``on_cuda``, a CUDA device). The
+            message names op and argument.
     """
     if is_torch(x):
         if x.device.type != "cpu" and not (on_cuda and x.device.type == "cuda"):
@@ -77,7 +78,7 @@ def as_input(
 
 
 def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """An uninitialised array of the same library as x, and on its device."""
+    """Return an uninitialized array of the library of ``x`` (NumPy or torch), on its device."""
     if is_torch(x) and x.device.type != "cpu":
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
@@ -99,8 +100,11 @@ def as_output(
     empty: bool = False,
     on_cuda: bool = False,
 ) -> Array:
-    """The array that the core writes in place of x, sharing its memory; refuses what :func:`as_input` refuses, and
-    arrays that are read-only."""
+    """Check an output array, and return the array that the core writes; it shares memory with ``x``.
+
+    Raises:
+        InvalidArgumentError: as for :func:`as_input`, and for a read-only array.
+    """
     shared = as_input(x, op, name, dtypes=dtypes, ndim=ndim, empty=empty, on_cuda=on_cuda)
     if not is_torch(x) and not x.flags.writeable:
         raise InvalidArgumentError(f"[{op}] {name} must be writable: got a read-only array")
@@ -108,19 +112,21 @@ def as_output(
 
 
 def consecutive_rows(rows: slice, count: int, op: str) -> slice:
-    """The slice with its ends made plain, of a matrix of so many rows.
+    """Return a slice of rows with explicit ends, for a matrix with ``count`` rows.
 
     Raises:
-        InvalidArgumentError: naming op, for no rows, or rows with others between them.
+        InvalidArgumentError: for a slice without rows, or with a step other than 1.
     """
     start, stop, step = rows.indices(count)
     if step != 1 or start >= stop:
-        raise InvalidArgumentError(f"[{op}] rows must be some that follow each other: got {rows} of {count}")
+        raise InvalidArgumentError(
+            f"[{op}] rows must be a slice with at least one row and step 1: got {rows} of {count}"
+        )
     return slice(start, stop)
 
 
 def converted(x: Array, dtype: str) -> Array:
-    """The numbers of x as another dtype that holds them, in new memory of its library and device."""
+    """Convert ``x`` to another dtype, in new memory of the same library and device."""
     if is_torch(x) and x.device.type != "cpu":
         return x.to(getattr(sys.modules["torch"], dtype), copy=True)
     made = empty_like_kind(x, tuple(x.shape), dtype)
@@ -129,9 +135,10 @@ def converted(x: Array, dtype: str) -> Array:
 
 
 def place(op: str, **arrays: Array | None) -> tuple[int, int] | None:
-    """Where the core is to work: the CUDA device of the arrays and torch's current stream there; ``None``: on the CPU.
+    """Return the CUDA device of the arrays and torch's current stream on it; ``None`` for the CPU.
 
-    Raises InvalidArgumentError naming op and argument for arrays on different devices.
+    Raises:
+        InvalidArgumentError: for arrays on different devices; the message names op and argument.
     """
     given = [(name, x) for name, x in arrays.items() if x is not None]
     device = device_of(given[0][1])
@@ -145,18 +152,21 @@ def place(op: str, **arrays: Array | None) -> tuple[int, int] | None:
 
 
 def device_of(x: Array) -> Any:
-    """The torch device of x; ``None`` for the CPU."""
+    """Return the torch device of ``x``; ``None`` for the CPU."""
     return x.device if is_torch(x) and x.device.type != "cpu" else None
 
 
 def stream_of(device: Any) -> int:
-    """Torch's current stream on a CUDA device."""
+    """Return torch's current stream on a CUDA device."""
     return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
 
 
 def core_view(x: Array) -> Array:
-    """What the core takes soonest of x: the NumPy array that shares its memory, bfloat16 as its bits; of a tensor on a
-    CUDA device the DLPack capsule, which torch makes for the current device alone."""
+    """Return the form of ``x`` that the core reads fastest; it shares memory with ``x``.
+
+    It is a NumPy array, with bfloat16 as raw bits; for a CUDA tensor it is a DLPack capsule, which torch makes only for
+    the current device.
+    """
     if is_torch(x):
         x = x.detach()
         if x.device.type != "cpu":
@@ -168,9 +178,10 @@ def core_view(x: Array) -> Array:
 
 
 def core_address(x: Array, op: str, name: str) -> int:
-    """Where the numbers of an array begin that :func:`as_input` has accepted.
+    """Return the address of the first element of an array that :func:`as_input` has accepted.
 
-    Raises InvalidArgumentError naming op and argument for a tensor whose memory has other signs than its numbers.
+    Raises:
+        InvalidArgumentError: for a tensor with the negative bit set, whose memory has the opposite signs.
     """
     if not is_torch(x):
         return int(x.ctypes.data)

@@ -1,4 +1,4 @@
-"""Codes that stand for entries of tables (contract: quantrature/codebook.hpp)."""
+"""Quantization to tables of values, called codebooks (contract: quantrature/codebook.hpp)."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ CODEBOOKS = {
     # A sign, two bits of exponent and one of mantissa, as the package bitsandbytes numbers them.
     "fp4": tuple(sign * twelfth / 12 for sign in (1, -1) for twelfth in (0, 0.0625, 8, 12, 4, 6, 2, 3)),
 }
-"""Tables that are known by name, in units of the largest weight of a group."""
+"""Fixed tables by name. Values are relative to the largest magnitude in a group."""
 
 
 def table_of(codebook: str) -> np.ndarray:
-    """A table that is known by name: float32 of shape (2**bits,).
+    """Return a fixed table, float32 (2**bits,).
 
     Raises:
-        InvalidArgumentError: for another name.
+        InvalidArgumentError: for an unknown name.
     """
     if codebook not in CODEBOOKS:
         raise _C.InvalidArgumentError(
@@ -66,17 +66,17 @@ def table_of(codebook: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class CodebookTensor:
-    """A matrix or vector as packed codes of entries of a table: a value is ``table[code] * scale`` in float32.
+    """A matrix or vector quantized to a table: the value of a code is ``table[code] * scale`` in float32.
 
     Attributes:
-        codes: uint8 of shape (rows, row_bytes), packed (see :func:`quantrature.ops.pack`).
-        table: float16 or float32 of shape (2**bits,), or (rows, 2**bits) for a table for each row.
-        scale: float16 or float32 of shape (rows, groups), or a :class:`QuantizedTensor` of that many numbers in one
-            row; ``None`` where the table has the unit of the weights.
+        codes: uint8 (rows, row_bytes), packed (see :func:`quantrature.ops.pack`).
+        table: float16 or float32, (2**bits,), or (rows, 2**bits) with one table per row.
+        scale: float16 or float32 (rows, groups), or a :class:`QuantizedTensor` with the same number of values in one
+            row; ``None`` if the table holds unscaled values.
         bits, group_size: as given to :func:`quantize`; ``group_size`` is ``None`` without scales.
-        name: of a table that everybody knows and that is not stored; else ``None``.
-        shape: of what was quantized.
-        dtype: of what was quantized: "float32", "float16" or "bfloat16".
+        name: name of a fixed table, which is not stored; ``None`` for other tables.
+        shape: shape of the original tensor.
+        dtype: dtype of the original tensor: "float32", "float16" or "bfloat16".
     """
 
     codes: Array
@@ -89,18 +89,18 @@ class CodebookTensor:
     dtype: str
 
     def unpack(self) -> Array:
-        """The codes, one uint8 each, in the shape of what was quantized."""
+        """Return the codes as uint8, in the shape of the original tensor."""
         return unpack(self.codes, self.bits, self.shape[-1]).reshape(self.shape)
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> Array:
-        """The numbers that the codes stand for; see :func:`quantrature.ops.dequantize`.
+        """Dequantize all rows, or a slice of them; see :func:`quantrature.ops.dequantize`.
 
         Args:
-            dtype: as there.
-            rows: only these, following each other; of a matrix.
+            dtype: "float32", "float16" or "bfloat16"; by default the dtype of the original tensor.
+            rows: slice of consecutive rows of a matrix; by default all.
 
         Raises:
-            InvalidArgumentError: as there, and for other rows.
+            InvalidArgumentError: as for ``dequantize``, and for an invalid slice.
         """
         q, name = self if rows is None else self._of_rows(rows), self.dtype if dtype is None else dtype
         if name not in FLOATS:
@@ -127,32 +127,32 @@ class CodebookTensor:
 
     @property
     def numel(self) -> int:
-        """How many numbers were quantized."""
+        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, table and scales as stored."""
+        """Stored bytes of codes, table and scales."""
         parts = (self.codes, self.scale, None if self.name is not None else self.table)
         return int(sum(part.nbytes for part in parts if part is not None))
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits as stored, table and scales included, divided by the numbers they stand for."""
+        """Stored bits per weight, with table and scales."""
         return 8 * self.nbytes / self.numel
 
 
 def encode(
     w: Array, bits: int, group_size: int | None, codebook: str | Array, positions: tuple[Any, Any]
 ) -> CodebookTensor:
-    """The nearest entries, and float32 scales as the core gives them.
+    """Quantize to the nearest table entries, with float32 scales.
 
     Args:
-        w, bits, group_size, codebook: as :func:`quantrature.ops.quantize` takes them.
-        positions: row offsets and columns that take no part in the scales, or ``None`` twice.
+        w, bits, group_size, codebook: as in :func:`quantrature.ops.quantize`.
+        positions: row offsets and columns of weights that do not affect the scales, or ``(None, None)``.
 
     Raises:
-        InvalidArgumentError: as there.
+        InvalidArgumentError: as for ``quantize``.
     """
     source = as_input(w, "codebook", "w", on_cuda=True)
     shape = tuple(int(n) for n in w.shape)
@@ -166,7 +166,7 @@ def encode(
         as_input(table, "codebook", "codebook", dtypes=("float32", "float16"), on_cuda=True)
         if is_torch(table) != is_torch(w):
             raise _C.InvalidArgumentError(
-                f"[codebook] codebook must be of the library of w: got {type(table).__module__}"
+                f"[codebook] codebook must be of the same library as w: got {type(table).__module__}"
             )
     if table.shape[-1] != 1 << bits:
         raise _C.InvalidArgumentError(
@@ -187,10 +187,10 @@ def encode(
 
 
 def decode(q: CodebookTensor, out: Array) -> Array:
-    """Write the numbers that the codes stand for into out, and return it.
+    """Write the dequantized values to ``out``, and return it.
 
     Raises:
-        InvalidArgumentError: for parts of q that do not go together, or an out that does not fit.
+        InvalidArgumentError: for inconsistent parts of ``q``, or an ``out`` of another shape or dtype.
     """
     halves = ("float32", "float16")
     codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,), on_cuda=True)

@@ -1,4 +1,4 @@
-"""Codes that make up for the errors of those before them (contract: quantrature/gptq.hpp)."""
+"""GPTQ: quantize column by column with error compensation (contract: quantrature/gptq.hpp)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ._grid import SOLVERS, QuantizedTensor, check_grid, dequantize, layout, nar
 
 @dataclass(frozen=True)
 class Feedback:
-    """What :func:`gptq` reports beside the codes.
+    """What :func:`gptq` reports besides the codes.
 
     Attributes:
-        damp_percent: that was used; infinite where no damping made the Hessian positive definite, and every weight
-            got its nearest code.
-        loss: ``tr((w - v) (H + lambda I) (w - v)^T)``, v the values of the codes.
-        dead: how many columns have inputs that are always 0.
+        damp_percent: the damping that was used. It is infinite if no damping made the Hessian positive definite; all
+            weights were then rounded to nearest.
+        loss: ``tr((w - v) (H + lambda I) (w - v)^T)``, with v the dequantized weights.
+        dead: number of columns whose inputs are always 0.
     """
 
     damp_percent: float
@@ -29,20 +29,20 @@ class Feedback:
 
     @property
     def failed(self) -> bool:
-        """Whether there was no factor, and so no feedback."""
+        """Whether the Hessian could not be factored, so that weights were rounded to nearest."""
         return math.isinf(self.damp_percent)
 
 
 @dataclass(frozen=True, eq=False)
 class GptqFactor:
-    """The factor of a Hessian that :func:`gptq` works with, made by :func:`gptq_factor`.
+    """The factor of a Hessian for :func:`gptq`, made by :func:`gptq_factor`.
 
     Attributes:
-        panels: float32 (panels, in_features, 8): the numbers that the error of a column (the second dimension) is
-            multiplied by on its way to another (the first and third).
-        order: int64 (in_features,), on the CPU: the columns in the order in which they are taken.
+        panels: float32 (panels, in_features, 8): factors by which the error of a column (second dimension) changes
+            another column (first and third dimension).
+        order: int64 (in_features,), on the CPU: the order in which columns are quantized.
         pivots: float64 (in_features,), on the CPU: the squared diagonal of the factor.
-        damp_percent, dead: as of :class:`Feedback`.
+        damp_percent, dead: as in :class:`Feedback`.
     """
 
     panels: Array
@@ -58,27 +58,27 @@ _RAISED = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 def gptq_factor(
     hessian: Array, *, damp_percent: float = 0.01, desc_act: bool = True, group_size: int | None = None
 ) -> GptqFactor:
-    """Factor a Hessian where it is, in float64 by torch, for several matrices that share it.
+    """Factor a Hessian on its device, in float64 with torch, to use it for several matrices.
 
-    :func:`gptq` factors a Hessian itself on the CPU. For 4096 columns and more on a device this takes longer than all
-    the rest, and it is done anew for each matrix.
+    Without this, :func:`gptq` factors the Hessian on the CPU for each matrix. For weights on a CUDA device with 4096
+    columns or more, this takes longer than all other steps.
 
     Args:
-        hessian: a torch tensor, else as of :func:`gptq`. The memory for about five float64 matrices of its size is
-            needed beside it.
-        damp_percent, desc_act: as of :func:`gptq`.
-        group_size: of the groups whose grids :func:`gptq` is to find, which it keeps whole; ``None`` for a given grid.
+        hessian: torch tensor, otherwise as in :func:`gptq`. About five float64 matrices of its size are needed as
+            additional memory.
+        damp_percent, desc_act: as in :func:`gptq`.
+        group_size: if you call :func:`gptq` with ``bits``, its group size; ``None`` if you call it with a grid.
 
     Returns:
-        The factor, equal to the one of the CPU up to the rounding of float64, so that few codes differ.
+        The factor. It equals the factor computed on the CPU up to float64 rounding, so few codes differ.
 
     Raises:
-        InvalidArgumentError: for an argument outside of the above, a NaN or infinity, naming its position, or a
-            negative number on the diagonal.
+        InvalidArgumentError: for an invalid argument, a NaN or infinity (the message names its position), or a negative
+            number on the diagonal.
     """
     h = as_input(hessian, "gptq", "hessian", dtypes=("float32",), ndim=(2,), on_cuda=True)
     if not is_torch(h):
-        raise _C.InvalidArgumentError("[gptq] hessian must be a torch tensor to be factored before: got numpy.ndarray")
+        raise _C.InvalidArgumentError("[gptq] hessian must be a torch tensor for gptq_factor: got numpy.ndarray")
     columns = int(h.shape[0])
     if tuple(h.shape) != (columns, columns):
         raise _C.InvalidArgumentError(f"[gptq] hessian must be square: got shape={tuple(h.shape)}")
@@ -123,7 +123,7 @@ def gptq_factor(
 
 
 def _demand_sound(lower: Array, diagonal: Array) -> None:
-    """Refuse a Hessian as the core does."""
+    """Check that a Hessian is finite and its diagonal not negative, with the same errors as the core."""
     torch = sys.modules["torch"]
     if bool(torch.isfinite(lower).all()) and not bool((diagonal < 0).any()):
         return
@@ -152,36 +152,38 @@ def gptq(
     desc_act: bool = True,
     exclude: Any = None,
 ) -> tuple[QuantizedTensor, Feedback]:
-    """Codes of ``w`` on a grid, found column after column, each making up for the errors of those before it.
+    """Quantize ``w`` column by column; each column compensates the errors of those before it.
 
-    GPTQ (arXiv 2210.17323), which is LDLQ (arXiv 2307.13304). With a grid, static groups: scales and zeros are those of
-    the grid, as stored. With bits, those of each group are found when its first column is reached, from the weights
-    and what they have to make up for by then.
+    This is GPTQ (arXiv 2210.17323), which equals LDLQ (arXiv 2307.13304). With ``grid`` (static groups), its scales
+    and zero points are used. With ``bits``, the scale and zero point of a group are computed when its first column is
+    reached, from the weights with the compensation so far.
 
     Args:
         w: float32, float16 or bfloat16 (out_features, in_features), contiguous, finite; on the CPU or a CUDA device.
-        hessian: float32 (in_features, in_features), contiguous: the sum or mean of x x^T; its lower triangle counts.
-            Its Cholesky factor is found on the CPU, wherever ``w`` is: a Hessian on a device is copied. Or the factor,
-            where ``w`` is, made with the same damp_percent, desc_act and groups, which are then not looked at here.
-        grid: what :func:`quantrature.ops.quantize` made of w, on axis 1, or another grid of its shape; its codes do not
-            matter.
-        bits, group_size, sym: in place of a grid, as in :func:`quantrature.ops.quantize`.
-        solver: "minmax" or "mse", likewise.
-        damp_percent: what is added to the diagonal, as a share of its mean (0.01 is one hundredth, as in the field's
-            configurations); 2, 5, 10, 20, 50 and 100 times as much where the Hessian is not positive definite.
-        desc_act: take columns by falling diagonal of the Hessian, and not as they stand. Groups stay those of the
-            matrix, so that nothing more is stored; without a grid, whole groups are therefore taken by their largest
-            element of the diagonal, and columns by theirs within a group (arXiv 2505.14638).
-        exclude: positions that are stored exactly elsewhere, an object with ``row_offsets`` and ``columns``: columns
-            after them make up for no error of theirs.
+        hessian: float32 (in_features, in_features), contiguous: the sum or mean of x x^T. Only the lower triangle is
+            read. It is factored on the CPU; a Hessian on a device is copied. Instead, you can give a
+            :class:`GptqFactor` on the device of ``w``, made with the same ``damp_percent``, ``desc_act`` and groups;
+            these arguments are then ignored here.
+        grid: result of :func:`quantrature.ops.quantize` for ``w`` with axis 1, or another grid of this shape. Its codes
+            are ignored.
+        bits, group_size, sym: instead of ``grid``, as in :func:`quantrature.ops.quantize`.
+        solver: with ``bits``: "minmax" or "mse", as in :func:`quantrature.ops.quantize`.
+        damp_percent: damping added to the Hessian's diagonal, as a fraction of the diagonal's mean (0.01 is one
+            percent, as usual for GPTQ). If the Hessian is not positive definite, 2, 5, 10, 20, 50 and 100 times as much
+            is tried.
+        desc_act: quantize columns in the order of decreasing diagonal of the Hessian, instead of from left to right.
+            Groups are not reordered, so nothing more is stored. With ``bits``, groups are therefore processed whole:
+            ordered by their largest diagonal element, and columns inside a group by theirs (arXiv 2505.14638).
+        exclude: positions of outliers, which are stored elsewhere: an object with ``row_offsets`` and ``columns``.
+            They count as having no error.
 
     Returns:
-        The grid with new codes, or a new one, where ``w`` is, and a :class:`Feedback`. The same for every number of
-        threads and, of the same Hessian in the same memory or the same factor, on every device.
+        The grid with new codes, or a new one, on the device of ``w``; and a :class:`Feedback`. The result does not
+        depend on the number of threads, nor on the device if the Hessian in CPU memory, or the factor, is the same.
 
     Raises:
-        InvalidArgumentError: for an argument outside of the above, a NaN or infinity, naming its position, or a
-            negative number on the diagonal.
+        InvalidArgumentError: for an invalid argument, a NaN or infinity (the message names its position), or a negative
+            number on the diagonal.
     """
     source = as_input(w, "gptq", "w", ndim=(2,), on_cuda=True)
     factor = hessian if isinstance(hessian, GptqFactor) else None
@@ -199,7 +201,7 @@ def gptq(
             f"expected {(int(source.shape[1]), int(source.shape[1]))}"
         )
     if (grid is None) == (bits is None):
-        raise _C.InvalidArgumentError("[gptq] either grid or bits must be given, not both")
+        raise _C.InvalidArgumentError("[gptq] give either grid or bits, not both")
     offsets, columns = (None if x is None else core_view(x) for x in positions("gptq", exclude, w))
     if of_inputs is not None:
         of_inputs = core_view(of_inputs.cpu() if is_torch(of_inputs) else of_inputs)
@@ -262,7 +264,7 @@ def _fitted(
     how: tuple[float, bool],
     exclude: tuple[Any, Any],
 ) -> tuple[QuantizedTensor, Feedback]:
-    """The grid of each group found on the way, its numbers float16 where all of them can be."""
+    """Quantize with scales computed per group on the way; they are float16 if all of them fit."""
     if solver not in ("minmax", "mse"):
         raise _C.InvalidArgumentError(f"[gptq] solver must be minmax or mse: got solver={solver!r}")
     check_grid("gptq", bits, group_size, 1)

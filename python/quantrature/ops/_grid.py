@@ -1,4 +1,4 @@
-"""Quantization grids (contract: quantrature/grid.hpp)."""
+"""Quantization to uniform grids: a scale and a zero point per group (contract: quantrature/grid.hpp)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ._meta import with_quantized_scales
 from ._packing import groups_in_row, unpack
 
 SOLVERS = {"minmax": 0, "mse": 1, "hqq": 2, "hqq-scale-free": 3}
-"""Names of the solvers that :func:`quantize` knows."""
+"""Values of the argument ``solver`` of :func:`quantize`."""
 
 _GIVEN = 4
 
@@ -38,17 +38,18 @@ _LARGEST_HALF_ZERO = 1024.0
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """A matrix or vector as packed codes, scales and zeros: a value is ``(code - zero) * scale`` in float32.
+    """A matrix or vector quantized to a grid: the value of a code is ``(code - zero) * scale`` in float32.
 
     Attributes:
-        codes: uint8 of shape (rows, row_bytes), packed (see :func:`quantrature.ops.pack`); the rows are those of the
-            matrix for axis 1, and of its view of group_size rows for axis 0.
-        scale: float16 or float32 of shape (rows, groups) for axis 1 and (groups,) for axis 0, or a
-            :class:`QuantizedTensor` of that many numbers in one row.
-        zero: the same in units of a code; ``None`` if sym, where it is ``2**(bits - 1)``, or 0.5 at 1 bit.
+        codes: uint8 (rows, row_bytes), packed (see :func:`quantrature.ops.pack`). For axis 1, rows are the rows of the
+            matrix; for axis 0, the rows of its view with ``group_size`` rows.
+        scale: float16 or float32, (rows, groups) for axis 1 and (groups,) for axis 0; or a :class:`QuantizedTensor`
+            with the same number of values in one row.
+        zero: zero point in units of codes, stored like ``scale``; ``None`` if ``sym``: it is then ``2**(bits - 1)``, or
+            0.5 at 1 bit.
         bits, group_size, axis, sym: as given to :func:`quantize`.
-        shape: of what was quantized.
-        dtype: of what was quantized: "float32", "float16" or "bfloat16".
+        shape: shape of the original tensor.
+        dtype: dtype of the original tensor: "float32", "float16" or "bfloat16".
     """
 
     codes: Array
@@ -62,19 +63,19 @@ class QuantizedTensor:
     dtype: str
 
     def unpack(self) -> Array:
-        """The codes, one uint8 each, in the shape of what was quantized."""
+        """Return the codes as uint8, in the shape of the original tensor."""
         cols = self.numel // self.codes.shape[0]
         return unpack(self.codes, self.bits, cols).reshape(self.shape)
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> Array:
-        """The numbers that the codes stand for; see :func:`dequantize`.
+        """Dequantize all rows, or a slice of them; see :func:`dequantize`.
 
         Args:
-            dtype: as there.
-            rows: only these, following each other; a matrix with groups along its rows (axis 1) alone.
+            dtype: "float32", "float16" or "bfloat16"; by default the dtype of the original tensor.
+            rows: slice of consecutive rows, only for a matrix with axis 1; by default all.
 
         Raises:
-            InvalidArgumentError: as there, and for other rows.
+            InvalidArgumentError: as for ``dequantize``, and for an invalid slice.
         """
         return dequantize(self if rows is None else self._of_rows(rows), dtype)
 
@@ -100,17 +101,17 @@ class QuantizedTensor:
 
     @property
     def numel(self) -> int:
-        """How many numbers were quantized."""
+        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and zeros as stored."""
+        """Stored bytes of codes, scales and zero points."""
         return int(self.codes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes))
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits as stored, scales and zeros included, divided by the numbers they stand for."""
+        """Stored bits per weight, with scales and zero points."""
         return 8 * self.nbytes / self.numel
 
 
@@ -161,48 +162,52 @@ def quantize(
     exclude: Any = None,
     codebook: str | Array | None = None,
 ) -> QuantizedTensor | CodebookTensor:
-    """Quantize ``w`` to codes with a scale and a zero for each group, or to entries of a codebook.
+    """Quantize ``w`` to codes with a scale and a zero point per group, or to the entries of a codebook.
 
     Args:
         w: float32, float16 or bfloat16, one or two dimensions, contiguous, finite; a vector is one row.
-        bits: of a code, 1 to 8.
-        group_size: weights of a group, the last one of a row possibly shorter; -1 for one group a row (axis 1) or a
-            column (axis 0). With a codebook, ``None`` does without scales: the table has the unit of the weights.
-        sym: a grid around 0, without stored zeros (the convention of GPTQ, arXiv 2210.17323).
-        axis: 1 for groups along each row. 0 for the columns of ``w`` read as a matrix of group_size rows, as the hqq
-            package means it; there group_size must divide the size of ``w``.
-        solver: "minmax", from the smallest to the largest weight of a group; "mse", that range times 1, 0.99, ...,
-            0.21, with the least squared error; "hqq", the half-quadratic solver for the zero (Badri & Shaji 2023; p
-            0.7, at most 20 iterations), not with sym; "hqq-scale-free", hqq without its two absolute limits (inverse
-            scales of at most 20000, and shrinkage of errors above 1/8), which gives the same codes for ``c * w`` as for
-            ``w``, and those of hqq for weights of the usual size.
-        round_zero: make the zero an integer (hqq: at the start). By default only for hqq at 4 bits.
-        meta_bits: quantize scales and zeros in turn, each to codes of this many bits by minmax. Where that would
-            increase the error of ``w`` noticeably (by more than 1 %), codes are found again on grids that contain
-            zero; where the error would still be 6 % larger (at 8 bits and groups of 64; more is accepted at fewer bits
-            and in smaller groups), scales and zeros are not quantized.
-        meta_group: scales, or zeros, of a group of those; -1 for all of them.
-        scale_dtype: of the stored scales and zeros (with meta_bits, of their scales and zeros): "float16", "float32",
-            or "auto" for float16 where all scales are normal numbers of float16 and all zeros at most 1024. Codes are
-            found before this rounding.
-        exclude: positions that are stored otherwise, an object with ``row_offsets`` and ``columns`` such as a
-            SparseCSR. They do not take part in the fit, and get the code of the nearest number in the range of the rest
-            of their group. With a codebook they get the code of the nearest entry.
-        codebook: in place of a grid, "nf4" or "fp4" (the tables of QLoRA, arXiv 2305.14314, and of the package
-            bitsandbytes; 4 bits), or an array of the library of ``w``, float16 or float32, of shape (2**bits,), or
-            (rows, 2**bits) for a table for each row. Each weight, in units of the largest of its group, gets the
-            nearest entry, of two equally near ones the lower. Goes without sym, axis, solver and round_zero.
+        bits: bits per code, 1 to 8.
+        group_size: number of consecutive weights that share one scale; the last group of a row may be shorter. -1 for
+            one group per row (axis 1) or column (axis 0). With a codebook, ``None`` stores no scales: the table then
+            holds unscaled values.
+        sym: quantize symmetrically around 0, without stored zero points (the convention of GPTQ, arXiv 2210.17323).
+        axis: 1 for groups along each row. 0 for groups as in the hqq package: the columns of ``w`` reshaped to
+            ``group_size`` rows; ``group_size`` must divide the size of ``w``.
+        solver: how the range of a group is chosen. "minmax": from the smallest to the largest weight. "mse": the
+            minmax range times 1, 0.99, ..., 0.21, whichever has the least squared error. "hqq": the half-quadratic
+            solver for the zero point (Badri & Shaji 2023; p 0.7, at most 20 iterations), not with ``sym``.
+            "hqq-scale-free": hqq without its two absolute limits (inverse scales of at most 20000, and shrinkage of
+            errors above 1/8). It gives the same codes for ``c * w`` as for ``w``, and the codes of hqq for weights of
+            the usual size.
+        round_zero: round zero points to integers (hqq: at the start). Default: only for hqq at 4 bits.
+        meta_bits: quantize scales and zero points, too, to this many bits, by minmax. If this increases the error of
+            ``w`` by more than 1 %, codes are computed again on grids that contain zero. If the error is still 6 %
+            larger, scales and zero points are not quantized. (6 % is for 8 bits and groups of 64; with fewer bits or
+            smaller groups, more is accepted.)
+        meta_group: group size for quantizing scales and zero points; -1 for one group.
+        scale_dtype: dtype of the stored scales and zero points (with ``meta_bits``, of the second-level ones):
+            "float16", "float32", or "auto": float16 if all scales are normal numbers of float16 and all zero points at
+            most 1024. Codes are computed before this rounding.
+        exclude: positions of outliers, which are stored elsewhere: an object with ``row_offsets`` and ``columns`` such
+            as a SparseCSR. They do not affect scales and zero points. They get the nearest code in the range of the
+            rest of their group, or with a codebook the code of the nearest entry.
+        codebook: instead of a grid: "nf4" or "fp4" (the 4-bit tables of QLoRA, arXiv 2305.14314, and bitsandbytes); or
+            an array of the library of ``w``, float16 or float32, (2**bits,), or (rows, 2**bits) with one table per
+            row. Each weight, divided by the largest magnitude in its group, gets the nearest entry; if two are equally
+            near, the lower one. Not with ``sym``, ``axis``, ``solver`` and ``round_zero``.
 
     Returns:
-        :class:`QuantizedTensor`, or with a codebook :class:`CodebookTensor`, with arrays of the same library as ``w``.
-        The same bits on every CPU and for every number of threads.
+        :class:`QuantizedTensor`, or with a codebook :class:`CodebookTensor`, with arrays of the library of ``w``. The
+        result is bit-identical on every CPU and for every number of threads.
 
     Raises:
-        InvalidArgumentError: for an argument outside of the above, another dtype, an empty or non-contiguous array, a
-            NaN or infinity, naming its position, and scales that float16 was asked to hold and cannot.
+        InvalidArgumentError: for an invalid argument, dtype, an empty or non-contiguous array, a NaN or infinity (the
+            message names its position), and scales out of the range of float16 with ``scale_dtype="float16"``.
     """
     if codebook is not None and (sym or axis != 1 or solver != "minmax" or round_zero is not None):
-        raise _C.InvalidArgumentError("[quantize] a codebook goes without sym, axis, solver and round_zero")
+        raise _C.InvalidArgumentError(
+            "[quantize] a codebook cannot be combined with sym, axis, solver or round_zero: remove them"
+        )
     if group_size is None and codebook is None:
         raise _C.InvalidArgumentError("[quantize] group_size must be an integer: got group_size=None")
     group = 0 if group_size is None else group_size
@@ -325,22 +330,21 @@ class _Grid:
 
 
 def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, out: Array | None = None) -> Array:
-    """The numbers that the codes of ``q`` stand for, made in float32 and rounded to dtype.
+    """Dequantize: compute the values of the codes in float32 and round them to ``dtype``.
 
-    On a grid ``(code - zero) * scale``, of a codebook ``table[code] * scale``.
+    On a grid, the value is ``(code - zero) * scale``; with a codebook, ``table[code] * scale``.
 
     Args:
-        q: what :func:`quantize` made.
-        dtype: "float32", "float16" or "bfloat16" (NumPy: needs ml_dtypes); by default that of ``out``, else of what was
-            quantized.
-        out: where to write, contiguous and of the shape of ``q``.
+        q: result of :func:`quantize`.
+        dtype: "float32", "float16" or "bfloat16" (NumPy: needs ml_dtypes); by default the dtype of ``out``, else of the
+            original tensor.
+        out: array to write to, contiguous and of the shape of ``q``; by default a new array.
 
     Returns:
         ``out``, or a new array of the library of ``q``.
 
     Raises:
-        InvalidArgumentError: for another dtype, an ``out`` that does not fit, or parts of ``q`` that do not go
-            together.
+        InvalidArgumentError: for another dtype, an ``out`` of another shape, or inconsistent parts of ``q``.
     """
     name = dtype if dtype is not None else (dtype_name(out) if out is not None else q.dtype)
     if name not in FLOATS:
@@ -363,7 +367,7 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
     scale = as_input(scale, "dequantize", "scale", dtypes=halves, on_cuda=True)
     zero = None if zero is None else as_input(zero, "dequantize", "zero", dtypes=halves, on_cuda=True)
     if (zero is None) != q.sym:
-        raise _C.InvalidArgumentError(f"[dequantize] zero must be there if and only if q is not sym: got sym={q.sym}")
+        raise _C.InvalidArgumentError(f"[dequantize] zero must be None if and only if q is sym: got sym={q.sym}")
     _C.dequantize(
         core_view(codes),
         q.bits,
@@ -387,7 +391,7 @@ def check_grid(op: str, bits: int, group_size: int, axis: int) -> None:
 
 
 def layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tuple[int, int, tuple[int, ...]]:
-    """Rows and columns of the packed matrix, and the shape of scales and zeros."""
+    """Return rows and columns of the packed matrix, and the shape of scales and zero points."""
     rows, cols = shape if len(shape) == 2 else (1, shape[0])
     if axis == 1:
         return rows, cols, (rows, groups_in_row(cols, group_size))
@@ -400,7 +404,7 @@ def layout(shape: tuple[int, ...], group_size: int, axis: int, op: str) -> tuple
 
 
 def positions(op: str, exclude: Any, w: Array) -> tuple[Array | None, Array | None]:
-    """Row offsets and columns of positions of ``w`` to exclude, as the core reads them."""
+    """Return row offsets and columns of the excluded positions of ``w``, in the form that the core reads."""
     if exclude is None:
         return None, None
     if not (hasattr(exclude, "row_offsets") and hasattr(exclude, "columns")):
@@ -420,7 +424,7 @@ def positions(op: str, exclude: Any, w: Array) -> tuple[Array | None, Array | No
 
 
 def narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array | None]:
-    """Scales and zeros as they are stored."""
+    """Convert scales and zero points to the stored dtype."""
     if dtype == "float32":
         return scale, zero
     half_scale, smallest, largest = _half(scale)

@@ -9,9 +9,9 @@ from ._arrays import Array, as_input, as_output, core_view, empty_like_kind, is_
 
 
 def hadamard_order(n: int) -> int:
-    """The order of the dense factor in the transform of ``n`` numbers: 1 for powers of two.
+    """Return the order of the dense factor in the transform of ``n`` numbers: 1 for powers of two.
 
-    A transform costs ``n * (log2(n / order) + order)`` additions.
+    A transform takes ``n * (log2(n / order) + order)`` additions.
 
     Raises:
         InvalidArgumentError: for n below 1.
@@ -20,16 +20,16 @@ def hadamard_order(n: int) -> int:
 
 
 def random_signs(count: int, seed: int) -> np.ndarray:
-    """Fair random signs as bits, the lowest of each byte first; a set bit is a minus.
+    """Return random signs as bits, lowest bit of each byte first; a set bit is a minus.
 
-    The words of splitmix64 (Steele, Lea, Flood, OOPSLA 2014) from ``seed``, so that every program makes the same ones.
+    They are the words of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), so that other programs can reproduce them.
 
     Args:
-        count: how many, at least 1.
-        seed: 0 to 2**64 - 1.
+        count: number of signs, at least 1.
+        seed: random seed, 0 to 2**64 - 1.
 
     Returns:
-        uint8 of ``ceil(count / 8)`` bytes.
+        uint8 array (ceil(count / 8),).
 
     Raises:
         InvalidArgumentError: for a count below 1, or a seed out of range.
@@ -44,24 +44,25 @@ def random_signs(count: int, seed: int) -> np.ndarray:
 
 
 def hadamard(x: Array, signs: Array | None = None, *, inverse: bool = False, out: Array | None = None) -> Array:
-    """Multiply each row by an orthogonal matrix that spreads every number over all others.
+    """Multiply each row with an orthogonal matrix that spreads each value over the whole row.
 
-    For ``n = 2**k`` columns the Walsh-Hadamard transform over ``sqrt(n)``; for others the Kronecker product of one and
-    a Hadamard matrix by Paley's constructions, else of the discrete cosine transform of the odd factor of ``n``. With
-    random signs this is the incoherence processing of QuIP# (arXiv 2402.04396, section 3) and QTIP.
+    For ``n = 2**k`` columns, the matrix is the Walsh-Hadamard transform divided by ``sqrt(n)``. For other ``n`` it is
+    the Kronecker product of a Walsh-Hadamard transform and a second matrix: a Hadamard matrix from Paley's
+    constructions, or if there is none, the discrete cosine transform of the odd factor of ``n``. With random signs,
+    this is the incoherence processing of QuIP# (arXiv 2402.04396, section 3) and QTIP.
 
     Args:
         x: float32, float16 or bfloat16, one or two dimensions, contiguous; a vector is one row.
-        signs: :func:`random_signs` of the columns, which change sign before the transform (after the inverse one).
-        inverse: the transform that takes it back.
-        out: where the result goes, of the shape of ``x``, which it may be; a new array of its dtype if not given.
+        signs: :func:`random_signs` of the columns. They are applied before the transform (after the inverse one).
+        inverse: whether to apply the inverse transform.
+        out: array for the result, of the shape of ``x``; it may be ``x``. By default a new array of the same dtype.
 
     Returns:
-        The transformed rows. The same on every CPU and for every number of threads.
+        The transformed rows. The result is bit-identical on every CPU and for every number of threads.
 
     Raises:
-        InvalidArgumentError: for another dtype, an empty or non-contiguous array, signs or a result that do not fit, or
-            columns with a :func:`hadamard_order` above 2048.
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, ``signs`` or ``out`` of the wrong
+            size, or columns with a :func:`hadamard_order` above 2048.
     """
     op = "hadamard"
     source = as_input(x, op, "x", on_cuda=True)

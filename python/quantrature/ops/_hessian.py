@@ -1,4 +1,4 @@
-"""Sums over tokens of x x^T (contract: quantrature/hessian.hpp)."""
+"""Accumulate Hessians: sums of x x^T over tokens (contract: quantrature/hessian.hpp)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .. import _C
 from ._arrays import Array, as_input, as_output, core_view, place
 
 _CHUNK = 256
-"""Tokens whose products are added before the sum is (hessian.hpp)."""
+"""Number of tokens per partial sum (hessian.hpp)."""
 
 
 def hessian_accumulate(total: Array, x: Array) -> Array:
@@ -17,13 +17,14 @@ def hessian_accumulate(total: Array, x: Array) -> Array:
     GPTQ (arXiv 2210.17323) and QTIP (2406.11235) divide it by the number of tokens, or not at all.
 
     Args:
-        total: float32 (in_features, in_features), contiguous; its lower triangle is added to, the upper one follows.
+        total: float32 (in_features, in_features), contiguous; changed in place. The lower triangle is computed, and
+            copied to the upper one.
         x: float32, float16 or bfloat16 (tokens, in_features), contiguous; on the device of ``total``.
 
     Returns:
-        ``total``. Products are added in float32, from zero anew after every 256 tokens; symmetric to the bit, and the
-        same for every number of threads. On a CUDA device torch multiplies, in full float32: the error has the same
-        bound, the bits differ.
+        ``total``. Products are summed in float32, with a new partial sum every 256 tokens. The result is exactly
+        symmetric and the same for every number of threads. On a CUDA device torch multiplies in full float32; the
+        error bound is the same, but the bits differ.
 
     Raises:
         InvalidArgumentError: for another dtype or shape, and an array that is empty or not contiguous.

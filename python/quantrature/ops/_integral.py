@@ -1,4 +1,4 @@
-"""The Post-quantization Integral, weight by weight (arXiv 2503.01901; contract: quantrature/integral.hpp)."""
+"""Post-quantization Integral (PQI) per weight (arXiv 2503.01901; contract: quantrature/integral.hpp)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def pqi_accumulate(acc: Array, grad: Array, weight: float, not_finite: Array | N
 
     Args:
         acc: float32, one or two dimensions, contiguous, writable; zeros before the first call.
-        grad: the loss gradient at one node of the path, shaped like ``acc``; float32, float16 or bfloat16.
-        weight: the node's quadrature weight, times the share of the sample.
-        not_finite: int32 of one element, where ``acc`` is, which becomes 1 if ``grad`` has a NaN or an infinity and
-            stays as it is otherwise; without another look at ``grad``, and without waiting for a device.
+        grad: gradient of the loss at one node of the path, of the shape of ``acc``; float32, float16 or bfloat16.
+        weight: quadrature weight of the node, times the weight of the sample.
+        not_finite: int32 tensor with one element, on the device of ``acc``. It is set to 1 if ``grad`` has a NaN or
+            infinity, else it is unchanged. This needs no second pass and does not wait for a device.
 
-    The product rounds to float32, then the sum. After n calls the error is at most about ``(n + 1) * 2**-24`` times
-    the sum of the absolute contributions. The same bits on every CPU and for every number of threads.
+    The product is rounded to float32, then the sum. After n calls the error is at most about ``(n + 1) * 2**-24`` times
+    the sum of the absolute contributions. The result is bit-identical on every CPU and for every number of threads.
 
     Raises:
         InvalidArgumentError: for other dtypes or shapes, an accumulator that is read-only, a weight that is not
@@ -48,17 +48,18 @@ def pqi_accumulate(acc: Array, grad: Array, weight: float, not_finite: Array | N
 
 
 def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False, *, out: Array | None = None) -> Array:
-    """Multiply accumulated gradients by the way each weight went: its PQI, in nats if the loss is.
+    """Multiply accumulated gradients with the change of each weight. The result is the PQI, in the unit of the loss.
 
     Args:
-        acc: float32, one or two dimensions, contiguous; what :func:`pqi_accumulate` left.
-        w: the original weights, shaped like ``acc``; float32, float16 or bfloat16.
-        w_quantized: the quantized weights, likewise.
-        signed: keep the sign of each contribution instead of its absolute value.
-        out: where the result goes, float32 and shaped like ``acc``; ``acc`` itself if not given.
+        acc: float32, one or two dimensions, contiguous: the accumulator of :func:`pqi_accumulate`.
+        w: original weights, of the shape of ``acc``; float32, float16 or bfloat16.
+        w_quantized: dequantized weights, of the same shapes and dtypes.
+        signed: keep the sign of each value instead of taking absolute values.
+        out: float32 array of the shape of ``acc`` for the result; by default ``acc`` is overwritten.
 
     Returns:
-        ``abs((w_quantized - w) * acc)``: ``out``, or ``acc``, which was overwritten. The same bits on every CPU.
+        ``abs((w_quantized - w) * acc)``, or with the sign if ``signed``, in ``out`` or ``acc``. The result is
+        bit-identical on every CPU.
 
     Raises:
         InvalidArgumentError: for other dtypes or shapes, or a result array that is read-only.
@@ -75,13 +76,13 @@ def pqi_finalize(acc: Array, w: Array, w_quantized: Array, signed: bool = False,
 
 
 def pqi_sum(acc: Array, w: Array, w_quantized: Array) -> float:
-    """Sum of ``(w_quantized - w) * acc`` over all weights in float64: the loss change that the integral predicts.
+    """Sum ``(w_quantized - w) * acc`` over all weights in float64: the loss change that the integral predicts.
 
     Args:
-        acc, w, w_quantized: as for :func:`pqi_finalize`; nothing is overwritten.
+        acc, w, w_quantized: as in :func:`pqi_finalize`; nothing is overwritten.
 
     Returns:
-        The sum, added in a fixed order: the same bits on every CPU and for every number of threads.
+        The sum. It is bit-identical on every CPU and for every number of threads.
 
     Raises:
         InvalidArgumentError: for other dtypes or shapes.
@@ -92,17 +93,17 @@ def pqi_sum(acc: Array, w: Array, w_quantized: Array) -> float:
 
 
 def interpolate(w: Array, w_quantized: Array, t: float, out: Array | None = None) -> Array:
-    """The point ``w + t * (w_quantized - w)`` of the way from the weights to their quantized images.
+    """Interpolate between original and quantized weights: ``w + t * (w_quantized - w)``.
 
     Args:
-        w: the original weights, one or two dimensions, contiguous; float32, float16 or bfloat16.
-        w_quantized: the quantized weights, shaped like ``w``.
-        t: 0 gives ``w`` and 1 gives ``w_quantized`` without another rounding; formed in float32 in between.
-        out: float32, float16 or bfloat16, shaped like ``w``; it may be ``w`` or ``w_quantized``. A new array of the
-            library and dtype of ``w`` if not given.
+        w: original weights, one or two dimensions, contiguous; float32, float16 or bfloat16.
+        w_quantized: dequantized weights, of the shape of ``w``.
+        t: position on the path: 0 gives exactly ``w``, 1 exactly ``w_quantized``. Other values are computed in float32.
+        out: float32, float16 or bfloat16 array of the shape of ``w``; it may be ``w`` or ``w_quantized``. By default a
+            new array of the library and dtype of ``w``.
 
     Returns:
-        ``out``. The same bits on every CPU and for every number of threads.
+        ``out``. The result is bit-identical on every CPU and for every number of threads.
 
     Raises:
         InvalidArgumentError: for other dtypes or shapes, an ``out`` that is read-only, a ``t`` that is not finite.

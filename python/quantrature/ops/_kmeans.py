@@ -1,4 +1,4 @@
-"""Optimal centroids of numbers (contract: quantrature/kmeans.hpp)."""
+"""Exact one-dimensional k-means (contract: quantrature/kmeans.hpp)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from ._arrays import Array, as_input, core_view, empty_like_kind, is_torch, plac
 
 
 def kmeans_1d(x: Array, k: int, weights: Array | None = None) -> tuple[Array, Array]:
-    """The ``k`` centroids for the numbers of each row with the least weighted sum of squared distances.
+    """Find the ``k`` centroids of each row that minimize the weighted sum of squared distances.
 
-    This is the global minimum: in one dimension a dynamic program finds it (Wang & Song, The R Journal 3/2, 2011).
-    SqueezeLLM (arXiv 2306.07629, section 4.1) quantizes each output channel so, with the diagonal of the Fisher
-    information as weights.
+    The result is the global minimum, found by a dynamic program (Wang & Song, The R Journal 3/2, 2011). SqueezeLLM
+    (arXiv 2306.07629, section 4.1) uses it for each output channel, with the diagonal Fisher information as weights.
 
     Args:
         x: float32, float16 or bfloat16, one or two dimensions, contiguous, finite; a vector is one row.
-        k: centroids of a row, 1 to 256.
-        weights: of the shape of ``x``, not negative; ``None`` for equal ones. Numbers of weight 0 have no say, and a
-            row of nothing but zeros is taken with equal weights.
+        k: number of centroids per row, 1 to 256.
+        weights: weights of the values, of the shape of ``x``, at least 0; ``None`` for equal weights. Values of weight
+            0 are ignored. If all weights of a row are 0, equal weights are used.
 
     Returns:
         ``(centroids, assignment)``: float32 of shape ``(rows, k)``, ascending, where a row with fewer distinct numbers

@@ -1,4 +1,4 @@
-"""Products of a packed matrix and vectors (contract: quantrature/matvec.hpp)."""
+"""Multiply vectors with a quantized matrix, from its packed codes (contract: quantrature/matvec.hpp)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ._grid import QuantizedTensor
 from ._outliers import SparseCSR
 
 ACTIVATIONS = ("float32", "int8")
-"""What vectors are multiplied as, in the order of ``qtr_activations``."""
+"""Values of the argument ``activations``, in the order of ``qtr_activations``."""
 
 _ANY = range(1, 33)
 
 
 @dataclass(frozen=True, eq=False)
 class PackedMatrix:
-    """A quantized matrix ready to be multiplied; made by :meth:`of`, and worth keeping from one product to the next.
+    """A quantized matrix prepared for products. Make it with :meth:`of`, and keep it for several products.
 
     Attributes:
-        dense: the matrix on its grid or of its codebook, whose scales and zeros are floats.
-        residuals: float32: what its outliers add to the values of ``dense``; ``None`` if there are no outliers.
+        dense: the quantized matrix, with scales and zero points as floats.
+        residuals: float32 sparse matrix: outliers minus the values of ``dense`` at their positions; ``None`` if there
+            are no outliers.
     """
 
     dense: QuantizedTensor | CodebookTensor
@@ -34,10 +35,10 @@ class PackedMatrix:
 
     @classmethod
     def of(cls, q: QuantizedTensor | CodebookTensor, outliers: SparseCSR | None = None) -> PackedMatrix:
-        """Prepare ``q``, at whose places ``outliers`` has the values instead; the codes are shared, not copied.
+        """Prepare ``q``, with ``outliers`` replacing its values at their positions. Codes are shared, not copied.
 
         Raises:
-            InvalidArgumentError: for a grid of axis 0, a tensor that is no matrix, or outliers of another shape.
+            InvalidArgumentError: for a grid with axis 0, a tensor that is not a matrix, or outliers of another shape.
         """
         axis = q.axis if isinstance(q, QuantizedTensor) else 1
         if len(q.shape) != 2 or axis != 1:
@@ -61,22 +62,22 @@ class PackedMatrix:
         return self._product(x, out, activations, "float32")
 
     def matmul(self, x: Array, out: Array | None = None, activations: str = "float32") -> Array:
-        """``x @ W.T`` for any number of vectors, as ``torch.nn.functional.linear`` has it.
+        """Compute ``x @ W.T`` for any number of vectors, like ``torch.nn.functional.linear``.
 
-        Each code is unpacked once for 16 vectors; the dense matrix is never made. A vector gives the same result alone
-        as among others.
+        Each code is unpacked once per 16 vectors; the matrix is never dequantized as a whole. The result for a vector
+        does not depend on the other vectors.
 
         Args:
-            x: float32, float16 or bfloat16, contiguous, of shape (..., cols).
-            out: where the result goes: float32 or of the dtype of ``x``. A new array, of the library and dtype of
-                ``x``, if not given.
-            activations: as :func:`matvec` has it.
+            x: float32, float16 or bfloat16 (..., cols), contiguous.
+            out: array for the result, float32 or of the dtype of ``x``; by default a new array of the library and dtype
+                of ``x``.
+            activations: as in :func:`matvec`.
 
         Returns:
-            Of shape (..., rows). Sums are of float32 and are rounded to the dtype of the result once.
+            Array (..., rows). Sums are computed in float32 and rounded to the dtype of the result once.
 
         Raises:
-            InvalidArgumentError: what :func:`matvec` refuses.
+            InvalidArgumentError: as for :func:`matvec`.
         """
         return self._product(x, out, activations, dtype_name(x))
 
@@ -136,34 +137,37 @@ def matvec(
     out: Array | None = None,
     activations: str = "float32",
 ) -> Array:
-    """The product of a quantized matrix and one or more vectors, from the packed codes.
+    """Multiply a quantized matrix with one or more vectors, from the packed codes.
 
     Args:
-        q: a matrix of shape (rows, cols), quantized along axis 1 or to a codebook; a :class:`PackedMatrix` saves the
-            preparation where the matrix has outliers or meta-quantized scales.
-        x: float32, float16 or bfloat16, contiguous, of shape (cols,), or (..., cols) for many vectors.
-        outliers: values that stand in place of those of ``q``; not with a :class:`PackedMatrix`, which has them.
-        out: where the result goes: float32, of its shape. A new array, of the library of ``x``, if not given.
-        activations: ``"float32"``, or ``"int8"``: each 64 numbers of ``x`` are first rounded to multiples of a 127th
-            of the largest of them, ``m``, which is faster and adds up to ``m / 254 * abs(code - zero) * abs(scale)``
-            of each weight to the error (of a codebook, ``m / 254 * abs(value)``, and it is no faster). Outliers are
-            multiplied with ``x`` itself.
+        q: matrix (rows, cols), quantized along axis 1 or to a codebook. If it has outliers or quantized scales, a
+            :class:`PackedMatrix` saves the preparation for each call.
+        x: float32, float16 or bfloat16, contiguous, (cols,) for one vector or (..., cols) for many.
+        outliers: values that replace those of ``q`` at their positions; not with a :class:`PackedMatrix`, which
+            contains them.
+        out: float32 array for the result; by default a new array of the library of ``x``.
+        activations: ``"float32"``, or ``"int8"``: round each 64 numbers of ``x`` to multiples of m / 127, where
+            ``m`` is their largest magnitude. On a grid this is faster and adds at most
+            ``m / 254 * abs(code - zero) * abs(scale)`` per weight to the error. With a codebook it is not faster and
+            adds at most ``m / 254 * abs(value)``. Outliers are multiplied with unrounded ``x``.
 
     Returns:
-        float32 of shape (rows,) or (..., rows). The products are summed in float32: against the exact result the error
-        is at most ``2**-23 * (cols / 8 + 32)`` times the sum of ``(code + abs(zero)) * abs(scale * x)`` and of
-        ``abs(residual * x)``, plus ``2**-22`` times the sum of ``code * abs(scale) * m``; of a codebook, at most
-        ``2**-23 * (cols / 8 + 32)`` times the sums of ``abs(value * x)`` and ``abs(residual * x)``. It is the same for
-        every number of threads, not on every CPU. Where ``x`` has infinities or NaN, the result is not finite.
+        float32 (rows,) or (..., rows). The products are summed in float32. On a grid, the error is at most
+        ``2**-23 * (cols / 8 + 32)`` times the sum of ``(code + abs(zero)) * abs(scale * x)`` and of
+        ``abs(residual * x)``, plus ``2**-22`` times the sum of ``code * abs(scale) * m``. With a codebook, it is at
+        most ``2**-23 * (cols / 8 + 32)`` times the sums of ``abs(value * x)`` and ``abs(residual * x)``. The result is
+        the same for every number of threads, but not on every CPU. If ``x`` has infinities or NaN, it is not finite.
 
     Raises:
-        InvalidArgumentError: for a grid of axis 0, a tensor that is no matrix, outliers of another shape or beside a
-            :class:`PackedMatrix`, an ``x`` of another dtype or length, an ``out`` that does not fit, or other
-            activations.
+        InvalidArgumentError: for a grid with axis 0, a tensor that is not a matrix, outliers of another shape or
+            together with a :class:`PackedMatrix`, an ``x`` of another dtype or length, an ``out`` of another shape or
+            dtype, or an unknown value of ``activations``.
     """
     if isinstance(q, PackedMatrix):
         if outliers is not None:
-            raise _C.InvalidArgumentError("[matvec] outliers must be part of the PackedMatrix: got both")
+            raise _C.InvalidArgumentError(
+                "[matvec] outliers must be None if q is a PackedMatrix, which contains them: got both"
+            )
         return q.matvec(x, out, activations)
     if not isinstance(q, QuantizedTensor | CodebookTensor):
         raise _C.InvalidArgumentError(
@@ -174,7 +178,7 @@ def matvec(
 
 
 def _plain(values: Any) -> Any:
-    """Scales or zeros without a grid of their own."""
+    """Dequantize scales or zero points, if they are quantized."""
     return values.dequantize("float32") if isinstance(values, QuantizedTensor) else values
 
 

@@ -1,4 +1,4 @@
-"""Scales and zero points that are quantized in turn, so that they cost less to store."""
+"""Quantize the scales and zero points themselves (``meta_bits``), to store them in fewer bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outliers of a matrix as a sparse matrix beside a dense remainder (contract: quantrature/outliers.hpp)."""
+"""Split a matrix into a sparse matrix of outliers and a dense remainder (contract: quantrature/outliers.hpp)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _column_dtype(cols: int) -> str:
 
 
 def offset_dtype(nnz: int) -> str:
-    """The narrowest dtype that can count so many values."""
+    """Return the smallest dtype that can hold ``nnz`` as a row offset."""
     return "uint16" if nnz < 2**16 else "int32" if nnz < 2**31 else "int64"
 
 
@@ -51,7 +51,7 @@ class SparseCSR:
         shape: (rows, columns).
 
     Raises:
-        InvalidArgumentError: on construction, naming the field that is not so.
+        InvalidArgumentError: on construction, for a field that is not as above; the message names it.
     """
 
     values: Array
@@ -96,7 +96,7 @@ class SparseCSR:
 
     @property
     def nnz(self) -> int:
-        """How many values there are."""
+        """Number of stored values."""
         return len(self.values)
 
     @property
@@ -105,10 +105,10 @@ class SparseCSR:
         return int(self.values.nbytes + self.columns.nbytes + self.row_offsets.nbytes)
 
     def rows(self, rows: slice) -> SparseCSR:
-        """Some rows that follow each other, as a matrix of their own.
+        """Return a slice of consecutive rows as a matrix.
 
         Raises:
-            InvalidArgumentError: for no rows, or rows with others between them.
+            InvalidArgumentError: for a slice without rows, or with a step other than 1.
         """
         rows = consecutive_rows(rows, self.shape[0], "csr")
         taken = self.core_row_offsets()[rows.start : rows.stop + 1]
@@ -123,7 +123,7 @@ class SparseCSR:
         )
 
     def positions(self) -> Array:
-        """Places of the values in the flattened matrix: int64, ascending, shape (nnz,)."""
+        """Return the indices of the values in the flattened matrix: int64 (nnz,), ascending."""
         rows, cols = self.shape
         if device_of(self.values) is not None:
             torch = sys.modules["torch"]
@@ -134,7 +134,7 @@ class SparseCSR:
         return sys.modules["torch"].from_numpy(flat) if is_torch(self.values) else flat
 
     def add_to(self, dense: Array) -> Array:
-        """Put the values at their places in ``dense``, in place; what was there before is lost.
+        """Write the values to their positions in ``dense``, in place. (They replace the values there.)
 
         Args:
             dense: float32, float16 or bfloat16, of the shape and library of this matrix, contiguous, writable. Values
@@ -165,7 +165,7 @@ class SparseCSR:
         return dense
 
     def to_dense(self) -> Array:
-        """A dense matrix of the same library and dtype, zero elsewhere."""
+        """Return a dense matrix of the same library and dtype, with zeros elsewhere."""
         dense = empty_like_kind(self.values, self.shape, dtype_name(self.values))
         dense[...] = 0
         return self.add_to(dense)
@@ -197,30 +197,30 @@ def extract_outliers(
 ) -> tuple[Array, SparseCSR]:
     """Split ``w`` into a dense remainder and a sparse matrix of its outliers.
 
-    Exactly one of ``count``, ``fraction`` and ``indices`` says which elements are outliers. The first two take the
-    largest by absolute value, of equal ones those with the lower index.
+    Give exactly one of ``count``, ``fraction`` and ``indices``. With ``count`` or ``fraction``, the outliers are the
+    largest elements by absolute value; of equal ones, those with the lower index.
 
     Args:
         w: float32, float16 or bfloat16, contiguous, two dimensions; one dimension counts as one row.
-        count: how many outliers.
-        fraction: from 0 to 1; the count is this share of the elements, rounded to the nearest integer.
-        indices: int64 places in ``w`` flattened, ascending, each once.
-        per: ``"tensor"``, or ``"row"`` for ``count`` or ``fraction`` of each row.
-        out: where the remainder goes, like ``w``; it may be ``w`` itself. A new array if not given.
+        count: number of outliers.
+        fraction: fraction of the elements, 0 to 1; the number of outliers is rounded to the nearest integer.
+        indices: int64 indices into the flattened ``w``, ascending, without duplicates.
+        per: ``"tensor"``, or ``"row"`` to apply ``count`` or ``fraction`` to each row.
+        out: array for the remainder, of the shape and dtype of ``w``; it may be ``w``. By default a new array.
 
     Returns:
         ``(remainder, sparse)``: ``w`` with 0 in place of the outliers, and the outliers as :class:`SparseCSR`, in the
-        dtype and library of ``w``. ``sparse.add_to(remainder)`` gives ``w`` bit for bit. The same on every CPU and for
-        every number of threads.
+        dtype and library of ``w``. ``sparse.add_to(remainder)`` restores ``w`` bit for bit. The result is the same on
+        every CPU and for every number of threads.
 
     Raises:
-        InvalidArgumentError: for another dtype, an empty or non-contiguous array, not exactly one of the three, a
-            count larger than what there is, indices that are not as said, or, unless indices are given, a NaN.
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, none or several of the three
+            arguments, a count above the number of elements, invalid indices, or (without ``indices``) a NaN.
     """
     op = "extract_outliers"
     source = as_input(w, op, "w", on_cuda=True)
     if sum(given is not None for given in (count, fraction, indices)) != 1:
-        raise _C.InvalidArgumentError(f"[{op}] takes exactly one of count, fraction and indices")
+        raise _C.InvalidArgumentError(f"[{op}] give exactly one of count, fraction and indices")
     if per not in PER or (per == "row" and indices is not None):
         raise _C.InvalidArgumentError(f"[{op}] per must be tensor, or row with count or fraction: got per={per!r}")
     rows, cols = shape = (1, *source.shape) if source.ndim == 1 else tuple(source.shape)

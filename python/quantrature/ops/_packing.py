@@ -1,4 +1,4 @@
-"""Codes of 1 to 8 bits without gaps (layout: quantrature/packing.hpp; checkpoints hold it, it never changes)."""
+"""Pack codes of 1 to 8 bits without gaps (layout: quantrature/packing.hpp; checkpoints use it, so it never changes)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def row_bytes(cols: int, bits: int) -> int:
 
 
 def pack(codes: Array, bits: int, out: Array | None = None) -> Array:
-    """Pack codes, each row on its own.
+    """Pack codes; each row is packed separately.
 
     Args:
         codes: uint8, one or two dimensions, contiguous, each below ``2**bits``; a vector is one row.
-        bits: of a code, 1 to 8.
-        out: where to write, contiguous and of the shape that is returned.
+        bits: bits per code, 1 to 8.
+        out: array for the result, contiguous, of the returned shape; by default a new array.
 
     Returns:
-        ``out``, or a new array of the library of ``codes``: uint8 of shape ``(rows, row_bytes(cols, bits))``. The same
-        bits on every CPU.
+        ``out``, or a new array of the library of ``codes``: uint8 ``(rows, row_bytes(cols, bits))``. The result is
+        bit-identical on every CPU.
 
     Raises:
-        InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, an ``out`` that
-            does not fit, or a code that does not, naming the first one; ``out`` is then not to be used.
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, ``bits`` outside 1 to 8, an ``out``
+            of another shape, or a code that is too large (the message names the first). ``out`` is then invalid.
     """
     codes = as_input(codes, "pack", "codes", dtypes=("uint8",), on_cuda=True)
     rows, cols = (1, codes.shape[0]) if codes.ndim == 1 else codes.shape
@@ -45,26 +45,26 @@ def pack(codes: Array, bits: int, out: Array | None = None) -> Array:
 
 
 def unpack(packed: Array, bits: int, cols: int, out: Array | None = None) -> Array:
-    """The reverse of :func:`pack`.
+    """Unpack codes; the reverse of :func:`pack`.
 
     Args:
-        packed: uint8 of shape ``(rows, row_bytes(cols, bits))``, contiguous; a vector is one row.
-        bits: of a code, 1 to 8.
-        cols: codes of a row.
-        out: where to write, contiguous and of the shape that is returned.
+        packed: uint8 ``(rows, row_bytes(cols, bits))``, contiguous; a vector is one row.
+        bits: bits per code, 1 to 8.
+        cols: number of codes per row.
+        out: array for the result, contiguous, of the returned shape; by default a new array.
 
     Returns:
-        ``out``, or a new array of the library of ``packed``: uint8 of shape ``(rows, cols)``.
+        ``out``, or a new array of the library of ``packed``: uint8 ``(rows, cols)``.
 
     Raises:
-        InvalidArgumentError: for another dtype, an empty or non-contiguous array, bits outside 1 to 8, a width that
-            does not go with cols, or an ``out`` that does not fit.
+        InvalidArgumentError: for another dtype, an empty or non-contiguous array, ``bits`` outside 1 to 8, rows that
+            are not ``row_bytes(cols, bits)`` long, or an ``out`` of another shape.
     """
     packed = as_input(packed, "unpack", "packed", dtypes=("uint8",), on_cuda=True)
     packed = packed.reshape(1, -1) if packed.ndim == 1 else packed
     if packed.shape[1] != _width(cols, bits, "unpack"):
         raise _C.InvalidArgumentError(
-            f"[unpack] packed must have {row_bytes(cols, bits)} bytes a row for cols={cols} and bits={bits}: "
+            f"[unpack] packed must have {row_bytes(cols, bits)} bytes per row for cols={cols} and bits={bits}: "
             f"got {packed.shape[1]}"
         )
     out, target = _target(packed, (packed.shape[0], cols), out, "unpack")

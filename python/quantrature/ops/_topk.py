@@ -15,23 +15,23 @@ KEYS = ("abs", "value")
 
 
 def topk(x: Array | Sequence[Array], k: int, key: str = "abs") -> Any:
-    """The k largest numbers of ``x`` by absolute value or by value, exactly.
+    """Select the k largest numbers of ``x`` by absolute value or by value, exactly.
 
     Args:
         x: float32, float16 or bfloat16, one or two dimensions, contiguous; or a list or tuple of such arrays, of one
-            library and dtype, which are searched together without being joined.
-        k: how many, from 0 to the number of elements.
+            library and dtype, which are searched together without being concatenated.
+        k: how many numbers, from 0 to the number of elements.
         key: ``"abs"`` or ``"value"``.
 
     Returns:
-        ``(values, indices)``: the numbers in the dtype of ``x``, and their int64 places in ``x`` flattened, ascending.
-        Of equal numbers (0 and -0 are equal) those at lower places are taken. For a list, one such pair for each
-        array, together k numbers; of equal numbers those of earlier arrays are taken. The same on every CPU and for
-        every number of threads.
+        ``(values, indices)``: the numbers in the dtype of ``x``, and their int64 indices into the flattened ``x``,
+        ascending. Of equal numbers (0 and -0 are equal), those with lower indices are selected. For a list, one pair
+        per array, with k numbers in total; of equal numbers, those of earlier arrays are selected. The result is the
+        same on every CPU and for every number of threads.
 
     Raises:
-        InvalidArgumentError: for a k below 0 or above the number of elements, another key, another dtype, an empty or
-            non-contiguous array, or a NaN, whose position it tells. With ``k=0`` nothing is read.
+        InvalidArgumentError: for a ``k`` below 0 or above the number of elements, another key or dtype, an empty or
+            non-contiguous array, or a NaN (the message names its position). With ``k=0`` nothing is read.
     """
     together = isinstance(x, list | tuple)
     arrays = list(x) if together else [x]

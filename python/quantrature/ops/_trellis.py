@@ -13,7 +13,7 @@ from ._arrays import Array, as_input, as_output, core_view, empty_like_kind, pla
 Code = Literal["1mad", "3inst", "hyb"]
 
 TILE = 16
-"""Rows and columns of a tile, whose 256 weights are one sequence."""
+"""Rows and columns of a tile. The 256 weights of a tile are one sequence."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Trellis:
     """A bitshift trellis and the code of its states: QTIP (arXiv 2406.11235, section 3).
 
     Attributes:
-        bits: of a weight, 1 to 4.
-        state_bits: bits that a weight depends on, the L of the paper, at most 16. The search for codes takes a time
-            in proportion to ``2**state_bits``; the error falls with it.
-        code: how weights come out of states: ``"1mad"`` and ``"3inst"`` by arithmetic, ``"hyb"`` two at a time from
-            a table of 512 pairs.
+        bits: bits per weight, 1 to 4.
+        state_bits: number of bits that each weight depends on (L in the paper), at most 16. More bits give a smaller
+            error; the time to quantize is proportional to ``2**state_bits``.
+        code: how a state determines weights: ``"1mad"`` and ``"3inst"`` compute them, ``"hyb"`` reads two at a time
+            from a table of 512 pairs.
 
     Raises:
-        InvalidArgumentError: for a code, bits or state_bits that there are not.
+        InvalidArgumentError: for an unknown ``code``, or ``bits`` or ``state_bits`` out of range.
     """
 
     bits: int
@@ -48,15 +48,14 @@ class Trellis:
 
     @property
     def step_weights(self) -> int:
-        """How many weights a state gives."""
+        """Number of weights per state."""
         return _C.trellis_step_weights(self._code)
 
     def stream_bytes(self, weights: int) -> int:
-        """Bytes of the stream of a sequence.
+        """Return the bytes of a sequence of weights.
 
         Raises:
-            InvalidArgumentError: for a number of weights that ``step_weights`` does not divide or whose bits do not
-                fill a state.
+            InvalidArgumentError: if ``weights`` is not a multiple of ``step_weights``, or has fewer bits than a state.
         """
         if weights % self.step_weights or weights * self.bits < self.state_bits:
             raise _C.InvalidArgumentError(
@@ -66,7 +65,7 @@ class Trellis:
         return (weights * self.bits + 7) // 8
 
     def values(self) -> np.ndarray:
-        """What the code gives for every state, before it is scaled: float32 of shape (2**state_bits, step_weights)."""
+        """Return the unscaled weights of every state: float32 (2**state_bits, step_weights)."""
         out = np.empty((1 << self.state_bits, self.step_weights), np.float32)
         _C.trellis_values(self._code, self.state_bits, out)
         return out
@@ -81,21 +80,23 @@ class Trellis:
 
 
 def trellis_quantize(x: Array, trellis: Trellis, scale: float = 1.0) -> Array:
-    """The codes of sequences whose weights are nearest to given numbers: the Viterbi algorithm, twice, so that the
-    stream bites its tail (QTIP, algorithm 4).
+    """Quantize sequences to trellis codes with a small squared error.
+
+    The Viterbi algorithm runs twice, so that each sequence ends in the state in which it begins (tail-biting; QTIP,
+    algorithm 4).
 
     Args:
         x: float32, float16 or bfloat16, one or two dimensions, contiguous, finite; each row is a sequence.
-        trellis: the code, and how many bits.
-        scale: of the weights, whose root mean square over all states it is.
+        trellis: the trellis code.
+        scale: root mean square of the code's values over all states.
 
     Returns:
-        uint8 of shape ``(rows, trellis.stream_bytes(cols))``, of the library and on the device of ``x``. The same on
-        every CPU and device and for every number of threads.
+        uint8 ``(rows, trellis.stream_bytes(cols))``, of the library and on the device of ``x``. The result is the same
+        on every CPU and device and for every number of threads.
 
     Raises:
         InvalidArgumentError: for another dtype, an empty or non-contiguous array, a NaN or infinity, a scale that is
-            not positive, or columns that :meth:`Trellis.stream_bytes` refuses.
+            not positive, or a number of columns for which :meth:`Trellis.stream_bytes` raises.
     """
     op = "trellis_quantize"
     source = as_input(x, op, "x", on_cuda=True)
@@ -110,18 +111,18 @@ def trellis_quantize(x: Array, trellis: Trellis, scale: float = 1.0) -> Array:
 def trellis_dequantize(
     codes: Array, cols: int, trellis: Trellis, scale: float = 1.0, *, dtype: str = "float32", out: Array | None = None
 ) -> Array:
-    """The reverse of :func:`trellis_quantize`.
+    """Dequantize trellis codes; the reverse of :func:`trellis_quantize`.
 
     Args:
-        codes: uint8 of shape ``(rows, trellis.stream_bytes(cols))``.
-        cols: weights of a sequence.
-        trellis: what the codes are of.
-        scale: as then.
-        dtype: of the result, if ``out`` is not given.
-        out: where the result goes, of shape ``(rows, cols)``.
+        codes: uint8 ``(rows, trellis.stream_bytes(cols))``.
+        cols: number of weights per sequence.
+        trellis: the trellis code.
+        scale: as in :func:`trellis_quantize`.
+        dtype: dtype of the result, if ``out`` is not given.
+        out: array for the result, ``(rows, cols)``; by default a new array.
 
     Returns:
-        ``(rows, cols)``, of the library of ``codes``. The same on every CPU.
+        Array ``(rows, cols)`` of the library of ``codes``. The result is the same on every CPU.
 
     Raises:
         InvalidArgumentError: for codes or a result of another dtype or shape, or a scale that is not finite.
@@ -144,21 +145,20 @@ def trellis_dequantize(
 def trellis_matvec(
     codes: Array, shape: tuple[int, int], x: Array, trellis: Trellis, scale: float = 1.0, out: Array | None = None
 ) -> Array:
-    """The product of a matrix of trellis codes and one or a few vectors; weights are decoded on the way.
+    """Multiply a matrix of trellis codes with one or a few vectors; weights are decoded during the product.
 
     Args:
-        codes: uint8 of shape ``(tiles, trellis.stream_bytes(256))``: the matrix in tiles of 16 x 16, tile row after
-            tile row, each the sequence of its rows.
-        shape: rows and columns of the matrix, multiples of 16.
-        x: float32, float16 or bfloat16, contiguous, of shape (cols,), or (n, cols) for n vectors.
-        trellis: what the codes are of.
+        codes: uint8 ``(tiles, trellis.stream_bytes(256))``: the matrix in tiles of 16 x 16, in row-major order of
+            tiles. Each tile is one sequence, in row-major order.
+        shape: (rows, cols) of the matrix, multiples of 16.
+        x: float32, float16 or bfloat16, contiguous, (cols,), or (n, cols) for n vectors.
+        trellis: the trellis code.
         scale: as in :func:`trellis_quantize`.
-        out: where the result goes: float32, of its shape.
+        out: float32 array for the result; by default a new array.
 
     Returns:
-        float32 of shape (rows,) or (n, rows), of the library of ``x``. Against the exact result the error is at most
-        ``2**-23 * (cols / 4 + 32)`` times the sum of ``abs(weight * x)``. It is the same for every number of threads,
-        not on every CPU.
+        float32 (rows,) or (n, rows), of the library of ``x``. The error is at most ``2**-23 * (cols / 4 + 32)`` times
+        the sum of ``abs(weight * x)``. The result is the same for every number of threads, but not on every CPU.
 
     Raises:
         InvalidArgumentError: for codes, vectors or results of another dtype or shape.
@@ -184,5 +184,5 @@ def trellis_matvec(
 def _streams(codes: Array, width: int, op: str) -> Array:
     source = as_input(codes, op, "codes", dtypes=("uint8",), ndim=(2,), on_cuda=True)
     if source.shape[1] != width:
-        raise _C.InvalidArgumentError(f"[{op}] codes must have {width} bytes a stream: got {source.shape[1]}")
+        raise _C.InvalidArgumentError(f"[{op}] codes must have {width} bytes per sequence: got {source.shape[1]}")
     return source

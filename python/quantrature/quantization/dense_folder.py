@@ -1,4 +1,4 @@
-"""What a folder with a dense model holds, and what quantizing it would leave, without its weights being read."""
+"""Describe a folder with a dense model, and its size after quantizing, without reading the weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class DenseContents:
     """A dense model in a folder.
 
     Attributes:
-        model_class: name of its class.
-        bytes: of all tensors.
-        dtypes: dtype, as safetensors calls it, to how many parameters have it.
-        blocks: how many blocks the model has.
-        matrices: how many matrices :func:`quantrature.quantize` takes by default.
-        matrix_parameters: their weights.
-        matrix_bytes: what they take now.
-        kept: why other weights stay as they are, to how many weights that are.
-        quantized_bytes: of the whole model with these matrices at 4 bits in groups of 64.
+        model_class: name of the model's class.
+        bytes: size of all tensors.
+        dtypes: dtype (safetensors name) to its number of parameters.
+        blocks: number of blocks.
+        matrices: number of matrices that :func:`quantrature.quantize` quantizes by default.
+        matrix_parameters: number of weights in these matrices.
+        matrix_bytes: their current size.
+        kept: reason why other weights are not quantized, to their number.
+        quantized_bytes: size of the whole model with these matrices at 4 bits and group size 64.
     """
 
     model_class: str
@@ -46,7 +46,7 @@ class DenseContents:
 
     @property
     def parameters(self) -> int:
-        """How many numbers all tensors of the folder have."""
+        """Number of parameters in all tensors of the folder."""
         return sum(self.dtypes.values())
 
 
@@ -54,13 +54,13 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
     """Describe a dense model from its configuration and the headers of its files.
 
     Args:
-        folder: with the model; its weights are in safetensors files.
-        trust_remote_code: run Python code that comes with the model.
+        folder: model folder with safetensors files.
+        trust_remote_code: whether to run Python code from the model's folder.
 
     Raises:
-        InvalidArgumentError: for a folder without a model, with weights in another format, or with a model that is
-            quantized; as :func:`quantrature.models.load_config`.
-        QuantratureError: naming a file that is truncated or corrupted.
+        InvalidArgumentError: for a folder without a model, with weights in another format, or with a quantized model;
+            and as for :func:`quantrature.models.load_config`.
+        QuantratureError: for a file that is truncated or corrupted; the message names it.
     """
     from .model import plan_for
 

@@ -60,46 +60,51 @@ def quantize(
     progress: bool | None = None,
     **options: Any,
 ) -> torch.nn.Module:
-    """Replace the linear layers of a model's blocks by quantized ones, and its embeddings if that is wished.
+    """Replace the linear layers in a model's blocks, and optionally its embeddings, by quantized layers.
 
-    Give bits for the same grid everywhere, or a plan, which says it for each matrix.
+    Give either ``bits``, for the same setting everywhere, or ``plan``, with a setting for each matrix.
 
     Args:
-        model: language model from transformers; float32, float16 or bfloat16, on any device. It is changed. Calibrated
-            methods run it on text alone: of a model that reads images, too, they quantize the language model, and of
-            an encoder-decoder both halves. There the encoder reads a window, and the decoder the same window, shifted
-            by one behind ``decoder_start_token_id``.
-        bits: 1 to 8.
-        group_size: numbers that share a scale, along the input dimension; -1 for one group per output channel.
-        method: one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
-        sym: a grid symmetric around zero, which stores no zero point.
-        meta_bits: bits of quantized scales and zero points; ``None`` stores them as float16 or float32.
-        outlier_fraction: fraction of the weights, 0 to 1, kept exactly, the largest in magnitude.
-        embedding_bits: quantize the token embedding and the output embedding, too, to so many bits, by rounding to
-            nearest: at 8 bits with one scale a token, below in groups as elsewhere. Where the two are tied they stay
-            so. Calibrated methods see the embedding as it was. ``None`` leaves both as they are.
-        plan: in place of the seven arguments before; matrices it does not name stay as they are.
-        ignore: matrices to leave alone, as in :func:`quantrature.models.find_linears`; not with a plan.
-        calibration: text for methods that need it: whatever :func:`quantrature.text.token_windows` takes.
-        tokenizer, nsamples, seqlen, seed, bos, text_column: of that text; all windows of it when nsamples is
-            ``None``. By default as many and as long ones as the authors of the method take (:func:`text_settings`).
-        batch_size: windows that go through a block at once.
-        true_sequential: take the inputs of a matrix from the quantized matrices before it in its block, too, and not
-            only from the quantized blocks before (:func:`quantrature.quantization.calibrate`).
-        resume_folder: save each finished block there, and remove the blocks in the end; only methods that need
-            calibration do so.
-        resume: ``auto`` takes up the finished blocks of the same work that are in that folder, ``required`` fails
-            without, ``never`` starts over. The result is, byte for byte, that of an uninterrupted run.
-        progress: show a bar; ``None`` for when stderr is a terminal.
-        **options: settings of the method's own (``damp_percent=0.01``), not with a plan, whose entries have them.
+        model: language model from transformers; float32, float16 or bfloat16, on any device. It is changed in place.
+            Methods that need calibration run it on text alone. In a multimodal model they quantize only the language
+            model; in an encoder-decoder both halves. There the encoder gets a window, and the decoder the same window,
+            shifted by one after ``decoder_start_token_id``.
+        bits: bits per weight, 1 to 8.
+        group_size: number of consecutive weights, along the input dimension, that share one scale; -1 for one scale
+            per row (output channel).
+        method: quantization method, one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
+        sym: quantize symmetrically around zero, without zero points.
+        meta_bits: bits of quantized scales and zero points, 1 to 8; ``None`` stores them as float16 or float32.
+        outlier_fraction: fraction of the weights, 0 to 1, that stay unquantized: those of the largest magnitude.
+        embedding_bits: also quantize the token embedding and the output embedding to this many bits, by rounding to
+            nearest. At 8 bits each token has one scale; with fewer bits the group size is ``group_size``. Tied
+            embeddings stay tied. Calibration uses the original embedding. ``None`` does not quantize embeddings.
+        plan: plan to follow, instead of the seven arguments above. Matrices that it does not name stay unquantized.
+        ignore: matrices not to quantize, as in :func:`quantrature.models.find_linears`; not with ``plan``.
+        calibration: calibration text, for methods that need it; any source that
+            :func:`quantrature.text.token_windows` takes.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: how to cut the calibration text, as in ``token_windows``;
+            ``nsamples=None`` uses all windows. The defaults of ``nsamples`` and ``seqlen`` are those of the method's
+            authors (:func:`text_settings`).
+        batch_size: windows per forward pass of a block.
+        true_sequential: within a block, compute the inputs of a matrix with the quantized matrices before it. If false,
+            only the blocks before are quantized (:func:`quantrature.quantization.calibrate`).
+        resume_folder: folder to save each finished block in; the files are removed at the end. Only used by methods
+            that need calibration.
+        resume: ``auto`` resumes from finished blocks of the same work in ``resume_folder``, ``required`` fails if there
+            are none, ``never`` starts over. The result is the same as without an interruption, byte for byte.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
+        **options: settings of the method, such as ``damp_percent=0.01``; not with ``plan``, whose entries have them.
 
     Returns:
-        The same model. ``save_pretrained`` writes a checkpoint that transformers loads where quantrature is imported.
+        The same model. ``save_pretrained`` writes a checkpoint. Import quantrature before you load it with
+        transformers.
 
     Raises:
-        InvalidArgumentError: naming the argument, the plan's entry, or the matrix whose weights are not finite or of
-            another dtype; the model is then as it was.
-        QuantratureError: naming module and sample where activations are not finite; likewise.
+        InvalidArgumentError: for an invalid argument or plan entry, or a matrix with weights that are not finite or of
+            another dtype; the message names it, and the model is unchanged.
+        QuantratureError: if activations are not finite; the message names module and sample, and the model is
+            unchanged.
     """
     check_resume("quantize", resume, resume_folder)
     linears, plan = plan_for(
@@ -123,7 +128,7 @@ def quantize(
     if any(SOLVERS[entry.solver].needs for _, entry in work):
         if calibration is None:
             name = next(entry.solver for _, entry in work if SOLVERS[entry.solver].needs)
-            raise InvalidArgumentError(f"[quantize] method {name} needs calibration, a text")
+            raise InvalidArgumentError(f"[quantize] method {name} needs calibration text: give calibration")
         wanted = text_settings(plan, nsamples)
         text = CalibrationText(calibration, tokenizer, wanted["nsamples"], seqlen, seed, bos, text_column)
         windows = text.windows(model, wanted["longest"])
@@ -160,15 +165,15 @@ def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) 
 
 
 def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
-    """``nsamples`` and ``longest`` of the calibration text for a plan: the most that the authors of its methods take.
+    """Return the default ``nsamples`` and ``longest`` for a plan: the largest values of its methods' authors.
 
-    These are 128 windows for most, 100 for SqueezeLLM; of 512 tokens for SqueezeLLM and AWQ, 2048 for the others.
+    Most methods use 128 windows, SqueezeLLM 100; SqueezeLLM and AWQ use 512 tokens per window, others 2048.
 
     Raises:
-        InvalidArgumentError: for another nsamples than a count, ``None`` or ``"auto"``, in place of which these stand.
+        InvalidArgumentError: if ``nsamples`` is not an integer, ``None`` or ``"auto"`` (which means the default).
     """
     if isinstance(nsamples, str) and nsamples != "auto":
-        raise InvalidArgumentError(f"[quantize] nsamples must be a count, auto or None: got {nsamples!r}")
+        raise InvalidArgumentError(f"[quantize] nsamples must be an integer, auto or None: got {nsamples!r}")
     methods = [SOLVERS[entry.solver] for _, entry in plan if not entry.keeps]
     needy = [method for method in methods if method.needs]
     return {
@@ -243,7 +248,7 @@ def plan_for(
     if quantized_layers(model):
         raise InvalidArgumentError(f"[{caller}] model must not be quantized already")
     if (bits is None) == (plan is None):
-        raise InvalidArgumentError(f"[{caller}] either bits or plan must be given, not both")
+        raise InvalidArgumentError(f"[{caller}] give either bits or plan, not both")
     if plan is not None:
         _refuse_beside_plan(
             caller,
@@ -254,13 +259,17 @@ def plan_for(
             outlier_fraction=outlier_fraction,
         )
     if plan is not None and ignore:
-        raise InvalidArgumentError(f"[{caller}] ignore does not go with a plan: take the entries out of the plan")
+        raise InvalidArgumentError(
+            f"[{caller}] ignore cannot be combined with a plan: remove the entries from the plan instead"
+        )
     if plan is None:
         _check_options(method, options or {}, caller)
     if plan is not None and options:
-        raise InvalidArgumentError(f"[{caller}] {next(iter(options))} belongs into the options of the plan's entries")
+        raise InvalidArgumentError(
+            f"[{caller}] {next(iter(options))} cannot be combined with a plan: set it in the options of its entries"
+        )
     if embedding_bits is not None and (plan is not None or not experts):
-        raise InvalidArgumentError(f"[{caller}] embedding_bits goes with neither a plan nor ReQuant")
+        raise InvalidArgumentError(f"[{caller}] embedding_bits cannot be combined with a plan or ReQuant: remove it")
     embeddings = experts and (plan is not None or embedding_bits is not None)
     linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
     if plan is not None:
@@ -276,7 +285,7 @@ def plan_for(
                 and (entry.outlier_fraction or SOLVERS[entry.solver].needs)
             ):
                 raise InvalidArgumentError(
-                    f"[{caller}] {name}: an embedding takes neither outliers nor a method that needs calibration"
+                    f"[{caller}] {name}: an embedding cannot have outliers or a method that needs calibration"
                 )
         return linears, plan
     assert bits is not None
@@ -303,7 +312,7 @@ def _refuse_beside_plan(caller: str, **given: Any) -> None:
     for name, value in given.items():
         if value != inspect.signature(quantize).parameters[name].default:
             raise InvalidArgumentError(
-                f"[{caller}] {name} does not go with a plan, whose entries have their own: got {name}={value!r}"
+                f"[{caller}] {name} cannot be combined with a plan: set it in the plan's entries: got {name}={value!r}"
             )
 
 
@@ -315,7 +324,7 @@ def _check_options(method: str, options: Mapping[str, Any], caller: str) -> None
         if name not in known:
             hint = did_you_mean(name, [*inspect.signature(quantize).parameters, *known])
             raise InvalidArgumentError(
-                f"[{caller}] {name} is no argument, and no option of method {method}, which has "
+                f"[{caller}] {name} is not an argument, and not an option of method {method}, which has "
                 f"{', '.join(known) or 'none'}{hint}"
             )
 
@@ -351,7 +360,7 @@ def _that_can_run(linears: Linears) -> Linears:
         some = "; ".join(f"{count} {name} ({reason})" for (name, reason), count in list(strange.items())[:8])
         more = "; ..." if len(strange) > 8 else ""
         left_out = sum(strange.values())
-        _log.warning("%d matrices can be quantized; %d weights stay as they are: %s%s", len(kept), left_out, some, more)
+        _log.warning("%d matrices can be quantized; %d weights stay unquantized: %s%s", len(kept), left_out, some, more)
     return Linears(kept, skipped, linears.stacks)
 
 

@@ -1,4 +1,4 @@
-"""ReQuant: quantize, find out what each weight costs, and keep exactly those that cost most (arXiv 2503.01901)."""
+"""ReQuant: quantize, compute the cost of each weight, and keep the costliest weights unquantized (arXiv 2503.01901)."""
 
 from ._requant import requant
 from .folder import requant_folder

@@ -1,4 +1,4 @@
-"""ReQuant on any method."""
+"""The function ``requant``: ReQuant with any quantization method."""
 
 from __future__ import annotations
 
@@ -71,46 +71,50 @@ def requant(
     resume: str = "auto",
     progress: bool | None = None,
 ) -> tuple[torch.nn.Module, Requantization]:
-    """Quantize a model with any method and keep exactly the weights that cost most (arXiv 2503.01901).
+    """Quantize a model with any method, and keep the weights that cost most unquantized (arXiv 2503.01901).
 
-    1. Quantize. 2. Give each matrix a share of the outliers by its mean PQI, at the temperature with
-    the lowest calibration loss. 3. Take the largest weights of each matrix out and quantize the rest anew. 4. In some
-    steps, integrate from the original weights to the current ones and restore those of the largest PQI, ranked over
-    the whole model. Outliers and significant weights of a matrix share one sparse matrix beside its grid, in 16 bits
-    where that holds them exactly. PQI is taken as in :func:`quantrature.analyze`, and like there the processes of
-    ``torch.distributed`` divide the calibration text; each ends with the same model and record.
+    1. Quantize the model.
+    2. Distribute outliers over the matrices by their mean PQI, at the temperature with the lowest calibration loss.
+    3. Take the largest weights out of each matrix as outliers, and quantize the rest again.
+    4. In several steps, compute PQI from the original to the current weights, and restore the weights of the largest
+       PQI in the whole model ("significant weights").
+
+    Outliers and significant weights of a matrix are stored in one sparse matrix, in 16 bits if that is exact. PQI is
+    computed as in :func:`quantrature.analyze`. With ``torch.distributed``, each process takes a share of the
+    calibration text; all processes end with the same model and record.
 
     Args:
-        model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed.
-        tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
-        bits, group_size, method, sym, meta_bits, plan, ignore: how codes are found, as in
-            :func:`quantrature.quantize`; the entries of a plan have no outliers of their own. A method that needs
-            calibration is given the same text; its statistics are gathered once, before any weight is kept, and held
-            in memory for all matrices.
-        outlier_fraction: fraction of all weights, 0 to 1, that are kept for their magnitude.
-        significant_fraction: fraction of all weights, 0 to 1, that are kept for their PQI.
-        steps: integrals over which these are spread.
-        selection: ``temperature``, or ``greedy``: outliers go where they are predicted to save most PQI, judged by the
-            error of each matrix at a few ratios.
-        temperatures: to try.
-        max_outlier_fraction: fraction of a matrix, 0 to 1, that may be outliers.
-        tokenizer, nsamples, seqlen, seed, bos, text_column: of the calibration text; all windows of it when nsamples
-            is ``None``.
-        batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: of the integrals, as in
+        model: causal language model from transformers; float32, float16 or bfloat16, on any device. It is changed in
+            place.
+        tokens: calibration text; any source that :func:`quantrature.text.token_windows` takes.
+        bits, group_size, method, sym, meta_bits, plan, ignore: how to quantize, as in :func:`quantrature.quantize`. The
+            entries of a plan must have no outliers. A method that needs calibration uses the same text; its statistics
+            are gathered once, before any weight is kept, and held in memory for all matrices.
+        outlier_fraction: fraction of all weights, 0 to 1, that stay unquantized because of their magnitude.
+        significant_fraction: fraction of all weights, 0 to 1, that stay unquantized because of their PQI.
+        steps: number of rounds; each computes PQI again and restores an equal share of the significant weights.
+        selection: how to distribute outliers. ``temperature``: by mean PQI; ``greedy``: to the matrices where they are
+            predicted to reduce PQI most, from the error of each matrix at a few fractions of outliers.
+        temperatures: temperatures to try, above 0.
+        max_outlier_fraction: largest fraction of outliers in a matrix, 0 to 1.
+        tokenizer, nsamples, seqlen, seed, bos, text_column: how to cut the calibration text, as in ``token_windows``;
+            ``nsamples=None`` uses all windows.
+        batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: how to compute PQI, as in
             :func:`quantrature.analyze`.
-        prove: integrate once more at the end, for a prediction of the result beside its measurement.
-        resume_folder: keep there, from time to time, what was found out so far, and remove it in the end.
-        resume: ``auto`` goes on where a run of the same arguments was interrupted, to the same bits; ``required``
-            fails where there is nothing to go on from, ``never`` starts over.
-        progress: show a bar; ``None`` for when stderr is a terminal.
+        prove: whether to compute PQI once more at the end, to compare the predicted loss change with the measured one.
+        resume_folder: folder to save intermediate results in; the files are removed at the end.
+        resume: ``auto`` resumes an interrupted run with the same arguments, if there is one; ``required`` fails without
+            one; ``never`` starts over. The result is bit-identical to that of an uninterrupted run.
+        progress: whether to show a progress bar; by default if stderr is a terminal.
 
     Returns:
-        The same model with its layers quantized, and the record.
+        The same model with quantized layers, and the record.
 
     Raises:
-        InvalidArgumentError: naming the argument, the plan's entry, or the matrix whose weights are not finite; the
-            model is then as it was.
-        QuantratureError: naming matrix, sample and node where a loss or gradient is not finite; likewise.
+        InvalidArgumentError: for an invalid argument or plan entry, or a matrix whose weights are not finite; the
+            message names it, and the model is unchanged.
+        QuantratureError: if a loss or gradient is not finite; the message names matrix, sample and node, and the model
+            is unchanged.
     """
     exact = ExactWeights(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
     quadrature(rule, nodes, "requant")
@@ -204,7 +208,9 @@ def _chosen(linears: Linears, plan: Plan) -> tuple[list[LinearWeight], dict[str,
     """The matrices that the plan quantizes, checked, and how, by name."""
     for name, entry in plan:
         if entry.outlier_fraction:
-            raise InvalidArgumentError(f"[requant] the plan must leave outliers to ReQuant: got some for {name!r}")
+            raise InvalidArgumentError(
+                f"[requant] outlier_fraction must be 0 in the plan's entries: got more for {name!r}"
+            )
     entries = {linears.find(name).name: entry for name, entry in plan if not entry.keeps}
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:

@@ -1,4 +1,4 @@
-"""ReQuant on a folder that holds a quantized model: the most significant weights restored within a budget of bytes."""
+"""The function ``requant_folder``: restore the most important weights of a quantized folder, within a size budget."""
 
 from __future__ import annotations
 
@@ -84,40 +84,41 @@ def requant_folder(
     trust_remote_code: bool = False,
     progress: bool | None = None,
 ) -> Requantization:
-    """Improve a quantized folder: restore the weights of the largest PQI from the source, whatever the method was.
+    """Improve a quantized folder: restore the original values of the weights with the largest PQI, for any method.
 
-    Codes, scales and zeros stay as they are, and so do weights that are kept exactly already; this is step 4 of
-    :func:`quantrature.requant`. Embeddings and fused experts stay as they are, and the budget is for the other
-    matrices. The budget is given in one of three ways.
+    This is step 4 of :func:`quantrature.requant`. Codes, scales and zero points, and weights that are unquantized
+    already, are not changed. Embeddings and fused experts are not changed, either; the budget is for the other
+    matrices. Give exactly one of ``significant_fraction``, ``avg_bits`` and ``target_bytes``.
 
     Args:
-        folder: with a model that quantrature quantized.
-        source: the model it was made from.
-        tokens: calibration text: whatever :func:`quantrature.text.token_windows` takes.
-        significant_fraction: fraction of the quantized weights, 0 to 1, to restore.
-        avg_bits: bits of storage for each quantized weight, everything included, that the result may take.
-        target_bytes: bytes that the quantized matrices of the result may take.
+        folder: folder with a model that quantrature quantized.
+        source: the original model: folder, or id on the Hugging Face Hub.
+        tokens: calibration text; any source that :func:`quantrature.text.token_windows` takes.
+        significant_fraction: fraction of the quantized weights to restore, above 0, at most 1.
+        avg_bits: budget in bits per quantized weight, with scales, zero points and unquantized weights.
+        target_bytes: budget in bytes for all quantized matrices.
         steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
-            tokenizer is that of the source unless given.
-        rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as there.
-        resume_folder, resume, progress: as there.
-        output: folder to write, complete or not at all; ``None`` replaces ``folder``, for which overwrite is needed.
+            default tokenizer is that of the source.
+        rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as in :func:`quantrature.requant`.
+        resume_folder, resume, progress: as in :func:`quantrature.requant`.
+        output: folder to write, atomically; ``None`` replaces ``folder``, and needs ``overwrite``.
         overwrite: replace a folder that is not empty.
-        dtype: of the forward and backward passes.
-        device_map, max_memory: of the source, as in :func:`quantrature.models.load_model`.
-        max_shard_size: of one safetensors file.
-        trust_remote_code: run code that comes with the model.
+        dtype: dtype in which the models run.
+        device_map, max_memory: how to load the source, as in :func:`quantrature.models.load_model`.
+        max_shard_size: largest size of one safetensors file, such as ``"5GB"``.
+        trust_remote_code: whether to run Python code from the model's folder.
 
     Returns:
-        The record, which is also written to the folder as requant.json. A plan.json of the folder is left out of the
-        result, which it would no longer describe.
+        The record, which is also saved in the folder as requant.json. A plan.json in the folder is not copied, because
+        it does not describe the result.
 
     Raises:
-        InvalidArgumentError: naming the argument, or for a budget that has no room for a single weight more.
-        QuantratureError: naming a matrix that was not made from the source.
+        InvalidArgumentError: for an invalid argument (the message names it), and for a budget without room for one more
+            weight.
+        QuantratureError: for a matrix that was not made from the source; the message names it.
     """
     if output is None and not overwrite:
-        raise InvalidArgumentError(f"[requant_folder] {folder} is only replaced with overwrite; or give output")
+        raise InvalidArgumentError(f"[requant_folder] output must be given, or overwrite set to replace {folder}")
     amount = Amount(significant_fraction, avg_bits, target_bytes)
     if steps < 1:
         raise InvalidArgumentError(f"[requant_folder] steps must be at least 1: got steps={steps}")
