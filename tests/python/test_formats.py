@@ -325,7 +325,7 @@ def test_what_engines_fuse_and_the_plan_does_not_is_said(form, caplog):
     formats.export(PLAN, form)
     assert not caplog.records
     formats.export(PLAN.replace(f"{MLP}.up_proj", bits=3), form)
-    assert [f"{MLP}.gate_proj, {MLP}.up_proj are fused" in r.message for r in caplog.records] == [True] * (
+    assert [f"{MLP}.gate_proj, {MLP}.up_proj have different settings" in r.message for r in caplog.records] == [True] * (
         form != "llama.cpp"
     )
 
@@ -377,7 +377,7 @@ def test_plan_diff(capfd, tmp_path):
     assert "bytes 1,000 → 900" in words
     PLAN.save(b)
     status, out, err = run(capfd, "plan", "diff", a, b)
-    assert "not there → b4g32 minmax" in " ".join(out.split())
+    assert "missing → b4g32 minmax" in " ".join(out.split())
     assert "bytes" not in out
     status, out, err = run(capfd, "plan", "diff", a, tmp_path / "none.json")
     assert status == 1
