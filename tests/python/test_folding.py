@@ -341,7 +341,7 @@ def test_a_fold_that_does_not_fit_the_model_is_refused():
     name = "model.layers.0.self_attn.o_proj"
     with pytest.raises(InvalidArgumentError, match="no module model.norms"):
         fold(model, linears, [Fold(NORM, "model.norms", (name,), torch.ones(32))])
-    with pytest.raises(InvalidArgumentError, match="model.norm does not make 31 numbers"):
+    with pytest.raises(InvalidArgumentError, match="model.norm does not have 31 outputs"):
         fold(model, linears, [Fold(NORM, "model.norm", (name,), torch.ones(31))])
     with pytest.raises(InvalidArgumentError, match="o_proj does not take scales of shape"):
         fold(model, linears, [Fold(ROWS, linears[0].name, (name,), torch.ones(16))])

@@ -341,7 +341,7 @@ def test_quantized_experts_of_a_folder_stay_as_they_are(tmp_path, caplog):
 
 def test_a_folder_is_improved_in_place(folders, tmp_path):
     checkpoint.save(qtr.quantize(sharp_model(), **HOST), tmp_path / "out", tokenizer=byte_tokenizer())
-    with pytest.raises(InvalidArgumentError, match="set overwrite to replace it"):
+    with pytest.raises(InvalidArgumentError, match="or overwrite set to replace"):
         qtr.requant_folder(tmp_path / "out", folders / "source", TOKENS, significant_fraction=0.01)
     record = qtr.requant_folder(
         tmp_path / "out",
