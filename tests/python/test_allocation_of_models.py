@@ -216,7 +216,7 @@ def test_kurtboost_of_a_model():
         role = name.split(".", 3)[3]
         flagged = int(name.split(".")[2]) in plan.allocation["flagged"].get(role, [])
         assert entry.setting == ("b4g64" if flagged else "b3g64")
-        assert ("conspicuous" in entry.reason) == flagged
+        assert ("stands out" in entry.reason) == flagged
     one = allocate(model, strategy="kurtboost", avg_bits=3.25, stops=3, top_m=1)
     assert len(one.allocation["flagged"]["self_attn.q_proj"]) == 1
 
