@@ -325,9 +325,9 @@ def test_what_engines_fuse_and_the_plan_does_not_is_said(form, caplog):
     formats.export(PLAN, form)
     assert not caplog.records
     formats.export(PLAN.replace(f"{MLP}.up_proj", bits=3), form)
-    assert [f"{MLP}.gate_proj, {MLP}.up_proj have different settings" in r.message for r in caplog.records] == [True] * (
-        form != "llama.cpp"
-    )
+    assert [f"{MLP}.gate_proj, {MLP}.up_proj have different settings" in r.message for r in caplog.records] == [
+        True
+    ] * (form != "llama.cpp")
 
 
 # Differences
