@@ -910,7 +910,7 @@ def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
     sizes = ["--nsamples", "1", "--seqlen", "16", "--steps", "16"]
     done = subprocess.run(
         [*command, "--device", "cpu", *sizes, "--output", tmp_path / "model.json"],
-        env=os.environ | {"PYTHONPATH": str(root / "python")},
+        env=os.environ | {"PYTHONPATH": str(Path(quantrature.__file__).parents[1])},  # in place or installed
         capture_output=True,
         text=True,
         check=True,
