@@ -4,6 +4,9 @@
 
 #include <cuda_runtime.h>
 
+#include <bit>
+#include <cstdint>
+
 #include "layout/planes.hpp"
 
 namespace quantrature::cuda {
