@@ -138,13 +138,15 @@ def test_ranks_go_on_where_they_were(folder, tmp_path):
 
 _INTERRUPTED = """
 import sys
+
+import torch
 from quantrature.analysis import objective
 from quantrature.cli import main
 
 nll, passes = objective.next_token_nll, []
 
 def failing(model, tokens):
-    passes.append(1)
+    passes.extend([1] * torch.is_grad_enabled())  # those of integrals
     if len(passes) > 10:
         raise ValueError("interrupted on purpose")
     return nll(model, tokens)
