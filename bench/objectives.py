@@ -76,8 +76,8 @@ def main() -> None:
         f"# Plans by the loss and by the divergence, {name}",
         "",
         f"Command: `{command}`.",
-        f"{date.today()}, {machine(torch.get_num_threads())}. Analyses took {took}. Method rtn. Nats a token. The prediction",
-        "is of the objective on the calibration text; divergence and loss are measured on the other text.",
+        f"{date.today()}, {machine(torch.get_num_threads())}. Analyses took {took}. Method rtn. Nats per token. The",
+        "prediction is of the objective on the calibration text; divergence and loss are measured on the other text.",
         "",
     ]
     table = "\n".join([*head, *lines, ""])

@@ -94,7 +94,7 @@ class CodebookSpec(DenseSpec):
 
     @property
     def setting(self) -> str:
-        """Short form of bits, group size and table: ``b4g64 nf4``, ``b3 rows``."""
+        """Short form of bits, group size and table, such as ``b4g64 nf4`` and ``b3 rows``."""
         groups = "" if self.group_size is None else f"g{self.group_size}"
         return f"b{self.bits}{groups} {self.codebook}"
 

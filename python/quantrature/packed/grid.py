@@ -85,7 +85,7 @@ class GridSpec(DenseSpec):
 
     @property
     def setting(self) -> str:
-        """Short form of bits, group size and symmetry: ``b3g64 sym``."""
+        """Short form of bits, group size and symmetry, such as ``b3g64 sym``."""
         return f"b{self.bits}g{self.group_size}{' sym' if self.sym else ''}"
 
     @property

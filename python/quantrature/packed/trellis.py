@@ -221,7 +221,7 @@ class TrellisSpec(DenseSpec):
 
     @property
     def setting(self) -> str:
-        """Short form of bits, state bits and code: ``b2L16 3inst``."""
+        """Short form of bits, state bits and code, such as ``b2L16 3inst``."""
         return f"b{self.bits}L{self.state_bits} {self.code}"
 
     def _streams(self) -> tuple[int, int]:
