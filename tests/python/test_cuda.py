@@ -748,7 +748,8 @@ def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, 
     save = Snapshot.save
     monkeypatch.setattr(Snapshot, "save", lambda self, *state, last=False: save(self, *state, last=True))
     with monkeypatch.context() as interrupted:
-        limited = limited_to(3, objective.next_token_nll, KeyboardInterrupt)
+        measured = 2 * len(TOKENS) // ANALYSIS["batch_size"]  # at both ends of the path, before the integral
+        limited = limited_to(measured + 3, objective.next_token_nll, KeyboardInterrupt)
         interrupted.setattr(objective, "next_token_nll", limited)
         with pytest.raises(KeyboardInterrupt):
             quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
