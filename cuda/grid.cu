@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "backend.cuh"
-#include "bits.cuh"
+#include "constants.cuh"
 #include "device/codes.cuh"
 #include "device/divide.cuh"
 #include "device/elements.cuh"
@@ -160,18 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class Body>
 void with_each(const GridView& v, Body&& body) {
   const bool all_alike = v.axis == 0 || v.cols % v.group == 0;
-  switch (all_alike ? v.group : 0) {
-    case 16:
-      return body(std::integral_constant<int, 1>{});
-    case 32:
-      return body(std::integral_constant<int, 2>{});
-    case 64:
-      return body(std::integral_constant<int, 4>{});
-    case 128:
-      return body(std::integral_constant<int, 8>{});
-    default:
-      return body(std::integral_constant<int, 0>{});
-  }
+  with_constant<1, 2, 4, 8, 0>(all_alike && v.group % kLanes == 0 ? v.group / kLanes : 0, body);
 }
 
 // The sum over the groups of each piece, one after the other.
@@ -380,25 +369,6 @@ __global__ void __launch_bounds__(kThreads)
   __syncwarp();
   write_codes(of_warp[warp], piece.n, rule.bits, lane, packed + piece.row * rule.bits * (cols / 8), cols / 8,
               piece.begin);
-}
-
-// A group of 16 to 512 numbers, a power of two, as one that is known when a kernel is compiled.
-template <class Body>
-void with_group(int64_t group, Body&& body) {
-  switch (group) {
-    case 16:
-      return body(std::integral_constant<int, 16>{});
-    case 32:
-      return body(std::integral_constant<int, 32>{});
-    case 64:
-      return body(std::integral_constant<int, 64>{});
-    case 128:
-      return body(std::integral_constant<int, 128>{});
-    case 256:
-      return body(std::integral_constant<int, 256>{});
-    default:
-      return body(std::integral_constant<int, 512>{});
-  }
 }
 
 // A copy of all numbers in which the excluded ones are within the range of the rest of their group.
@@ -610,7 +580,7 @@ void quantize(const qtr_quantize_args& a) {
                        view.cols % view.group == 0;
   if (at_once) {
     with_dtype(x.dtype, [&](auto dtype) {
-      with_group(view.group, [&](auto group) {
+      with_constant<16, 32, 64, 128, 256, 512>(view.group, [&](auto group) {
         launch(quantize_blocks<dtype.value, group.value>, blocks, kThreads, 0, stream, x, rule, a.scale,
                a.zero, static_cast<uint32_t>(pieces), Divider(per_row), a.codes, first_bad.get());
       });

@@ -6,6 +6,7 @@
 // run of 1024 columns, a thread 32 codes of a run, which in each plane are the words of four lanes. Other
 // shapes are read code by code.
 #include "backend.cuh"
+#include "constants.cuh"
 #include "device/elements.cuh"
 #include "device/words.cuh"
 #include "layout/planes.hpp"
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) multiply_looked_up(Product p, int ve
     float sum[kRows][kVectors] = {};
     for (int64_t chunk = warp * 4 + lane / 8; chunk * kChunk < p.whole; chunk += kWarps * 4) {
       const int64_t j = chunk * kChunk + q * 64 + h * 4;
-      FourWords<kBits> words[kRows];
+      LaneWords<kBits> words[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {  // a row past the last is the last once more
         const int64_t row = first + r < p.w.rows ? first + r : p.w.rows - 1;
@@ -161,14 +162,9 @@ int64_t group_length(const qtr_grid_matrix& w) {
 template <int kBits, int kVectors>
 void multiply_few(const Product& p, int vectors, cudaStream_t stream) {
   const unsigned blocks = blocks_for(ceil_div(p.w.rows, kRows));
-  switch (p.x.dtype) {
-    case QTR_F32:
-      return launch(multiply_looked_up<kBits, kVectors, QTR_F32>, blocks, kThreads, 0, stream, p, vectors);
-    case QTR_F16:
-      return launch(multiply_looked_up<kBits, kVectors, QTR_F16>, blocks, kThreads, 0, stream, p, vectors);
-    default:
-      return launch(multiply_looked_up<kBits, kVectors, QTR_BF16>, blocks, kThreads, 0, stream, p, vectors);
-  }
+  with_dtype(p.x.dtype, [&](auto dtype) {
+    launch(multiply_looked_up<kBits, kVectors, dtype.value>, blocks, kThreads, 0, stream, p, vectors);
+  });
 }
 
 // Vectors from `first` on.
@@ -243,16 +239,7 @@ void matvec(const qtr_matvec_args& a) {
     return;
   }
   if (a.table.data == nullptr) return multiply_by_tiles(p, stream);
-  switch (a.w.bits) {
-    case 2:
-      return multiply_codebook<2>(p, stream);
-    case 3:
-      return multiply_codebook<3>(p, stream);
-    case 4:
-      return multiply_codebook<4>(p, stream);
-    default:
-      return multiply_codebook<8>(p, stream);
-  }
+  with_constant<2, 3, 4, 8>(a.w.bits, [&](auto bits) { multiply_codebook<bits.value>(p, stream); });
 }
 
 }  // namespace quantrature::cuda

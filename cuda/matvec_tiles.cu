@@ -7,7 +7,7 @@
 // bits apart are codes of columns half a unit apart; one instruction makes both bfloat16, as the mantissas of
 // a power of two, another takes that off. So that these pairs meet theirs, the block lays out the vectors in
 // pairs, too.
-#include "bits.cuh"
+#include "constants.cuh"
 #include "mma.cuh"
 #include "product.cuh"
 

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "backend.cuh"
-#include "bits.cuh"
+#include "constants.cuh"
 #include "device/elements.cuh"
 #include "launch.cuh"
 #include "ops/moments/merge.hpp"

@@ -1,7 +1,7 @@
 // Packed codes. Numeric class E. Rows of whole blocks are read and written 16 bytes at a time; others, code
 // by code.
 #include "backend.cuh"
-#include "bits.cuh"
+#include "constants.cuh"
 #include "device/codes.cuh"
 #include "device/divide.cuh"
 #include "launch.cuh"

@@ -3,8 +3,8 @@
 // all. What reaches it is counted, and gathered in order. The rest is done among those candidates. So the
 // data is read twice, or three times. No result depends on the order in which threads run. Numeric class E.
 #include "backend.cuh"
-#include "bits.cuh"
 #include "common/ordered_key.hpp"
+#include "constants.cuh"
 #include "device/divide.cuh"
 #include "device/elements.cuh"
 #include "launch.cuh"

@@ -5,10 +5,11 @@
 
 namespace quantrature::cuda {
 
-// Some neighbouring lanes of each plane of a chunk of 256 columns, of which the thread has the part that
+// Four neighbouring lanes of each plane of a chunk of 256 columns, of which the thread has the part that
 // begins at column 64 q: code m of lane k is that of column 64 q + 8 m + (first lane) + k.
-template <int kBits, int kLanes>
+template <int kBits>
 struct LaneWords {
+  static constexpr int kLanes = 4;
   static constexpr bool kEight = kBits == 8;
   static constexpr bool kFour = !kEight && (kBits & 4) != 0, kTwo = !kEight && (kBits & 2) != 0,
                         kOne = !kEight && (kBits & 1) != 0;
@@ -50,8 +51,5 @@ struct LaneWords {
     return static_cast<int>(code);
   }
 };
-
-template <int kBits>
-using FourWords = LaneWords<kBits, 4>;
 
 }  // namespace quantrature::cuda

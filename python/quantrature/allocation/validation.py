@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .._C import InvalidArgumentError
-from ..analysis.objective import check_objective, mean_over, objective_of
+from ..analysis.objective import at_start, check_objective, mean_over
 from ..analysis.path import Moved, WeightPath, homes_of
 from ..analysis.sensitivity import Sensitivity
 from ..methods import image_of
@@ -101,8 +101,7 @@ def measured_loss_changes(
     changes: list[float] = []
     homes = homes_of(linears)
     with not_training(model), progress_bar("measuring plans", len(plans) + 1, progress) as bar:
-        measured = objective_of(objective, model, windows, batch_size)
-        before = 0.0 if objective == "kl" else mean_over(measured, model, windows, batch_size)
+        measured, before = at_start(objective, model, windows, batch_size)
         bar.advance()
         for plan in plans:
             moved = [

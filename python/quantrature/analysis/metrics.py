@@ -27,9 +27,6 @@ METRICS = {
 }
 """Values of the argument ``metrics``, each with a one-line description."""
 
-WITH_MAPS = ("pqi", "first_order", "fisher")
-"""Metrics that also give a value to every single weight."""
-
 
 def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
     """Scores that need the weights alone: metric to matrix name to score."""

@@ -138,9 +138,11 @@ def mean_over(
     return float(total) / windows[:, 1:].numel()
 
 
-def objective_of(name: str, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> Objective:
-    """The objective of a name, for a model that has its original weights."""
-    return Loss() if name == "nll" else Divergence(model, windows, batch_size)
+def at_start(name: str, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> tuple[Objective, float]:
+    """The objective of a name, for a model that has its original weights, and F at these weights."""
+    if name == "kl":
+        return Divergence(model, windows, batch_size), 0.0
+    return Loss(), mean_over(Loss(), model, windows, batch_size)
 
 
 def check_objective(name: str, caller: str) -> None:

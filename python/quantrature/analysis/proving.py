@@ -10,7 +10,7 @@ import torch
 
 from ..models.gradients import Share
 from .integral import Integral, integrate
-from .objective import Objective, mean_over, objective_of
+from .objective import Objective, at_start, mean_over
 from .path import WeightPath
 from .quadrature import quadrature
 from .sensitivity import Proof
@@ -46,17 +46,14 @@ class Prover:
     def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, objective: str = "nll") -> None:
         self.model, self.windows, self.batch_size = model, windows, batch_size
         self._name = objective
-        self._objective: Objective | None = None
-        self._before = 0.0
+        self._start: tuple[Objective, float] | None = None
 
-    def _at_start(self, path: WeightPath) -> Objective:
-        """The objective, and its value at the original weights, where the model is left."""
-        if self._objective is None:
+    def _at_start(self, path: WeightPath) -> tuple[Objective, float]:
+        """The objective, and F at the original weights; the model is moved there if this is not known yet."""
+        if self._start is None:
             path.move_to(0)
-            self._objective = objective_of(self._name, self.model, self.windows, self.batch_size)
-            if self._name != "kl":  # which is 0 there
-                self._before = mean_over(self._objective, self.model, self.windows, self.batch_size)
-        return self._objective
+            self._start = at_start(self._name, self.model, self.windows, self.batch_size)
+        return self._start
 
     @property
     def share(self) -> torch.Tensor:
@@ -65,9 +62,9 @@ class Prover:
 
     def measure(self, path: WeightPath) -> float:
         """F(w~) - F(w), nats per token; leaves the model at w."""
-        objective = self._at_start(path)
+        objective, before = self._at_start(path)
         path.move_to(1)
-        change = mean_over(objective, self.model, self.windows, self.batch_size, 1.0) - self._before
+        change = mean_over(objective, self.model, self.windows, self.batch_size, 1.0) - before
         path.move_to(0)
         return change
 
@@ -88,7 +85,7 @@ class Prover:
                 path,
                 self.windows,
                 quadrature(effort.rule, nodes),
-                objective=self._at_start(path),
+                objective=self._at_start(path)[0],
                 batch_size=self.batch_size,
                 abs_mode=effort.abs_mode,
                 map_folder=effort.map_folder,

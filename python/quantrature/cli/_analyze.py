@@ -85,7 +85,7 @@ def run(
         analysis.quadrature(integral.rule, integral.nodes)
         config = loading.config(model, "analyze")
         tokenizer = loading.tokenizer(model)
-        tokens = text.windows(tokenizer, config)
+        tokens = text.read_with(tokenizer).windows(config)
         loaded = loading.load(model, "analyze")
         cost = None
         if dry_run:

@@ -10,7 +10,7 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._groups import Loading
-from ._options import Json, ModelArgument
+from ._options import BOS_HELP, SEQLEN_DEFAULT, TEXT_COLUMN_HELP, Json, ModelArgument
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ class OnText:
     ] = None
     seqlen: Annotated[
         int | None,
-        typer.Option(
-            help="Tokens per window.",
-            show_default="2048, or the model's context length if shorter",
-            rich_help_panel=TEXT,
-        ),
+        typer.Option(help="Tokens per window.", show_default=SEQLEN_DEFAULT, rich_help_panel=TEXT),
     ] = None
     max_tokens: Annotated[
         int | None, typer.Option(help="Use only the first MAX_TOKENS tokens of the text.", rich_help_panel=TEXT)
@@ -58,12 +54,7 @@ class OnText:
     ] = None
     text_column: Annotated[
         str | None,
-        typer.Option(
-            help="Field of each .jsonl, .json or dataset row that holds the text; by default text, content, messages, "
-            "conversations, instruction with output, or input_ids.",
-            metavar="NAME",
-            rich_help_panel=TEXT,
-        ),
+        typer.Option(help=TEXT_COLUMN_HELP, metavar="NAME", rich_help_panel=TEXT),
     ] = None
 
 
@@ -94,13 +85,7 @@ def run(
     *,
     on: OnText,
     on_tasks: OnTasks,
-    bos: Annotated[
-        str,
-        typer.Option(
-            help="Where to add the BOS token: window (at the start of each window), text (once, before the text), "
-            "none, or auto (window if the tokenizer adds BOS by default, else none)."
-        ),
-    ] = "auto",
+    bos: Annotated[str, typer.Option(help=BOS_HELP)] = "auto",
     batch_size: Annotated[int, typer.Option(help="Windows, or task prompts, per forward pass.")] = 8,
     loading: Loading,
     as_json: Json = False,

@@ -13,10 +13,25 @@ import typer
 
 from .._C import InvalidArgumentError
 from ._input import size_in_bytes
-from ._options import CALIBRATION, MEMORY, RESUMING, Dtype, Ignore, TrustRemoteCode
+from ._options import (
+    BOS_HELP,
+    CALIBRATION,
+    MEMORY,
+    RESUMING,
+    SEQLEN_DEFAULT,
+    TEXT_COLUMN_HELP,
+    Dtype,
+    Ignore,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from ..text import CalibrationText
+
+CUT = ("nsamples", "seqlen", "seed", "bos", "text_column")
+"""Options that say how windows are cut."""
 
 
 def as_command(verb: Callable[..., None]) -> Callable[..., None]:
@@ -67,46 +82,31 @@ class Text:
         int | None,
         typer.Option(
             help="Tokens per window.",
-            show_default="2048, or the model's context length if shorter",
+            show_default=SEQLEN_DEFAULT,
             rich_help_panel=CALIBRATION,
         ),
     ] = None
     seed: Annotated[int, typer.Option(help="Random seed for drawing windows.", rich_help_panel=CALIBRATION)] = 0
     bos: Annotated[
         str,
-        typer.Option(
-            help="Where to add the BOS token: window (at the start of each window), text (once, before the text), "
-            "none, or auto (window if the tokenizer adds BOS by default, else none).",
-            rich_help_panel=CALIBRATION,
-        ),
+        typer.Option(help=BOS_HELP, rich_help_panel=CALIBRATION),
     ] = "auto"
     text_column: Annotated[
         str | None,
-        typer.Option(
-            help="Field of each .jsonl, .json or dataset row that holds the text; by default text, content, messages, "
-            "conversations, instruction with output, or input_ids.",
-            metavar="NAME",
-            rich_help_panel=CALIBRATION,
-        ),
+        typer.Option(help=TEXT_COLUMN_HELP, metavar="NAME", rich_help_panel=CALIBRATION),
     ] = None
     batch_size: Annotated[int, typer.Option(help="Windows per forward pass.", rich_help_panel=CALIBRATION)] = 1
 
     @property
     def cut(self) -> dict[str, Any]:
         """How to cut windows, as arguments of :func:`quantrature.text.token_windows`."""
-        return {
-            "nsamples": self.nsamples,
-            "seqlen": self.seqlen,
-            "seed": self.seed,
-            "bos": self.bos,
-            "text_column": self.text_column,
-        }
+        return {name: value for name, value in vars(self).items() if name in CUT}
 
-    def windows(self, tokenizer: Any, model: Any, **other: Any) -> torch.Tensor:
-        """Return the windows for a model or its configuration; ``other`` overrides the options."""
-        from ..text import token_windows
+    def read_with(self, tokenizer: Any) -> CalibrationText:
+        """Return the text for a tokenizer; it has not been read yet."""
+        from ..text import CalibrationText
 
-        return token_windows(self.calibration, tokenizer, model=model, **{**self.cut, **other})
+        return CalibrationText(self.calibration, tokenizer, **self.cut)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,16 @@ RESUMING = "Resuming"
 OUTPUT = "Output"
 """Panels of ``--help``. They follow the panel "Options", which holds the most common options."""
 
+BOS_HELP = (
+    "Where to add the BOS token: window (at the start of each window), text (once, before the text), none, or auto "
+    "(window if the tokenizer adds BOS by default, else none)."
+)
+TEXT_COLUMN_HELP = (
+    "Field of each .jsonl, .json or dataset row that holds the text; by default text, content, messages, "
+    "conversations, instruction with output, or input_ids."
+)
+SEQLEN_DEFAULT = "2048, or the model's context length if shorter"
+
 ModelArgument = Annotated[
     str, typer.Argument(help="Model folder, or model id on the Hugging Face Hub.", metavar="MODEL")
 ]

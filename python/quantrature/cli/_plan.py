@@ -348,7 +348,7 @@ class _Model:
             raise InvalidArgumentError(f"[plan] --calibration must name the text that {strategy} needs")
         config = self.loading.config(self.path, "plan")
         self.tokenizer = self.loading.tokenizer(self.path)
-        self.tokens = self.text.windows(self.tokenizer, config)
+        self.tokens = self.text.read_with(self.tokenizer).windows(config)
         self.loaded = self.loading.load(self.path, "plan")
 
 

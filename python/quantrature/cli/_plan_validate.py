@@ -77,7 +77,7 @@ def _measured(
 
     analysis = None if sensitivity is None else Sensitivity.load(sensitivity)
     config = loading.config(model, "plan validate")
-    tokens = text.windows(loading.tokenizer(model), config)
+    tokens = text.read_with(loading.tokenizer(model)).windows(config)
     loaded = loading.load(model, "plan validate")
     objective = str(plan.allocation.get("predicts", "nll"))
     how: dict[str, Any] = {"batch_size": text.batch_size, "progress": progress}

@@ -323,7 +323,6 @@ class _Work:
     def read_text(self, name: str, method: str, loading: Loading, dry_run: bool) -> None:
         """Read the calibration windows, if any are needed, and record their origin in the plan."""
         from ..quantization.model import text_settings
-        from ..text import bos_of
 
         needed = self.kept.requant or bool(self.calibrated)
         if needed and self.text.calibration is None:
@@ -337,13 +336,9 @@ class _Work:
         if not needed:
             return
         wanted = text_settings(self.plan, "auto" if self.text.nsamples is None else self.text.nsamples)
-        self.windows = self.text.windows(self.tokenizer, self.model, **wanted)
-        about = {
-            "nsamples": len(self.windows),
-            "seqlen": self.windows.shape[1],
-            "bos": bos_of(self.windows, self.tokenizer, self.model),
-            "seed": self.text.seed,
-        }
+        text = replace(self.text.read_with(self.tokenizer), nsamples=wanted["nsamples"])
+        self.windows = text.windows(self.model, wanted["longest"])
+        about = text.settings(self.windows, self.model)
         self.plan = replace(self.plan, allocation={**self.plan.allocation, "quantized_on": about})
 
     def _of_requant(self, gradients: Gradients) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..analysis.quadrature import quadrature
 from ..methods import SOLVERS
 from ..models import Linears, LinearWeight, check_loaded, fingerprint
 from ..models.folding import Fold, folded, narrowest
-from ..models.gradients import Share, gradient_checkpointing
+from ..models.gradients import gradient_checkpointing
 from ..models.running import not_training
 from ..packed import QuantizedMatrix
 from ..plan import Plan, PlanEntry
@@ -159,12 +159,12 @@ def requant(
     }
     journal = Journal(resume_folder, about, resume, "requant")
     integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
+    prover = Prover(model, windows, batch_size)
     with (
         not_training(model),
-        progress_bar("requantizing", integrals * nodes * len(Share(windows).windows), progress) as bar,
+        progress_bar("requantizing", integrals * nodes * len(prover.share), progress) as bar,
         contextlib.ExitStack() as undone_on_failure,
     ):
-        prover = Prover(model, windows, batch_size)
         start = _start(model, linears, chosen, entries, prover, effort, journal, budgets[0])
         undone_on_failure.enter_context(folded(model, linears, start.folds))
         with (

@@ -15,7 +15,6 @@ from ..files.json_files import read_format
 
 FORMAT = "quantrature-requant"
 FORMAT_VERSION = 1
-RECORD = "requant.json"
 
 PAPER_BITS = 48
 """What the paper counts for a kept weight: 16 bits of value and 32 of index."""
