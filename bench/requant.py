@@ -5,12 +5,13 @@
 
 First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the paper, each in a process of its own.
 
-Then for each method and number of bits: nothing kept; outliers alone; significant weights alone; both; as many random
-positions. At the bytes of "both", as stored: the method with smaller groups, with 16-bit and with 8-bit scales and
-zeros; and as many weights kept by other rankings over the whole model (PQI, magnitude, squared gradient, first order;
-all left out of the fit of the grid). Loss changes are nats a token on the calibration text, perplexity and divergence
-from the original are on the other one. What was measured lies in the work folder, where a run that was cut short goes
-on.
+Then the bench evaluates several models for each method and number of bits. They keep different weights exactly: none;
+outliers; significant weights; both; as many weights at random positions. Others take as many bytes as "both": the
+method with smaller groups, with scales and zeros of 16 bits and of 8 bits; and as many weights that another score ranks
+highest over the whole model (PQI, magnitude, squared gradient, first order), left out of the fit of the grid.
+
+Loss changes are in nats per token on the calibration text. Perplexity and divergence from the original are measured on
+the other text. The work folder keeps each measurement; a run that was interrupted continues from there.
 """
 
 from __future__ import annotations
