@@ -87,7 +87,7 @@ if [ -z "$rehearse" ] && command -v compute-sanitizer > /dev/null; then
   done
 fi
 [ -n "${building:-}" ] && wait "$building"
-step python 240 "$python" -m pytest -q --maxfail=30 -p no:cacheprovider tests/python/test_cuda.py
+step python 240 "$python" -m pytest -q --maxfail=30 -p no:cacheprovider tests/python/core/test_cuda.py
 [ -n "${sanitizing:-}" ] && wait $sanitizing
 if [ -z "$rehearse" ]; then
   step figures 200 "$python" bench/cuda.py $small --output "$out/cuda.json"

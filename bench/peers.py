@@ -359,7 +359,7 @@ def _allocate(relative_gap: float) -> Call:
 
 
 def _highs(relative_gap: float) -> Call:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python" / "support"))
     from integer_program import choose
 
     costs, sizes, budget = _table()

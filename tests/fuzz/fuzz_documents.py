@@ -1,4 +1,4 @@
-"""libFuzzer, through Atheris, looks for documents that fail the tests of ``tests/python/test_fuzz.py``.
+"""libFuzzer, through Atheris, looks for documents that fail the tests of ``tests/python/contracts/test_fuzz.py``.
 
 Those tests say how a document is drawn from bytes and what a parser may do with it; here the bytes are chosen by which
 branches of the parsers they reach: ``python tests/fuzz/fuzz_documents.py -runs=20000 [CORPUS]``.
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "contracts"))
 with atheris.instrument_imports(
-    include=[f"quantrature.{name}" for name in ("checkpoint", "json_files", "plan", "requantization.record", "storage")]
+    include=[f"quantrature.{name}" for name in ("checkpoint", "files.json_files", "packed", "plan", "requantization.record")]
 ):
     import quantrature.checkpoint
     import quantrature.packed  # noqa: F401

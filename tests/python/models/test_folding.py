@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quantrature as qtr
-from helpers import limited_to, same, state_of
+from interruptions import limited_to
+from model_state import same, state_of
 from quantrature import InvalidArgumentError, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.checkpoint.verify import verify
 from quantrature.models.folding import NORM, ROWS, SHIFTED_NORM, Fold, fold, folded, folds_of

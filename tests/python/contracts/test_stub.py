@@ -6,7 +6,7 @@ import pytest
 
 import quantrature._C
 
-STUB = Path(__file__).resolve().parents[2] / "python" / "quantrature" / "_C.pyi"
+STUB = Path(__file__).resolve().parents[3] / "python" / "quantrature" / "_C.pyi"
 
 # The extension alone, under the name the build gives it, without the package around it.
 GENERATE = """

@@ -25,7 +25,7 @@ sybil = pytest.importorskip("sybil")
 from sybil.evaluators.python import PythonEvaluator  # noqa: E402
 from sybil.parsers.myst import CodeBlockParser, SkipParser  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITHOUT_SKIPS = 80
 """At least so many shell and Python blocks run: a mistake in the parsers must not skip them all."""

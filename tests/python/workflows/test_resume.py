@@ -12,7 +12,7 @@ from quantrature.analysis.snapshot import Snapshot
 from quantrature.cli import main
 from quantrature.models import gradients
 from quantrature.nn import quantized_layers
-from test_analysis import TOKENS, sharp_model
+from sharp_models import TOKENS, sharp_model
 from tiny_models import byte_tokenizer
 
 ANALYSIS = {"metrics": ["pqi"], "bits": 2, "group_size": 16, "nodes": 3}

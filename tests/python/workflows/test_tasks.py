@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
-from helpers import run_python
+from fresh_python import run_python
+from own_code import OWN_CASES, own_code
 from quantrature import InvalidArgumentError, checkpoint, evaluate
 from quantrature.cli import main
-from test_loading import OWN_CASES, own_code
 from tiny_models import byte_tokenizer, tiny_model
 
 pytest.importorskip("lm_eval")

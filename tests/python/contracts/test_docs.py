@@ -15,7 +15,7 @@ from quantrature.analysis.sensitivity import MatrixSensitivity, Proof
 from quantrature.methods import METHODS
 from quantrature.plan import Plan, PlanEntry
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 HEADERS = ROOT / "cpp" / "include" / "quantrature"
 PUBLIC = (

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import quantrature as qtr
-from helpers import limited_to, same, state_of
+from interruptions import limited_to
+from model_state import same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, models
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.nn import quantized_layers

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 import quantrature as qtr
-from helpers import limited_to
+from interruptions import limited_to
 from quantrature import InvalidArgumentError, Plan, checkpoint, models
 from quantrature.cli import main
 from quantrature.models import find_linears

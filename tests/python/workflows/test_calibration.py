@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import quantrature as qtr
-from helpers import limited_to, same, state_of
+from interruptions import limited_to
+from model_state import same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.cli import main
 from quantrature.methods import METHODS, SOLVERS, Method

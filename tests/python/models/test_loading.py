@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from config_file import edit_config
+from own_code import OWN_CASES, own_code
 from quantrature import InvalidArgumentError, QuantratureError
 from quantrature.allocation.sources import Source
 from quantrature.cli import main
@@ -21,18 +23,13 @@ def folder(tiny_llama, tmp_path):
     return shutil.copytree(tiny_llama, tmp_path / "copy")
 
 
-def edit(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
 def test_a_folder_loads_in_its_own_dtype_or_another(tiny_llama, folder):
     loaded = load_model(tiny_llama)
     assert type(loaded).__name__ == "LlamaForCausalLM"
     assert not loaded.training
     for name, parameter in tiny_model("llama").named_parameters():
         assert torch.equal(parameter, loaded.get_parameter(name))
-    edit(folder, dtype="bfloat16")
+    edit_config(folder, dtype="bfloat16")
     assert load_model(str(folder)).dtype == torch.bfloat16
     assert load_model(folder, dtype="float32").dtype == torch.float32
     assert load_model(folder, dtype=torch.float16).dtype == torch.float16
@@ -173,10 +170,10 @@ def test_a_folder_without_its_configuration_is_named(folder):
 
 
 def test_an_unknown_model_type_is_named(folder):
-    edit(folder, model_type="nonsense")
+    edit_config(folder, model_type="nonsense")
     with pytest.raises(InvalidArgumentError, match=r"config.json must have a model_type .* got model_type=nonsense$"):
         load_model(folder)
-    edit(folder, auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"})
+    edit_config(folder, auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"})
     with pytest.raises(InvalidArgumentError, match=r"got model_type=nonsense; it has code of its own"):
         load_model(folder)
     with pytest.raises(QuantratureError, match=r"cannot load .*x\.py"):
@@ -184,64 +181,6 @@ def test_an_unknown_model_type_is_named(folder):
 
 
 # Code that comes with a model
-
-OWN_CODE = """
-import transformers
-
-
-class OwnConfig(transformers.LlamaConfig):
-    model_type = "own-llama"
-
-
-class LlamaForCausalLM(transformers.LlamaForCausalLM):
-    def __init__(self, config):
-        super().__init__(config)
-        self.model.layers[0].mlp.extra_proj = transformers.pytorch_utils.nn.Linear(32, 32, bias=False)
-
-    def forward(self, *args, **kwargs):
-        found = super().forward(*args, **kwargs)
-        found.logits = 2 * found.logits
-        return found
-
-
-class OwnOfOwnConfig(LlamaForCausalLM):
-    config_class = OwnConfig
-
-
-class OwnModel(transformers.LlamaForCausalLM):
-    pass
-"""
-
-
-def own_code(folder, auto_map, **changes):
-    """A Llama that comes with code; its first block has one matrix more than that of transformers, where LM is."""
-    model = tiny_model("llama")
-    if "AutoModelForCausalLM" in auto_map:
-        model.model.layers[0].mlp.extra_proj = torch.nn.Linear(32, 32, bias=False)
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    (folder / "modeling_own.py").write_text(OWN_CODE)
-    edit(folder, auto_map={auto: f"modeling_own.{name}" for auto, name in auto_map.items()}, **changes)
-    return folder
-
-
-OWN_CASES = {
-    "of a known name": ({"AutoModelForCausalLM": "LlamaForCausalLM"}, {}),
-    "of its own name": ({"AutoModelForCausalLM": "LlamaForCausalLM"}, {"architectures": ["OwnForCausalLM"]}),
-    "under AutoModel alone": ({"AutoModel": "OwnModel"}, {}),
-    "with a configuration of a known type": (
-        {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnOfOwnConfig"},
-        {},
-    ),
-    "with a configuration of an unknown type": (
-        {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnOfOwnConfig"},
-        {"model_type": "own-llama", "architectures": ["OwnOfOwnConfig"]},
-    ),
-    "with a configuration without a type": (
-        {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnOfOwnConfig"},
-        {"model_type": None},
-    ),
-}
 
 
 @pytest.mark.parametrize("case", OWN_CASES)
@@ -293,7 +232,7 @@ def test_code_for_another_task_does_not_stand_in_for_the_named_class(tmp_path):
 )
 def test_an_impossible_auto_map_is_named(tmp_path, auto_map, message):
     folder = own_code(tmp_path / "own", {})
-    edit(folder, auto_map=auto_map, architectures=["Own"])
+    edit_config(folder, auto_map=auto_map, architectures=["Own"])
     with pytest.raises(InvalidArgumentError, match=message):
         load_model(folder, trust_remote_code=True)
 
@@ -327,13 +266,13 @@ def test_verbs_run_the_code_that_is_trusted(tmp_path, capfd):
 
 
 def test_an_impossible_configuration_is_named(folder):
-    edit(folder, num_attention_heads=5)
+    edit_config(folder, num_attention_heads=5)
     with pytest.raises(QuantratureError, match=r"cannot load .*The hidden size \(32\) is not a multiple"):
         load_model(folder)
 
 
 def test_an_unknown_quantization_method_never_runs(folder):
-    edit(folder, quantization_config={"quant_method": "nonsense"})
+    edit_config(folder, quantization_config={"quant_method": "nonsense"})
     with pytest.raises(InvalidArgumentError, match=r"quant_method that is installed: got quant_method=nonsense"):
         load_model(folder)
 
@@ -362,10 +301,10 @@ def test_a_corrupted_header_is_named(folder):
 
 
 def test_no_weight_is_ever_random(folder):
-    edit(folder, num_hidden_layers=3)
+    edit_config(folder, num_hidden_layers=3)
     with pytest.raises(QuantratureError, match=r"no values for tensors of the model: model.layers.2.*and 6 more"):
         load_model(folder)
-    edit(folder, num_hidden_layers=2, intermediate_size=40)
+    edit_config(folder, num_hidden_layers=2, intermediate_size=40)
     with pytest.raises(
         QuantratureError, match=r"other shapes of the model: .*down_proj.weight \(\(32, 48\) instead of"
     ):
@@ -373,7 +312,7 @@ def test_no_weight_is_ever_random(folder):
 
 
 def test_tensors_without_a_use_are_reported(folder, caplog):
-    edit(folder, num_hidden_layers=1)
+    edit_config(folder, num_hidden_layers=1)
     load_model(folder)
     assert "tensors that the model does not use: model.layers.1.input_layernorm.weight" in caplog.text
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("transformers")  # the environments that test wheels have only what the ops need
 pytest.importorskip("peft")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LISTED = Path(__file__).with_name("interface.txt")
 
 

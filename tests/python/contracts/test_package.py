@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import quantrature
-from helpers import run_python
+from fresh_python import run_python
 
 
 def test_import_needs_numpy_alone():
@@ -73,7 +73,7 @@ ELSEWHERE = {"_allocation": "test_knapsack.py", "_hessian": "test_gptq.py"}
 def test_wheels_are_tested_with_the_tests_of_every_op():
     from quantrature import ops
 
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     command = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["cibuildwheel"]["test-command"]
     sources = [path for path in sorted(Path(ops.__file__).parent.glob("_[a-z]*.py")) if path.stem != "_arrays"]
     assert len(sources) >= 10

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
-from helpers import run_python
+from fresh_python import run_python
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.checkpoint.verify import verify
 from quantrature.files.new_folder import new_folder

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import quantrature as qtr
-from helpers import run_python
+from fresh_python import run_python
 from quantrature import InvalidArgumentError, models
 from quantrature.analysis.path import Moved, WeightPath
-from test_analysis import TOKENS, images, sharp_model
+from sharp_models import TOKENS, images, sharp_model
 from tiny_models import byte_tokenizer
 
 

@@ -14,7 +14,7 @@ from quantrature import checkpoint, ops
 from quantrature.nn import quantized_layers
 from quantrature.plan import Plan, PlanEntry
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(*command, cwd=None, **environment):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import quantrature
-from helpers import run_python
+from fresh_python import run_python
 from quantrature import evaluate, models
 from quantrature.cli import VERBS, main
 from quantrature.methods import METHODS

@@ -15,7 +15,7 @@ from quantrature.models.folding import narrowest
 from quantrature.nn import quantized_layers
 from quantrature.requantization import Requantization
 from quantrature.requantization.outliers import greedy_split, split
-from test_analysis import TOKENS, loss, sharp_model
+from sharp_models import TOKENS, loss, sharp_model
 from tiny_models import byte_tokenizer, tiny_model
 
 HOST = {"bits": 2, "group_size": 16}

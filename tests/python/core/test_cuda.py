@@ -469,7 +469,7 @@ def test_gptq_refuses(on_device):
 @pytest.mark.parametrize("method", ["rtn", "mse", "hqq", "gptq", "squeezellm"])
 def test_a_model_is_quantized_where_it_is(model_on_device, monkeypatch, method, dtype):
     from quantrature.nn import quantized_layers
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     settings = {"bits": 3, "group_size": 16, "method": method, "outlier_fraction": 0.01}
     if method in ("gptq", "squeezellm"):
@@ -522,7 +522,7 @@ def test_statistics_that_are_kept_are_on_the_cpu(model_on_device):
     from quantrature.models import find_linears
     from quantrature.plan import PlanEntry
     from quantrature.quantization.sequential import calibrate, collect
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     model = model_on_device(sharp_model())
     linears = find_linears(model)
@@ -539,7 +539,7 @@ def test_statistics_that_are_kept_are_on_the_cpu(model_on_device):
 
 @needs_a_device
 def test_where_a_device_has_no_memory_for_a_factor_the_cpu_finds_it(model_on_device, monkeypatch):
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     given = []
     gptq = ops.gptq
@@ -564,7 +564,7 @@ def test_where_a_device_has_no_memory_for_a_factor_the_cpu_finds_it(model_on_dev
 @needs_a_device
 def test_a_model_is_quantized_on_the_cpu_without_a_backend(model_on_device, monkeypatch):
     from quantrature import methods
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     monkeypatch.setattr(methods, "cuda_device_count", lambda: (0, "there is none"))
     seen = []
@@ -631,7 +631,7 @@ def same_maps(found, expected):
     ("layout", "abs_mode"), [("llama", "after_mean"), ("gpt2", "per_sample"), ("gpt2", "per_node")]
 )
 def test_gradients_are_added_up_where_the_weights_are(model_on_device, monkeypatch, layout, abs_mode):
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     metrics = ["pqi", "first_order", "fisher", "activation_error", "error", "magnitude", "kurtosis"]
     metrics = metrics if abs_mode == "after_mean" else ["pqi"]
@@ -660,7 +660,7 @@ def test_gradients_are_added_up_where_the_weights_are(model_on_device, monkeypat
 @pytest.mark.parametrize("way", ["in files", "no backend"])
 def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model_on_device, monkeypatch, tmp_path, way):
     from quantrature.analysis import path
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     settings = ANALYSIS | {"metrics": ["pqi"]}
     expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
@@ -677,7 +677,7 @@ def test_gradients_are_added_up_on_the_cpu_for_files_and_without_a_backend(model
 
 @needs_a_device
 def test_originals_stay_on_the_cpu_where_a_device_has_little_memory(model_on_device, monkeypatch):
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     settings = ANALYSIS | {"metrics": ["pqi"]}
     expected = quantrature.analyze(sharp_model(), TOKENS, **settings)
@@ -698,7 +698,7 @@ def test_originals_stay_on_the_cpu_where_a_device_has_little_memory(model_on_dev
 @needs_a_device
 def test_images_of_methods_that_do_not_run_there_are_taken_along(model_on_device, monkeypatch):
     from quantrature.analysis import _analyze
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     monkeypatch.setattr(_analyze, "candidates", lambda group_size: [])  # which would take a minute
     settings = ANALYSIS | {"metrics": ["pqi"], "method": "awq"}
@@ -736,10 +736,10 @@ def test_every_method_leaves_the_matrix_where_its_weights_are(model_on_device, m
 
 @needs_a_device
 def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, monkeypatch, tmp_path):
-    from helpers import limited_to
+    from interruptions import limited_to
     from quantrature.analysis import objective
     from quantrature.analysis.snapshot import Snapshot
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     settings = ANALYSIS | {"metrics": ["pqi"]}
     whole = quantrature.analyze(model_on_device(sharp_model()), TOKENS, **settings)
@@ -764,7 +764,7 @@ def test_an_interrupted_analysis_goes_on_where_the_weights_are(model_on_device, 
 @pytest.mark.parametrize(("method", "selection"), [("rtn", "temperature"), ("rtn", "greedy"), ("awq", "temperature")])
 def test_requant_ranks_and_quantizes_weights_where_they_are(model_on_device, monkeypatch, method, selection):
     from quantrature.nn import quantized_layers
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     settings = ANALYSIS | {"outlier_fraction": 0.01, "significant_fraction": 0.005, "temperatures": [1.0]}
     settings |= {"method": method, "selection": selection}
@@ -816,7 +816,7 @@ def test_maps_on_several_devices_are_ranked_together(model_on_device):
 @needs_a_device
 @pytest.mark.parametrize("metric", ["pqi", "first_order", "fisher"])
 def test_an_analysis_on_a_device_names_the_gradient_that_is_not_finite(model_on_device, metric):
-    from test_analysis import TOKENS, sharp_model
+    from sharp_models import TOKENS, sharp_model
 
     model = model_on_device(sharp_model())
     model.model.layers[1].mlp.up_proj.weight.register_hook(lambda gradient: gradient * np.inf)
@@ -857,7 +857,7 @@ def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(mode
 @pytest.mark.skipif(not ON_HOST, reason="needs kernels that run on the host")
 def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
     """Its rows at small sizes, with a clock that only calls; and what a peer that is not installed leaves."""
-    source = importlib.util.spec_from_file_location("cuda_bench", Path(__file__).parents[2] / "bench" / "cuda.py")
+    source = importlib.util.spec_from_file_location("cuda_bench", Path(__file__).parents[3] / "bench" / "cuda.py")
     bench = importlib.util.module_from_spec(source)
     source.loader.exec_module(bench)
 
@@ -898,7 +898,7 @@ def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
 def test_the_benchmark_is_skipped_where_there_is_no_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    bench = Path(__file__).parents[2] / "bench" / "cuda.py"
+    bench = Path(__file__).parents[3] / "bench" / "cuda.py"
     done = subprocess.run([sys.executable, str(bench)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU\n"
@@ -906,7 +906,7 @@ def test_the_benchmark_is_skipped_where_there_is_no_gpu():
 
 def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
     pytest.importorskip("transformers")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, root / "bench" / "cuda_model.py", root / "python" / "quantrature" / "demo" / "model"]
     sizes = ["--nsamples", "1", "--seqlen", "16", "--steps", "16"]
     done = subprocess.run(
@@ -926,7 +926,7 @@ def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
 
 
 def test_the_documentation_names_the_kernels():
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     declared = r"__global__\s+void(?:\s+__launch_bounds__\([^()]*\))?\s+(\w+)\("
     kernels = set()
     for file in (root / "cuda").rglob("*.cu*"):

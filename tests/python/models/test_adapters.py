@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import quantrature as qtr
-from helpers import run_python
+from fresh_python import run_python
 from quantrature import InvalidArgumentError, UnsupportedError
 from quantrature.nn import QuantLinear, TiedLinear, quantized_layers
 from tiny_models import tiny_model

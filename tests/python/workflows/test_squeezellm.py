@@ -17,8 +17,8 @@ from quantrature.methods.squeezellm import outlier_shares
 from quantrature.nn import quantized_layers
 from quantrature.plan.option import stored_bytes
 from quantrature.quantization.model import plan_for, text_settings
-from test_analysis import TOKENS, sharp_model
-from test_analysis import loss as loss_of
+from sharp_models import TOKENS, sharp_model
+from sharp_models import loss as loss_of
 from tiny_models import tiny_model
 
 WEIGHT = torch.randn(24, 96, generator=torch.Generator().manual_seed(0)) * 0.02

@@ -1,6 +1,6 @@
 """Whatever JSON the parsers of plans and checkpoints are given, they take it or refuse it with a QuantratureError.
 
-The profile ``long`` looks longer: ``pytest tests/python/test_fuzz.py --hypothesis-profile=long``. In
+The profile ``long`` looks longer: ``pytest tests/python/contracts/test_fuzz.py --hypothesis-profile=long``. In
 ``tests/fuzz/fuzz_documents.py`` libFuzzer chooses the documents of the same tests.
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from helpers import run_python
+from fresh_python import run_python
 from quantrature import InvalidArgumentError, Plan, PlanEntry, models
 from quantrature.allocation import measured_loss_changes
 from quantrature.analysis import analyze

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from helpers import run_python
+from fresh_python import run_python
 from quantrature import ops
 from quantrature._C import run_on_openmp_of
 
