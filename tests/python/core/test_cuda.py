@@ -22,6 +22,7 @@ from quantrature.ops import _arrays
 
 torch = pytest.importorskip("torch")
 
+ROOT = Path(__file__).resolve().parents[3]
 ON_HOST = "on_host" in os.environ.get("QUANTRATURE_CUDA_PLUGIN", "")
 GPU = not ON_HOST and torch.cuda.is_available() and quantrature.cuda_device_count()[0] > 0
 
@@ -857,7 +858,7 @@ def test_gradients_of_a_device_that_are_not_finite_are_named_after_the_pass(mode
 @pytest.mark.skipif(not ON_HOST, reason="needs kernels that run on the host")
 def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
     """Its rows at small sizes, with a clock that only calls; and what a peer that is not installed leaves."""
-    source = importlib.util.spec_from_file_location("cuda_bench", Path(__file__).parents[3] / "bench" / "cuda.py")
+    source = importlib.util.spec_from_file_location("cuda_bench", ROOT / "bench" / "ops" / "cuda.py")
     bench = importlib.util.module_from_spec(source)
     source.loader.exec_module(bench)
 
@@ -898,20 +899,19 @@ def test_the_benchmark_calls_what_there_is(model_on_device, monkeypatch):
 def test_the_benchmark_is_skipped_where_there_is_no_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    bench = Path(__file__).parents[3] / "bench" / "cuda.py"
-    done = subprocess.run([sys.executable, str(bench)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bench.ops.cuda"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU\n"
+    assert done.stdout == f"bench/ops/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU\n"
 
 
 def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
     pytest.importorskip("transformers")
-    root = Path(__file__).parents[3]
-    command = [sys.executable, root / "bench" / "cuda_model.py", root / "python" / "quantrature" / "demo" / "model"]
+    command = [sys.executable, "-m", "bench.ops.cuda_model", ROOT / "python" / "quantrature" / "demo" / "model"]
     sizes = ["--nsamples", "1", "--seqlen", "16", "--steps", "16"]
     done = subprocess.run(
         [*command, "--device", "cpu", *sizes, "--output", tmp_path / "model.json"],
         env=os.environ | {"PYTHONPATH": str(Path(quantrature.__file__).parents[1])},  # in place or installed
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -926,14 +926,13 @@ def test_the_benchmark_of_a_model_runs_on_the_cpu(tmp_path):
 
 
 def test_the_documentation_names_the_kernels():
-    root = Path(__file__).parents[3]
     declared = r"__global__\s+void(?:\s+__launch_bounds__\([^()]*\))?\s+(\w+)\("
     kernels = set()
-    for file in (root / "cuda").rglob("*.cu*"):
+    for file in (ROOT / "cuda").rglob("*.cu*"):
         text = re.sub(r"//.*", "", file.read_text())
         kernels |= set(re.findall(declared, text))
         assert len(re.findall(declared, text)) == text.count("__global__"), file
-    table = re.findall(r"^\| .* \|$", (root / "docs" / "cuda.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| .* \|$", (ROOT / "docs" / "cuda.md").read_text(), re.MULTILINE)
     named = {name for line in table for name in re.findall(r"`(\w+)`", line.split("|")[2])} - {"topk"}
     assert named == kernels
     assert len(kernels) > 40

@@ -1,6 +1,6 @@
 """The methods side by side, each alone and with ReQuant, and llama.cpp's K-quants: quality, bits and time.
 
-    python bench/methods.py MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--methods rtn,hqq,...]
+    python -m bench.quality.methods MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--methods rtn,hqq,...]
         [--work FOLDER] [--output bench/results]
 
 Every method that is registered takes part; ReQuant at the settings of arXiv 2503.01901 for the methods it has.
@@ -15,19 +15,19 @@ import argparse
 import importlib.util
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import ggml
 import numpy as np
 import torch
-from peers import machine
 
 import quantrature as qtr
+from bench.harness import ggml
+from bench.harness.heading import command
+from bench.harness.machine import machine
 from quantrature import evaluate, models
 from quantrature.methods import METHODS
 from quantrature.nn import quantized_layers
@@ -84,8 +84,8 @@ def parse_arguments() -> argparse.Namespace:
 class Bench:
     """One model, its texts, and the rows so far."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, module: str, options: argparse.Namespace) -> None:
+        self.module, self.options = module, options
         tokenizer = models.load_tokenizer(options.model)
         self.original = models.load_model(options.model, "float32")
         self.evaluation = token_windows(options.text, tokenizer, seqlen=options.seqlen, max_tokens=options.tokens)
@@ -180,7 +180,7 @@ class Bench:
         machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in self.rows.values()})
         lines = [
             f"# {title}\n",
-            f"`python {' '.join(sys.argv)}`\n",
+            f"`{command(self.module)}`\n",
             f"{date.today()}, {'; '.join(machines)}; {self.evaluation[:, 1:].numel():,} evaluated tokens in windows of "
             f"{self.options.seqlen}; {about}\n",
             f"| {first} | bits per weight, stored | perplexity | divergence (nats a token) | processor seconds |",
@@ -244,7 +244,7 @@ def by_ggml(kind: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
 
 def main() -> None:
     options = parse_arguments()
-    bench = Bench(options)
+    bench = Bench("bench.quality.methods", options)
     methods = [name for name in options.methods.split(",") if name in METHODS]
     for bits in map(int, options.bits.split(",")):
         for method in methods:

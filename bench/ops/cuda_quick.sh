@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Builds, checks and measures the CUDA backend within a few minutes, for machines that are lent by the minute.
 #
-#   bench/cuda_quick.sh OUT [--prebuilt FOLDER] [--model FOLDER] [--small] [--rehearse]
+#   bench/ops/cuda_quick.sh OUT [--prebuilt FOLDER] [--model FOLDER] [--small] [--rehearse]
 #
 # OUT gets one log for each step, the figures as JSON, and summary.txt: the steps with their seconds and exit codes. No
 # step stops the others. --prebuilt names a folder that has what was built elsewhere: libquantrature_cuda.so,
 # quantrature_gpu_tests and, for the same Python, _C.abi3.so or whatever the extension is called. --model measures a
 # model of transformers as well. --rehearse does all of it where no GPU is, with the kernels on the CPU (build/dev).
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out= prebuilt= model= small= rehearse=
 while [ $# -gt 0 ]; do
   case $1 in
@@ -21,7 +21,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ -n "$out" ] || { echo "usage: bench/cuda_quick.sh OUT [--prebuilt FOLDER] [--model FOLDER] [--small] [--rehearse]" >&2; exit 2; }
+[ -n "$out" ] || { echo "usage: bench/ops/cuda_quick.sh OUT [--prebuilt FOLDER] [--model FOLDER] [--small] [--rehearse]" >&2; exit 2; }
 mkdir -p "$out" && out=$(realpath "$out")
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 python=${PYTHON:-python3}
@@ -90,8 +90,8 @@ fi
 step python 240 "$python" -m pytest -q --maxfail=30 -p no:cacheprovider tests/python/core/test_cuda.py
 [ -n "${sanitizing:-}" ] && wait $sanitizing
 if [ -z "$rehearse" ]; then
-  step figures 200 "$python" bench/cuda.py $small --output "$out/cuda.json"
-  [ -n "$model" ] && step model 200 "$python" bench/cuda_model.py "$model" --output "$out/model.json"
+  step figures 200 "$python" -m bench.ops.cuda $small --output "$out/cuda.json"
+  [ -n "$model" ] && step model 200 "$python" -m bench.ops.cuda_model "$model" --output "$out/model.json"
 fi
 cp python/quantrature/_C*.so "$out/" 2>/dev/null
 cat "$out/summary.txt"

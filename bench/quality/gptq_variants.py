@@ -1,6 +1,7 @@
 """GPTQ's variants side by side: order of columns, when grids are fitted, and which calibration text, by quality.
 
-    python bench/gptq_variants.py MODEL --calibration TEXT --text TEXT [--bits 3,2,4] [--work FOLDER] [--output FOLDER]
+    python -m bench.quality.gptq_variants MODEL --calibration TEXT --text TEXT [--bits 3,2,4] [--work FOLDER]
+        [--output FOLDER]
 
 Each row is a whole model, quantized block by block, against the original: perplexity and mean divergence on the text.
 With the first of the bits, each quarter of the calibration text alone, too.
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from methods import Bench, arguments, stored_bits
 
 import quantrature as qtr
+from bench.quality.methods import Bench, arguments, stored_bits
 from quantrature import ops
 from quantrature.methods import SOLVERS, Method, Statistics
 from quantrature.models import find_linears
@@ -101,7 +102,7 @@ def by_gptq_across_columns(bits: int, windows: torch.Tensor) -> Callable[[Any], 
 
 def main() -> None:
     options = arguments(__doc__.splitlines()[0], "3,2").parse_args()
-    bench = Bench(options)
+    bench = Bench("bench.quality.gptq_variants", options)
     quarter = len(bench.windows) // QUARTERS
     for bits in map(int, options.bits.split(",")):
         for static, desc in itertools.product((True, False), repeat=2):

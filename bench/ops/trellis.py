@@ -1,6 +1,6 @@
 """What trellis codes make of normal numbers: squared error, and the time to find and to read them.
 
-    python bench/trellis.py [--sequences 400] [--output bench/results]
+    python -m bench.ops.trellis [--sequences 400] [--output bench/results]
 
 Errors are of sequences of 256 numbers with unit variance, each code at the scale that method qtip gives it. Times are
 of one thread: to find the codes of a panel of 16 tiles, per weight; and to multiply a matrix of 2048 x 2048 by a
@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peers import machine
 
 import quantrature as qtr
+from bench.harness.heading import heading
 from quantrature import ops
 from quantrature.methods.qtip import RATIOS
 from quantrature.ops import Trellis
@@ -82,12 +80,9 @@ def main() -> None:
     for trellis in TRELLISES:
         lines.append(row(trellis, x, by_torch))
         print(lines[-1], flush=True)
-    heading = (
-        f"`python {' '.join(sys.argv)}`\n\n{date.today()}, {machine(1)}; {len(x)} sequences, "
-        f"torch takes {by_torch * 1e3:.2f} ms a product.\n"
-    )
+    head = f"{heading('bench.ops.trellis', 1)}; {len(x)} sequences, torch takes {by_torch * 1e3:.2f} ms a product.\n"
     if options.output:
-        (options.output / "trellis.md").write_text("\n".join([heading, *lines]) + "\n")
+        (options.output / "trellis.md").write_text("\n".join([head, *lines]) + "\n")
 
 
 if __name__ == "__main__":

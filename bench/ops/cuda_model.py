@@ -1,6 +1,6 @@
 """Times a whole model on a GPU: the analysis, quantized generation beside dense, and PQI in a training step.
 
-    PYTHONPATH=python python bench/cuda_model.py MODEL [--text FILE] [--output model.json] [--device cpu]
+    PYTHONPATH=python python -m bench.ops.cuda_model MODEL [--text FILE] [--output model.json] [--device cpu]
 
 MODEL is a folder of transformers. The text is cut into windows for the analysis and for the loss of each model; without
 one it is held-out source code of Python's own library, which every installation has. Nothing is downloaded. Generation
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda import ROOT, Timer, step_row
 
 import quantrature as qtr
+from bench.ops.cuda import ROOT, Timer, step_row
 from quantrature import models
 from quantrature.analysis.objective import Loss, mean_over
 from quantrature.demo.text import evaluation_text

@@ -1,6 +1,6 @@
 """What quantizing costs in quality: perplexity and divergence of one model by method and size, peers in the same run.
 
-    python bench/quality.py MODEL --calibration TEXT --text TEXT [--tokens 65536] [--output bench/results]
+    python -m bench.quality.sizes MODEL --calibration TEXT --text TEXT [--tokens 65536] [--output bench/results]
 
 Every row of this package is a model that was quantized by :func:`quantrature.quantize`. Rows of the package ``hqq`` are
 its images of the same matrices, put into the same model; without that package they are left out, and the table says so.
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from peers import machine
 
 import quantrature as qtr
+from bench.harness.heading import heading
 from quantrature import Plan, evaluate, models
 from quantrature.methods import solver_of
 from quantrature.nn import QuantLinear
@@ -124,11 +122,11 @@ def main() -> None:
     ]
     if not importlib.util.find_spec("hqq"):
         lines.append("| package hqq | | not installed | | |")
-    heading = (
-        f"`python {' '.join(sys.argv)}`\n\n{date.today()}, {machine(torch.get_num_threads())}; "
+    head = (
+        f"{heading('bench.quality.sizes', torch.get_num_threads())}; "
         f"{evaluation[:, 1:].numel():,} tokens in windows of {options.seqlen}.\n"
     )
-    table = "\n".join([heading, *lines, ""])
+    table = "\n".join([head, *lines, ""])
     print("\n" + table)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

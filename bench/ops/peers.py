@@ -1,6 +1,6 @@
 """Times the ops of this package beside what users call instead and beside the machine's own reading and copying.
 
-    python bench/peers.py [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
+    python -m bench.ops.peers [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
 
 All of it takes about three minutes on two cores.
 
@@ -14,14 +14,9 @@ caller keeps them: outputs are allocated beforehand for this package and its pee
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -31,11 +26,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import ggml
 import numpy as np
 import torch
 
 import quantrature
+from bench.harness import ggml
+from bench.harness.heading import command
+from bench.harness.machine import SETTLE_SECONDS, Machine, machine
 from quantrature import ops
 
 Call = Callable[[], Any]
@@ -44,51 +41,8 @@ Make = Callable[[], Call]
 SLOW_SECONDS = 1.0
 """What takes longer is timed once."""
 
-SETTLE_SECONDS = 0.01
-"""Before a turn: OpenMP's threads, which torch uses, keep a core busy for some milliseconds after a call."""
-
 WARM_SECONDS = 0.02
 """At the start of a turn: threads are awake and caches have what they can hold when the call that counts begins."""
-
-
-class Machine:
-    """What machine.c measures: the time that memory alone takes, on as many threads as the ops have."""
-
-    READ, READ_STREAMS, COPY, COPY_PAST_CACHE, WRITE = range(5)
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        source = Path(__file__).with_name("machine.c")
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / "machine.so"
-            command = [os.environ.get("CC", "cc"), "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-            subprocess.run([*command, str(source), "-o", str(library)], check=True)
-            self._seconds = ctypes.CDLL(str(library)).machine_seconds
-        self._seconds.restype = ctypes.c_double
-        self._seconds.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
-
-    def seconds(self, way: int, source: torch.Tensor, target: torch.Tensor, size: int) -> float:
-        """Of one of the ways above to touch so many bytes."""
-        return float(self._seconds(way, source.data_ptr(), target.data_ptr(), size, self.threads))
-
-    def read(self, source: torch.Tensor) -> float:
-        """The faster of reading from one end to the other and of reading four parts in turn."""
-        return min(self.seconds(way, source, source, source.nbytes) for way in (self.READ, self.READ_STREAMS))
-
-    def copy(self, source: torch.Tensor, target: torch.Tensor, size: int | None = None) -> float:
-        """The faster of a plain copy and of one whose stores pass the cache by."""
-        size = source.nbytes if size is None else size
-        return min(self.seconds(way, source, target, size) for way in (self.COPY, self.COPY_PAST_CACHE))
-
-    def move(self, source: torch.Tensor, target: torch.Tensor) -> float:
-        """Reading the one and writing the other, of different sizes."""
-        both = min(source.nbytes, target.nbytes)
-        seconds = self.copy(source, target, both)
-        if source.nbytes > both:
-            seconds += self.seconds(self.READ, source[both:], target, source.nbytes - both)
-        if target.nbytes > both:
-            seconds += self.seconds(self.WRITE, source, target[both:], target.nbytes - both)
-        return seconds
 
 
 class Data:
@@ -359,7 +313,7 @@ def _allocate(relative_gap: float) -> Call:
 
 
 def _highs(relative_gap: float) -> Call:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "python" / "support"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "python" / "support"))
     from integer_program import choose
 
     costs, sizes, budget = _table()
@@ -798,20 +752,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def machine(threads: int) -> str:
-    """One line about where this runs."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = models[0] if models else model
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{model}, {os.cpu_count()} cores, {threads} threads{load}; kernels {quantrature.target()}; "
-        f"torch {torch.__version__}, numpy {np.__version__}"
-    )
-
-
 def about(d: Data, own: Machine, rounds: int) -> str:
     """Where this runs, and how fast its memory is."""
     size = d.w.nbytes
@@ -862,9 +802,9 @@ def main() -> None:
         print(f"{where}\n\n{table(results)}")
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        command = " ".join(["python", *sys.argv])
         text = (
-            f"# Ops beside their peers, {date.today()}\n\n    {command}\n\n{where}. {options.side} x {options.side} "
+            f"# Ops beside their peers, {date.today()}\n\n    {command('bench.ops.peers')}\n\n{where}. "
+            f"{options.side} x {options.side} "
             f"float32 unless stated; {'minima' if options.best else 'medians'} of {options.rounds} rounds, in which "
             f"machine, ours and peer take turns.\n\n{table(results)}\n"
         )

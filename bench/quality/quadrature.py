@@ -1,6 +1,6 @@
 """How well the rules of quadrature predict the loss change of quantizing, and what each costs.
 
-    python bench/quadrature.py MODEL --calibration TEXT [--nsamples 16] [--bits 2,3,4] [--output bench/results]
+    python -m bench.quality.quadrature MODEL --calibration TEXT [--nsamples 16] [--bits 2,3,4] [--output bench/results]
 
 All matrices move at once, from their weights to their round-to-nearest images. What a rule predicts is the weighted sum
 of the slope dF/dt at its nodes; the slope at a node is one integral with that node alone, and nodes that several rules
@@ -10,14 +10,12 @@ share (i/32, for all but Gauss) are evaluated once. The true value is F(w~) - F(
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
-from peers import machine
 
+from bench.harness.heading import heading
 from quantrature import analysis, models
 from quantrature.analysis.integral import integrate
 from quantrature.analysis.path import Moved, WeightPath
@@ -87,13 +85,13 @@ def main() -> None:
         ),
         "| measured loss change, nats a token | | " + " | ".join(f"{measured[bits]:.6f}" for bits in settings) + " |",
     ]
-    heading = (
-        f"`python {' '.join(sys.argv)}`\n\n{date.today()}, {machine(torch.get_num_threads())}; "
+    head = (
+        f"{heading('bench.quality.quadrature', torch.get_num_threads())}; "
         f"{len(windows)} windows of {windows.shape[1]} tokens, {options.method}, groups of {options.group_size}, "
         f"float32. Relative error of the summed prediction of the loss change. "
         f"A gradient evaluation of all windows took {sorted(seconds)[len(seconds) // 2]:.1f} s (median).\n"
     )
-    table = "\n".join([heading, *lines, ""])
+    table = "\n".join([head, *lines, ""])
     print("\n" + table)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Runs quantized models: decoding, memory, and loading, beside torch, llama.cpp and the package hqq.
 
-    python bench/runtime.py products [--output bench/results]
-    python bench/runtime.py calls [--threads 1]
-    python bench/runtime.py generate MODEL [--output bench/results]
-    python bench/runtime.py shape FOLDER [--output bench/results]     # the first time, it builds the models there
+    python -m bench.ops.runtime products [--output bench/results]
+    python -m bench.ops.runtime calls [--threads 1]
+    python -m bench.ops.runtime generate MODEL [--output bench/results]
+    python -m bench.ops.runtime shape FOLDER [--output bench/results]     # the first time, it builds the models there
 
 products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. calls: the
 time of Python around the product of a quantized layer. generate: a model decodes greedily in turns; on a busy machine,
@@ -24,15 +24,15 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import ggml
 import torch
-from peers import SETTLE_SECONDS, machine
 
 import quantrature as qtr
+from bench.harness import ggml
+from bench.harness.heading import heading
+from bench.harness.machine import SETTLE_SECONDS
 from quantrature import ops
 
 SHAPE: dict[str, Any] = {
@@ -337,7 +337,7 @@ def shape(options: argparse.Namespace) -> str:
     build(folder)
 
     def run(model: Path, settings: dict[str, Any], keep: Path | None = None) -> dict[str, Any]:
-        command = [sys.executable, __file__, "one", str(model), "--settings", json.dumps(settings)]
+        command = [sys.executable, "-m", "bench.ops.runtime", "one", str(model), "--settings", json.dumps(settings)]
         command += ["--tokens", str(options.tokens), "--threads", str(options.threads)]
         with tempfile.TemporaryFile("w+") as errors:
             done = subprocess.run(
@@ -418,8 +418,8 @@ def main() -> None:
         one(options)
         return
     table = {"products": products, "calls": calls, "generate": generate, "shape": shape}[options.part](options)
-    heading = f"`python {' '.join(sys.argv)}`\n\n{date.today()}, {machine(options.threads)}"
-    text = f"{heading}\n\n{table}\n"
+    head = heading("bench.ops.runtime", options.threads)
+    text = f"{head}\n\n{table}\n"
     print(text)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

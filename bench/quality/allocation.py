@@ -1,6 +1,6 @@
 """What ways to allocate are worth at equal size: perplexity and divergence of one model under plans of every method.
 
-    python bench/allocation.py MODEL --calibration TEXT --text TEXT --work FOLDER [--output bench/results]
+    python -m bench.quality.allocation MODEL --calibration TEXT --text TEXT --work FOLDER [--output bench/results]
 
 All plans are quantized by HQQ, with scales and zeros of 8 bits, as published. A budget is called by the nominal bits
 of a published setting and is, in bytes, what that setting takes as stored; the boosts spend more, as published. What
@@ -10,19 +10,17 @@ was measured lies in the work folder, where a run that was cut short goes on.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from notes import Notes
-from peers import machine
 
 import quantrature as qtr
+from bench.harness.heading import heading
+from bench.harness.notes import Notes
 from quantrature import Plan, models
 from quantrature.allocation import CONFIGURATIONS, Source, activation_sensitivity, allocate, validate
 from quantrature.analysis import Sensitivity
@@ -245,9 +243,8 @@ def write(
     lines = [
         "# Allocation",
         "",
-        f"`python {' '.join(sys.argv)}`",
-        "",
-        f"{date.today()}, {machine(torch.get_num_threads())}; {evaluation[:, 1:].numel():,} tokens in windows of "
+        f"{heading('bench.quality.allocation', torch.get_num_threads())}; "
+        f"{evaluation[:, 1:].numel():,} tokens in windows of "
         f"{evaluation.shape[1]}; {Path(model).name}, perplexity {judge.perplexity:.4f} as it is.",
         "",
         "Least divergence of each budget in bold. Methods that made the same plan share a row; planning took what the "
@@ -277,9 +274,9 @@ def write(
         ]
     path = folder / "allocation.md"
     # What people wrote below the table stays.
-    _, heading, remarks = path.read_text().partition("\n## Notes\n") if path.is_file() else ("", "", "")
+    _, notes, remarks = path.read_text().partition("\n## Notes\n") if path.is_file() else ("", "", "")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*lines, ""]) + heading + remarks)
+    path.write_text("\n".join([*lines, ""]) + notes + remarks)
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:

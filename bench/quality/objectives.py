@@ -1,7 +1,7 @@
 """Plans by the loss and plans by the divergence: what each predicts, and what another text says of it.
 
-    python bench/objectives.py MODEL --calibration TEXT --text TEXT [--nsamples 32] [--seqlen 256] [--tokens 32768]
-        [--bits 2.6,2.75,3.25,3.75,4.25] [--output bench/results]
+    python -m bench.quality.objectives MODEL --calibration TEXT --text TEXT [--nsamples 32] [--seqlen 256]
+        [--tokens 32768] [--bits 2.6,2.75,3.25,3.75,4.25] [--output bench/results]
 
 Each objective gets an analysis by rtn at 2, 3 and 4 bits in groups of 64 on the calibration text, and a plan for each
 budget. Divergence (KL from the original's predictions) and change of the loss are measured on the other text, in nats a
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
-from peers import machine
 
 import quantrature as qtr
+from bench.harness.heading import heading
 from quantrature import evaluate, models
 from quantrature.analysis import OBJECTIVES
 from quantrature.text import token_windows
@@ -68,16 +67,12 @@ def main() -> None:
             print(lines[-1], flush=True)
     name = Path(options.model).name
     took = ", ".join(f"{objective} {spent:.0f} s" for objective, spent in seconds.items())
-    command = (
-        f"python bench/objectives.py {options.model} --calibration {options.calibration} --text {options.text} "
-        f"--nsamples {options.nsamples} --seqlen {options.seqlen} --tokens {options.tokens} --nodes {options.nodes}"
-    )
     head = [
         f"# Plans by the loss and by the divergence, {name}",
         "",
-        f"Command: `{command}`.",
-        f"{date.today()}, {machine(torch.get_num_threads())}. Analyses took {took}. Method rtn. Nats per token. The",
-        "prediction is of the objective on the calibration text; divergence and loss are measured on the other text.",
+        f"{heading('bench.quality.objectives', torch.get_num_threads())}. Analyses took {took}.",
+        "Method rtn. Nats per token. The prediction is of the objective on the calibration text; divergence and loss",
+        "are measured on the other text.",
         "",
     ]
     table = "\n".join([*head, *lines, ""])

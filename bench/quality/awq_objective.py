@@ -1,6 +1,7 @@
 """AWQ's scales by two errors: of the outputs of the matrices, and of the output of the module around them.
 
-    python bench/awq_objective.py MODEL --calibration TEXT --text TEXT [--bits 3,2] [--work FOLDER] [--output FOLDER]
+    python -m bench.quality.awq_objective MODEL --calibration TEXT --text TEXT [--bits 3,2] [--work FOLDER]
+        [--output FOLDER]
 
 This package takes the first (equation 4 of arXiv 2306.00978, for all matrices that read the same inputs together);
 the authors' program the second: attention for q, k and v, the perceptron for gate and up. Where one matrix alone reads
@@ -16,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from methods import Bench, arguments
 
+from bench.quality.methods import Bench, arguments
 from quantrature import ops
 from quantrature.methods import SOLVERS
 from quantrature.methods.awq import AWQ, candidates, shared_scale
@@ -88,7 +89,7 @@ def by_module() -> Any:
 
 def main() -> None:
     options = arguments(__doc__.splitlines()[0], "3,2").parse_args()
-    bench = Bench(options)
+    bench = Bench("bench.quality.awq_objective", options)
     for bits in map(int, options.bits.split(",")):
         make = bench.method("awq", bits, bench.windows)
         bench.row(f"{bits} bits, by the outputs of the matrices", bits, make)

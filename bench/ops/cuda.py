@@ -1,8 +1,8 @@
 """Times every kernel of the CUDA backend on a machine with an NVIDIA GPU.
 
-    PYTHONPATH=python python bench/cuda.py [--output cuda.json] [--small]
+    PYTHONPATH=python python -m bench.ops.cuda [--output cuda.json] [--small]
 
-bench/cuda_quick.sh builds and checks the backend first and then runs this. Every kernel is timed with CUDA events
+bench/ops/cuda_quick.sh builds and checks the backend first and then runs this. Every kernel is timed with CUDA events
 against the bandwidth of a copy on the same device. Calls that do not wait for the device are recorded into a CUDA graph
 over more memory than the caches hold, so that what is timed is the device's work; the others are timed as a caller sees
 them, and so are passes through a model with and without PQI. bitsandbytes and hqq stand beside the products where they
@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CACHED = 256 << 20
 """Bytes that no cache of a GPU holds."""
 REPEATS = 7
@@ -325,10 +325,10 @@ def main() -> int:
     try:
         import torch
     except ImportError:
-        print("bench/cuda.py: skipped, it needs torch with CUDA")
+        print("bench/ops/cuda.py: skipped, it needs torch with CUDA")
         return 0
     if not torch.cuda.is_available():
-        print(f"bench/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU")
+        print(f"bench/ops/cuda.py: skipped, torch {torch.__version__} sees no NVIDIA GPU")
         return 0
     import quantrature
 

@@ -1,7 +1,7 @@
 """What ReQuant gains: the ablation of arXiv 2503.01901 (its Table 8), and other uses of the same bytes.
 
-    python bench/requant.py MODEL --calibration TEXT --text TEXT --work FOLDER [--bits 2,3,4] [--methods rtn,hqq]
-        [--nsamples 32] [--tokens 32768] [--output bench/results]
+    python -m bench.quality.requant MODEL --calibration TEXT --text TEXT --work FOLDER [--bits 2,3,4]
+        [--methods rtn,hqq] [--nsamples 32] [--tokens 32768] [--output bench/results]
 
 First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the paper, each in a process of its own.
 
@@ -25,15 +25,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from notes import Notes
-from peers import machine
 
 import quantrature as qtr
+from bench.harness.heading import heading
+from bench.harness.notes import Notes
 from quantrature import Sensitivity, models, ops
 from quantrature.analysis.path import Moved, WeightPath, homes_of
 from quantrature.analysis.proving import Effort, Prover
@@ -295,8 +294,8 @@ class Bench:
             return
         lines = [
             "# ReQuant\n",
-            f"`python {' '.join(sys.argv)}`\n",
-            f"{date.today()}, {machine(torch.get_num_threads())}; {len(self.windows)} windows of calibration text and "
+            f"{heading('bench.quality.requant', torch.get_num_threads())}; "
+            f"{len(self.windows)} windows of calibration text and "
             f"{self.evaluation[:, 1:].numel():,} evaluated tokens in windows of {options.seqlen}; Gauss with "
             f"{options.nodes} nodes; {100 * options.outlier_fraction:g} % outliers, "
             f"{100 * options.significant_fraction:g} % significant weights in 2 steps. "
