@@ -141,16 +141,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The first row of a sparse matrix that breaks the rules of check_csr.
-__global__ void __launch_bounds__(kThreads) check_rows(qtr_csr m, unsigned long long* first_bad) {
+__global__ void __launch_bounds__(kThreads) find_faulty_row(qtr_csr m, unsigned long long* first_bad) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; row < m.rows; row += step) {
-    const int64_t begin = offset_of(m, row), end = offset_of(m, row + 1);
-    bool sound = begin >= 0 && begin <= end && end <= m.nnz && (row > 0 || begin == 0) &&
-                 (row < m.rows - 1 || end == m.nnz);
-    for (int64_t i = begin; sound && i < end; ++i)
-      sound = column_of(m, i) >= 0 && column_of(m, i) < m.cols &&
-              (i == begin || column_of(m, i - 1) < column_of(m, i));
-    if (!sound) atomicMin(first_bad, static_cast<unsigned long long>(row));
+    if (check_row(m, row).fault != RowFault::none) atomicMin(first_bad, static_cast<unsigned long long>(row));
   }
 }
 
@@ -203,7 +197,7 @@ void residuals(const qtr_residuals_args& a) {
   const cudaStream_t stream = stream_of(a.device);
   Scratch<unsigned long long> first_bad(1, stream);
   first_bad.fill_bytes(0xFF, 1);
-  launch(check_rows, blocks_for(ceil_div(a.w.rows, kThreads)), kThreads, 0, stream, a.outliers,
+  launch(find_faulty_row, blocks_for(ceil_div(a.w.rows, kThreads)), kThreads, 0, stream, a.outliers,
          first_bad.get());
   unsigned long long row = 0;
   first_bad.read(&row, 1);

@@ -18,6 +18,18 @@ void check_given(bool given, const char* op, const char* name) {
     check_for(op, false, (std::string(name) + " must not be null").c_str(), name, "null");
 }
 
+void check_excluded(const char* op, const Matrix& w, const int64_t* offsets, const int32_t* columns) {
+  if (offsets == nullptr) return;
+  check_given(columns != nullptr, op, "exclude_columns");
+  check_for(op, offsets[0] == 0, "exclude must have row_offsets from 0", "row_offset", offsets[0]);
+  for (int64_t row = 0; row < w.rows; ++row) {
+    check_for(op, offsets[row] <= offsets[row + 1], "exclude must have row_offsets that ascend", "row", row);
+    for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i)
+      check_for(op, columns[i] >= 0 && columns[i] < w.cols, "exclude must lie within w", "row", row, "col",
+                columns[i]);
+  }
+}
+
 void check_extent(int64_t rows, int64_t row_stride, const char* op, const char* name) {
   if (rows <= kMostElements / std::max<int64_t>(1, row_stride)) return;
   check_for(op, false, (std::string(name) + " is larger than memory can be").c_str(), "rows", rows,

@@ -52,6 +52,10 @@ void check_for(const char* op, bool ok, const char* rule, const NamesAndValues&.
 // Throws InvalidArgument where a pointer that op needs was not given.
 void check_given(bool given, const char* op, const char* name);
 
+// Throws InvalidArgument for excluded places outside a matrix: of row i, columns[offsets[i]] to
+// columns[offsets[i + 1] - 1]. No offsets exclude nothing.
+void check_excluded(const char* op, const Matrix& w, const int64_t* offsets, const int32_t* columns);
+
 // No array has more elements: products of sizes up to this, and bytes of them, stay within int64_t.
 constexpr int64_t kMostElements = int64_t{1} << 56;
 

@@ -71,20 +71,6 @@ struct Scratch {
   SortedTable table;
 };
 
-void check_exclude(const CodebookQuantizeArgs& a) {
-  const int64_t* offsets = a.exclude_row_offsets;
-  if (offsets == nullptr) return;
-  check_given(a.exclude_columns != nullptr, "codebook", "exclude_columns");
-  check(offsets[0] == 0, "[codebook] exclude must have row_offsets from 0", "row_offset", offsets[0]);
-  for (int64_t row = 0; row < a.w.rows; ++row) {
-    check(offsets[row] <= offsets[row + 1], "[codebook] exclude must have row_offsets that ascend", "row",
-          row);
-    for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i)
-      check(a.exclude_columns[i] >= 0 && a.exclude_columns[i] < a.w.cols,
-            "[codebook] exclude must lie within w", "row", row, "col", a.exclude_columns[i]);
-  }
-}
-
 void check_entries(const Matrix& table) {
   std::vector<float> buffer(static_cast<size_t>(table.cols));
   for (int64_t row = 0; row < table.rows; ++row) {
@@ -138,7 +124,7 @@ void codebook_quantize(const CodebookQuantizeArgs& a) {
         a.w.rows * groups.per_row);
   if (done_on_device(a, "codebook", &qtr_backend::codebook_quantize)) return;
   check_entries(a.table);
-  check_exclude(a);
+  check_excluded("codebook", a.w, a.exclude_row_offsets, a.exclude_columns);
 
   const int64_t tasks = std::min<int64_t>(a.w.rows, num_threads() * kTasksPerThread);
   const auto cols = static_cast<size_t>(a.w.cols), entries = static_cast<size_t>(a.table.cols);

@@ -388,19 +388,6 @@ void check_grid(const Matrix& m, const char* name) {
                 g);
 }
 
-void check_excluded(const GptqArgs& a) {
-  const int64_t* offsets = a.exclude_row_offsets;
-  if (offsets == nullptr) return;
-  check_given(a.exclude_columns != nullptr, "gptq", "exclude_columns");
-  check(offsets[0] == 0, "[gptq] exclude must have row_offsets from 0", "row_offset", offsets[0]);
-  for (int64_t row = 0; row < a.w.rows; ++row) {
-    check(offsets[row] <= offsets[row + 1], "[gptq] exclude must have row_offsets that ascend", "row", row);
-    for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i)
-      check(a.exclude_columns[i] >= 0 && a.exclude_columns[i] < a.w.cols, "[gptq] exclude must lie within w",
-            "row", row, "col", a.exclude_columns[i]);
-  }
-}
-
 }  // namespace
 
 void gptq(const GptqArgs& a) {
@@ -445,7 +432,7 @@ void gptq(const GptqArgs& a) {
   if (on_device) {
     check_given(a.exclude_row_offsets == nullptr || a.exclude_columns != nullptr, "gptq", "exclude_columns");
   } else {
-    check_excluded(a);
+    check_excluded("gptq", a.w, a.exclude_row_offsets, a.exclude_columns);
     check_weights(a);
   }
   if (a.factor == nullptr)

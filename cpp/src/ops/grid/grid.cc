@@ -209,17 +209,11 @@ class Quantizer {
 
   void mark_excluded() {
     const int64_t* offsets = a_.exclude_row_offsets;
-    check(offsets[0] == 0, "[quantize] exclude must have row_offsets from 0", "row_offset", offsets[0]);
+    check_excluded("quantize", a_.w, offsets, a_.exclude_columns);
     excluded_.resize(static_cast<size_t>(a_.w.rows * a_.w.cols));
-    for (int64_t row = 0; row < a_.w.rows; ++row) {
-      check(offsets[row] <= offsets[row + 1], "[quantize] exclude must have row_offsets that ascend", "row",
-            row);
-      for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i) {
-        const int64_t col = a_.exclude_columns[i];
-        check(col >= 0 && col < a_.w.cols, "[quantize] exclude must lie within w", "row", row, "col", col);
-        excluded_[static_cast<size_t>(row * a_.w.cols + col)] = 1;
-      }
-    }
+    for (int64_t row = 0; row < a_.w.rows; ++row)
+      for (int64_t i = offsets[row]; i < offsets[row + 1]; ++i)
+        excluded_[static_cast<size_t>(row * a_.w.cols + a_.exclude_columns[i])] = 1;
   }
 
   bool is_excluded(const GridPiece& piece, int64_t i) const {

@@ -153,21 +153,18 @@ void check_csr(const Csr& m) {
   check_given(m.nnz == 0 || m.values != nullptr, "csr", "values");
   check_given(m.nnz == 0 || m.columns != nullptr, "csr", "columns");
   check_given(m.row_offsets != nullptr, "csr", "row_offsets");
-  const auto offset = [&](int64_t row) { return offset_of(m, row); };
-  const auto column = [&](int64_t i) { return column_of(m, i); };
-  check(offset(0) == 0, "[csr] row_offsets must begin with 0", "row_offsets[0]", offset(0));
-  check(offset(m.rows) == m.nnz, "[csr] row_offsets must end with the number of values", "last",
-        offset(m.rows), "values", m.nnz);
+  check(offset_of(m, 0) == 0, "[csr] row_offsets must begin with 0", "row_offsets[0]", offset_of(m, 0));
+  check(offset_of(m, m.rows) == m.nnz, "[csr] row_offsets must end with the number of values", "last",
+        offset_of(m, m.rows), "values", m.nnz);
   for (int64_t row = 0; row < m.rows; ++row) {
-    const int64_t begin = offset(row), end = offset(row + 1);
-    check(begin <= end && end <= m.nnz, "[csr] row_offsets must not fall", "row", row, "from", begin, "to",
-          end);
-    for (int64_t i = begin; i < end; ++i) {
-      check(column(i) >= 0 && column(i) < m.cols, "[csr] columns must be within the shape", "row", row,
-            "column", column(i), "cols", m.cols);
-      check(i == begin || column(i - 1) < column(i), "[csr] columns of a row must ascend", "row", row,
-            "column", column(i));
-    }
+    const auto [fault, at] = check_row(m, row);
+    if (fault == RowFault::none) continue;
+    check(fault != RowFault::offsets, "[csr] row_offsets must not fall", "row", row, "from",
+          offset_of(m, row), "to", offset_of(m, row + 1));
+    check(fault != RowFault::outside, "[csr] columns must be within the shape", "row", row, "column",
+          column_of(m, at), "cols", m.cols);
+    check(fault != RowFault::order, "[csr] columns of a row must ascend", "row", row, "column",
+          column_of(m, at));
   }
 }
 
