@@ -11,7 +11,7 @@ from .. import ops
 from .._C import UnsupportedError
 from ..models import LinearWeight
 from ..models.finiteness import GradientCheck, check_loss
-from ..models.gradients import Share, gradients_to, next_token_nll
+from ..models.gradients import Share, add_squared_gradient, gradients_to, next_token_nll
 from ..models.ranks import add_over_ranks
 from .integral import zeros_for
 from .path import Moved, WeightPath
@@ -106,7 +106,7 @@ def gradient_scores(
         elif flag is not None:  # a square may be infinite where the gradient is not
             flag.logical_or_(gradient.isfinite().all().logical_not())
         if second:
-            ops.pqi_accumulate(second[m.name], gradient.float().square_(), 1 / len(windows))
+            add_squared_gradient(second[m.name], gradient, 1 / len(windows))
 
     with gradients_to(path.model, [m.linear for m in path.moved], take):
         for tokens, samples in Share(windows).batches(1):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import ops
 from .linears import Linears, LinearWeight
 from .ranks import rank_of
 from .running import logits
@@ -71,6 +72,18 @@ def gradients_to(model: torch.nn.Module, linears: Iterable[LinearWeight], sink: 
             handle.remove()
         for p, flag in before:
             p.requires_grad_(flag)
+
+
+def add_squared_gradient(fisher: torch.Tensor, gradient: torch.Tensor, scale: float = 1.0) -> None:
+    """Add ``scale * gradient**2`` to the diagonal Fisher information of a matrix, in place.
+
+    Args:
+        fisher: float32, contiguous, zeros before the first call.
+        gradient: gradient of the mean loss of one window, of the shape and on the device of ``fisher``.
+        scale: 1 for the sum over windows (SqueezeLLM, arXiv 2306.07629, section 4.1), one over their number for the
+            mean.
+    """
+    ops.pqi_accumulate(fisher, gradient.detach().float().square_().contiguous(), scale)
 
 
 @contextmanager

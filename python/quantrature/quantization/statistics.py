@@ -14,7 +14,7 @@ from .._C import InvalidArgumentError
 from ..methods import Statistics
 from ..models import LinearWeight
 from ..models.finiteness import demand_finite_samples
-from ..models.gradients import gradients_to, next_token_nll
+from ..models.gradients import add_squared_gradient, gradients_to, next_token_nll
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def fisher(
     def take(linear: LinearWeight, gradient: torch.Tensor) -> None:
         gradient = gradient.mT if linear.transposed else gradient
         demand_finite_samples(f"the gradient of {linear.name} is", gradient, sample)
-        sums[linear.name].add_(gradient.detach().float().cpu().square_())
+        add_squared_gradient(sums[linear.name], gradient.cpu())
 
     with torch.enable_grad(), gradients_to(model, linears, take):
         for sample in range(len(windows)):
