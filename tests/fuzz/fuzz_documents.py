@@ -12,7 +12,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "contracts"))
 with atheris.instrument_imports(
-    include=[f"quantrature.{name}" for name in ("checkpoint", "files.json_files", "packed", "plan", "requantization.record")]
+    include=[
+        f"quantrature.{name}" for name in ("checkpoint", "files.json_files", "packed", "plan", "requantization.record")
+    ]
 ):
     import quantrature.checkpoint
     import quantrature.packed  # noqa: F401

@@ -15,6 +15,7 @@ from quantrature.nn import quantized_layers
 from quantrature.plan import Plan, PlanEntry
 
 ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.slow  # builds the core
 
 
 def run(*command, cwd=None, **environment):
