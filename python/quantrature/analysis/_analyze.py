@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,36 +135,82 @@ def analyze(
     }
     prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
     snapshots = _Snapshots(resume_folder, resume, {**settings, "model": prints[0], "calibration": prints[1]})
-    prover = Prover(model, windows, batch_size, objective)
-    gradients = [metric for metric in metrics if metric in ("first_order", "fisher")]
-    passes = bool(gradients) + ("activation_error" in metrics) + ("pqi" in metrics) * nodes * len(entries)
-    found = _Found()
-    with not_training(model), progress_bar("analyzing", len(prover.share) * passes, progress) as bar:
-        needs = {linear.name: SOLVERS[solver].needs for linear in linears}
-        given = collect(model, linears, needs, windows, batch_size=batch_size) if SOLVERS[solver].needs else {}
-        homes = homes_of(linears, effort.map_folder)
-        moved = _towards(linears, homes, entries[0], given)
-        found.scores |= weight_scores(moved, [m for m in metrics if m in ("magnitude", "error", "kurtosis")])
-        if "pqi" in metrics:
-            found.outcomes = _outcomes(linears, homes, entries, given)
-        with (
-            WeightPath(model, moved, effort.map_folder) as path,
-            gradient_checkpointing(model, linears, checkpointing),
-        ):
-            if "activation_error" in metrics:
-                found.scores["activation_error"] = activation_error(path, windows, batch_size, bar.advance)
-            if gradients:
-                scores, maps = gradient_scores(path, windows, gradients, bar.advance)
-                found.scores |= scores
-                found.maps |= maps
-            for number, entry in enumerate(entries) if "pqi" in metrics else ():
-                if number:
-                    path.moved = _towards(linears, homes, entry, given)
-                keeping = functools.partial(snapshots.of, entry.setting)
-                found.add(*prover.prove(path, entry.setting, method, effort, bar.advance, keeping))
+    job = _Job(model, linears, metrics, entries, method, Prover(model, windows, batch_size, objective), effort)
+    with progress_bar("analyzing", job.passes, progress) as bar:
+        found = job.run(snapshots, bar.advance, checkpointing)
     snapshots.discard()
     matrices = tuple(found.of(linear, metrics) for linear in linears)
     return Sensitivity(matrices, tuple(found.proofs), settings, *prints, found.maps)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What :func:`analyze` does after it has checked its arguments.
+
+    Attributes:
+        model: the model to analyze.
+        linears: its matrices.
+        metrics: names of the scores to compute.
+        entries: settings of quantized weights; the first one is used for maps of single weights.
+        method: quantization method of all settings.
+        prover: computes integrals and measures loss changes on the calibration text.
+        effort: how to compute integrals.
+    """
+
+    model: torch.nn.Module
+    linears: Linears
+    metrics: Sequence[str]
+    entries: Sequence[PlanEntry]
+    method: str
+    prover: Prover
+    effort: Effort
+
+    @property
+    def gradient_metrics(self) -> list[str]:
+        """Metrics that need one gradient for each window."""
+        return [metric for metric in self.metrics if metric in ("first_order", "fisher")]
+
+    @property
+    def passes(self) -> int:
+        """Number of passes over windows, all metrics and settings together."""
+        of_window = bool(self.gradient_metrics) + ("activation_error" in self.metrics)
+        of_window += ("pqi" in self.metrics) * self.effort.nodes * len(self.entries)
+        return of_window * len(self.prover.share)
+
+    def run(self, snapshots: _Snapshots, advance: Callable[[int], Any], checkpointing: bool) -> _Found:
+        """Compute all scores; the model is restored at the end."""
+        found, linears, windows = _Found(), self.linears, self.prover.windows
+        with not_training(self.model):
+            statistics = self._statistics()
+            homes = homes_of(linears, self.effort.map_folder)
+            moved = _towards(linears, homes, self.entries[0], statistics)
+            found.scores |= weight_scores(moved, [m for m in self.metrics if m in ("magnitude", "error", "kurtosis")])
+            if "pqi" in self.metrics:
+                found.outcomes = _outcomes(linears, homes, self.entries, statistics)
+            with (
+                WeightPath(self.model, moved, self.effort.map_folder) as path,
+                gradient_checkpointing(self.model, linears, checkpointing),
+            ):
+                if "activation_error" in self.metrics:
+                    found.scores["activation_error"] = activation_error(path, windows, self.prover.batch_size, advance)
+                if self.gradient_metrics:
+                    scores, maps = gradient_scores(path, windows, self.gradient_metrics, advance)
+                    found.scores |= scores
+                    found.maps |= maps
+                for number, entry in enumerate(self.entries) if "pqi" in self.metrics else ():
+                    if number:
+                        path.moved = _towards(linears, homes, entry, statistics)
+                    keeping = functools.partial(snapshots.of, entry.setting)
+                    found.add(*self.prover.prove(path, entry.setting, self.method, self.effort, advance, keeping))
+        return found
+
+    def _statistics(self) -> Mapping[str, Statistics]:
+        """Collect what the method needs to know of the calibration text: matrix name to statistics."""
+        needs = SOLVERS[solver_of(self.method)].needs
+        if not needs:
+            return {}
+        wanted = {linear.name: needs for linear in self.linears}
+        return collect(self.model, self.linears, wanted, self.prover.windows, batch_size=self.prover.batch_size)
 
 
 class _Snapshots:

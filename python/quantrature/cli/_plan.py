@@ -224,45 +224,40 @@ def run(
     if (model is None) == (table is None):
         raise InvalidArgumentError("[plan] give either MODEL (a model or an analysis of one) or --table, not both")
     loading.limits("plan")
+    _check_strategy(strategy, settings.method)
+    if table is not None:
+        found = _of_table(table, strategy, budget, boosting)
+        rows = {name: str(found[name]) for name in found if name != "allocation"}
+        _print(found, f"{table}: {strategy}", rows, as_json)
+        return
+    assert model is not None
     with stdout_kept_clean(as_json):
-        from ..allocation import STRATEGIES, allocate
-
-        if strategy not in STRATEGIES:
-            raise InvalidArgumentError(f"[plan] --strategy must be one of {', '.join(STRATEGIES)}: got {strategy}")
-        if settings.method in STRATEGIES:
-            raise InvalidArgumentError(
-                f"[plan] --method must be a quantization method: got {settings.method}, which is a strategy; "
-                f"use --strategy {settings.method}"
-            )
         amount, wishes = budget.arguments, {**settings.arguments, **constraints.arguments, **boosting.arguments}
-        if model is None:
-            assert table is not None
-            found = _of_table(table, strategy, budget.avg_bits, boosting)
+        made = _Model(model, text, objective, nodes, loading, False if as_json else None)
+        if validate and (strategy != "pqi" or made.analyzed):
+            raise InvalidArgumentError("[plan] --validate needs --strategy pqi and a model, not an analysis")
+        if dry_run:
+            cost = made.cost(strategy, settings)
         else:
-            made = _Model(model, text, objective, nodes, loading, False if as_json else None)
-            if validate and (strategy != "pqi" or made.analyzed):
-                raise InvalidArgumentError("[plan] --validate needs --strategy pqi and a model, not an analysis")
-            if dry_run:
-                cost = made.cost(strategy, settings)
-            else:
-                source, more = made.source(strategy, settings.method)
-                if weights is not None:
-                    more["weights"] = weights
-                trust = loading.trust_remote_code
-                more |= {"trust_remote_code": trust, "progress": made.progress}
-                plan = allocate(source, strategy=strategy, **amount, **wishes, **more)
-                if validate:
-                    plan = made.validated(plan, source, validate)
-                if output is not None:
-                    write_plan(plan, output)
-    if model is None:
-        _print(
-            found, f"{table}: {strategy}", {name: str(found[name]) for name in found if name != "allocation"}, as_json
-        )
-    elif dry_run:
+            plan = made.plan(strategy, settings.method, {**amount, **wishes}, weights, validate)
+            if output is not None:
+                write_plan(plan, output)
+    if dry_run:
         _print(cost, f"plan of {model}", {name.replace("_", " "): f"{cost[name]:,}" for name in cost}, as_json)
     else:
         _print(plan.to_json(), f"{model}: {len(plan)} matrices", dict(_rows(plan, output)), as_json)
+
+
+def _check_strategy(strategy: str, method: str | None) -> None:
+    """Refuse an unknown strategy, and a strategy that is given as the method."""
+    from ..allocation import STRATEGIES
+
+    if strategy not in STRATEGIES:
+        raise InvalidArgumentError(f"[plan] --strategy must be one of {', '.join(STRATEGIES)}: got {strategy}")
+    if method in STRATEGIES:
+        raise InvalidArgumentError(
+            f"[plan] --method must be a quantization method: got {method}, which is a strategy; use --strategy {method}"
+        )
 
 
 def _print(values: Mapping[str, Any], title: str, rows: Mapping[str, str], as_json: bool) -> None:
@@ -286,6 +281,33 @@ class _Model:
         self.tokens: Any = None
         self.tokenizer: Any = None
         self.analyzed = (Path(path) / SUMMARY).is_file()
+
+    def plan(
+        self, strategy: str, method: str | None, arguments: Mapping[str, Any], weights: str | None, validate: int
+    ) -> Plan:
+        """Make the plan.
+
+        Args:
+            strategy: name of the strategy.
+            method: quantization method; ``None`` for the default.
+            arguments: budget, settings and constraints, as in :func:`quantrature.allocation.allocate`.
+            weights: the model that was analyzed, if the argument names an analysis.
+            validate: number of random plans to measure.
+        """
+        from ..allocation import allocate
+
+        source, of_source = self.source(strategy, method)
+        if weights is not None:
+            of_source["weights"] = weights
+        plan = allocate(
+            source,
+            strategy=strategy,
+            trust_remote_code=self.loading.trust_remote_code,
+            progress=self.progress,
+            **arguments,
+            **of_source,
+        )
+        return self.validated(plan, source, validate) if validate else plan
 
     def source(self, strategy: str, method: str | None) -> tuple[Any, dict[str, Any]]:
         """Return the source for :func:`quantrature.allocation.allocate`, and further arguments."""
@@ -352,13 +374,14 @@ class _Model:
         self.loaded = self.loading.load(self.path, "plan")
 
 
-def _of_table(path: str, strategy: str, avg_bits: float | None, boosting: Boost) -> dict[str, Any]:
+def _of_table(path: str, strategy: str, budget: Budget, boosting: Boost) -> dict[str, Any]:
     from ..allocation import boost, mxq, read_table
 
     if strategy not in ("mxq", "sensiboost", "kurtboost"):
         raise InvalidArgumentError(
             f"[plan] with --table, --strategy must be mxq, sensiboost or kurtboost: got {strategy}"
         )
+    avg_bits = budget.arguments["avg_bits"]
     if avg_bits is None:
         raise InvalidArgumentError("[plan] with --table, the budget must be given as --avg-bits")
     costs = read_table(path)

@@ -273,7 +273,7 @@ def run(
         from ..files.new_folder import check_new_folder
         from ..models.ranks import joined
         from ..plan import Plan
-        from ..quantization.model import plan_for
+        from ..quantization.request import Request, plan_for
 
         rank = processes.enter_context(joined())
         if output is not None:
@@ -281,8 +281,7 @@ def run(
         chosen = None if plan is None else Plan.load(plan)
         loading.config(model, "quantize")
         loaded = loading.load(model, "quantize")
-        linears, made = plan_for(
-            loaded,
+        request = Request(
             bits=bits,
             **grid.arguments,
             meta_bits=meta_bits,
@@ -290,8 +289,8 @@ def run(
             options=of_method.of(grid.method),
             plan=chosen,
             outlier_fraction=0.0 if kept.requant else kept.by_magnitude,
-            experts=not kept.requant,
         )
+        linears, made = plan_for(loaded, request, experts=not kept.requant)
         work = _Work(loaded, linears, made, text, kept)
         work.read_text(model, grid.method, loading, dry_run)
         how = {**resuming.beside(output), "progress": False if as_json or rank else None}

@@ -200,13 +200,13 @@ class QuantratureHfQuantizer(HfQuantizer):
     ) -> None:
         if not self.pre_quantized:
             from ..plan import Plan
-            from ..quantization.model import plan_for
             from ..quantization.on_load import QuantizeOnLoad
+            from ..quantization.request import Request, plan_for
 
             wish = dict(self.quantization_config.wish)
             if isinstance(wish["plan"], Mapping):
                 wish["plan"] = Plan.from_json(wish["plan"], "plan of the quantization_config")
-            self._on_load = QuantizeOnLoad(*plan_for(model, **wish, caller="QuantratureConfig"))
+            self._on_load = QuantizeOnLoad(*plan_for(model, Request(**wish), caller="QuantratureConfig"))
             return
         from ..models import find_linears
         from ..nn import install

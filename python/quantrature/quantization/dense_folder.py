@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .._C import InvalidArgumentError
 from ..checkpoint import QUANT_METHOD, StoredTensor, stored_tensors
@@ -62,7 +61,7 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
             and as for :func:`quantrature.models.load_config`.
         QuantratureError: for a file that is truncated or corrupted; the message names it.
     """
-    from .model import plan_for
+    from .request import Request, plan_for
 
     folder = Path(folder)
     config = load_config(folder, trust_remote_code)
@@ -80,15 +79,7 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
         )
     stored = stored_tensors(files)
     model = empty_model(config, trust_remote_code)
-    options: Any = {
-        "bits": 4,
-        "group_size": 64,
-        "method": "rtn",
-        "sym": False,
-        "meta_bits": None,
-        "outlier_fraction": 0.0,
-    }
-    linears, plan = plan_for(model, plan=None, ignore=(), **options)
+    linears, plan = plan_for(model, Request(bits=4))
     dtypes: dict[str, int] = {}
     for tensor in stored.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.numel

@@ -6,9 +6,7 @@ import inspect
 import logging
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,16 @@ from .._C import InvalidArgumentError, cuda_device_count
 from ..checkpoint.declaration import tell
 from ..files.resume import check_resume
 from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
-from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears, fingerprint
+from ..models import Linears, LinearWeight, check_loaded, fingerprint
 from ..models.folding import Fold, fold
-from ..nn import install, quantized_layers
-from ..nn.experts import can_split, part_with_memory
+from ..nn import install
+from ..nn.experts import part_with_memory
 from ..packed import MatrixSpec, QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..plan.nearest import did_you_mean
 from ..progress import progress as progress_bar
 from ..text import DEFAULT_SEQLEN, CalibrationText
+from .request import Request, plan_for
 from .sequential import Calibrated, calibrate, units
 from .state import BlockState
 
@@ -107,19 +106,10 @@ def quantize(
             unchanged.
     """
     check_resume("quantize", resume, resume_folder)
-    linears, plan = plan_for(
-        model,
-        bits=bits,
-        group_size=group_size,
-        method=method,
-        sym=sym,
-        meta_bits=meta_bits,
-        outlier_fraction=outlier_fraction,
-        embedding_bits=embedding_bits,
-        plan=plan,
-        ignore=ignore,
-        options=options,
-    )
+    if plan is None:
+        _check_options(method, options)
+    request = Request(bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore, options)
+    linears, plan = plan_for(model, request)
     work = [(linears.find(name), entry) for name, entry in plan if not entry.keeps]
     check_loaded("quantize", [linear for linear, _ in work])
     for linear, _ in work:
@@ -158,6 +148,19 @@ def quantize(
     comparison.report()
     declare(model, specs)
     return model
+
+
+def _check_options(method: str, options: Iterable[str]) -> None:
+    """Refuse a name that is neither an argument of :func:`quantize` nor an option of the method."""
+    solver_of(method)
+    known = METHODS[method].options
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, [*inspect.signature(quantize).parameters, *known])
+            raise InvalidArgumentError(
+                f"[quantize] {name} is not an argument, and not an option of method {method}, which has "
+                f"{', '.join(known) or 'none'}{hint}"
+            )
 
 
 def _by_weights(linear: LinearWeight, entry: PlanEntry, comparison: Comparison) -> QuantizedMatrix:
@@ -218,150 +221,6 @@ def _calibrated(
     if state is not None:
         state.discard()
     return found
-
-
-def plan_for(
-    model: torch.nn.Module,
-    *,
-    bits: int | None,
-    group_size: int,
-    method: str,
-    sym: bool,
-    meta_bits: int | None,
-    outlier_fraction: float,
-    plan: Plan | None,
-    ignore: str | Iterable[str],
-    options: Mapping[str, Any] | None = None,
-    embedding_bits: int | None = None,
-    experts: bool = True,
-    caller: str = "quantize",
-) -> tuple[Linears, Plan]:
-    """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
-
-    Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
-    matrices looks at the weights, where there are some. Without ``experts``, fused experts and embeddings are left out.
-    Messages begin with the name of the caller.
-
-    Raises:
-        InvalidArgumentError: naming the argument or the plan's entry.
-    """
-    if quantized_layers(model):
-        raise InvalidArgumentError(f"[{caller}] model must not be quantized already")
-    if (bits is None) == (plan is None):
-        raise InvalidArgumentError(f"[{caller}] give either bits or plan, not both")
-    if plan is not None:
-        _refuse_beside_plan(
-            caller,
-            group_size=group_size,
-            method=method,
-            sym=sym,
-            meta_bits=meta_bits,
-            outlier_fraction=outlier_fraction,
-        )
-    if plan is not None and ignore:
-        raise InvalidArgumentError(
-            f"[{caller}] ignore cannot be combined with a plan: remove the entries from the plan instead"
-        )
-    if plan is None:
-        _check_options(method, options or {}, caller)
-    if plan is not None and options:
-        raise InvalidArgumentError(
-            f"[{caller}] {next(iter(options))} cannot be combined with a plan: set it in the options of its entries"
-        )
-    if embedding_bits is not None and (plan is not None or not experts):
-        raise InvalidArgumentError(f"[{caller}] embedding_bits cannot be combined with a plan or ReQuant: remove it")
-    embeddings = experts and (plan is not None or embedding_bits is not None)
-    linears = _that_can_run(find_linears(model, ignore, experts=experts, embeddings=embeddings))
-    if plan is not None:
-        reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
-        for name, entry in plan:
-            if name in reasons and not entry.keeps:
-                raise InvalidArgumentError(f"[{caller}] plan entry {name!r} cannot be quantized: {reasons[name]}")
-        plan.check_modules(linear.name for linear in linears)
-        for name, entry in plan:
-            if (
-                not entry.keeps
-                and not linears.find(name).in_block
-                and (entry.outlier_fraction or SOLVERS[entry.solver].needs)
-            ):
-                raise InvalidArgumentError(
-                    f"[{caller}] {name}: an embedding cannot have outliers or a method that needs calibration"
-                )
-        return linears, plan
-    assert bits is not None
-    solver, only = solver_of(method), METHODS[method].group_size
-    try:
-        entry = PlanEntry(
-            bits, group_size if only is None else only, sym, solver, meta_bits, outlier_fraction, options=options or {}
-        )
-    except InvalidArgumentError as e:
-        raise InvalidArgumentError(f"[{caller}] {e}") from None
-    inside = [linear for linear in linears if linear.in_block]
-    made = Plan.uniform((linear.name for linear in inside), entry)
-    spread = METHODS[method].spread
-    if spread is not None and outlier_fraction and not any(linear.parameter.is_meta for linear in inside):
-        for name, share in spread({linear.name: linear.weight for linear in inside}, outlier_fraction).items():
-            made = made.replace(name, outlier_fraction=share)
-    if embedding_bits is not None:
-        made = _with_embeddings(made, linears, entry, embedding_bits, caller)
-    return linears, made
-
-
-def _refuse_beside_plan(caller: str, **given: Any) -> None:
-    """Refuse settings of all matrices beside a plan, whose entries have them; they would be passed over."""
-    for name, value in given.items():
-        if value != inspect.signature(quantize).parameters[name].default:
-            raise InvalidArgumentError(
-                f"[{caller}] {name} cannot be combined with a plan: set it in the plan's entries: got {name}={value!r}"
-            )
-
-
-def _check_options(method: str, options: Mapping[str, Any], caller: str) -> None:
-    """Refuse what is neither an argument nor an option of the method."""
-    solver_of(method)
-    known = METHODS[method].options
-    for name in options:
-        if name not in known:
-            hint = did_you_mean(name, [*inspect.signature(quantize).parameters, *known])
-            raise InvalidArgumentError(
-                f"[{caller}] {name} is not an argument, and not an option of method {method}, which has "
-                f"{', '.join(known) or 'none'}{hint}"
-            )
-
-
-def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: int, caller: str) -> Plan:
-    outside = [linear.name for linear in linears if not linear.in_block]
-    if not outside:
-        why = [f"{s.name} is {s.reason}" for s in linears.skipped if "embedding" in s.reason or "tied" in s.reason]
-        raise InvalidArgumentError(
-            f"[{caller}] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
-        )
-    try:
-        entry = PlanEntry(bits, -1 if bits == 8 else of_blocks.group_size, of_blocks.sym, meta_bits=of_blocks.meta_bits)
-    except InvalidArgumentError as e:
-        raise InvalidArgumentError(f"[{caller}] embedding_bits: {e}") from None
-    return replace(plan, entries={**plan.entries, **dict.fromkeys(outside, entry)})
-
-
-def _that_can_run(linears: Linears) -> Linears:
-    """The matrices less experts whose modules could not run quantized ones."""
-    reason = "fused experts of a module with a forward of its own"
-    alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
-    left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]
-    kept = tuple(linear for linear in linears if linear not in alone) if alone else linears.matrices
-    skipped = (*linears.skipped, *left)
-    expected = ("embedding", "output embedding", "outside the blocks", "router")
-    strange: dict[tuple[str, str], int] = {}
-    for s in skipped:
-        if s.reason not in expected and not s.reason.startswith(("tied to", "ignored by")):
-            kind = re.sub(r"\b\d+\b", "*", s.name), s.reason
-            strange[kind] = strange.get(kind, 0) + 1
-    if strange:
-        some = "; ".join(f"{count} {name} ({reason})" for (name, reason), count in list(strange.items())[:8])
-        more = "; ..." if len(strange) > 8 else ""
-        left_out = sum(strange.values())
-        _log.warning("%d matrices can be quantized; %d weights stay unquantized: %s%s", len(kept), left_out, some, more)
-    return Linears(kept, skipped, linears.stacks)
 
 
 def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,13 @@ from ..models.running import not_training
 from ..packed import QuantizedMatrix
 from ..plan import Plan, PlanEntry
 from ..progress import progress as progress_bar
-from ..quantization import calibrate
-from ..quantization.model import check_weight, declare, plan_for, put
+from ..quantization import Request, calibrate, check_weight, declare, plan_for, put
 from ..text import CalibrationText
 from .exact import ExactWeights
 from .journal import Journal
-from .matrices import QUANTIZED, Matrices
-from .outliers import TEMPERATURES, split
-from .record import KeptWeights, Requantization
+from .matrices import QUANTIZED, Matrices, Restored
+from .outliers import TEMPERATURES
+from .record import Requantization
 from .selection import Quantizer, Selected, select
 
 
@@ -118,19 +116,8 @@ def requant(
     """
     exact = ExactWeights(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
     quadrature(rule, nodes, "requant")
-    linears, plan = plan_for(
-        model,
-        bits=bits,
-        group_size=group_size,
-        method=method,
-        sym=sym,
-        meta_bits=meta_bits,
-        outlier_fraction=0.0,
-        plan=plan,
-        ignore=ignore,
-        experts=False,
-        caller="requant",
-    )
+    request = Request(bits, group_size, method, sym, meta_bits, plan=plan, ignore=ignore)
+    linears, plan = plan_for(model, request, experts=False, caller="requant")
     chosen, entries = _chosen(linears, plan)
     text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
     windows = text.windows(model)
@@ -138,17 +125,12 @@ def requant(
     settings: dict[str, Any] = {
         "grids": [entry.setting for entry in dict.fromkeys(entries.values())],
         "solvers": sorted({entry.solver for entry in entries.values()}),
-        "outlier_fraction": outlier_fraction,
-        "significant_fraction": significant_fraction,
-        "steps": steps,
-        "selection": selection,
-        "max_outlier_fraction": max_outlier_fraction,
+        **exact.settings,
         **effort.settings,
         "batch_size": batch_size,
         **text.settings(windows, model),
     }
-    budgets = exact.counts(sum(linear.numel for linear in chosen))
-    split(budgets[0], [linear.numel for linear in chosen], [1.0] * len(chosen), math.inf, max_outlier_fraction)
+    exact.check_room(chosen)
     prints = fingerprint.of_matrices(chosen), fingerprint.of_tokens(windows)
     about = {
         **settings,
@@ -158,50 +140,14 @@ def requant(
         "calibration": prints[1],
     }
     journal = Journal(resume_folder, about, resume, "requant")
-    integrals = bool(budgets[0]) + steps * bool(budgets[1]) + prove
-    prover = Prover(model, windows, batch_size)
-    with (
-        not_training(model),
-        progress_bar("requantizing", integrals * nodes * len(prover.share), progress) as bar,
-        contextlib.ExitStack() as undone_on_failure,
-    ):
-        start = _start(model, linears, chosen, entries, prover, effort, journal, budgets[0])
-        undone_on_failure.enter_context(folded(model, linears, start.folds))
-        with (
-            gradient_checkpointing(model, linears, checkpointing),
-            Matrices(
-                prover,
-                start.quantizer.homes,
-                chosen,
-                start.stored,
-                start.quantizer.original,
-                effort,
-                journal,
-                bar.advance,
-            ) as matrices,
-        ):
-            stage, mean_pqi, selected = QUANTIZED, {}, Selected([0] * len(chosen))
-            if budgets[0]:
-                mean_pqi = matrices.mean_pqi(stage)
-                stage = "outliers"
-                selected = select(matrices, journal, start.quantizer, mean_pqi, exact)
-            significant, predicted = matrices.detach_stepwise(stage, budgets[1], steps, prove=prove)
-            found, stages = matrices.stored, tuple(matrices.stages)
+    job = _Job(model, linears, chosen, entries, Prover(model, windows, batch_size), effort, exact, prove, checkpointing)
+    with progress_bar("requantizing", job.gradients, progress) as bar:
+        done = job.run(journal, bar.advance)
     journal.discard()
-    declare(model, {linear.name: put(model, linear, found[linear.name]) for linear in chosen}, start.folds)
-    kept = tuple(
-        KeptWeights(
-            linear.name,
-            linear.numel,
-            count,
-            significant[linear.name],
-            mean_pqi.get(linear.name),
-            None if predicted is None else predicted[linear.name],
-        )
-        for linear, count in zip(chosen, selected.counts, strict=True)
-    )
-    sizes = (sum(m.nbytes for m in found.values()), sum(m.dense.nbytes for m in found.values()))
-    return model, Requantization(kept, stages, selected.trials, selected.temperature, *sizes, settings, *prints)
+    matrices = done.matrices
+    declare(model, {linear.name: put(model, linear, matrices.stored[linear.name]) for linear in chosen}, done.folds)
+    record = matrices.record(done.selected.counts, done.restored, settings, prints)
+    return model, replace(record, trials=done.selected.trials, temperature=done.selected.temperature)
 
 
 def _chosen(linears: Linears, plan: Plan) -> tuple[list[LinearWeight], dict[str, PlanEntry]]:
@@ -222,43 +168,104 @@ def _chosen(linears: Linears, plan: Plan) -> tuple[list[LinearWeight], dict[str,
 
 
 @dataclass(frozen=True)
-class _Start:
-    """The matrices as they are first quantized, before any weight is kept exactly.
+class _Done:
+    """The result of a job.
 
     Attributes:
-        quantizer: quantizes them again.
-        stored: by name; empty where an interrupted run has found out already what they are needed for.
-        folds: scales that are folded into the model, which then is the original.
+        matrices: the quantized matrices.
+        selected: outliers of each matrix.
+        restored: significant weights of each matrix.
+        folds: scales that the method folded into the model.
     """
 
-    quantizer: Quantizer
-    stored: Mapping[str, QuantizedMatrix]
-    folds: Sequence[Fold] = ()
+    matrices: Matrices
+    selected: Selected
+    restored: Restored
+    folds: Sequence[Fold]
 
 
-def _start(
-    model: torch.nn.Module,
-    linears: Linears,
-    chosen: Sequence[LinearWeight],
-    entries: Mapping[str, PlanEntry],
-    prover: Prover,
-    effort: Effort,
-    journal: Journal,
-    outliers: int,
-) -> _Start:
-    homes = homes_of(chosen, effort.map_folder)
-    if any(SOLVERS[entry.solver].needs for entry in entries.values()):
-        found = calibrate(
-            model,
-            linears,
-            entries,
-            prover.windows,
-            batch_size=prover.batch_size,
-            keep_statistics=True,
-            weight_of=lambda linear: narrowest(linear.weight.to(CPU).contiguous()),
-        )
-        quantizer = Quantizer(chosen, homes, dict(found.entries), found.statistics)
-        return _Start(quantizer, found.matrices, found.folds)
-    quantizer = Quantizer(chosen, homes, entries, {})
-    known = outliers > 0 and QUANTIZED in journal
-    return _Start(quantizer, {} if known else quantizer.all([0] * len(chosen)))
+@dataclass(frozen=True)
+class _Job:
+    """What :func:`requant` does after it has checked its arguments.
+
+    Attributes:
+        model: the model to quantize.
+        linears: all its matrices.
+        chosen: the matrices to quantize.
+        entries: matrix name to its setting.
+        prover: computes integrals and measures loss changes on the calibration text.
+        effort: how to compute integrals.
+        exact: how many weights to keep unquantized.
+        prove: whether to compute an integral of the result.
+        checkpointing: whether to recompute activations in the backward pass.
+    """
+
+    model: torch.nn.Module
+    linears: Linears
+    chosen: Sequence[LinearWeight]
+    entries: Mapping[str, PlanEntry]
+    prover: Prover
+    effort: Effort
+    exact: ExactWeights
+    prove: bool
+    checkpointing: bool
+
+    @property
+    def gradients(self) -> int:
+        """Number of gradients that all integrals need, one for each window and node."""
+        outliers, significant = self.exact.counts(self.chosen)
+        integrals = bool(outliers) + self.exact.steps * bool(significant) + self.prove
+        return integrals * self.effort.nodes * len(self.prover.share)
+
+    def run(self, journal: Journal, advance: Callable[[int], Any]) -> _Done:
+        """Quantize the matrices and choose the weights to keep; the model itself gets only the folded scales."""
+        outliers, significant = self.exact.counts(self.chosen)
+        with not_training(self.model), contextlib.ExitStack() as undone_on_failure:
+            quantizer, stored, folds = self._start(journal, outliers)
+            undone_on_failure.enter_context(folded(self.model, self.linears, folds))
+            with (
+                gradient_checkpointing(self.model, self.linears, self.checkpointing),
+                Matrices(
+                    self.prover,
+                    quantizer.homes,
+                    self.chosen,
+                    stored,
+                    quantizer.original,
+                    self.effort,
+                    journal,
+                    advance,
+                ) as matrices,
+            ):
+                stage, selected = QUANTIZED, Selected([0] * len(self.chosen))
+                if outliers:
+                    mean_pqi = matrices.mean_pqi(stage)
+                    stage = "outliers"
+                    selected = select(matrices, journal, quantizer, mean_pqi, self.exact)
+                restored = matrices.detach_stepwise(stage, significant, self.exact.steps, prove=self.prove)
+        return _Done(matrices, selected, restored, folds)
+
+    def _start(
+        self, journal: Journal, outliers: int
+    ) -> tuple[Quantizer, Mapping[str, QuantizedMatrix], Sequence[Fold]]:
+        """Quantize all matrices, before any weight is kept.
+
+        Returns:
+            The quantizer; the quantized matrices by name, empty if the interrupted run has already used them; and the
+            scales that the method wants folded into the model.
+        """
+        homes = homes_of(self.chosen, self.effort.map_folder)
+        if any(SOLVERS[entry.solver].needs for entry in self.entries.values()):
+            found = calibrate(
+                self.model,
+                self.linears,
+                self.entries,
+                self.prover.windows,
+                batch_size=self.prover.batch_size,
+                keep_statistics=True,
+                weight_of=lambda linear: narrowest(linear.weight.to(CPU).contiguous()),
+            )
+            quantizer = Quantizer(self.chosen, homes, dict(found.entries), found.statistics)
+            return quantizer, found.matrices, found.folds
+        quantizer = Quantizer(self.chosen, homes, self.entries, {})
+        known = outliers > 0 and QUANTIZED in journal
+        return quantizer, {} if known else quantizer.all([0] * len(self.chosen)), ()

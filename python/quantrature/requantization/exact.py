@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .._C import InvalidArgumentError
-from .outliers import SELECTIONS
+from ..models import LinearWeight
+from .outliers import SELECTIONS, split
+
+
+def check_steps(steps: int, caller: str) -> None:
+    """Raise an InvalidArgumentError for less than one step."""
+    if steps < 1:
+        raise InvalidArgumentError(f"[{caller}] steps must be at least 1: got steps={steps}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,7 @@ class ExactWeights:
             raise InvalidArgumentError(
                 "[requant] outlier_fraction and significant_fraction must not both be 0: quantize does without"
             )
-        if self.steps < 1:
-            raise InvalidArgumentError(f"[requant] steps must be at least 1: got steps={self.steps}")
+        check_steps(self.steps, "requant")
         if self.selection not in SELECTIONS:
             raise InvalidArgumentError(
                 f"[requant] selection must be one of {', '.join(SELECTIONS)}: got selection={self.selection!r}"
@@ -58,6 +66,23 @@ class ExactWeights:
                 f"temperatures={list(self.temperatures)}"
             )
 
-    def counts(self, weights: int) -> tuple[int, int]:
-        """How many of so many weights are outliers, and how many significant."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that the record contains."""
+        return {
+            "outlier_fraction": self.outlier_fraction,
+            "significant_fraction": self.significant_fraction,
+            "steps": self.steps,
+            "selection": self.selection,
+            "max_outlier_fraction": self.max_outlier_fraction,
+        }
+
+    def counts(self, linears: Sequence[LinearWeight]) -> tuple[int, int]:
+        """Return the number of outliers and of significant weights of all these matrices together."""
+        weights = sum(linear.numel for linear in linears)
         return round(self.outlier_fraction * weights), round(self.significant_fraction * weights)
+
+    def check_room(self, linears: Sequence[LinearWeight]) -> None:
+        """Raise an InvalidArgumentError if ``max_outlier_fraction`` leaves no room for all outliers."""
+        sizes = [linear.numel for linear in linears]
+        split(self.counts(linears)[0], sizes, [1.0] * len(sizes), math.inf, self.max_outlier_fraction)

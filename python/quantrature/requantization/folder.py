@@ -6,7 +6,7 @@ import bisect
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,10 @@ from ..packed import MatrixSpec, QuantizedMatrix
 from ..progress import progress as progress_bar
 from ..quantization.model import declare
 from ..text import CalibrationText
+from .exact import check_steps
 from .journal import Journal
 from .matrices import QUANTIZED, Matrices
-from .record import KeptWeights, Requantization
+from .record import Requantization
 
 _log = logging.getLogger(__name__)
 
@@ -117,14 +118,10 @@ def requant_folder(
             weight.
         QuantratureError: for a matrix that was not made from the source; the message names it.
     """
-    if output is None and not overwrite:
-        raise InvalidArgumentError(f"[requant_folder] output must be given, or overwrite set to replace {folder}")
+    target = _target(folder, output, overwrite)
     amount = Amount(significant_fraction, avg_bits, target_bytes)
-    if steps < 1:
-        raise InvalidArgumentError(f"[requant_folder] steps must be at least 1: got steps={steps}")
+    check_steps(steps, "requant_folder")
     quadrature(rule, nodes, "requant_folder")
-    target = Path(folder if output is None else output)
-    check_new_folder(target, overwrite)
     pair = _Pair.load(folder, source, dtype, device_map, max_memory, trust_remote_code)
     linears, stored = [linear for _, linear, _ in pair.matched], pair.stored
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
@@ -141,37 +138,19 @@ def requant_folder(
         "dtype": dtype,
     }
     prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
-    homes = homes_of(linears, effort.map_folder)
-
-    def kept_as(linear: LinearWeight) -> torch.Tensor:
-        return linear.weight.to(homes[linear.name]).contiguous().to(getattr(torch, stored[linear.name].dense.dtype))
-
-    digests = {name: layer.spec.digest for name, _, layer in pair.matched}
-    about = {**settings, "prove": prove, "model": prints[0], "calibration": prints[1], "quantized": digests}
+    about = {**settings, "prove": prove, "model": prints[0], "calibration": prints[1], "quantized": pair.digests}
     journal = Journal(resume_folder, about, resume, "requant_folder")
     prover = Prover(pair.original, windows, batch_size)
     with (
         not_training(pair.original),
         progress_bar("requantizing", (steps + prove) * nodes * len(prover.share), progress) as bar,
         gradient_checkpointing(pair.original, pair.found, checkpointing),
-        Matrices(prover, homes, linears, stored, kept_as, effort, journal, bar.advance) as matrices,
+        pair.matrices(prover, effort, journal, bar.advance) as matrices,
     ):
-        restored, predicted = matrices.detach_stepwise(QUANTIZED, count, steps, prove=prove)
-        result, stages = matrices.stored, tuple(matrices.stages)
-    pair.put(result)
-    kept = tuple(
-        KeptWeights(
-            linear.name,
-            linear.numel,
-            _kept(stored[linear.name]),
-            restored[linear.name],
-            predicted_loss_change=None if predicted is None else predicted[linear.name],
-        )
-        for linear in linears
-    )
-    sizes = (sum(m.nbytes for m in result.values()), sum(m.dense.nbytes for m in result.values()))
-    record = Requantization(kept, stages, (), None, *sizes, settings, *prints)
-    if not rank_of()[0]:  # the others have the same, and the first process writes it
+        restored = matrices.detach_stepwise(QUANTIZED, count, steps, prove=prove)
+    record = matrices.record([_kept(stored[linear.name]) for linear in linears], restored, settings, prints)
+    pair.put(matrices.stored)
+    if not rank_of()[0]:  # all processes have the same result; the first one writes it
         save(
             pair.quantized,
             target,
@@ -184,6 +163,15 @@ def requant_folder(
         )
     journal.discard()
     return record
+
+
+def _target(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None, overwrite: bool) -> Path:
+    """Return the folder to write, after a check that it may be written."""
+    if output is None and not overwrite:
+        raise InvalidArgumentError(f"[requant_folder] output must be given, or overwrite set to replace {folder}")
+    target = Path(folder if output is None else output)
+    check_new_folder(target, overwrite)
+    return target
 
 
 @dataclass(frozen=True)
@@ -305,6 +293,22 @@ class _Pair:
     def stored(self) -> dict[str, QuantizedMatrix]:
         """Quantized forms by the names of the original's matrices."""
         return {linear.name: layer.matrix for _, linear, layer in self.matched}
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """Digests of the quantized matrices, by name."""
+        return {name: layer.spec.digest for name, _, layer in self.matched}
+
+    def matrices(self, prover: Prover, effort: Effort, journal: Journal, advance: Callable[[int], Any]) -> Matrices:
+        """Return the quantized matrices beside the originals, ready for weights to be restored."""
+        linears, stored = [linear for _, linear, _ in self.matched], self.stored
+        homes = homes_of(linears, effort.map_folder)
+
+        def original(linear: LinearWeight) -> torch.Tensor:
+            dtype = getattr(torch, stored[linear.name].dense.dtype)
+            return linear.weight.to(homes[linear.name]).contiguous().to(dtype)
+
+        return Matrices(prover, homes, linears, stored, original, effort, journal, advance)
 
     def put(self, result: Mapping[str, QuantizedMatrix]) -> None:
         """Give the quantized model its improved matrices."""

@@ -17,10 +17,24 @@ from ..analysis.proving import Effort, Prover
 from ..models import LinearWeight
 from ..packed import QuantizedMatrix
 from .journal import Found, Journal
-from .record import Stage
+from .record import KeptWeights, Requantization, Stage
 
 QUANTIZED = "quantized"
 """The first stage: matrices as their method quantizes them, before any weight is restored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """The significant weights of each matrix.
+
+    Attributes:
+        counts: matrix name to number of weights.
+        predicted_loss_change: matrix name to the loss change, in nats per token, that the last integral predicts;
+            ``None`` without that integral.
+    """
+
+    counts: Mapping[str, int]
+    predicted_loss_change: Mapping[str, float] | None = None
 
 
 class Matrices:
@@ -61,6 +75,7 @@ class Matrices:
             Moved(linear, functools.partial(self._image, linear.name), homes[linear.name]) for linear in self.linears
         ]
         self._path = WeightPath(prover.model, moved, effort.map_folder)
+        self._mean_pqi: dict[str, float] = {}
 
     def __enter__(self) -> Matrices:
         self._path.__enter__()
@@ -73,11 +88,6 @@ class Matrices:
 
     def _image(self, name: str) -> torch.Tensor:
         return self.stored[name].dequantize("float32")
-
-    @property
-    def weights(self) -> int:
-        """How many there are in all matrices."""
-        return sum(linear.numel for linear in self.linears)
 
     @property
     def kept(self) -> int:
@@ -131,8 +141,8 @@ class Matrices:
         def means(integral: Integral) -> Found:
             return {name: float(values.double().mean()) for name, values in integral.maps.items()}, {}
 
-        found: dict[str, float] = self.integrate(stage, means)[0]
-        return found
+        self._mean_pqi = self.integrate(stage, means)[0]
+        return self._mean_pqi
 
     def restore(self, linear: LinearWeight, places: torch.Tensor) -> None:
         """Keep some more weights of a matrix exactly; the grid stays as it is.
@@ -173,9 +183,7 @@ class Matrices:
         chosen = ops.topk(values, count, key="value")
         return {linear.name: places.cpu() for linear, (_, places) in zip(self.linears, chosen, strict=True)}
 
-    def detach_stepwise(
-        self, state: str, count: int, steps: int, *, prove: bool
-    ) -> tuple[dict[str, int], dict[str, float] | None]:
+    def detach_stepwise(self, state: str, count: int, steps: int, *, prove: bool) -> Restored:
         """Restore the most significant weights in steps, each ranked by an integral of its own (Algorithm 2).
 
         Args:
@@ -185,7 +193,7 @@ class Matrices:
             prove: integrate at the end, too, for a prediction of the result.
 
         Returns:
-            Matrix name to how many were restored, and to the loss change that the integral at the end predicts.
+            How many weights of each matrix were restored, and what the integral at the end predicts.
         """
 
         def ranked(helping: int, integral: Integral) -> Found:
@@ -200,6 +208,33 @@ class Matrices:
                 restored[linear.name] += len(places[linear.name])
             state = f"detach {step}"
         if prove:
-            return restored, self.integrate(state, lambda integral: (dict(integral.signed), {}))[0]
+            return Restored(restored, self.integrate(state, lambda integral: (dict(integral.signed), {}))[0])
         self.reached(state)
-        return restored, None
+        return Restored(restored)
+
+    def record(
+        self, outliers: Sequence[int], restored: Restored, settings: Mapping[str, Any], prints: tuple[str, str]
+    ) -> Requantization:
+        """Return the record of the steps so far, without trials of temperatures.
+
+        Args:
+            outliers: number of outliers of each matrix, in the order of the matrices.
+            restored: significant weights.
+            settings: arguments of the public function.
+            prints: fingerprints of the model and of the calibration text.
+        """
+        predicted = restored.predicted_loss_change or {}
+        kept = tuple(
+            KeptWeights(
+                linear.name,
+                linear.numel,
+                count,
+                restored.counts[linear.name],
+                self._mean_pqi.get(linear.name),
+                predicted.get(linear.name),
+            )
+            for linear, count in zip(self.linears, outliers, strict=True)
+        )
+        nbytes = sum(matrix.nbytes for matrix in self.stored.values())
+        grid_nbytes = sum(matrix.dense.nbytes for matrix in self.stored.values())
+        return Requantization(kept, tuple(self.stages), (), None, nbytes, grid_nbytes, settings, *prints)

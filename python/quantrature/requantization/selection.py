@@ -72,7 +72,7 @@ def select(
     matrices: Matrices, journal: Journal, quantizer: Quantizer, mean_pqi: Mapping[str, float], exact: ExactWeights
 ) -> Selected:
     """Give each matrix its outliers; the stored forms with them are then in place."""
-    budget, _ = exact.counts(matrices.weights)
+    budget, _ = exact.counts(matrices.linears)
     if exact.selection == "greedy":
         counts = greedy_counts(quantizer, mean_pqi, budget, exact.max_outlier_fraction)
         matrices.stored = quantizer.all(counts)

@@ -16,7 +16,7 @@ from quantrature.methods import Statistics, quantize_matrix
 from quantrature.methods.squeezellm import outlier_shares
 from quantrature.nn import quantized_layers
 from quantrature.plan.option import stored_bytes
-from quantrature.quantization.model import plan_for, text_settings
+from quantrature.quantization import Request, plan_for, text_settings
 from sharp_models import TOKENS, sharp_model
 from sharp_models import loss as loss_of
 from tiny_models import tiny_model
@@ -207,17 +207,7 @@ def test_a_normal_matrix_has_the_outliers_that_its_distribution_says():
 
 def test_a_plan_has_the_share_of_each_matrix():
     model = tiny_model("llama")
-    linears, plan = plan_for(
-        model,
-        bits=3,
-        group_size=64,
-        method="squeezellm",
-        sym=False,
-        meta_bits=None,
-        outlier_fraction=0.02,
-        plan=None,
-        ignore=(),
-    )
+    linears, plan = plan_for(model, Request(bits=3, method="squeezellm", outlier_fraction=0.02))
     shares = outlier_shares({linear.name: linear.weight for linear in linears}, 0.02)
     assert {name: entry.outlier_fraction for name, entry in plan} == shares
     assert len(set(shares.values())) > 3
