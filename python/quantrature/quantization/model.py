@@ -192,7 +192,7 @@ def _calibrated(
     state: BlockState | None,
     progress: bool | None,
 ) -> Calibrated:
-    """The quantized forms of the matrices, and on the way a state for the next to take up."""
+    """Quantize the matrices with calibration text; with ``state``, save each block so that a later run can resume."""
     if state is not None:
         state.begin(
             {
@@ -236,14 +236,23 @@ def plan_for(
     experts: bool = True,
     caller: str = "quantize",
 ) -> tuple[Linears, Plan]:
-    """The matrices of a model and what :func:`quantize`, whose arguments these are, would do with them.
+    """Check the arguments of :func:`quantize`, find the matrices of a model, and return the plan for them.
 
-    Only shapes are looked at, so that a model on the meta device will do; but a method that spreads outliers over the
-    matrices looks at the weights, where there are some. Without ``experts``, fused experts and embeddings are left out.
-    Messages begin with the name of the caller.
+    The values of the weights are read only if a method distributes outliers over the matrices; otherwise the model may
+    be on the meta device. On the meta device, each matrix gets the same fraction of outliers.
+
+    Args:
+        model, bits, group_size, method, sym, meta_bits, outlier_fraction, plan, ignore, embedding_bits: as in
+            :func:`quantize`.
+        options: settings of the method.
+        experts: whether to include fused experts, and embeddings if the plan or ``embedding_bits`` asks for them.
+        caller: name of the public function that was called, for messages.
+
+    Returns:
+        The quantizable matrices, and the plan: the argument, or one entry for each matrix to quantize.
 
     Raises:
-        InvalidArgumentError: naming the argument or the plan's entry.
+        InvalidArgumentError: for an invalid argument or plan entry; the message names it.
     """
     if quantized_layers(model):
         raise InvalidArgumentError(f"[{caller}] model must not be quantized already")
@@ -308,7 +317,7 @@ def plan_for(
 
 
 def _refuse_beside_plan(caller: str, **given: Any) -> None:
-    """Refuse settings of all matrices beside a plan, whose entries have them; they would be passed over."""
+    """Raise an error for a setting that is given together with a plan, which would override it."""
     for name, value in given.items():
         if value != inspect.signature(quantize).parameters[name].default:
             raise InvalidArgumentError(
@@ -317,7 +326,7 @@ def _refuse_beside_plan(caller: str, **given: Any) -> None:
 
 
 def _check_options(method: str, options: Mapping[str, Any], caller: str) -> None:
-    """Refuse what is neither an argument nor an option of the method."""
+    """Raise an error for a name that is neither an argument of ``quantize`` nor an option of the method."""
     solver_of(method)
     known = METHODS[method].options
     for name in options:
@@ -344,7 +353,7 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
 
 
 def _that_can_run(linears: Linears) -> Linears:
-    """The matrices less experts whose modules could not run quantized ones."""
+    """Leave out experts whose module cannot run quantized experts; warn of weights that unexpectedly stay dense."""
     reason = "fused experts of a module with a forward of its own"
     alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
     left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]
@@ -365,7 +374,7 @@ def _that_can_run(linears: Linears) -> Linears:
 
 
 def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> None:
-    """Refuse a matrix that the ops would refuse, before anything is replaced."""
+    """Raise an error for a matrix of another dtype or with a NaN or infinity, before the model is changed."""
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidArgumentError(f"[{caller}] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
     straight = weight if weight.is_contiguous() else weight.mT
@@ -376,10 +385,16 @@ def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> N
 
 
 def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, device: Any = None) -> MatrixSpec:
-    """Give a matrix's place in the model to its quantized form, on the device of the dense one if no other is given.
+    """Replace the layer of a matrix by a quantized layer.
+
+    Args:
+        model: the model, which is changed in place.
+        linear: the matrix.
+        matrix: its quantized form.
+        device: device of the quantized layer; by default that of the dense weight.
 
     Returns:
-        What config.json will say of it.
+        The description of the matrix for config.json.
     """
     device = linear.weight.device if device is None else device
     layer = install(model, linear, MatrixSpec.of(matrix))
@@ -388,6 +403,6 @@ def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, d
 
 
 def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterable[Fold] = ()) -> None:
-    """Free the memory of what was quantized, and tell whom it concerns (transformers) what the model has become."""
+    """Free the memory of the dense weights, and record in the model that it is quantized, for transformers."""
     part_with_memory(model)
     tell(model, specs, tuple(folds))
