@@ -1,11 +1,17 @@
 """Sphinx: python -m sphinx -W -b html docs build/docs."""
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
+
+from sphinx import addnodes  # noqa: E402
+from sphinx.errors import ExtensionError  # noqa: E402
+from sphinx.util import logging  # noqa: E402
 
 import quantrature  # noqa: E402
 
@@ -13,7 +19,7 @@ project = "quantrature"
 author = "the authors of quantrature"
 release = quantrature.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
-extensions += ["every_header", "every_verb"]
+extensions += ["breathe", "every_verb"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
@@ -22,10 +28,30 @@ html_theme = "furo"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
+breathe_projects = {"quantrature": str(ROOT / "build" / "doxygen" / "xml")}
+breathe_default_project = "quantrature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False  # results are told of in sentences
 napoleon_use_ivar = True  # attributes in the text of their class, once
+
+
+def xml_of_the_headers(app):
+    """Run Doxygen over the public headers, and warn if a name has no comment or a reference leads nowhere."""
+    if shutil.which("doxygen") is None:
+        raise ExtensionError("The reference of the headers needs doxygen: apt-get install doxygen")
+    (ROOT / "build").mkdir(exist_ok=True)
+    done = subprocess.run(["doxygen", "docs/Doxyfile"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        logging.getLogger(__name__).warning("Doxygen: %s", done.stderr)
+
+
+def operations_alone_in_contents(app, doctree):
+    """Leave fields and enumerators out of the contents beside the page of the headers: there are hundreds."""
+    for entry in doctree.findall(addnodes.desc):
+        if entry["domain"] == "cpp" and entry["objtype"] in ("member", "var", "enumerator"):
+            for signature in entry.findall(addnodes.desc_signature):
+                signature["_toc_name"] = ""
 
 
 def each_name_by_itself(app, what, name, obj, options, lines):
@@ -56,6 +82,8 @@ def files_of_the_repository(app, name, content):
 
 
 def setup(app):
-    """Connect the functions above; the first runs after napoleon, which has made fields of the sections."""
+    """Connect the functions above; each_name_by_itself after napoleon, which has made fields of the sections."""
+    app.connect("builder-inited", xml_of_the_headers)
+    app.connect("doctree-read", operations_alone_in_contents, priority=400)  # before Sphinx collects the contents
     app.connect("source-read", files_of_the_repository)
     app.connect("autodoc-process-docstring", each_name_by_itself, priority=900)

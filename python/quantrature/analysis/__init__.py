@@ -1,4 +1,4 @@
-"""What quantizing each matrix costs, found out before anything is quantized."""
+"""Estimate how much the loss changes when each matrix is quantized, without changing the model."""
 
 from ._analyze import analyze
 from .integral import ABS_MODES, Integral, integrate

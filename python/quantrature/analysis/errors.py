@@ -1,4 +1,4 @@
-"""How far from its original each setting leaves a matrix, and how many bytes it takes."""
+"""Compute the quantization error and the stored size of a matrix at several settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BITS = range(1, 9)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting makes of one matrix.
+    """Quantization error and size of one matrix at one setting.
 
     Attributes:
-        error: sum of (w~ - w)^2.
-        nbytes: as stored.
+        error: sum of (w~ - w)^2 over the weights.
+        nbytes: stored size in bytes.
     """
 
     error: float
@@ -28,7 +28,7 @@ class Outcome:
 
 
 def candidates(group_size: int) -> list[Option]:
-    """The settings whose outcomes an analysis notes: all bits, in groups of half, once and twice the size."""
+    """Return the settings that an analysis records: 1 to 8 bits, with half, the same and twice the group size."""
     sizes = [group_size] if group_size < 16 else [group_size // 2, group_size, 2 * group_size]
     return [Option(bits, size) for bits in BITS for size in sizes]
 
@@ -41,18 +41,19 @@ def outcomes(
     advance: Callable[[int], object] = lambda count: None,
     statistics: Statistics | None = None,
 ) -> dict[str, Outcome]:
-    """Quantize a matrix in several ways.
+    """Quantize a matrix at several settings, and return the error and size of each.
 
     Args:
-        name: for messages.
-        weight: (out_features, in_features), contiguous; where :func:`quantrature.methods.quantize_matrix` takes it.
-        options: what to try.
-        entry: makes the plan entry of an option.
-        advance: called with 1 after each.
-        statistics: for methods that need them.
+        name: name of the matrix, for messages.
+        weight: (out_features, in_features), contiguous, on a device that
+            :func:`quantrature.methods.quantize_matrix` supports.
+        options: the settings.
+        entry: function that returns the plan entry of a setting.
+        advance: function that is called with 1 after each setting, for progress.
+        statistics: calibration statistics, for methods that need them.
 
     Returns:
-        Key of the option to its outcome.
+        Key of the setting, such as ``b3g64``, to its outcome.
     """
     exact = weight.float()
     keys, sizes, errors = [], [], []
@@ -63,5 +64,5 @@ def outcomes(
         keys.append(option.key)
         sizes.append(stored.nbytes)
         advance(1)
-    found = torch.stack(errors).tolist() if errors else []  # a device is waited for once
+    found = torch.stack(errors).tolist() if errors else []  # one transfer, so that a GPU is waited for once
     return dict(zip(keys, map(Outcome, found, sizes), strict=True))

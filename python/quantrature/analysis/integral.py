@@ -1,7 +1,7 @@
-"""The Post-quantization Integral: what each weight contributes to the loss change of quantizing (arXiv 2503.01901).
+"""Compute the Post-quantization Integral (PQI): the contribution of each weight to the loss change (arXiv 2503.01901).
 
-S_i = (w~_i - w_i) * integral over t in [0, 1] of dF/dw_i at w + t (w~ - w). The S_i of all weights add up to
-F(w~) - F(w); the sensitivity of a weight is an absolute value of S_i.
+S_i = (w~_i - w_i) * integral over t in [0, 1] of dF/dw_i at w + t (w~ - w), with the original weights w, the quantized
+weights w~ and the loss F. The sum of all S_i is F(w~) - F(w). The sensitivity of a weight is the absolute value of S_i.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Integral:
     """Result of :func:`integrate`.
 
     Attributes:
-        maps: matrix name to the PQI of its weights, float32 of shape (out_features, in_features), not negative; on
-            the devices of the weights, if not in files.
-        signed: matrix name to the sum of the signed S_i, nats per token.
+        maps: matrix name to the sensitivity of each weight, float32 (out_features, in_features), at least 0; on the
+            device of the weights, or in files.
+        signed: matrix name to the sum of the signed S_i of its weights, in nats per token.
         gradient_evaluations: forward and backward passes per calibration sample.
     """
 
@@ -44,7 +44,7 @@ class Integral:
 
 @dataclass(frozen=True)
 class _Step:
-    """One gradient evaluation: the batch's first window, the node and its weight."""
+    """One gradient evaluation: index of the first window of the batch, node t, and quadrature weight."""
 
     first: int
     t: float
@@ -52,7 +52,7 @@ class _Step:
 
 
 def _units(abs_mode: str, nodes: list[tuple[float, float]], firsts: list[int]) -> Iterator[list[_Step]]:
-    """Steps in order, in units after which the accumulators are consistent."""
+    """Yield the steps in order, in units; a snapshot can be saved after each unit."""
     if abs_mode == "per_sample":
         for first in firsts:
             yield [_Step(first, t, weight) for t, weight in nodes]
@@ -63,7 +63,7 @@ def _units(abs_mode: str, nodes: list[tuple[float, float]], firsts: list[int]) -
 
 
 def zeros_for(path: WeightPath, folder: Path | None = None) -> dict[str, torch.Tensor]:
-    """A float32 accumulator for each moved matrix, where the matrix is, or in files that the system pages."""
+    """Return a float32 accumulator for each matrix: on the device of the matrix, or in memory-mapped files."""
     return {
         m.name: new_on_cpu(path.original(m).shape, torch.float32, folder, f"accumulator-{number:05d}.f32")
         if folder is not None or m.device.type == "cpu"
@@ -84,25 +84,25 @@ def integrate(
     snapshot: Snapshot | None = None,
     advance: Callable[[int], Any] = lambda windows: None,
 ) -> Integral:
-    """PQI of every moved weight.
+    """Compute the PQI of every weight on a path.
 
     Args:
-        path: the model and its quantized images, entered.
-        windows: token ids, shape (samples, seqlen). Under ``torch.distributed`` each rank takes every
-            world_size-th of them, and all get the whole result.
+        path: path from the original to the quantized weights, inside its ``with`` block.
+        windows: token ids, (samples, seqlen). With ``torch.distributed``, each process computes every
+            ``world_size``-th sample, and all processes return the whole result.
         nodes: pairs (t, weight) of :func:`quadrature`.
-        objective: F, as a sum over the tokens of a batch.
-        batch_size: windows of one gradient evaluation; the loss is the mean over all tokens whatever it is.
-        abs_mode: ``after_mean``: abs((w~ - w) * mean gradient); ``per_sample``: mean over the samples of the absolute
-            S_i of each; ``per_node``: mean over nodes and samples of the absolute integrand. The last two take
-            batches of one window.
-        map_folder: keep the accumulators in files there instead of in memory.
-        snapshot: where to save the state from time to time, and what an earlier run saved.
-        advance: called with the number of windows whose gradient was taken, for progress.
+        objective: function that returns the sum of F over the tokens of a batch.
+        batch_size: windows per gradient evaluation. Always, F is the mean over the tokens of all samples.
+        abs_mode: how the absolute value is taken. ``after_mean``: of (w~ - w) * mean gradient; ``per_sample``: of the
+            S_i of each sample, then the mean over the samples; ``per_node``: of the integrand at each node and sample,
+            then the mean. The last two use batches of one window.
+        map_folder: folder for files that hold the accumulators; ``None`` keeps them in memory.
+        snapshot: file to resume from, and to save the state to from time to time.
+        advance: function that is called with a number of finished windows, for progress.
 
     Raises:
-        QuantratureError: naming module, sample and node where a loss or gradient is not finite.
-        InvalidArgumentError: for an unknown abs_mode.
+        QuantratureError: if a loss or gradient is not finite; the message names module or matrix, sample and node.
+        InvalidArgumentError: for an unknown ``abs_mode``.
     """
     if abs_mode not in ABS_MODES:
         raise InvalidArgumentError(f"[analyze] abs_mode must be one of {', '.join(ABS_MODES)}: got {abs_mode!r}")

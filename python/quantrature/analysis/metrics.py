@@ -1,4 +1,4 @@
-"""Measures of how much a matrix minds being quantized, to stand beside PQI in one report."""
+"""Compute the metrics other than PQI that estimate how much quantizing a matrix harms the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METRICS = {
 
 
 def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Scores that need the weights alone: metric to matrix name to score."""
+    """Compute the metrics that need only the weights. Return metric to matrix name to score."""
     scores: dict[str, dict[str, float]] = {metric: {} for metric in metrics}
     for m in moved:
         weight = m.linear.weight.to(m.home).contiguous()
@@ -45,10 +45,13 @@ def weight_scores(moved: Sequence[Moved], metrics: Sequence[str]) -> dict[str, d
 def activation_error(
     path: WeightPath, windows: torch.Tensor, batch_size: int, advance: Callable[[int], Any]
 ) -> dict[str, float]:
-    """Mean squared output error of each matrix when its input comes from the original model, per token.
+    """Compute the squared output error per token of each matrix, with inputs from the original model.
+
+    The elements of the input are treated as uncorrelated: the error is the sum over all weights of (w~ - w)^2 times the
+    mean square of the weight's input.
 
     Raises:
-        UnsupportedError: naming a matrix of fused experts, whose input no module sees.
+        UnsupportedError: for a matrix of fused experts, whose inputs cannot be recorded; the message names it.
     """
     squares = {m.name: torch.zeros(m.linear.in_features, dtype=torch.float64, device=m.home) for m in path.moved}
     tokens = {m.name: torch.zeros(1, dtype=torch.int64) for m in path.moved}
@@ -63,7 +66,9 @@ def activation_error(
 
     for m in path.moved:
         if m.linear.expert is not None:
-            raise UnsupportedError(f"[analyze] activation_error cannot be had for the fused experts of {m.name}")
+            raise UnsupportedError(
+                f"[analyze] activation_error does not support fused experts, such as {m.name}: remove it from metrics"
+            )
     hooks = [watch(m) for m in path.moved]
     try:
         with torch.no_grad():
@@ -77,7 +82,7 @@ def activation_error(
     scores = {}
     for m in path.moved:
         per_column = (m.image() - m.linear.weight.to(m.home).float()).double().square().sum(0)
-        # A matrix that nothing of the calibration text went through has no error there.
+        # A matrix that no token reaches has the score 0.
         scores[m.name] = float(per_column @ squares[m.name]) / max(1, int(tokens[m.name]))
     return scores
 
@@ -85,12 +90,20 @@ def activation_error(
 def gradient_scores(
     path: WeightPath, windows: torch.Tensor, metrics: Sequence[str], advance: Callable[[int], Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, Mapping[str, torch.Tensor]]]:
-    """First order and Fisher scores and maps from one gradient of each sample at the original weights.
+    """Compute the metrics ``first_order`` and ``fisher`` from one gradient per sample at the original weights.
+
+    Args:
+        path: path from the original to the quantized weights, inside its ``with`` block.
+        windows: token ids, (samples, seqlen).
+        metrics: ``first_order``, ``fisher`` or both.
+        advance: function that is called with 1 after each sample, for progress.
 
     Returns:
-        Scores: metric to matrix name to score. Maps: metric to matrix name to float32 of shape
-        (out_features, in_features): abs((w~ - w) * gradient) for ``first_order``, the mean squared gradient for
-        ``fisher``.
+        Scores: metric to matrix name to score. Maps: metric to matrix name to float32 (out_features, in_features), on
+        the CPU: abs((w~ - w) * mean gradient) for ``first_order``, the mean squared gradient for ``fisher``.
+
+    Raises:
+        QuantratureError: if a loss or gradient is not finite; the message names module or matrix, and sample.
     """
     first = zeros_for(path) if "first_order" in metrics else {}
     second = zeros_for(path) if "fisher" in metrics else {}
@@ -103,7 +116,7 @@ def gradient_scores(
         flag = check(m.name, gradient, 0.0, samples)
         if first:
             ops.pqi_accumulate(first[m.name], gradient, 1 / len(windows), flag)
-        elif flag is not None:  # a square may be infinite where the gradient is not
+        elif flag is not None:  # check before squaring, which can overflow
             flag.logical_or_(gradient.isfinite().all().logical_not())
         if second:
             add_squared_gradient(second[m.name], gradient, 1 / len(windows))

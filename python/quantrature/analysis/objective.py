@@ -1,4 +1,4 @@
-"""What an analysis integrates: the loss of the text, or how far predictions move from those of the original model."""
+"""Objectives of an analysis: the loss on the text, or the KL divergence from the original model's predictions."""
 
 from __future__ import annotations
 
@@ -19,35 +19,42 @@ OBJECTIVES = {
     "nll": "mean negative log-likelihood of the calibration text: the loss of the papers",
     "kl": "mean Kullback-Leibler divergence of the quantized model's predictions from those of the original",
 }
-"""Names that ``objective`` takes, and a line about each."""
+"""Values of the argument ``objective``, each with a one-line description."""
 
 
 class Objective(Protocol):
-    """A sum over the tokens of a batch, whose mean over all tokens is F."""
+    """Function that returns the sum of the objective over the tokens of a batch; F is the mean over all tokens."""
 
     def __call__(self, model: torch.nn.Module, tokens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-        """The sum for some windows, (windows, tokens), which are these calibration samples; float32, in nats."""
+        """Return the sum over a batch, float32, in nats.
+
+        Args:
+            model: the model.
+            tokens: token ids of the batch, (windows, tokens).
+            samples: indices of these windows among all calibration samples.
+        """
 
 
 class Loss:
-    """The negative log-likelihood of the tokens."""
+    """Negative log-likelihood of the tokens."""
 
     def __call__(self, model: torch.nn.Module, tokens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-        """The sum over all tokens but the first of each window."""
+        """Return the sum over all tokens except the first of each window."""
         return next_token_nll(model, tokens)
 
 
 class Divergence:
-    """KL(original || model) of the predictions after every token but the last of a window.
+    """KL(original || quantized) of the predictions after all tokens except the last of each window.
 
-    Of the original's predictions, what its output embedding reads is kept, on the CPU, and given to that embedding
-    again for each batch: it is not among the matrices that an analysis moves. Where the logits are made of its output
-    in a way that is not known here, the logits themselves are kept.
+    The inputs of the output embedding in the original model are kept on the CPU. They need less memory than logits, and
+    the original logits can be computed from them, because an analysis does not change the output embedding. If the
+    model computes its logits from the output embedding in an unknown way, the logits are kept.
 
     Args:
-        model: with its original weights.
-        windows: of the calibration text; each process keeps what is its own of ``torch.distributed``.
-        batch_size: windows of one forward pass.
+        model: model with its original weights.
+        windows: token ids of the calibration text, (samples, seqlen). With ``torch.distributed``, each process keeps
+            the predictions of its own samples.
+        batch_size: windows per forward pass.
     """
 
     def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> None:
@@ -72,7 +79,7 @@ class Divergence:
                 watch.remove()
 
     def __call__(self, model: torch.nn.Module, tokens: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-        """The sum over all tokens but the last of each window."""
+        """Return the sum over all tokens except the last of each window."""
         with torch.no_grad():
             reference = torch.stack([self._kept[sample] for sample in samples])[:, :-1]
             if self._after is not None:
@@ -83,7 +90,7 @@ class Divergence:
 
 
 def _known_endings(model: torch.nn.Module) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-    """What models of transformers do with the output of their output embedding."""
+    """Return functions that compute logits from the result of the output embedding, as models of transformers do."""
     config = text_config(getattr(model, "config", None))
     endings: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda x: x]
     cap = getattr(config, "final_logit_softcapping", None)
@@ -106,7 +113,7 @@ def _ending(
     predicted: torch.Tensor,
     known: Sequence[Callable[[torch.Tensor], torch.Tensor]],
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The one that makes the logits of the first batch, to the bit; ``None`` where none does."""
+    """Return the function that gives the logits of the first batch, bit for bit; ``None`` if none does."""
     if len(read) != 1 or read[0].shape[:2] != predicted.shape[:2]:
         return None
     output = head(read[0])
@@ -116,17 +123,17 @@ def _ending(
 def mean_over(
     objective: Objective, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, t: float = 0.0
 ) -> float:
-    """F: the mean over the tokens of all calibration windows, in nats.
+    """Return F, the mean of an objective over the tokens of all calibration windows, in nats per token.
 
     Args:
-        objective: what is summed.
-        model: at node t of the path.
-        windows: token ids, divided between the processes of ``torch.distributed``.
-        batch_size: windows of one forward pass.
-        t: for messages.
+        objective: the objective.
+        model: the model, with the weights at node ``t`` of the path.
+        windows: token ids, (samples, seqlen); divided among the processes of ``torch.distributed``.
+        batch_size: windows per forward pass.
+        t: the node, for messages.
 
     Raises:
-        QuantratureError: naming the module, node and sample where it is not finite.
+        QuantratureError: if the loss is not finite; the message names module, node and sample.
     """
     total = torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
@@ -139,17 +146,17 @@ def mean_over(
 
 
 def at_start(name: str, model: torch.nn.Module, windows: torch.Tensor, batch_size: int) -> tuple[Objective, float]:
-    """The objective of a name, for a model that has its original weights, and F at these weights."""
+    """Return the objective of a name, for a model with its original weights, and F at these weights."""
     if name == "kl":
         return Divergence(model, windows, batch_size), 0.0
     return Loss(), mean_over(Loss(), model, windows, batch_size)
 
 
 def check_objective(name: str, caller: str) -> None:
-    """Refuse another name.
+    """Check the name of an objective.
 
     Raises:
-        InvalidArgumentError: beginning with the caller.
+        InvalidArgumentError: for an unknown name; the message begins with ``caller``.
     """
     if name not in OBJECTIVES:
         raise InvalidArgumentError(f"[{caller}] objective must be one of {', '.join(OBJECTIVES)}: got {name!r}")

@@ -1,4 +1,4 @@
-"""The straight way from a model's weights to their quantized images, and gradients along it."""
+"""Set the weights of a model to points on the straight line from the original to the quantized weights."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from ..models import LinearWeight
 from ..models.ranks import rank_of
 
 Image = Callable[[], torch.Tensor]
-"""Makes the quantized image of a weight, (out_features, in_features); called at every node and dropped after use."""
+"""Function that returns the quantized weights of a matrix as floats, (out_features, in_features).
+
+It is called at every node, and the result is freed after use.
+"""
 
 CPU = torch.device("cpu")
 SHARE_OF_DEVICE = 0.25
-"""Of a device's free memory that originals and stored forms may take."""
+"""Fraction of a device's free memory that the original weights and the quantized matrices may use."""
 
 
 def works_on(linear: LinearWeight) -> torch.device:
-    """Where the core can work on a matrix: where the model has it, or on the CPU."""
+    """Return the device on which the core works on a matrix: the matrix's own if the core supports it, else the CPU."""
     device = linear.parameter.device
     return device if device.type == "cuda" and cuda_device_count()[0] else CPU
 
 
 def homes_of(linears: Iterable[LinearWeight], folder: Path | None = None) -> dict[str, torch.device]:
-    """Where the original of each matrix and its stored form are to be kept: beside the matrix, or on the CPU.
+    """Choose where to keep the original weights and the quantized form of each matrix: on its device, or on the CPU.
 
-    Beside it they take no more than another copy of the matrix and its codes, at most a byte for each weight. On a
-    device where that would be more than a quarter of the free memory they are kept on the CPU, all of them: the sums
-    of gradients, in float32, take at least as much again, and passes need the rest. With a folder, where
-    originals are in files, everything stays on the CPU. The numbers are the same either way.
+    On a device, they need a copy of the matrix, and its codes of at most one byte per weight. If that is more than a
+    quarter of the device's free memory, all matrices of this device are kept on the CPU. The rest is needed for the
+    sums of gradients, which are float32 and take at least as much, and for forward and backward passes. The choice does
+    not change the results.
+
+    Args:
+        linears: the matrices.
+        folder: folder for files with the original weights; if given, everything is kept on the CPU.
+
+    Returns:
+        Matrix name to device.
     """
     wanted: dict[torch.device, int] = {}
     linears = list(linears)
@@ -49,19 +59,19 @@ def homes_of(linears: Iterable[LinearWeight], folder: Path | None = None) -> dic
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that torch could get, or has and does not use."""
+    """Return the free memory of a device in bytes, including memory that torch reserved and does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A weight matrix on its way: where it is, and how to make its quantized image.
+    """A matrix whose weights a :class:`WeightPath` moves.
 
     Attributes:
         linear: the matrix.
-        image: makes its quantized image.
-        home: where its original is kept, and images are made.
+        image: function that returns its quantized weights.
+        home: device on which its original weights are kept and its quantized weights are computed.
     """
 
     linear: LinearWeight
@@ -75,26 +85,26 @@ class Moved:
 
     @property
     def device(self) -> torch.device:
-        """Where its gradients are added up."""
+        """Device on which its gradients are summed."""
         return works_on(self.linear)
 
     def stored_image(self) -> torch.Tensor:
-        """The quantized image in the order the parameter stores it."""
+        """Return the quantized weights in the order of the parameter: transposed for GPT-2."""
         image = self.image()
         return image.mT.contiguous() if self.linear.transposed else image
 
 
 class WeightPath:
-    """Puts a model's weights anywhere between the originals (t = 0) and their quantized images (t = 1).
+    """Sets a model's weights to points v(t) between the original weights w (t = 0) and the quantized w~ (t = 1).
 
-    v(t) = w + t * (w~ - w) is formed in float32 and rounded to the parameter's dtype. All matrices move together.
-    The originals are kept in their own dtype, each in its home, and come back, bit for bit, when the ``with`` block
-    ends.
+    v(t) = w + t * (w~ - w) is computed in float32 and rounded to the dtype of the parameter. All matrices move
+    together. The original weights are kept in their own dtype. At the end of the ``with`` block they are restored, bit
+    for bit.
 
     Args:
-        model: on any device.
-        moved: its matrices.
-        folder: keep the originals in files there, which the system pages, instead of in memory.
+        model: the model, on any device.
+        moved: the matrices to move.
+        folder: folder for memory-mapped files with the original weights; ``None`` keeps them in memory.
     """
 
     def __init__(self, model: torch.nn.Module, moved: Sequence[Moved], folder: Path | None = None) -> None:
@@ -124,39 +134,40 @@ class WeightPath:
         return m.linear.stored(m.linear.parameter.detach())
 
     def original(self, m: Moved) -> torch.Tensor:
-        """The matrix as it was, in its home, in the order the parameter stores it."""
+        """Return the original weights of a matrix, on its home device, in the order of the parameter."""
         return self._originals[m.name]
 
     def ends(self, m: Moved, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The matrix as it was and its quantized image, on a device, in the order the parameter stores them."""
+        """Return the original and the quantized weights of a matrix on a device, in the order of the parameter."""
         return self.original(m).to(device), m.stored_image().to(device)
 
     def of(self, linear: LinearWeight) -> Moved:
-        """The matrix on its way, of a matrix of the model."""
+        """Return the entry of ``moved`` for a matrix of the model."""
         return self._by_name[linear.name]
 
     def move_to(self, t: float) -> None:
-        """Put every matrix at v(t)."""
+        """Set the weights of every matrix to v(t)."""
         for m in self.moved:
             place, original = self._in_model(m), self.original(m)
             if t == 0:
                 place.copy_(original)
             elif place.device == m.home and place.is_contiguous():
                 ops.interpolate(original, m.stored_image(), t, place)
-            else:  # the same bits on every device
+            else:  # computed on the home device; the results are the same bits on every device
                 place.copy_(ops.interpolate(original, m.stored_image(), t))
 
 
 def new_on_cpu(
     shape: torch.Size, dtype: torch.dtype, folder: Path | None, name: str, *, named: bool = True
 ) -> torch.Tensor:
-    """A tensor of zeros in memory, or in a file of a folder that the system pages.
+    """Return a tensor of zeros on the CPU, in memory or in a memory-mapped file.
 
     Args:
-        shape, dtype: of the tensor.
-        folder: ``None`` for memory.
-        name: of the file; processes of one run have files of their own.
-        named: leave the file there; else it goes with the tensor.
+        shape: shape of the tensor.
+        dtype: dtype of the tensor.
+        folder: folder of the file; ``None`` for memory.
+        name: name of the file; with ``torch.distributed``, each process adds its rank.
+        named: whether the file stays in the folder; if false, it is deleted together with the tensor.
     """
     if folder is None:
         return torch.zeros(shape, dtype=dtype)

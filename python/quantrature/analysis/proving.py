@@ -1,4 +1,4 @@
-"""An integral together with its proof: the loss change that it must add up to, measured on the same text."""
+"""Compute a PQI together with its proof: the loss change that it predicts, and the one measured on the same text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .snapshot import Snapshot
 
 
 class Effort(NamedTuple):
-    """How an integral is taken; see :func:`quantrature.analyze`."""
+    """Settings of an integral; see :func:`quantrature.analyze`."""
 
     rule: str
     nodes: int
@@ -29,18 +29,18 @@ class Effort(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Rule, nodes, tolerance and ``abs_mode`` as a dictionary, for records."""
         return {"rule": self.rule, "nodes": self.nodes, "tol": self.tol, "abs_mode": self.abs_mode}
 
 
 class Prover:
-    """Integrates along paths that all start at the same weights, whose loss is measured once.
+    """Integrates along paths that start at the same original weights; their loss is measured only once.
 
     Args:
-        model: that the paths are of.
-        windows: of the calibration text, (windows, tokens).
-        batch_size: windows of one forward pass.
-        objective: name out of ``OBJECTIVES``.
+        model: the model of the paths.
+        windows: token ids of the calibration text, (samples, seqlen).
+        batch_size: windows per forward pass.
+        objective: name of the objective, one of ``OBJECTIVES``.
     """
 
     def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, objective: str = "nll") -> None:
@@ -49,7 +49,7 @@ class Prover:
         self._start: tuple[Objective, float] | None = None
 
     def _at_start(self, path: WeightPath) -> tuple[Objective, float]:
-        """The objective, and F at the original weights; the model is moved there if this is not known yet."""
+        """Return the objective and F at the original weights; the first call moves the model there to measure F."""
         if self._start is None:
             path.move_to(0)
             self._start = at_start(self._name, self.model, self.windows, self.batch_size)
@@ -57,11 +57,11 @@ class Prover:
 
     @property
     def share(self) -> torch.Tensor:
-        """The windows that this process takes."""
+        """The windows of this process, under ``torch.distributed``."""
         return Share(self.windows).windows
 
     def measure(self, path: WeightPath) -> float:
-        """F(w~) - F(w), nats per token; leaves the model at w."""
+        """Return F(w~) - F(w), in nats per token; afterwards, the model has its original weights."""
         objective, before = self._at_start(path)
         path.move_to(1)
         change = mean_over(objective, self.model, self.windows, self.batch_size, 1.0) - before
@@ -77,7 +77,19 @@ class Prover:
         advance: Callable[[int], Any],
         snapshot: Callable[[int], Snapshot | None] = lambda nodes: None,
     ) -> tuple[Integral, Proof]:
-        """The integral, with nodes added until the tolerance holds, and its comparison with the measured change."""
+        """Integrate, and compare the predicted with the measured loss change.
+
+        If the difference is larger than ``effort.tol`` times the measured change, the integral is computed again with
+        twice as many nodes, up to ``effort.max_nodes``.
+
+        Args:
+            path: path from the original to the quantized weights, inside its ``with`` block.
+            setting: bits and group size, such as ``b3g64``, for the proof.
+            method: quantization method, for the proof.
+            effort: settings of the integral.
+            advance: function that is called with a number of finished windows, for progress.
+            snapshot: function from a number of nodes to the file that the integral is saved to and resumed from.
+        """
         measured = self.measure(path)
         nodes, evaluations = effort.nodes, 0
         while True:
@@ -98,5 +110,5 @@ class Prover:
             within = None if effort.tol is None else abs(predicted - measured) <= effort.tol * abs(measured)
             if within is not False or nodes >= effort.max_nodes:
                 return integral, Proof(setting, method, effort.rule, nodes, predicted, measured, evaluations, within)
-            del integral  # the next has accumulators of its own
+            del integral  # frees the accumulators before the next integral allocates its own
             nodes = min(2 * nodes, effort.max_nodes)

@@ -1,4 +1,4 @@
-"""Quadrature rules on [0, 1]: where the gradient is evaluated on the way from w to the quantized weights."""
+"""Quadrature rules on [0, 1]: at which points between original and quantized weights the gradient is evaluated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ RULES = ("gauss", "midpoint", "trapezoid", "left", "right", "paper")
 
 
 def quadrature(rule: str, nodes: int, caller: str = "quadrature") -> list[tuple[float, float]]:
-    """Pairs (t, weight); the weights add up to 1.
+    """Return the nodes of a quadrature rule as pairs (t, weight); the weights add up to 1.
 
     Args:
         rule: ``gauss`` (Gauss-Legendre: exact for polynomials up to degree 2 * nodes - 1), ``midpoint``,
             ``trapezoid``, ``left`` and ``right`` (Riemann sums over equal intervals), or ``paper`` (equal weights on
             equally spaced nodes that include both ends: the reading of arXiv 2503.01901 that its Table 3 supports).
-        nodes: gradient evaluations per sample, at least 1; at least 2 for ``trapezoid`` and ``paper``.
-        caller: public function that messages begin with.
+        nodes: number of nodes, at least 1; at least 2 for ``trapezoid`` and ``paper``. Each node needs one gradient
+            evaluation per sample.
+        caller: name of the public function that was called, for messages.
 
     Raises:
         InvalidArgumentError: for an unknown rule or too few nodes.

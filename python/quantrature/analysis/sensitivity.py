@@ -59,9 +59,9 @@ class MatrixSensitivity:
         name, role, block, out_features, in_features: as in :class:`quantrature.models.LinearWeight`.
         scores: metric to score; see ``METRICS``.
         loss_change: setting to the predicted loss change (the signed PQI of the matrix), nats per token.
-        error: setting to the energy of the quantization error, sum of (w~ - w)^2, for settings to choose from.
-        nbytes: setting to bytes as stored, for the same settings.
-        dtype: of the weights; unless known, the one that takes the most room.
+        error: setting to the squared quantization error, the sum of (w~ - w)^2, for the settings that a plan can use.
+        nbytes: setting to the stored size in bytes, for the same settings.
+        dtype: dtype of the weights; ``float32``, which needs the most memory, if unknown.
     """
 
     name: str
@@ -77,7 +77,7 @@ class MatrixSensitivity:
 
     @property
     def numel(self) -> int:
-        """How many weights the matrix has."""
+        """Number of weights."""
         return self.out_features * self.in_features
 
 
@@ -103,30 +103,30 @@ class Sensitivity:
 
     @property
     def predicted_loss_change(self) -> float | None:
-        """Of the first reference setting, nats per token."""
+        """Predicted loss change at the first setting, in nats per token; ``None`` without PQI."""
         return self.proofs[0].predicted_loss_change if self.proofs else None
 
     @property
     def measured_loss_change(self) -> float | None:
-        """Of the first reference setting, nats per token."""
+        """Measured loss change at the first setting, in nats per token; ``None`` without PQI."""
         return self.proofs[0].measured_loss_change if self.proofs else None
 
     @property
     def gradient_evaluations(self) -> int:
-        """Per calibration sample, for all reference settings."""
+        """Number of gradient evaluations per calibration sample, for all settings together."""
         return sum(proof.gradient_evaluations for proof in self.proofs)
 
     @property
     def objective(self) -> str:
-        """What was integrated, out of ``OBJECTIVES``; analyses of earlier releases do not say, and have the loss."""
+        """Name of the objective, one of ``OBJECTIVES``; earlier releases do not record it and have ``nll``."""
         return str(self.settings.get("objective", "nll"))
 
     def rank_correlations(self) -> dict[str, float | None]:
-        """How each metric orders the matrices: Spearman's correlation of its scores with the predicted loss changes.
+        """Return Spearman's rank correlation of each metric's scores with the predicted loss changes of the matrices.
 
         Returns:
-            Metric to correlation, for the first reference setting; ``None`` where all scores are equal. Empty without
-            PQI, and for less than two matrices.
+            Metric to correlation, at the first setting; ``None`` if all scores or all loss changes are equal. Empty
+            without PQI, or with fewer than two matrices.
         """
         from scipy.stats import spearmanr
 
@@ -141,7 +141,7 @@ class Sensitivity:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """The content of sensitivity.json: everything but the maps."""
+        """Return the content of sensitivity.json: everything except the maps."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -157,10 +157,14 @@ class Sensitivity:
         }
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write sensitivity.json and the maps to a new folder, which appears complete or not at all.
+        """Write sensitivity.json and the maps to a new folder, which appears only when it is complete.
+
+        Args:
+            folder: the folder.
+            overwrite: whether to replace an existing folder that is not empty.
 
         Raises:
-            InvalidArgumentError: when the folder is there and not empty, unless overwrite.
+            InvalidArgumentError: if the folder exists and is not empty, unless ``overwrite`` is true.
         """
         from safetensors.torch import save_file
 
@@ -172,10 +176,11 @@ class Sensitivity:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Sensitivity:
-        """Read what :meth:`save` wrote; maps are read when they are first used.
+        """Read a folder that :meth:`save` wrote. Each map is read only when it is used.
 
         Raises:
-            InvalidArgumentError: naming the file that is missing, no JSON, or of another format.
+            InvalidArgumentError: if sensitivity.json is missing, is not valid JSON, or has another format; the message
+                names it.
         """
         path = Path(folder) / SUMMARY
         data = read_format(path, "sensitivity", FORMAT, FORMAT_VERSION)
@@ -196,7 +201,7 @@ class Sensitivity:
 
 
 class StoredMaps(Mapping[str, torch.Tensor]):
-    """The maps of one metric in a file; each is read when asked for."""
+    """The maps of one metric in a file; a map is read each time it is accessed."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
@@ -205,16 +210,16 @@ class StoredMaps(Mapping[str, torch.Tensor]):
         self._names = list(self._file.keys())
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """The map of one matrix."""
+        """Return the map of a matrix."""
         if name not in self._names:
             raise KeyError(name)
         values: torch.Tensor = self._file.get_tensor(name)
         return values
 
     def __iter__(self) -> Any:
-        """Names of the matrices."""
+        """Iterate over the names of the matrices."""
         return iter(self._names)
 
     def __len__(self) -> int:
-        """How many matrices there are."""
+        """Number of matrices."""
         return len(self._names)

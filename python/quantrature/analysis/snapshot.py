@@ -1,4 +1,4 @@
-"""What an interrupted analysis leaves behind, so that the next one goes on from there."""
+"""Save the state of an analysis from time to time, so that an interrupted analysis can resume."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from ..files.resume import StateFile
 
 @dataclass
 class Snapshot:
-    """A file with the accumulators and how far they have come.
+    """A file with the accumulators of an integral and the number of finished units.
 
     Attributes:
         path: the safetensors file.
-        fingerprint: what must be equal for the state to be of use: model, calibration, settings.
-        resume: ``auto`` takes up a fitting snapshot if there is one, ``required`` fails without, ``never`` starts over.
-        caller: public function that was called, for messages.
-        every: least seconds between two savings; there are more where saving would take over a twentieth of the time.
+        fingerprint: model, calibration text and settings. A saved state is used only if its fingerprint is equal.
+        resume: ``auto`` reads a saved state of the same work, if there is one; ``required`` fails if there is none;
+            ``never`` starts over.
+        caller: name of the public function that was called, for messages.
+        every: least number of seconds between two saves. If saving is slow, the time between two saves is at least 20
+            times as long as a save takes.
     """
 
     path: Path
@@ -37,16 +39,24 @@ class Snapshot:
         self._due = time.monotonic() + self.every
 
     def restore(self, sums: Mapping[str, torch.Tensor], signed: dict[str, float]) -> int:
-        """Fill the accumulators; returns how many units they hold.
+        """Read the saved state into the accumulators.
+
+        Args:
+            sums: accumulators, which are overwritten.
+            signed: matrix name to the sum of signed S_i, which is updated.
+
+        Returns:
+            Number of finished units; 0 if there is no saved state of this work.
 
         Raises:
-            InvalidArgumentError: when resuming is required and no fitting snapshot exists.
+            InvalidArgumentError: if ``resume`` is ``required`` and there is no saved state of this work.
         """
         found = None if self.resume == "never" else self._file.read()
         if found is None or not ({"done", "signed"} <= found[0].keys() and sums.keys() <= found[1].keys()):
             if self.resume == "required":
                 raise InvalidArgumentError(
-                    f"[{self.caller}] resume is required, but {self.path} holds no state of this work"
+                    f"[{self.caller}] resume is required, but {self.path} holds no state of this model, text and "
+                    "settings: set resume to auto to start over"
                 )
             return 0
         state, tensors = found
@@ -58,7 +68,7 @@ class Snapshot:
     def save(
         self, done: int, sums: Mapping[str, torch.Tensor], signed: Mapping[str, float], last: bool = False
     ) -> None:
-        """Save the state after `done` units, unless the previous saving is too recent."""
+        """Save the state after ``done`` units, unless the previous save is too recent; always if ``last``."""
         started = time.monotonic()
         if not last and started < self._due:
             return
@@ -67,7 +77,7 @@ class Snapshot:
         self._due = now + max(self.every, 20 * (now - started))
 
     def discard(self) -> None:
-        """Remove the file: the integral is complete."""
+        """Remove the file, once the integral is complete."""
         self._file.discard()
 
     @property

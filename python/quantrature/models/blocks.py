@@ -96,7 +96,7 @@ class Blocks:
         return self._blocks[number].name
 
     def module(self, number: int) -> torch.nn.Module:
-        """A block."""
+        """Return a block."""
         return self._blocks[number].module
 
     def members(self, number: int, matrices: Sequence[LinearWeight]) -> list[LinearWeight]:
@@ -117,7 +117,7 @@ class Blocks:
         self._hidden = []
         self._given = {block.name: [] for block in stack}
         first_of_size: dict[int, int] = {}
-        varies: dict[int, bool] = {}  # by size: whether what blocks are told depends on the text
+        varies: dict[int, bool] = {}  # batch size to whether the other arguments depend on the text
         for i in range(len(self._firsts)):
             batch = self._batch(i)
             reference = first_of_size.setdefault(len(batch), i)
@@ -235,12 +235,12 @@ class Blocks:
         def note(linear: LinearWeight, x: torch.Tensor, first: int) -> None:
             if not any(linear is other for other, _ in found):
                 found.append((linear, (x.data_ptr(), tuple(x.shape), tuple(x.stride()))))
-                kept.append(x)  # so that its memory is not given to the next activations
+                kept.append(x)  # so that later activations cannot have the same address
 
         kept: list[torch.Tensor] = []
 
         def enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Which experts a batch reaches is up to its text; those of a module go together, the last projection last.
+            # The text decides which experts run, so all experts of a module are listed together; down projections last.
             for linear in sorted(experts, key=lambda linear: linear.attribute.startswith("down")):
                 if linear.module is module and not any(linear is other for other, _ in found):
                     found.append((linear, (id(module), linear.attribute)))

@@ -26,7 +26,7 @@ FOLDED_SCALE = "folded_scale"
 
 @dataclass(frozen=True)
 class Fold:
-    """A scale, the producer that is divided by it, and the consumers whose columns are multiplied by it.
+    """A scale, the layer that is divided by it (producer), and the matrices that are multiplied by it (consumers).
 
     Attributes:
         kind: type of the producer. ``norm``: a norm that multiplies by its weight; ``shifted norm``: a norm that
@@ -117,7 +117,7 @@ def _producer(model: torch.nn.Module, linears: Linears, found: Fold) -> tuple[to
     if found.kind == ROWS:
         linear = linears.find(found.producer)
         weight, module = linear.weight, linear.module
-        if linear.expert is not None:  # fused experts have biases of another shape, with which no fold is proven
+        if linear.expert is not None:  # a bias of fused experts is not divided: trials refuse the fold
             return weight, None
     else:
         module = model.get_submodule(found.producer)

@@ -29,19 +29,22 @@ class Share:
         self.windows = windows[self._rank :: self._ranks]
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, range]]:
-        """Windows, and which calibration samples they are."""
+        """Yield batches of windows, each with the indices of its calibration samples."""
         for first in range(0, len(self.windows), batch_size):
             yield self.batch(first, batch_size)
 
     def batch(self, first: int, batch_size: int) -> tuple[torch.Tensor, range]:
-        """The batch that begins with window ``first`` of the share."""
+        """Return the batch that begins with window ``first`` of the share, and its calibration sample indices."""
         tokens = self.windows[first : first + batch_size]
         start = self._rank + first * self._ranks
         return tokens, range(start, start + len(tokens) * self._ranks, self._ranks)
 
 
 GradientSink = Callable[[LinearWeight, torch.Tensor], None]
-"""Receives a matrix and its gradient in the parameter's order, which it may overwrite but must not keep."""
+"""Function that receives a matrix and its gradient, in the order of the parameter.
+
+It may overwrite the gradient, but must not keep it.
+"""
 
 
 @contextmanager
@@ -118,7 +121,7 @@ def gradient_checkpointing(model: torch.nn.Module, linears: Linears, wanted: boo
     typed: Any = model
     enable, disable = (
         getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
-        for verb in ("enable", "disable")  # transformers 5 renamed them on its way
+        for verb in ("enable", "disable")  # transformers 5 renamed these methods between releases
     )
     enable({"use_reentrant": False})
     dropouts = [(b, b.dropout) for b in blocks if isinstance(getattr(b, "dropout", None), float)]

@@ -55,7 +55,7 @@ class LazyWeight(torch.Tensor):
         pass
 
     def of(self, make: Callable[[slice | None], torch.Tensor]) -> bool:
-        """Whether the values are computed by the function ``make``."""
+        """Return whether the values are computed by the function ``make``."""
         return self._make == make
 
     def data_ptr(self) -> int:

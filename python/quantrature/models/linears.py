@@ -68,7 +68,7 @@ class LinearWeight:
     def weight(self) -> torch.Tensor:
         """The matrix, (out_features, in_features), detached; it shares memory with the model."""
         stored = getattr(self.module, self.attribute)
-        if isinstance(stored, nn.ModuleList):  # experts that are layers of their own by now
+        if isinstance(stored, nn.ModuleList):  # the experts were split into layers
             own: torch.Tensor = stored[self.expert or 0].get_parameter("weight")
             return own.detach()
         return self.view(self.parameter.detach())
@@ -152,7 +152,7 @@ class Linears(Sequence[LinearWeight]):
         return self.matrices[index]
 
     def find(self, name: str) -> LinearWeight:
-        """Return the matrix of a name; an alias works, too.
+        """Return the matrix with a name or alias.
 
         Raises:
             InvalidArgumentError: if there is none; the message says why the name was skipped, if it was.
@@ -242,7 +242,7 @@ def find_linears(
         raise InvalidArgumentError(
             f"[find_linears] a model needs blocks with linear layers in an nn.ModuleList: got {type(model).__name__}"
         )
-    table = walk.table  # before what is tied to it, which may stand before it in the model
+    table = walk.table  # visited first, so that weights tied to it, which may come earlier, become its aliases
     for name, module in [*([(table, walk.modules[table])] if table else []), *walk.modules.items()]:
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if parameter.ndim > 1:
@@ -263,9 +263,9 @@ class _Walk:
         self.stacks = _stacks(self.modules)
         self.matrices: dict[str, LinearWeight] = {}
         self.skipped: list[Skipped] = []
-        self._first: dict[int, list[str]] = {}  # the matrices of a parameter, so that its other names become aliases
+        self._first: dict[int, list[str]] = {}  # identity of a parameter to its matrices; later names become aliases
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        # On the meta device, and before a checkpoint is loaded, tied weights may not be one parameter yet.
+        # On the meta device, and before a checkpoint is loaded, tied weights can still be separate parameters.
         self._tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
         self._embeddings: dict[int, str] = {}
         for name, module in self.modules.items():
@@ -273,11 +273,11 @@ class _Walk:
                 self._embeddings.setdefault(self._identity(f"{name}.weight", module.weight), name)
         self._output = _embedding_of(model, "get_output_embeddings")
         self._input = _embedding_of(model, "get_input_embeddings") if embeddings else None
-        # Marian has a module for each place that looks up in the same table.
+        # Marian has several embedding modules with the same weight.
         self._table = self._identity_of(self._input) if isinstance(self._input, nn.Embedding) else None
         self.table = "" if self._table is None else self._embeddings[self._table]
         self._with_embeddings = embeddings
-        # T5 casts what it gives to such a layer to the dtype of its weight.
+        # T5 casts the inputs of such a layer to the dtype of its weight.
         self._wide: list[str] = [
             kept
             for names in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
@@ -398,12 +398,12 @@ class _Walk:
         return id(self._parameters.get(self._tied.get(path, path), parameter))
 
     def _is_router(self, name: str, role: str) -> bool:
-        """Whether a module decides which experts a token uses, or how much of the shared expert."""
+        """Return whether a module decides which experts a token uses, or how much of the shared expert."""
         if re.search(r"router|expert\w*gate", role):
             return True
         parts = name.split(".")
         for i in range(len(parts) - role.count(".") - 1, len(parts)):
-            if parts[i] == "gate":  # a plain gate is a router beside experts only
+            if parts[i] == "gate":  # a module named gate is a router only if it has experts as siblings
                 siblings = self.modules[".".join(parts[:i])].named_children()
                 return any("expert" in sibling for sibling, _ in siblings)
         return False
@@ -426,13 +426,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 @functools.cache
 def _acts_as_linear(kind: Any) -> bool:
-    """Whether a class computes the same as its base class, so that a quantized linear layer can replace it.
+    """Return whether a class computes the same as its base class, so that a quantized linear layer can replace it.
 
-    If it has a forward of its own, this is tried on a small layer: Falcon's passes, Llama 4's router does not.
+    A class with a forward of its own is tested on a small layer: Falcon's passes the test, Llama 4's router does not.
     """
     if kind.forward in (nn.Linear.forward, Conv1D.forward):
         return True
-    with torch.device("meta"):  # so that no random number is drawn
+    with torch.device("meta"):  # draws no random numbers
         small: nn.Module = nn.Linear(3, 2) if issubclass(kind, nn.Linear) else Conv1D(2, 3)
     small.to_empty(device="cpu")
     with torch.no_grad():
@@ -441,7 +441,7 @@ def _acts_as_linear(kind: Any) -> bool:
         x = torch.arange(6.0, device="cpu").view(2, 3)
         try:
             return torch.equal(kind.forward(small, x), small(x))
-        except Exception:  # it needs more than a linear layer has
+        except Exception:  # its forward needs more attributes than a linear layer has
             return False
 
 
@@ -499,14 +499,14 @@ def small_embedding(embedding: nn.Embedding) -> nn.Embedding | None:
         factor: Any = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", None))
         try:
             small: nn.Embedding = kind(1, embedding.embedding_dim, None, embed_scale=factor)
-            if len(list(small.parameters())) > 1:  # T5Gemma 2's has a row of its own for one token
+            if len(list(small.parameters())) > 1:  # T5Gemma 2 has an extra row for one token
                 return None
-            # Some keep the constant as a tensor, which is rounded while transformers loads a model in bfloat16.
+            # Some classes keep the constant as a tensor, which is rounded if the model is loaded in bfloat16.
             factors = (factor, torch.tensor(factor, dtype=small.weight.dtype))
             with torch.no_grad():
                 found = small(torch.tensor([0]))
                 multiplies = any(torch.equal(found, small.weight * each) for each in factors)
-        except Exception:  # it is made from something else
+        except Exception:  # its constructor takes other arguments
             return None
     return small if multiplies else None
 

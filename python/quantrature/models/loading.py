@@ -72,7 +72,7 @@ def load_model(
     if folder is not None:
         tensor_files(folder)
     with quiet(), _one_error(f"[load_model] cannot load {where}"):
-        # Other shapes are left to the report below: transformers' own error does not say which.
+        # Mismatched shapes are reported below, because the error of transformers does not name the tensors.
         model, report = model_class(config, trust_remote_code).from_pretrained(
             where, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
@@ -242,7 +242,7 @@ def _check_config(folder: Path, trust_remote_code: bool) -> None:
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING
     config = config if isinstance(config, dict) else {}
     kind, own = config.get("model_type"), config.get("auto_map") or {}
-    # Of a tokenizer there are two: one written in Python and one in Rust.
+    # AutoTokenizer is not checked: its entry is a list of two classes, one in Python and one in Rust.
     if not isinstance(own, dict) or not all(
         isinstance(name, str) for auto, name in own.items() if auto.startswith(("AutoModel", "AutoConfig"))
     ):
@@ -344,7 +344,7 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> An
             return getattr(transformers, auto)
     if "AutoModelForCausalLM" in usable:
         return AutoModelForCausalLM
-    # A class under another head stands in for one of transformers only if it is the model without a head.
+    # If transformers has the class in `architectures`, only the model's own AutoModel class may replace it.
     others = usable if not known else {"AutoModel"} & set(usable)
     if others:
         return getattr(transformers, next(iter(others)))

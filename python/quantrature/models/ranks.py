@@ -1,4 +1,4 @@
-"""Processes started by torchrun: each takes a share of the calibration samples."""
+"""Communicate between the processes of torchrun, each of which computes a part of the calibration samples."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def of_first_rank(value: T) -> T:
 
 @contextmanager
 def joined() -> Iterator[int]:
-    """Connect to the other processes of torchrun, with NCCL if each has a GPU, else gloo; yields the rank."""
+    """Connect to the other processes of torchrun, with NCCL if each has a GPU, else gloo, and yield the rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0
         return

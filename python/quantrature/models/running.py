@@ -48,7 +48,7 @@ def check(op: str, model: Any, ids: torch.Tensor, batch_size: int) -> None:
     """Check model, token ids and batch size before an evaluation starts."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InvalidArgumentError(f"[{op}] batch_size must be a positive integer: got batch_size={batch_size}")
-    # transformers knows that a model is causal from its being able to generate.
+    # Causal language models can generate text. So can encoder-decoders, which are not supported here.
     if hasattr(model, "can_generate") and (not model.can_generate() or model.config.is_encoder_decoder):
         raise InvalidArgumentError(f"[{op}] model must be a causal language model: got {type(model).__name__}")
     check_vocabulary(ids, model)
@@ -82,7 +82,7 @@ def outputs(model: Any, ids: torch.Tensor) -> Any:
     decoder start token, as in training on labels.
     """
     device = getattr(model, "device", None) or next(model.parameters()).device
-    if device.type != "meta":  # with weights on disk, Accelerate moves the ids where they are needed
+    if device.type != "meta":  # if weights are offloaded to disk, Accelerate moves the ids
         ids = ids.to(device)
     takes = inspect.signature(model.forward).parameters
     wanted = [n for n, p in takes.items() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
@@ -143,9 +143,17 @@ def chunks(windows: int, tokens: int, vocabulary: int) -> Iterator[tuple[int, sl
 
 
 def mean_and_error(sums: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Mean over all tokens from the windows' sums, and its standard error, for which the windows are the sample.
+    """Return the mean over all tokens and its standard error, with the windows as independent samples.
 
-    The error is that of a ratio of two means, since windows may count different numbers of tokens; NaN for one window.
+    The mean is a ratio of two sums, because windows may have different numbers of tokens. Its standard error is
+    computed by linearization (the delta method): sqrt(n / (n - 1) * sum of (s - mean * c)^2) / sum of c.
+
+    Args:
+        sums: sum over the tokens of each window, s.
+        counts: number of tokens of each window, c.
+
+    Returns:
+        The mean and its standard error; the error is NaN for a single window.
     """
     n, total = len(sums), sum(counts)
     mean = math.fsum(sums) / total

@@ -1,12 +1,13 @@
-"""Find the layers whose weight a model's own code computes with, beside or in place of calling the layer.
+"""Find layers whose weight the model's code uses directly, besides or instead of calling the layer.
 
-Mamba multiplies with ``dt_proj.weight`` itself, other code gives ``layer.weight`` to ``F.linear``. A quantized layer
-can serve such code only by dequantizing its whole weight each time, so these layers are better left dense. Rwkv divides
-weights by constants, in place, which a quantized layer cannot do at all.
+Mamba multiplies by ``dt_proj.weight``; other models pass ``layer.weight`` to ``F.linear``. For such code, a quantized
+layer would have to dequantize its whole weight on every use, so these layers stay dense. Rwkv divides weights by
+constants in place, which a quantized layer cannot do at all.
 
-A copy of the model runs on a few tokens: its parameters are a single zero seen in the right shape, its linear layers
-and embeddings give zeros, and their weights note what is done to them. So it takes no memory to speak of,
-models on the meta device will do, and the result depends on nothing but the model's code and configuration.
+To find these layers, a copy of the model runs on a few tokens. Each parameter of the copy is one zero, expanded to the
+shape of the parameter. Its linear layers and embeddings return zeros and record each use of their weight. The copy
+needs almost no memory, and the model may be on the meta device. The result depends only on the model's code and
+configuration.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from .lazy_weight import LazyWeight
 _log = logging.getLogger(__name__)
 _TOKENS = 4
 _REAL = 1 << 16
-"""Buffers of up to so many numbers get memory of their own, since models write to some."""
+"""Largest number of elements of a buffer that gets memory of its own in the copy; some models write to buffers."""
 
 
 def weights_in_use(model: nn.Module, layers: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Names of the layers whose weight the forward pass of a model computes with, or changes.
+    """Return the names of the layers whose weight is used directly or changed in the forward pass of a model.
 
     Args:
-        model: any model; of one that cannot be run on token ids alone, nothing is found out.
-        layers: the linear layers and embeddings of the model under all their names.
+        model: any model. If it does not run on token ids alone, the result has only the layers found until then.
+        layers: name to linear layer or embedding; a layer with several names is listed under each.
     """
     used: set[str] = set()
     try:
         with _without_a_trace(), torch.no_grad():
             watched = _hollow(model, layers, used)
             _run(watched)
-    except Exception as error:  # its code is not ours: it may want other inputs
+    except Exception as error:  # the model's code may need other inputs
         _log.debug("%s could not be run to watch its weights: %r", type(model).__name__, error)
     return frozenset(used)
 
 
 class _Watched(nn.Module):
-    """Stands for a linear layer or an embedding: gives zeros, and notes any use or change of its weight."""
+    """Replacement for a linear layer or an embedding that returns zeros and records each use of its weight."""
 
     def __init__(self, name: str, layer: Any, used: set[str]) -> None:
         super().__init__()
@@ -65,12 +66,12 @@ class _Watched(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight; see :class:`LazyWeight`."""
+        """The weight, as a :class:`LazyWeight` that records its use."""
         return LazyWeight(tuple(self.kind.shape), self.kind.dtype, self.kind.device, self._read, self._note)
 
     def _read(self, rows: slice | None) -> torch.Tensor:
         values: torch.Tensor = self.kind.detach()
-        if rows is not None:  # a quantized layer dequantizes a row as fast as a dense one copies it
+        if rows is not None:  # not recorded: a quantized layer can dequantize one row quickly
             return values[rows]
         self._note("")
         return values
@@ -79,14 +80,14 @@ class _Watched(nn.Module):
         self.used.add(self.name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Zeros of the shape and dtype that the layer would give."""
+        """Return zeros in the shape and dtype of the layer's output."""
         if self.looks_up:
             return torch.zeros(*x.shape, self.width, dtype=self.kind.dtype)
         return x.new_zeros(*x.shape[:-1], self.width)
 
 
 def _hollow(model: nn.Module, layers: Mapping[str, nn.Module], used: set[str]) -> nn.Module:
-    """A copy of a model without its weights, its hooks and what Accelerate made of its modules."""
+    """Copy a model without its weights and hooks, and without Accelerate's changes to its modules."""
     known: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.zeros((), dtype=parameter.dtype, device="cpu").expand(parameter.shape)
@@ -121,7 +122,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", 
 
 
 def _run(model: Any) -> None:
-    """Give a model some tokens, and then one more, with what it remembers of them."""
+    """Run a model on some tokens, and then on one more token with the cache of the first run."""
     ids = torch.arange(_TOKENS)[None] % model.get_input_embeddings().weight.shape[0]
     config = getattr(model, "config", None)
     both = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
@@ -134,11 +135,11 @@ def _run(model: Any) -> None:
 
 @contextmanager
 def _without_a_trace() -> Iterator[None]:
-    """Keep warnings, reports and random numbers of a model's code from showing; run it on one thread."""
+    """Inside the ``with`` block, hide warnings and messages, keep the random state, and use one thread."""
     from .loading import quiet
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are so small that more only wait for each other
+    torch.set_num_threads(1)  # more threads would be slower for such small tensors
     try:
         with warnings.catch_warnings(), quiet(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             warnings.simplefilter("ignore")

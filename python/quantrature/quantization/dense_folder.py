@@ -1,4 +1,4 @@
-"""Describe a folder with a dense model, and its size after quantizing, without reading the weights."""
+"""Describe a folder with a dense model, and estimate its size after quantization, without reading the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DenseContents:
         matrices: number of matrices that :func:`quantrature.quantize` quantizes by default.
         matrix_parameters: number of weights in these matrices.
         matrix_bytes: their current size.
-        kept: reason why other weights are not quantized, to their number.
+        kept: reason for not quantizing other weights, to the number of these weights.
         quantized_bytes: size of the whole model with these matrices at 4 bits and group size 64.
     """
 
@@ -97,7 +97,7 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
     kept: dict[str, int] = {}
     for skipped in linears.skipped:
         if skipped.reason.startswith("tied to"):
-            continue  # counted under the name that it is tied to
+            continue  # counted once, under the name that it is tied to
         kept[skipped.reason] = kept.get(skipped.reason, 0) + math.prod(skipped.shape)
     total = sum(tensor.nbytes for tensor in stored.values())
     return DenseContents(

@@ -1,9 +1,9 @@
-"""What the scales of a block's inputs can be folded into, found out by trying it on the block.
+"""Find the norm or matrix that computes the inputs of a matrix, so that a scale of the inputs can be folded into it.
 
-No architecture is known by name. A norm of the right width or a matrix with rows enough may make the inputs of some
-matrices: a fold with scales that are powers of two, which leave no rounding behind, is tried on it in float32, and
-where the block's output then stays what it was, the fold is sound. A second reader of a norm, a nonlinearity that a
-scale does not pass, a clamp, rows in another order all show in the output.
+This does not depend on a list of architectures. Each norm of the right width, and each matrix with enough rows, is a
+candidate producer. For each candidate, the block runs in float32 with scales folded into it. The scales are powers of
+two, so that they cause no rounding. If the block's output does not change, the fold is valid. The output does change if
+another layer also reads the norm, if a nonlinearity or clamp lies in between, or if the rows are in another order.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from ..models.folding import NORM, ROWS, SHIFTED_NORM, Fold, as_rounded, changed
 from ..plan import PlanEntry
 
 SOUND = 1e-3
-"""A fold leaves at most so much of the change that the consumers alone make to the output."""
+"""Largest change of the block's output by a valid fold, relative to the change if only the consumers are scaled."""
 LARGEST = 6
-"""Scales that are tried go from 2 to the power of -6 to 2 to the power of 6."""
+"""The scales in a trial are powers of two from 2^-6 to 2^6."""
 
 Pair = tuple[str, str, tuple[int, int]]
-"""Kind, producer's name inside the block (of experts without their numbers), repeats."""
+"""Kind of the fold, name of the producer inside the block (for experts, without the index), and ``Fold.repeats``."""
 
 
 class Folder:
-    """Finds the folds of a model's blocks.
+    """Finds valid folds in the blocks of a model.
 
     Args:
-        model, linears: the model and its quantizable matrices.
+        model: the model.
+        linears: its quantizable matrices.
         entries: matrix name to plan entry.
     """
 
@@ -45,12 +46,12 @@ class Folder:
         self._known: dict[tuple[str, ...], Pair] = {}
         config: Any = getattr(model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        # Gemma 4's layers differ in such settings, and its configuration as a whole refuses to name one.
+        # The layers of Gemma 4 differ in these settings, and reading one from the whole configuration raises an error.
         layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
         self._heads = dict.fromkeys(_heads(layer) for layer in layers)
 
     def wanted(self, members: Sequence[LinearWeight]) -> bool:
-        """Whether any of these matrices has a scale that may be folded."""
+        """Return whether any of the matrices has a scale that may be folded."""
         return any(self._scales(linear) for linear in members)
 
     def _scales(self, linear: LinearWeight) -> bool:
@@ -66,13 +67,13 @@ class Folder:
         )
 
     def _before_in_expert(self, linear: LinearWeight) -> Iterator[LinearWeight]:
-        """The matrices of the same expert before one, which may make its inputs."""
+        """Yield the earlier matrices of the same expert, which may compute the inputs of this one."""
         for other in itertools.takewhile(lambda other: other is not linear, self._linears):
             if other.module is linear.module and other.expert == linear.expert:
                 yield other
 
     def groups(self, blocks: Blocks, number: int, members: Sequence[LinearWeight]) -> list[list[LinearWeight]]:
-        """The matrices of a block whose scale may be folded, those that read the same together."""
+        """Return the matrices of a block whose scale may be folded, grouped by common input."""
         return [group for group in blocks.readers(number, members) if all(map(self._scales, group))]
 
     def folds(
@@ -82,9 +83,15 @@ class Folder:
         groups: Sequence[Sequence[LinearWeight]],
         statistics: Mapping[str, Statistics],
     ) -> list[Fold]:
-        """The folds of a block, with the best scales by the inputs of each group of matrices.
+        """Find the valid folds of a block, and compute their scales from the inputs of the matrices.
 
-        All experts are one group in the proof, since one program runs them all; each then has a scale of its own.
+        All experts of a module are tested together, because the same code runs them. Then each gets a scale of its own.
+
+        Args:
+            blocks: the blocks; the activations are the inputs of this block.
+            number: index of the block.
+            groups: matrices with a common input, as :meth:`groups` returns them.
+            statistics: matrix name to statistics, which must have ``activations``.
         """
         prefix = blocks.name(number) + "."
         found = []
@@ -109,7 +116,7 @@ class Folder:
     def _proven(
         self, blocks: Blocks, number: int, prefix: str, group: Sequence[LinearWeight], exact: torch.Tensor
     ) -> Pair | None:
-        """What a scale of the group's inputs can be folded into; ``None`` where nothing is found."""
+        """Return the producer that a scale of the group's inputs can be folded into; ``None`` if none is found."""
         width = group[0].in_features
         roles = tuple(linear.role for linear in group)
         powers = torch.randint(-LARGEST, LARGEST + 1, (width,), generator=torch.Generator().manual_seed(0))
@@ -125,7 +132,7 @@ class Folder:
 
         alone = change(None)
         if not alone:
-            return None  # nothing is proven by what changes nothing, as with experts that no token reaches
+            return None  # a trial would prove nothing, for example if no token reaches these experts
         known = [self._known[roles]] if roles in self._known else []
         for pair in (*known, *self._candidates(blocks.module(number), prefix, group, width)):
             if change(pair) <= SOUND * alone:
@@ -159,14 +166,14 @@ class Folder:
 
 
 def _heads(config: Any) -> tuple[int, int]:
-    """Size and number of the heads of keys and values; 0 where a configuration has none."""
+    """Return the head size and the number of key-value heads; 0 if the configuration has none."""
     heads = getattr(config, "num_attention_heads", 0) or 0
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     return size, getattr(config, "num_key_value_heads", None) or heads
 
 
 def _readers(group: Sequence[LinearWeight]) -> list[Sequence[LinearWeight]]:
-    """The matrices of a group that read the same activations: all of them, but each expert alone."""
+    """Split a group into matrices that read the same activations: experts one by one, other matrices together."""
     return [group] if group[0].expert is None else [[linear] for linear in group]
 
 
@@ -178,7 +185,7 @@ def _fold(pair: Pair, prefix: str, readers: Sequence[LinearWeight], scale: torch
 
 @contextmanager
 def _in_float32(block: torch.nn.Module) -> Iterator[None]:
-    """Give a block copies in float32 of its parameters and buffers while inside."""
+    """Inside the ``with`` block, replace the parameters and buffers of a block by float32 copies."""
     held = [(t, t.data) for t in itertools.chain(block.parameters(), block.buffers()) if t.is_floating_point()]
     try:
         for tensor, data in held:

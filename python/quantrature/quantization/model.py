@@ -195,7 +195,7 @@ def _calibrated(
     state: BlockState | None,
     progress: bool | None,
 ) -> Calibrated:
-    """The quantized forms of the matrices, and on the way a state for the next to take up."""
+    """Quantize the matrices with calibration text; with ``state``, save each block so that a later run can resume."""
     if state is not None:
         state.begin(
             {
@@ -224,7 +224,7 @@ def _calibrated(
 
 
 def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> None:
-    """Refuse a matrix that the ops would refuse, before anything is replaced."""
+    """Raise an error for a matrix of another dtype or with a NaN or infinity, before the model is changed."""
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidArgumentError(f"[{caller}] {name} must be float32, float16 or bfloat16: got dtype={weight.dtype}")
     straight = weight if weight.is_contiguous() else weight.mT
@@ -235,10 +235,16 @@ def check_weight(name: str, weight: torch.Tensor, caller: str = "quantize") -> N
 
 
 def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, device: Any = None) -> MatrixSpec:
-    """Give a matrix's place in the model to its quantized form, on the device of the dense one if no other is given.
+    """Replace the layer of a matrix by a quantized layer.
+
+    Args:
+        model: the model, which is changed in place.
+        linear: the matrix.
+        matrix: its quantized form.
+        device: device of the quantized layer; by default that of the dense weight.
 
     Returns:
-        What config.json will say of it.
+        The description of the matrix for config.json.
     """
     device = linear.weight.device if device is None else device
     layer = install(model, linear, MatrixSpec.of(matrix))
@@ -247,6 +253,6 @@ def put(model: torch.nn.Module, linear: LinearWeight, matrix: QuantizedMatrix, d
 
 
 def declare(model: torch.nn.Module, specs: dict[str, MatrixSpec], folds: Iterable[Fold] = ()) -> None:
-    """Free the memory of what was quantized, and tell whom it concerns (transformers) what the model has become."""
+    """Free the memory of the dense weights, and record in the model that it is quantized, for transformers."""
     part_with_memory(model)
     tell(model, specs, tuple(folds))

@@ -1,4 +1,4 @@
-"""Quantizing a model while transformers reads it: a parameter at a time, so that the dense model is never in memory."""
+"""Quantize a model while transformers loads it, one parameter at a time; the dense model is never in memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .model import check_weight, put
 
 
 class QuantizeOnLoad(ConversionOps):
-    """What transformers calls with each parameter that is to be quantized, once it has read it.
+    """Conversion that transformers applies to each parameter to quantize, after it has read the parameter.
 
     Args:
-        linears: the matrices of the model, which is on the meta device.
-        plan: what each is to become.
+        linears: the quantizable matrices of the model, which is on the meta device.
+        plan: how to quantize them.
 
     Raises:
         InvalidArgumentError: for a method that needs calibration text.
@@ -47,11 +47,11 @@ class QuantizeOnLoad(ConversionOps):
             self._first |= {_parameter(place, linear): first for place in (linear.name, *linear.aliases)}
 
     def wants(self, parameter: str) -> bool:
-        """Whether a parameter, by its full name in the model, is to be quantized."""
+        """Return whether to quantize the parameter with this full name."""
         return parameter in self._first
 
     def bits_of(self, parameter: str) -> float:
-        """About how many bits a weight of a parameter will take."""
+        """Return an estimate of the bits per weight of a quantized parameter."""
         entries = [entry for _, entry in self._waiting.get(self._first[parameter], ())]
         return max((entry.bits + 32 / max(entry.group_size, 32) for entry in entries), default=8.0)
 
@@ -62,7 +62,7 @@ class QuantizeOnLoad(ConversionOps):
         target_patterns: list[str],
         **about: Any,
     ) -> dict[str, Any]:
-        """Quantize what is wanted and put it into the model; give back the rest."""
+        """Put the quantized form of parameters into the model, and return the parameters that stay dense."""
         rest, missing = {}, about.get("missing_keys")
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
@@ -73,12 +73,12 @@ class QuantizeOnLoad(ConversionOps):
         return rest
 
     def _quantize(self, model: Any, parameter: str, tensor: torch.Tensor) -> bool:
-        """Whether the parameter of this value is now quantized in the model."""
+        """Put the quantized form of a parameter into the model; return false if it cannot be quantized."""
         if parameter not in self._waiting:
-            return True  # read under another of its names before
+            return True  # it was quantized before, under another name
         work = self._waiting[parameter]
         if any(tensor.shape != linear.parameter.shape for linear, _ in work):
-            return False  # transformers says so
+            return False  # transformers reports the wrong shape
         matrices = []
         try:
             for linear, entry in work:
@@ -87,7 +87,7 @@ class QuantizeOnLoad(ConversionOps):
                 found = quantize_matrix(linear.name, weight.contiguous(), entry, comparison=self._comparison)
                 matrices.append(found.to("cpu"))
         except QuantratureError as error:
-            # Transformers would make a report of many lines of it; it is raised when all is read.
+            # transformers would wrap it in a long report; `finish` raises it instead.
             self._failure = self._failure or error
             return False
         del self._waiting[parameter]
@@ -98,10 +98,10 @@ class QuantizeOnLoad(ConversionOps):
         return True
 
     def finish(self, model: Any) -> dict[str, MatrixSpec]:
-        """Quantize what came into the model by another way; the descriptions of all matrices.
+        """Quantize the parameters that were loaded without a conversion, and return the descriptions of all matrices.
 
         Raises:
-            QuantratureError: for the first matrix that could not be quantized.
+            QuantratureError: for the first matrix that could not be quantized, or that the checkpoint lacks.
         """
         for parameter, work in list(self._waiting.items()):
             value = work[0][0].parameter
@@ -116,12 +116,12 @@ class QuantizeOnLoad(ConversionOps):
 
 
 def _parameter(place: str, linear: LinearWeight) -> str:
-    """The full name of a parameter from that of its matrix."""
+    """Return the full name of the parameter of a matrix; for an expert, of the parameter with all experts."""
     return f"{place}.{linear.attribute}" if linear.expert is None else place.rpartition(".")[0]
 
 
 def _split_as(linear: LinearWeight, tensor: torch.Tensor, quantized: set[int | None]) -> None:
-    """Give experts layers of their own, and those that stay dense their weights."""
+    """Split fused experts into layers, and copy the weights of the experts that stay dense."""
     split(linear)
     layers: Any = getattr(linear.module, linear.attribute)
     for expert, layer in enumerate(layers):

@@ -155,7 +155,7 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
 
 
 def _that_can_run(linears: Linears) -> Linears:
-    """The matrices less experts whose modules could not run quantized ones."""
+    """Leave out experts whose module cannot run quantized experts; warn of weights that unexpectedly stay dense."""
     reason = "fused experts of a module with a forward of its own"
     alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
     left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]

@@ -1,4 +1,4 @@
-"""Quantize a model block by block, each on what the quantized blocks before it put out."""
+"""Quantize a model block by block; the calibration inputs of a block come from the quantized blocks before it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What calibration comes to.
+    """Result of :func:`calibrate`.
 
     Attributes:
-        matrices: matrix name to its quantized form.
-        statistics: matrix name to what it was quantized by; empty unless it was to be kept.
-        folds: scales that are in the quantized matrices, and still to be folded into what makes their inputs.
-        entries: matrix name to the entry it was quantized by: without a scale of its own where one was folded.
+        matrices: matrix name to quantized matrix.
+        statistics: matrix name to calibration statistics; empty without ``keep_statistics``.
+        folds: scales that the quantized matrices include. The caller must fold them into the layers that compute the
+            inputs of these matrices (:func:`quantrature.models.folding.fold`).
+        entries: matrix name to the plan entry that was used. If a scale was folded, its option ``scale`` is false.
     """
 
     matrices: dict[str, QuantizedMatrix]
@@ -55,30 +56,31 @@ def calibrate(
     weight_of: Callable[[LinearWeight], torch.Tensor] | None = None,
     report: Callable[[float, str], Any] = lambda units, note: None,
 ) -> Calibrated:
-    """Quantize the matrices that have an entry, in the order of the blocks.
+    """Quantize the matrices that have a plan entry, block by block.
 
-    The inputs of a block come from the blocks before it in their quantized form, and with ``true_sequential`` those of
-    a matrix also from the quantized matrices before it in its block, as in GPTQ (arXiv 2210.17323): matrices that read
-    the same activations are quantized together (q, k and v; o; gate and up; down). Of fused
-    experts each is quantized on what is routed to it. A warning names the matrices for which rtn would have had the
-    smaller error, by what their method minimizes. Afterwards the model is, bit for
-    bit, what it was.
+    The inputs of a block are computed by the quantized blocks before it. With ``true_sequential``, the inputs of a
+    matrix are also computed by the quantized matrices before it in the same block, as in GPTQ (arXiv 2210.17323).
+    Matrices that read the same activations are quantized together: q, k and v; o; gate and up; down. Each fused expert
+    is calibrated on the tokens that are routed to it. If rtn has a smaller error than the chosen method, in the measure
+    that the method minimizes, a warning names the matrix. At the end, the model has its original weights, bit for bit.
 
     Args:
-        model, linears: the model and its quantizable matrices.
-        entries: matrix name to plan entry; no entry keeps.
+        model: the model.
+        linears: its quantizable matrices.
+        entries: matrix name to plan entry; each entry must quantize its matrix.
         windows: token ids of the calibration text, (windows, tokens).
-        batch_size: windows that go through a block at once.
-        true_sequential: see above.
-        state: where finished blocks are saved and taken up again.
-        keep_statistics: return them, on the CPU, for matrices that are to be quantized again; not those of blocks taken
-            up.
-        weight_of: makes the weight that is quantized, contiguous; by default that of the model, where it is.
-        report: called with work that is done, :func:`units` in all, and what it was.
+        batch_size: windows per forward pass of a block.
+        true_sequential: whether matrices of a block are calibrated on the quantized matrices before them.
+        state: folder in which finished blocks are saved, and from which they are read when a run resumes.
+        keep_statistics: whether to return the calibration statistics, on the CPU, so that matrices can be quantized
+            again. Blocks that are read from ``state`` have none.
+        weight_of: function that returns the weight to quantize, contiguous; by default the weight in the model.
+        report: function that is called with an amount of finished work, of :func:`units` in all, and its description.
 
     Raises:
-        InvalidArgumentError: naming a matrix that no text reaches, or that its method cannot do.
-        QuantratureError: naming module and sample where activations or gradients are not finite.
+        InvalidArgumentError: for a matrix that no calibration text reaches, or that its method cannot quantize; the
+            message names it.
+        QuantratureError: if activations or gradients are not finite; the message names module and sample.
     """
     run = _Run(model, linears, dict(entries), true_sequential, state, keep_statistics, weight_of or _as_it_is, report)
     with not_training(model), ExitStack() as whole:
@@ -97,12 +99,15 @@ def _as_it_is(linear: LinearWeight) -> torch.Tensor:
 
 @dataclass
 class _Run:
-    """Calibration on its way from block to block.
+    """State of one call of :func:`calibrate`.
 
     Attributes:
         model, linears, true_sequential, state, keep_statistics, weight_of, report: as in :func:`calibrate`.
-        entries: matrix name to the entry that it is quantized by; without a scale of its own where one was folded.
-        matrices, kept, folds: what came of the blocks so far.
+        entries: matrix name to plan entry. If a scale was folded, its option ``scale`` is false.
+        matrices: quantized matrices of the blocks so far.
+        kept: their statistics, with ``keep_statistics``.
+        folds: the folds of the blocks so far.
+        comparison: comparison of each matrix with rtn.
     """
 
     model: torch.nn.Module
@@ -120,13 +125,13 @@ class _Run:
     _taken_up: int = 0
 
     def __post_init__(self) -> None:
-        """Find the matrices with an entry, and what their methods need."""
+        """Find the matrices with a plan entry, and the statistics that their methods need."""
         self.chosen = [linear for linear in self.linears if linear.name in self.entries]
         self.needs = {linear.name: SOLVERS[self.entries[linear.name].solver].needs for linear in self.chosen}
         self._folder = Folder(self.model, self.linears, self.entries)
 
     def begin(self, windows: torch.Tensor, batch_size: int, whole: ExitStack) -> None:
-        """Take gradients where a method needs them, and stand before the first block."""
+        """Compute the Fisher information for methods that need it, then the inputs of the first block."""
         self.blocks = Blocks(self.model, self.linears, self.chosen, windows, batch_size)
         sensitive = [linear for linear in self.chosen if "fisher" in self.needs[linear.name]]
         self._fishers = fisher(self.model, sensitive, windows, self._reporting("the Fisher information"))
@@ -137,11 +142,12 @@ class _Run:
         return lambda count: self.report(count / passes, what)
 
     def block(self, number: int, whole: ExitStack, of_block: ExitStack) -> None:
-        """Quantize the matrices of a block, or take them up, and go on to the next.
+        """Quantize the matrices of a block, or read them from ``state``, and compute the inputs of the next block.
 
         Args:
-            number: of the block.
-            whole, of_block: what ends with the calibration, and with the block: weights are then what they were.
+            number: index of the block.
+            whole: restores weights at the end of the calibration; used for weights that other blocks share.
+            of_block: restores weights at the end of the block.
         """
         members = self.blocks.members(number, self.chosen)
         for linear in members:
@@ -152,11 +158,16 @@ class _Run:
             for linear in members:
                 _move(linear, finished.matrices[linear.name])
             self.matrices |= finished.matrices
-            self.blocks.advance(number, self._reporting(f"{self.blocks.name(number)}, taken up"))
+            self.blocks.advance(number, self._reporting(f"{self.blocks.name(number)}, resumed"))
             self._taken_up += 1
             return
         if self._taken_up == number > 0 and self.state is not None:
-            _log.warning("%d of %d blocks are taken up from %s", number, len(self.blocks), self.state.folder)
+            _log.warning(
+                "%d of %d blocks are read from %s, where an earlier run saved them",
+                number,
+                len(self.blocks),
+                self.state.folder,
+            )
         stages = self.blocks.stages(number, members) if members else []
         steps = [[stage] for stage in stages] if self.true_sequential else [stages] if stages else []
         groups = self._folder.groups(self.blocks, number, members) if self._folder.wanted(members) else []
@@ -178,7 +189,7 @@ class _Run:
         self.blocks.advance(number, done)
 
     def _fold(self, found: Sequence[Fold], of_block: ExitStack) -> None:
-        """Fold scales into the model while the block lasts; its matrices then need none of their own."""
+        """Fold scales into the model until the end of the block; set the option ``scale`` of the consumers to false."""
         of_block.enter_context(restored(changed_by(self.model, self.linears, found)))
         fold(self.model, self.linears, found)
         for name in (name for each in found for name in each.consumers):
@@ -193,7 +204,7 @@ class _Run:
         folds: Sequence[Fold],
         report: Callable[[float], Any],
     ) -> dict[str, QuantizedMatrix]:
-        """The matrices of some stages of a block, by what one pass over the text says of their inputs."""
+        """Quantize the matrices of some stages of a block, with statistics from one pass over the text."""
         copies: _Copies = {}
         found = {}
         for linear, statistics in _gathered(self.blocks, number, stages, self.needs, report):
@@ -221,11 +232,15 @@ def collect(
     batch_size: int = 1,
     report: Callable[[float], Any] = lambda units: None,
 ) -> dict[str, Statistics]:
-    """Statistics of matrices in the model as it is, for methods whose settings are still to be compared; on the CPU.
+    """Gather calibration statistics of matrices in the original model, for comparing settings of a method.
 
     Args:
-        model, linears, windows, batch_size, report: as in :func:`calibrate`.
-        needs: matrix name to what is asked for.
+        model, linears, windows, batch_size: as in :func:`calibrate`.
+        needs: matrix name to the ``STATISTICS`` to gather.
+        report: function that is called with an amount of finished work.
+
+    Returns:
+        Matrix name to statistics, on the CPU.
     """
     chosen = [linear for linear in linears if needs.get(linear.name)]
     found: dict[str, Statistics] = {}
@@ -246,26 +261,31 @@ def collect(
 
 
 def units(linears: Linears, entries: Mapping[str, PlanEntry], windows: int) -> int:
-    """How much work :func:`calibrate` reports in all."""
+    """Return the total work that :func:`calibrate` reports: for each window, one unit per block and one for Fisher."""
     blocks = sum(1 + max(x.block for x in linears if x.name.startswith(f"{s}.")) for s in _stacks(linears, entries))
     fishers = any("fisher" in SOLVERS[entry.solver].needs for entry in entries.values())
     return windows * (blocks + fishers)
 
 
 def _stacks(linears: Linears, entries: Mapping[str, PlanEntry]) -> list[str]:
-    """The stacks that hold matrices with an entry."""
+    """Return the stacks of blocks that have matrices with a plan entry."""
     return [stack for stack in linears.stacks if any(name.startswith(f"{stack}.") for name in entries)]
 
 
 def peak_bytes(
     linears: Linears, entries: Mapping[str, PlanEntry], windows: int, seqlen: int, keep_statistics: bool = False
 ) -> int:
-    """Memory that :func:`calibrate` takes beside the model and the quantized matrices.
+    """Estimate the memory that :func:`calibrate` needs, in bytes, besides the model and the quantized matrices.
 
-    The activations between two blocks, a copy of the weights of one block (of scales that may be folded, two more in
-    float32), the statistics of one stage (with ``keep_statistics`` of all), and what its method works with: for a
-    Hessian once more the same in float64. Of several stacks, what each puts out is kept twice: as it is, and as the
-    blocks of the next are told of it. All experts of a parameter are one stage, each with statistics of its own.
+    The estimate includes:
+
+    - the activations between two blocks. If there are several stacks of blocks (an encoder-decoder), the outputs of an
+      earlier stack are held twice: by themselves, and as arguments of the next stack's blocks;
+    - a copy of the weights of one block, and two in float32 if scales may be folded;
+    - the statistics of one stage, or of all stages with ``keep_statistics``. All experts of one parameter are one
+      stage, and each has statistics of its own;
+    - the working memory of the method: for a Hessian, its size in float64;
+    - the Fisher information of all matrices, if their method needs it.
     """
     chosen = [linear for linear in linears if linear.name in entries]
     if not chosen:
@@ -285,7 +305,7 @@ def peak_bytes(
         hessian = 4 * linear.in_features**2 * ("hessian" in needs)
         sampled = 4 * linear.in_features * min(2 * SAMPLED, windows * seqlen) * ("activations" in needs)
         total += hessian + sampled
-        others = 0  # statistics of all experts of a parameter are gathered together
+        others = 0  # statistics of the earlier experts of the same parameter, which are gathered together
         if linear.expert is not None:
             place = (id(linear.module), linear.attribute)
             others = experts.get(place, 0)
@@ -313,7 +333,7 @@ def _gathered(
     needs: Mapping[str, Sequence[str]],
     report: Callable[[float], Any],
 ) -> list[tuple[LinearWeight, Statistics]]:
-    """The matrices of some stages, each with what was gathered in one pass over the text."""
+    """Gather the statistics of the matrices of some stages in one pass over the text."""
     tokens = blocks.tokens
     gatherers: dict[str, Gatherer] = {}
     watched: list[LinearWeight] = []
@@ -336,7 +356,7 @@ def _gathered(
 
 
 _Copies = dict[int, tuple[torch.Tensor, torch.Tensor]]
-"""Hessians by their identity, each with its copy: matrices that read the same inputs share one."""
+"""``id`` of a Hessian to the Hessian and its copy on the CPU: matrices with the same inputs share one copy."""
 
 
 def _on_cpu(statistics: Statistics, copies: _Copies) -> Statistics:

@@ -1,4 +1,4 @@
-"""What an interrupted calibration leaves behind: the quantized matrices of each finished block."""
+"""Save the quantized matrices of each finished block, so that an interrupted calibration can resume."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..models.folding import Fold
 from ..packed import MatrixSpec, QuantizedMatrix, digest
 
 BLOCKS = "block-?????.safetensors*"
-"""Names of the files, partial ones included."""
+"""Pattern of the file names, which also matches files that are being written."""
 
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """What is known of a block whose matrices are quantized.
+    """The results for one block.
 
     Attributes:
-        matrices: matrix name to its quantized form.
-        folds: scales that the matrices have and that are folded into what makes their inputs.
+        matrices: matrix name to quantized matrix.
+        folds: scales that the matrices include, and that are folded into the layers that compute their inputs.
     """
 
     matrices: Mapping[str, QuantizedMatrix]
@@ -34,9 +34,10 @@ class BlockState:
     """A folder with a file for each finished block.
 
     Attributes:
-        folder: made when the first block is finished.
-        resume: ``auto`` takes up blocks that fit if there are some, ``required`` fails without, ``never`` starts over.
-        fingerprint: what must be equal for a block to be of use: model, text, plan, settings.
+        folder: the folder; it is created when the first block is finished.
+        resume: ``auto`` reads the finished blocks of the same work, if there are any; ``required`` fails if there are
+            none; ``never`` starts over.
+        fingerprint: model, text, plan and settings. A saved block is used only if its fingerprint is equal.
     """
 
     folder: Path
@@ -44,20 +45,23 @@ class BlockState:
     fingerprint: Mapping[str, Any] | None = None
 
     def begin(self, fingerprint: Mapping[str, Any]) -> None:
-        """Say what the blocks must belong to.
+        """Set the fingerprint.
 
         Raises:
-            InvalidArgumentError: when resuming is required and there is no first block.
+            InvalidArgumentError: if ``resume`` is ``required`` and the first block was not saved.
         """
         self.fingerprint = fingerprint
         if self.resume == "required" and self.load(0) is None:
-            raise InvalidArgumentError(f"[quantize] resume is required, but {self.folder} holds no block of this work")
+            raise InvalidArgumentError(
+                f"[quantize] resume is required, but {self.folder} holds no block of this model, text, plan and "
+                "settings: set resume to auto to start over"
+            )
 
     def _file(self, number: int) -> StateFile:
         return StateFile(self.folder / f"block-{number:05}.safetensors", self.fingerprint or {})
 
     def load(self, number: int) -> FinishedBlock | None:
-        """A finished block; ``None`` if there is none, or of other work, or it is damaged."""
+        """Return a finished block; ``None`` if it is missing, damaged or of other work, or ``resume`` is ``never``."""
         found = None if self.resume == "never" else self._file(number).read()
         if found is None:
             return None
@@ -76,7 +80,7 @@ class BlockState:
         return FinishedBlock(matrices, tuple(folds))
 
     def save(self, number: int, block: FinishedBlock) -> None:
-        """Write a finished block."""
+        """Save a finished block."""
         specs = {name: MatrixSpec.of(matrix) for name, matrix in block.matrices.items()}
         tensors = {
             f"{name}:{part}": tensor.contiguous()
@@ -91,5 +95,5 @@ class BlockState:
         self._file(number).write(about, tensors)
 
     def discard(self) -> None:
-        """Remove the blocks, and the folder where nothing else is in it: the work is complete."""
+        """Remove the saved blocks at the end, and the folder if it is empty then."""
         remove_with_folder({self.folder / path.name.removesuffix(".partial") for path in self.folder.glob(BLOCKS)})

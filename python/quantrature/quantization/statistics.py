@@ -1,4 +1,4 @@
-"""Statistics of the activations that a stage of matrices reads, gathered while batches go by."""
+"""Gather calibration statistics of matrices: Hessian, activations and Fisher information."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from ..models.gradients import add_squared_gradient, gradients_to, next_token_nl
 _log = logging.getLogger(__name__)
 
 SAMPLED = 512
-"""At least so many tokens of the text are kept as activations, where it has them; less than twice as many."""
+"""Least number of tokens whose activations are kept, if the text has that many; fewer than twice as many are kept."""
 
 
 class Gatherer:
-    """Gathers what is asked for about the inputs that the matrices of a stage share.
+    """Gathers statistics of the common input of some matrices.
+
+    Hessians are summed on the device of the inputs. Hessians of experts are summed on the CPU, because there may be too
+    many for the memory of a device.
 
     Args:
-        needs: which of ``quantrature.methods.STATISTICS``.
-        tokens: of the whole text; ``None`` for what is routed to an expert, where that is not known before: then
-            every second of the activations is dropped whenever they are twice :data:`SAMPLED`. Hessians are gathered
-            where the inputs are, but those of experts on the CPU: a device may have no room for so many.
+        needs: the ``quantrature.methods.STATISTICS`` to gather.
+        tokens: number of tokens in the text. ``None`` for an expert, if the number of tokens that it receives is
+            unknown: then, whenever 2 * :data:`SAMPLED` activations are kept, every second one is dropped.
     """
 
     def __init__(self, needs: Iterable[str], tokens: int | None) -> None:
@@ -41,7 +43,7 @@ class Gatherer:
         self._tokens = 0
 
     def take(self, x: torch.Tensor) -> None:
-        """One batch of inputs, (..., in_features)."""
+        """Add one batch of inputs, (..., in_features)."""
         rows = x.reshape(-1, x.shape[-1])
         if "hessian" in self._needs:
             if self._hessian is None:
@@ -56,7 +58,7 @@ class Gatherer:
         self._tokens += len(rows)
 
     def statistics(self) -> Statistics:
-        """What was gathered."""
+        """Return the statistics; call it once, after the last batch."""
         return Statistics(
             hessian=None if self._hessian is None else self._hessian.div_(max(1, self._tokens)),
             activations=torch.cat(self._activations) if self._activations else None,
@@ -65,18 +67,18 @@ class Gatherer:
 
 
 def filled_up(members: Sequence[LinearWeight], own: Sequence[Statistics]) -> list[Statistics]:
-    """Statistics of experts, of which some have seen few tokens.
+    """Complete the statistics of experts that receive fewer tokens than their matrix has inputs.
 
-    What fewer tokens reach than it has inputs is filled up to so many: in its Hessian the mean of all stands for those
-    that are missing, (n H + (m - n) mean H) / m for n tokens and m inputs; to its activations come some of all, spread
-    evenly, until there are m of them, or :data:`SAMPLED`.
+    Let n be the number of tokens that an expert receives, H its Hessian, and m > n the number of inputs. Its Hessian
+    becomes (n H + (m - n) M) / m, where M is the mean Hessian over the tokens of all experts. Evenly spaced activations
+    of all experts are added to its own until there are min(m, :data:`SAMPLED`).
 
     Args:
         members: the experts of one parameter.
-        own: of each, by what is routed to it.
+        own: statistics of each expert from the tokens that are routed to it.
 
     Raises:
-        InvalidArgumentError: naming the parameter when no token reaches any of them.
+        InvalidArgumentError: if no token reaches any of the experts; the message names the parameter.
     """
     tokens = sum(s.tokens for s in own)
     parameter = members[0].name.rpartition(".")[0]
@@ -87,7 +89,7 @@ def filled_up(members: Sequence[LinearWeight], own: Sequence[Statistics]) -> lis
     if not few:
         return list(own)
     _log.warning(
-        "%s: fewer calibration tokens than its %d inputs reach some experts, which are filled up from all: %s",
+        "%s: some experts receive fewer calibration tokens than their %d inputs; tokens of all experts are added: %s",
         parameter,
         width,
         ", ".join(f"{linear.name} ({s.tokens})" for linear, s in few),
@@ -120,15 +122,21 @@ def fisher(
     windows: torch.Tensor,
     report: Callable[[int], Any],
 ) -> dict[str, torch.Tensor]:
-    """The diagonal Fisher information of some matrices of the model as it is.
+    """Compute the diagonal Fisher information of matrices, at the current weights of the model.
+
+    Args:
+        model: the model.
+        linears: the matrices.
+        windows: token ids of the calibration text, (windows, tokens).
+        report: function that is called with 1 after each window.
 
     Returns:
-        Matrix name to float32 (out_features, in_features): the sum over the windows of the squared gradient of each
-        one's mean loss (SqueezeLLM, arXiv 2306.07629, section 4.1). An expert that no token reaches has the mean of
-        the experts of its parameter that are asked for.
+        Matrix name to float32 (out_features, in_features): the squared gradient of a window's mean loss, summed over
+        the windows (SqueezeLLM, arXiv 2306.07629, section 4.1). An expert that no token reaches gets the mean over the
+        given experts of its parameter.
 
     Raises:
-        QuantratureError: naming matrix and sample where a gradient is not finite.
+        QuantratureError: if a gradient is not finite; the message names matrix and sample.
     """
     if not linears:
         return {}
@@ -153,7 +161,8 @@ def fisher(
         if idle and len(idle) < len(members):
             mean = torch.stack([sums[linear.name] for linear in members]).mean(0)
             _log.warning(
-                "no calibration text reaches some experts, which are given the mean of all: %s", ", ".join(idle)
+                "no calibration token reaches some experts; they get the mean Fisher information of all: %s",
+                ", ".join(idle),
             )
             sums |= {name: mean for name in idle}
     return sums

@@ -74,7 +74,7 @@ def test_every_argument_struct_has_a_header_with_its_contract():
         text = contracts[header]
         (alias,) = re.findall(rf"using (\w+) = {struct};", text)
         assert f"(const {alias}& args);" in text, struct
-        said = re.sub(r"\s*\n// ?", " ", text)
+        said = re.sub(r"\s*\n/// ?", " ", text)
         assert re.search(r"\b([Nn]umeric c|[Cc])lass [ELB]\b", said), header
         assert "Throws InvalidArgument" in said, header
         assert header == "packing.hpp" or re.search(r"NaN|finite", said), header
@@ -146,6 +146,16 @@ def test_the_page_of_sensitivity_json_has_the_fields_that_are_written(analysis):
     assert set(page["settings"]) == set(written["settings"])
     assert list(page["An object of proofs"]) == [f.name for f in fields(Proof)] == list(written["proofs"][0])
     assert list(page["An object of modules"]) == [f.name for f in fields(MatrixSensitivity)]
+
+
+def test_the_reference_of_headers_has_every_header():
+    page = (DOCS / "reference" / "headers.md").read_text()
+    headers = [path for path in HEADERS.iterdir() if path.name != "export.h"]
+    assert set(re.findall(r"^## (\S+\.h(?:pp)?)$", page, re.MULTILINE)) == {path.name for path in headers}
+    shown = re.findall(r"^```\{doxygengroup\} (\w+)$", page, re.MULTILINE)
+    for path in headers:
+        assert re.match(r"/// \\defgroup (\w+) ", path.read_text())[1] == path.stem
+        assert path.stem in shown
 
 
 def test_the_command_line_reference_has_every_verb_and_option(monkeypatch):

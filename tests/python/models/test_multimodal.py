@@ -175,7 +175,7 @@ def test_resuming_gives_the_same_bytes(name, monkeypatch, tmp_path, caplog):
         with pytest.raises(KeyboardInterrupt):
             quantized(name, "gptq", resume_folder=tmp_path / "state")
     resumed = quantized(name, "gptq", resume_folder=tmp_path / "state", resume="required")
-    assert f"{blocks - 1} of {blocks} blocks are taken up" in caplog.text
+    assert f"{blocks - 1} of {blocks} blocks are read from" in caplog.text
     assert same(state_of(resumed), whole)
 
 

@@ -225,7 +225,7 @@ def test_resuming_gives_the_same_bytes_and_does_not_repeat_finished_blocks(name,
     )
     resumed = quantized(tiny_model("llama"), tmp_path / "state", resume="required", **settings)
     assert len(done) == 7
-    assert f"1 of 2 blocks are taken up from {tmp_path / 'state'}" in caplog.text
+    assert f"1 of 2 blocks are read from {tmp_path / 'state'}" in caplog.text
     assert all(name.startswith("model.layers.1.") for name in done)
     assert same(state_of(resumed), whole)
     assert not (tmp_path / "state").exists()
@@ -357,7 +357,7 @@ def test_an_interrupted_command_says_how_it_goes_on(monkeypatch, tmp_path, capfd
         assert said in err
         assert bool(said) == ("to resume" in err)
     assert main([*given, "--resume", "required"]) == 0
-    assert "note: 1 of 2 blocks are taken up from" in capfd.readouterr().err
+    assert "note: 1 of 2 blocks are read from" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", CALIBRATED)
