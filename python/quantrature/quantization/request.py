@@ -87,16 +87,19 @@ class Request:
 def plan_for(
     model: torch.nn.Module, request: Request, *, experts: bool = True, caller: str = "quantize"
 ) -> tuple[Linears, Plan]:
-    """Find the matrices of a model, and make the plan that a request means for them.
+    """Check a request, find the matrices of a model, and return the plan for them.
 
-    A model on the meta device is enough, because only shapes are read. The exception is a method that spreads outliers
-    over the matrices: it reads the weights, if there are some.
+    The values of the weights are read only if a method distributes outliers over the matrices; otherwise the model may
+    be on the meta device. On the meta device, each matrix gets the same fraction of outliers.
 
     Args:
         model: causal language model from transformers, not quantized.
         request: how to quantize it.
-        experts: whether to include fused experts and embeddings.
-        caller: public function that was called, for error messages.
+        experts: whether to include fused experts, and embeddings if the plan or ``embedding_bits`` asks for them.
+        caller: name of the public function that was called, for messages.
+
+    Returns:
+        The quantizable matrices, and the plan: that of the request, or one entry for each matrix to quantize.
 
     Raises:
         InvalidArgumentError: for an invalid argument or plan entry; the message names it.
