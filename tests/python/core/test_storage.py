@@ -11,7 +11,7 @@ from quantrature.models import find_linears
 from quantrature.nn import quantized_layers
 from quantrature.packed import KINDS, MatrixSpec, QuantizedMatrix
 from quantrature.plan import PlanEntry
-from quantrature.quantization.model import declare, put
+from quantrature.quantization import declare, put
 from tiny_models import VOCABULARY, tiny_model
 
 ENTRIES = {
