@@ -12,7 +12,10 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 with atheris.instrument_imports(
-    include=[f"quantrature.{name}" for name in ("checkpoint", "json_files", "plan", "requantization.record", "storage")]
+    include=[
+        f"quantrature.{name}"
+        for name in ("analysis.sensitivity", "checkpoint", "files", "packed", "plan", "requantization.record")
+    ]
 ):
     import quantrature.checkpoint
     import quantrature.packed  # noqa: F401
@@ -23,6 +26,7 @@ TESTS = [
     test_fuzz.test_descriptions_of_matrices,
     test_fuzz.test_files_of_bytes,
     test_fuzz.test_records,
+    test_fuzz.test_analyses,
     test_fuzz.test_configurations,
 ]
 
