@@ -1,8 +1,13 @@
 """Sphinx: python -m sphinx -W -b html docs build/docs."""
 
+import inspect
 import re
 import sys
+import typing
+from dataclasses import is_dataclass
 from pathlib import Path
+
+from sphinx.util.inspect import stringify_signature
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -48,6 +53,20 @@ def each_name_by_itself(app, what, name, obj, options, lines):
     lines[:] = told
 
 
+def types_without_rules(app, what, name, obj, options, signature, result):
+    """Show the types of a dataclass's fields without their annotations for pydantic."""
+    if what != "class" or not is_dataclass(obj):
+        return None
+    try:
+        types = typing.get_type_hints(obj)
+    except NameError:  # a type that is imported for type checkers alone
+        return None
+    found = inspect.signature(obj)
+    parameters = [p.replace(annotation=types.get(p.name, p.annotation)) for p in found.parameters.values()]
+    shown = found.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+    return stringify_signature(shown, unqualified_typehints=True), result
+
+
 def files_of_the_repository(app, name, content):
     """Turn links to Markdown files outside of docs, which work in the repository, into downloads."""
     content[0] = re.sub(
@@ -58,4 +77,5 @@ def files_of_the_repository(app, name, content):
 def setup(app):
     """Connect the functions above; the first runs after napoleon, which has made fields of the sections."""
     app.connect("source-read", files_of_the_repository)
+    app.connect("autodoc-process-signature", types_without_rules)
     app.connect("autodoc-process-docstring", each_name_by_itself, priority=900)

@@ -148,6 +148,14 @@ def test_the_page_of_sensitivity_json_has_the_fields_that_are_written(analysis):
     assert list(page["An object of modules"]) == [f.name for f in fields(MatrixSensitivity)]
 
 
+def test_the_json_schemas_are_those_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    json_schemas = importlib.import_module("json_schemas")
+    for name, kind in json_schemas.FILES.items():
+        written = (DOCS / "reference" / f"{name}.schema.json").read_text()
+        assert written == json_schemas.schema_of(kind), "run: python docs/json_schemas.py"
+
+
 def test_the_command_line_reference_has_every_verb_and_option(monkeypatch):
     pytest.importorskip("docutils")
     import typer.main
