@@ -108,10 +108,10 @@ class SensitivityFile:
     gradient_evaluations: Integer = 0
     model: Text
     calibration: Text
-    settings: Mapping[Text, Any]
-    proofs: tuple[Proof, ...]
+    settings: dict[Text, Any]
+    proofs: list[Proof]
     rank_correlations: Mapping[Text, Number | None] = field(default_factory=dict)
-    modules: tuple[MatrixSensitivity, ...]
+    modules: list[MatrixSensitivity]
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ class Sensitivity:
             gradient_evaluations=self.gradient_evaluations,
             model=self.model,
             calibration=self.calibration,
-            settings=self.settings,
-            proofs=self.proofs,
+            settings=dict(self.settings),
+            proofs=[*self.proofs],
             rank_correlations=self.rank_correlations(),
-            modules=self.matrices,
+            modules=[*self.matrices],
         )
         return asdict(file)
 
@@ -219,8 +219,8 @@ class Sensitivity:
         file = read(SensitivityFile, data, op="sensitivity", origin=str(path), items=items)
         maps = sorted(Path(folder).glob(MAPS.format(metric="*")))
         return cls(
-            file.modules,
-            file.proofs,
+            tuple(file.modules),
+            tuple(file.proofs),
             file.settings,
             file.model,
             file.calibration,

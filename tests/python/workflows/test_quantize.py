@@ -545,7 +545,7 @@ def edited(folder, change):
         ("shape", [16, 64], "the checkpoint has shape"),
         ("scale", "int8", "scale of a grid must be"),
         ("zero", None, "zero of a grid must be null if and only if sym is true"),
-        ("outliers", -1, "outliers must be 0 to"),
+        ("outliers", -1, "outliers of a matrix must be 0 to"),
     ],
 )
 def test_an_impossible_description_names_its_matrix(quantized, tmp_path, field, value, complaint):
@@ -559,7 +559,7 @@ def test_an_impossible_description_names_its_matrix(quantized, tmp_path, field, 
 def test_a_field_that_is_missing_is_named(quantized, tmp_path):
     folder = copied(quantized / "out", tmp_path)
     edited(folder, lambda config: config["modules"]["model.layers.0.mlp.up_proj"].pop("bits"))
-    with pytest.raises(InvalidArgumentError, match="must have the field 'bits'"):
+    with pytest.raises(InvalidArgumentError, match="bits of a grid is missing"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
