@@ -101,7 +101,7 @@ class SensitivityFile:
         modules: one object for each matrix, in model order.
     """
 
-    format: Annotated[str, OneOf(FORMAT)] = FORMAT
+    format: Annotated[str, OneOf([FORMAT])] = FORMAT
     format_version: Annotated[Integer, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)] = FORMAT_VERSION
     predicted_loss_change: Number | None = None
     measured_loss_change: Number | None = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Discriminator, Field, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from .._C import InvalidArgumentError
 
@@ -44,16 +44,28 @@ class Must:
 
 
 class OneOf:
-    """Annotation of a text field: the values that it may have."""
+    """Annotation of a text field: the values that it may have.
 
-    def __init__(self, *names: str) -> None:
+    Args:
+        names: the values. A value that is added to them later, such as the solver of a new method, is taken, too.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
         self.names = names
+
+    def _check(self, value: Any) -> str:
+        if isinstance(value, str) and value in self.names:
+            return value
+        *others, last = self.names
+        raise PydanticCustomError("must", "{rule}", {"rule": " or ".join(filter(None, (", ".join(others), last)))})
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
         """Replace the annotated type by the values."""
-        *others, last = self.names
-        rule = f"{', '.join(others)} or {last}" if others else last
-        return Must(rule).__get_pydantic_core_schema__(self.names, lambda names: core_schema.literal_schema([*names]))
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """Return the JSON schema: an enumeration."""
+        return {"enum": [*self.names], "type": "string"}
 
 
 Bits = Annotated[int, Field(strict=True, ge=1, le=8), Must("1 to 8")]

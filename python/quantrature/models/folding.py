@@ -40,7 +40,7 @@ class Fold:
             read each head. The scale repeats accordingly. Zeros if nothing repeats.
     """
 
-    kind: Annotated[str, OneOf(*KINDS)]
+    kind: Annotated[str, OneOf(KINDS)]
     producer: Annotated[Text, Must("a name")]
     consumers: Annotated[tuple[Text, ...], Must("names")]
     scale: InstanceOf[torch.Tensor]

@@ -41,7 +41,7 @@ class CodebookSpec(DenseSpec):
     bits: Bits
     group_size: Annotated[GroupSize | None, Must("null, -1 or at least 1")]
     dtype: Dtype
-    codebook: Annotated[str, OneOf(*CODEBOOKS, "shared", "rows")]
+    codebook: Annotated[str, OneOf((*CODEBOOKS, "shared", "rows"))]
     table: StoredDtype | None
     scale: Parameters | None
 

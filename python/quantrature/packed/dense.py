@@ -27,8 +27,8 @@ Layout = Iterator[tuple[str, tuple[int, ...], str]]
 """Tensor name to shape and dtype."""
 
 Shape = Annotated[tuple[Natural, ...], Field(min_length=1, max_length=2), Must("1 or 2 sizes")]
-Dtype = Annotated[str, OneOf(*FLOATS)]
-StoredDtype = Annotated[str, OneOf("float16", "float32")]
+Dtype = Annotated[str, OneOf(FLOATS)]
+StoredDtype = Annotated[str, OneOf(("float16", "float32"))]
 
 
 class DenseForm(Protocol):

@@ -73,7 +73,7 @@ class PlanEntry:
     bits: Annotated[Bits | Kept, Must("1 to 8, or 16 for unquantized")]
     group_size: GroupSize = 64
     sym: Annotated[Boolean, Must("true or false")] = False
-    solver: Annotated[str, OneOf(*SOLVERS)] = "minmax"
+    solver: Annotated[str, OneOf(SOLVERS)] = "minmax"
     meta_bits: Annotated[Bits | None, Must("null or 1 to 8")] = None
     outlier_fraction: Annotated[Number, Field(ge=0, le=1), Must("a fraction between 0 and 1")] = 0.0
     reason: Annotated[Text, Must("text")] = ""
@@ -131,7 +131,7 @@ class PlanFile:
         allocation: how the plan was made; free-form.
     """
 
-    format: Annotated[str, OneOf(FORMAT)]
+    format: Annotated[str, OneOf([FORMAT])]
     format_version: Annotated[Integer, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
     entries: Annotated[dict[Text, PlanEntry], Field(min_length=1)]
     allocation: dict[Text, Any] = field(default_factory=dict)
