@@ -10,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "contracts"))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / "python" / folder) for folder in ("contracts", "support"))
 with atheris.instrument_imports(
     include=[
         f"quantrature.{name}"

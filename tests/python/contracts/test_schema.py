@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_fuzz import GRID, MATRIX, RECORD, SENSITIVITY
 
+from good_documents import GRID, MATRIX, RECORD, SENSITIVITY
 from quantrature import InvalidArgumentError, Plan, PlanEntry, Sensitivity
 from quantrature.models.folding import Fold
 from quantrature.packed import MatrixSpec
