@@ -37,7 +37,7 @@
 /// to later columns. Their code is the code of w.
 ///
 /// lambda is damp times the mean of the positive diagonal elements of H. R is computed in float64. If H +
-/// lambda I is not positive definite, damp times 2, 5, 10, 20, 50 and 100 are tried. If all fail, A is the
+/// lambda I is not positive definite, 2, 5, 10, 20, 50 and 100 times damp are tried. If all fail, A is the
 /// identity, so that every weight gets the nearest code, and result.damp is infinite. A column whose diagonal
 /// element is 0 gets the nearest codes, and passes no error on.
 ///
@@ -67,6 +67,7 @@ using GptqResult = qtr_gptq_result;
 /// - a damp that is negative or not finite,
 /// - a NaN or infinity in w, H, scale or zero, and a negative number on the diagonal of H; the message names
 ///   the position,
+/// - an order that does not name each column once, or with fitted grids does not keep groups together,
 /// - with fitted grids, a solver other than minmax and mse, and a group whose range is not finite in float32.
 QTR_API void gptq(const GptqArgs& args);
 

@@ -169,7 +169,7 @@ def requant_folder(
 def _target(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None, overwrite: bool) -> Path:
     """Return the folder to write, after a check that it may be written."""
     if output is None and not overwrite:
-        raise InvalidArgumentError(f"[requant_folder] output must be given, or overwrite set to replace {folder}: got neither")
+        raise InvalidArgumentError(f"[requant_folder] output must be given, or overwrite set to replace {folder}")
     target = Path(folder if output is None else output)
     check_new_folder(target, overwrite)
     return target
@@ -276,7 +276,8 @@ class _Pair:
         matched = [(name, linear, layer) for name, linear, layer in inside if linear.expert is None]
         if not matched:
             raise InvalidArgumentError(
-                f"[requant_folder] all quantized matrices of {folder} are fused experts, which ReQuant does not change"
+                f"[requant_folder] {folder} must have a quantized matrix that is not a fused expert: ReQuant does not "
+                "change fused experts"
             )
         if len(matched) < len(inside):
             _log.warning(

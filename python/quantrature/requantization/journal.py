@@ -27,8 +27,8 @@ class Journal:
     Args:
         folder: folder of the files; ``None`` saves nothing.
         about: settings and fingerprints of the run. Files of a run with other settings or fingerprints are not used.
-        resume: ``auto`` resumes from the files of this run, if there are any; ``required`` fails without them; ``never``
-            starts over.
+        resume: ``auto`` resumes from the files of this run, if there are any; ``required`` fails without them;
+            ``never`` starts over.
         caller: name of the public function that was called, for messages.
 
     Raises:

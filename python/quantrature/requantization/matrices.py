@@ -187,7 +187,7 @@ class Matrices:
             of_matrix = maps[linear.name].contiguous()
             sparse = self.stored[linear.name].outliers
             if sparse is not None:
-                of_matrix.view(-1)[sparse.positions().to(of_matrix.device)] = -1.0  # unquantized already: below all others
+                of_matrix.view(-1)[sparse.positions().to(of_matrix.device)] = -1.0  # below all others
             values.append(of_matrix.to(together))
         chosen = ops.topk(values, count, key="value")
         return {linear.name: places.cpu() for linear, (_, places) in zip(self.linears, chosen, strict=True)}

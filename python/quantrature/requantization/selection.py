@@ -38,7 +38,7 @@ class Quantizer:
     statistics: Mapping[str, Statistics]
 
     def original(self, linear: LinearWeight) -> torch.Tensor:
-        """Return the original weights of a matrix on its device in ``homes``, contiguous, in the narrowest exact dtype."""
+        """Return the original weights of a matrix on its device, contiguous, in the narrowest exact dtype."""
         return narrowest(linear.weight.to(self.homes[linear.name]).contiguous())
 
     def matrix(self, linear: LinearWeight, count: int) -> QuantizedMatrix:
