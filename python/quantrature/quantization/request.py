@@ -1,4 +1,4 @@
-"""The arguments that say how to quantize a model, and the plan that they give for a model."""
+"""How a model is to be quantized: what the user asks for, and the plan that follows for a given model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..plan import Plan, PlanEntry
 _log = logging.getLogger(__name__)
 
 OF_ENTRIES = ("group_size", "method", "sym", "meta_bits", "outlier_fraction")
-"""Arguments that cannot be combined with a plan, because each entry of the plan sets them."""
+"""Arguments that a plan sets for each of its entries."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, caller: str) -> None:
-        """Raise an InvalidArgumentError for arguments that cannot be combined, or an unknown method."""
+        """Raise an InvalidArgumentError for arguments that do not go together, or an unknown method."""
         if (self.bits is None) == (self.plan is None):
             raise InvalidArgumentError(f"[{caller}] give either bits or plan, not both")
         if self.plan is None:
@@ -67,7 +67,7 @@ class Request:
             )
 
     def entry(self, caller: str) -> PlanEntry:
-        """Return the plan entry for the matrices in the model's blocks, for a request without a plan."""
+        """Return the setting for the matrices in the model's blocks, for a request without a plan."""
         assert self.bits is not None
         of_method = METHODS[self.method].group_size
         try:
@@ -99,8 +99,7 @@ def plan_for(
         caller: name of the public function that was called, for messages.
 
     Returns:
-        The quantizable matrices, and the plan. It is the plan of the request, or a new plan with an entry for each
-        matrix to quantize.
+        The quantizable matrices, and the plan: that of the request, or one entry for each matrix to quantize.
 
     Raises:
         InvalidArgumentError: for an invalid argument or plan entry; the message names it.
@@ -130,7 +129,7 @@ def plan_for(
 
 
 def _check_plan(plan: Plan, linears: Linears, caller: str) -> None:
-    """Raise for an entry whose matrix is unknown, cannot be quantized, or cannot be quantized as the entry says."""
+    """Refuse entries for matrices that are unknown, cannot be quantized, or not in the way that the entry says."""
     reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
     quantized = [(name, entry) for name, entry in plan if not entry.keeps]
     for name, _ in quantized:
@@ -159,7 +158,7 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
 
 
 def _that_can_run(linears: Linears) -> Linears:
-    """Leave out experts whose module cannot run quantized experts. Warn about weights that unexpectedly stay dense."""
+    """Leave out experts whose module cannot run quantized experts; warn of weights that unexpectedly stay dense."""
     reason = "fused experts of a module with a forward of its own"
     alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
     left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]

@@ -361,10 +361,10 @@ def test_a_folder_is_improved_in_place(folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({}, "exactly one of significant_fraction, avg_bits, target_bytes"),
+        ({}, "exactly one of significant_fraction, avg_bits and target_bytes"),
         (
             {"significant_fraction": 0.01, "avg_bits": 3.0},
-            "exactly one of significant_fraction, avg_bits, target_bytes",
+            "exactly one of significant_fraction, avg_bits and target_bytes",
         ),
         ({"significant_fraction": 0.0}, "significant_fraction must be a fraction above 0"),
         ({"significant_fraction": 0.01, "steps": 0}, "steps must be at least 1"),
