@@ -1,10 +1,15 @@
 """Sphinx: python -m sphinx -W -b html docs build/docs."""
 
+import inspect
 import re
 import shutil
 import subprocess
 import sys
+import typing
+from dataclasses import is_dataclass
 from pathlib import Path
+
+from sphinx.util.inspect import stringify_signature
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -74,6 +79,20 @@ def each_name_by_itself(app, what, name, obj, options, lines):
     lines[:] = told
 
 
+def types_without_rules(app, what, name, obj, options, signature, result):
+    """Show the types of a dataclass's fields without their annotations for pydantic."""
+    if what != "class" or not is_dataclass(obj):
+        return None
+    try:
+        types = typing.get_type_hints(obj)
+    except NameError:  # a type that is imported for type checkers alone
+        return None
+    found = inspect.signature(obj)
+    parameters = [p.replace(annotation=types.get(p.name, p.annotation)) for p in found.parameters.values()]
+    shown = found.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+    return stringify_signature(shown, unqualified_typehints=True), result
+
+
 def files_of_the_repository(app, name, content):
     """Turn links to Markdown files outside of docs, which work in the repository, into downloads."""
     content[0] = re.sub(
@@ -86,4 +105,5 @@ def setup(app):
     app.connect("builder-inited", xml_of_the_headers)
     app.connect("doctree-read", operations_alone_in_contents, priority=400)  # before Sphinx collects the contents
     app.connect("source-read", files_of_the_repository)
+    app.connect("autodoc-process-signature", types_without_rules)
     app.connect("autodoc-process-docstring", each_name_by_itself, priority=900)

@@ -13,7 +13,8 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python" / "contracts"))
 with atheris.instrument_imports(
     include=[
-        f"quantrature.{name}" for name in ("checkpoint", "files.json_files", "packed", "plan", "requantization.record")
+        f"quantrature.{name}"
+        for name in ("analysis.sensitivity", "checkpoint", "files", "packed", "plan", "requantization.record")
     ]
 ):
     import quantrature.checkpoint
@@ -25,6 +26,7 @@ TESTS = [
     test_fuzz.test_descriptions_of_matrices,
     test_fuzz.test_files_of_bytes,
     test_fuzz.test_records,
+    test_fuzz.test_analyses,
     test_fuzz.test_configurations,
 ]
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
-from .._C import InvalidArgumentError
 from ..files.json_files import read_format
 from ..files.new_folder import new_folder
+from ..files.schema import Boolean, Integer, Natural, Number, OneOf, Text, read
 
 FORMAT = "quantrature-sensitivity"
 FORMAT_VERSION = 1
@@ -35,14 +36,14 @@ class Proof:
         within_tolerance: whether prediction and measurement agree within ``tol``; ``None`` without ``tol``.
     """
 
-    setting: str
-    method: str
-    rule: str
-    nodes: int
-    predicted_loss_change: float
-    measured_loss_change: float
-    gradient_evaluations: int
-    within_tolerance: bool | None = None
+    setting: Text
+    method: Text
+    rule: Text
+    nodes: Integer
+    predicted_loss_change: Number
+    measured_loss_change: Number
+    gradient_evaluations: Integer
+    within_tolerance: Boolean | None = None
 
     @property
     def relative_error(self) -> float:
@@ -64,21 +65,53 @@ class MatrixSensitivity:
         dtype: dtype of the weights; ``float32``, which needs the most memory, if unknown.
     """
 
-    name: str
-    role: str
-    block: int
-    out_features: int
-    in_features: int
-    scores: Mapping[str, float]
-    loss_change: Mapping[str, float]
-    error: Mapping[str, float] = field(default_factory=dict)
-    nbytes: Mapping[str, int] = field(default_factory=dict)
-    dtype: str = "float32"
+    name: Text
+    role: Text
+    block: Integer
+    out_features: Natural
+    in_features: Natural
+    scores: Mapping[Text, Number]
+    loss_change: Mapping[Text, Number]
+    error: Mapping[Text, Number] = field(default_factory=dict)
+    nbytes: Mapping[Text, Integer] = field(default_factory=dict)
+    dtype: Text = "float32"
 
     @property
     def numel(self) -> int:
         """Number of weights."""
         return self.out_features * self.in_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityFile:
+    """The result of an analysis, without the maps.
+
+    Attributes:
+        format: always ``quantrature-sensitivity``.
+        format_version: version of the format.
+        predicted_loss_change: predicted loss change of the whole model at the first setting, in nats per token;
+            ``None`` without the metric ``pqi``.
+        measured_loss_change: the same, measured.
+        gradient_evaluations: number of gradients per calibration sample, for all settings.
+        model: fingerprint (hash) of the weights.
+        calibration: fingerprint of the token ids.
+        settings: arguments of the analysis.
+        proofs: one object for each setting; empty without the metric ``pqi``.
+        rank_correlations: metric to Spearman's rank correlation of its scores with the predicted loss changes.
+        modules: one object for each matrix, in model order.
+    """
+
+    format: Annotated[str, OneOf(FORMAT)] = FORMAT
+    format_version: Annotated[Integer, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)] = FORMAT_VERSION
+    predicted_loss_change: Number | None = None
+    measured_loss_change: Number | None = None
+    gradient_evaluations: Integer = 0
+    model: Text
+    calibration: Text
+    settings: Mapping[Text, Any]
+    proofs: tuple[Proof, ...]
+    rank_correlations: Mapping[Text, Number | None] = field(default_factory=dict)
+    modules: tuple[MatrixSensitivity, ...]
 
 
 @dataclass(frozen=True)
@@ -142,19 +175,18 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of sensitivity.json: everything except the maps."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "predicted_loss_change": self.predicted_loss_change,
-            "measured_loss_change": self.measured_loss_change,
-            "gradient_evaluations": self.gradient_evaluations,
-            "model": self.model,
-            "calibration": self.calibration,
-            "settings": dict(self.settings),
-            "proofs": [asdict(proof) for proof in self.proofs],
-            "rank_correlations": self.rank_correlations(),
-            "modules": [asdict(matrix) for matrix in self.matrices],
-        }
+        file = SensitivityFile(
+            predicted_loss_change=self.predicted_loss_change,
+            measured_loss_change=self.measured_loss_change,
+            gradient_evaluations=self.gradient_evaluations,
+            model=self.model,
+            calibration=self.calibration,
+            settings=self.settings,
+            proofs=self.proofs,
+            rank_correlations=self.rank_correlations(),
+            modules=self.matrices,
+        )
+        return asdict(file)
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write sensitivity.json and the maps to a new folder, which appears only when it is complete.
@@ -179,25 +211,21 @@ class Sensitivity:
         """Read a folder that :meth:`save` wrote. Each map is read only when it is used.
 
         Raises:
-            InvalidArgumentError: if sensitivity.json is missing, is not valid JSON, or has another format; the message
-                names it.
+            InvalidArgumentError: if the file cannot be read, or a field is invalid; the message names file and field.
         """
         path = Path(folder) / SUMMARY
         data = read_format(path, "sensitivity", FORMAT, FORMAT_VERSION)
-        try:
-            return cls(
-                tuple(MatrixSensitivity(**matrix) for matrix in data["modules"]),
-                tuple(Proof(**proof) for proof in data["proofs"]),
-                data["settings"],
-                data["model"],
-                data["calibration"],
-                {
-                    file.stem.removeprefix("maps-"): StoredMaps(file)
-                    for file in sorted(Path(folder).glob(MAPS.format(metric="*")))
-                },
-            )
-        except (KeyError, TypeError) as e:
-            raise InvalidArgumentError(f"[sensitivity] {path} does not have the fields of an analysis: {e}") from None
+        items = {"modules": "module", "proofs": "proof"}
+        file = read(SensitivityFile, data, op="sensitivity", origin=str(path), items=items)
+        maps = sorted(Path(folder).glob(MAPS.format(metric="*")))
+        return cls(
+            file.modules,
+            file.proofs,
+            file.settings,
+            file.model,
+            file.calibration,
+            {map.stem.removeprefix("maps-"): StoredMaps(map) for map in maps},
+        )
 
 
 class StoredMaps(Mapping[str, torch.Tensor]):

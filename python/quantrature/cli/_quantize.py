@@ -271,11 +271,14 @@ def run(
     loading.limits("quantize")
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from ..files.new_folder import check_new_folder
+        from ..files.resume import check_resume
         from ..models.ranks import joined
         from ..plan import Plan
-        from ..quantization.request import Request, plan_for
+        from ..quantization import Request, plan_for
 
         rank = processes.enter_context(joined())
+        resumption = resuming.beside(output)
+        check_resume("quantize", resumption["resume"], resumption["resume_folder"])
         if output is not None:
             check_new_folder(output, writing.overwrite)
         chosen = None if plan is None else Plan.load(plan)
@@ -293,7 +296,7 @@ def run(
         linears, made = plan_for(loaded, request, experts=not kept.requant)
         work = _Work(loaded, linears, made, text, kept)
         work.read_text(model, grid.method, loading, dry_run)
-        how = {**resuming.beside(output), "progress": False if as_json or rank else None}
+        how = {**resumption, "progress": False if as_json or rank else None}
         if dry_run:
             cost = work.cost(gradients)
         else:
@@ -321,7 +324,7 @@ class _Work:
 
     def read_text(self, name: str, method: str, loading: Loading, dry_run: bool) -> None:
         """Read the calibration windows, if any are needed, and record their origin in the plan."""
-        from ..quantization.model import text_settings
+        from ..quantization import text_settings
 
         needed = self.kept.requant or bool(self.calibrated)
         if needed and self.text.calibration is None:
@@ -357,7 +360,7 @@ class _Work:
         import torch
 
         from ..models.gradients import computing_in
-        from ..quantization.model import quantize
+        from ..quantization import BlockState, quantize_by_plan
         from ..requantization import requant
         from ._estimate import quantizing
 
@@ -370,18 +373,19 @@ class _Work:
         if self.calibrated:
             peak = quantizing(self.model, self.linears, self.plan, self.windows).memory_bytes
             print(f"peak memory: about {peak / 2**20:,.0f} MiB, without Python and its libraries", file=sys.stderr)
+        folder = how["resume_folder"]
         try:
-            quantize(
+            quantize_by_plan(
                 self.model,
-                plan=self.plan,
-                calibration=self.windows,
-                nsamples=None,
+                self.linears,
+                self.plan,
+                self.windows,
                 batch_size=self.text.batch_size,
                 true_sequential=self.text.true_sequential,
-                **how,
+                state=None if folder is None else BlockState(Path(folder), how["resume"]),
+                progress=how["progress"],
             )
         except KeyboardInterrupt:
-            folder = how["resume_folder"]
             if self.calibrated and Path(str(folder)).is_dir():
                 print(f"finished blocks are in {folder}; run the same command to resume", file=sys.stderr)
             raise

@@ -19,7 +19,7 @@ from ..methods import solver_of
 from ..models import find_linears, load_model, load_tokenizer
 from ..models.loading import quiet
 from ..plan import Plan, PlanEntry
-from ..quantization.model import quantize
+from ..quantization import quantize
 from ..text import token_windows
 from . import text
 

@@ -200,8 +200,8 @@ class QuantratureHfQuantizer(HfQuantizer):
     ) -> None:
         if not self.pre_quantized:
             from ..plan import Plan
+            from ..quantization import Request, plan_for
             from ..quantization.on_load import QuantizeOnLoad
-            from ..quantization.request import Request, plan_for
 
             wish = dict(self.quantization_config.wish)
             if isinstance(wish["plan"], Mapping):
@@ -259,7 +259,7 @@ class QuantratureHfQuantizer(HfQuantizer):
         from ..nn.names import CodesAreCalledWeight
 
         if not self.pre_quantized:
-            from ..quantization.model import declare
+            from ..quantization import declare
 
             declare(model, self._on_load.finish(model))
             self.quantization_config.modules = model.config.quantization_config.modules

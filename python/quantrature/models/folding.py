@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, InstanceOf
 
 from .._C import InvalidArgumentError
+from ..files.schema import Integer, Must, Natural, OneOf, Text, read
 from .linears import Linears
 
 NORM, SHIFTED_NORM, ROWS = "norm", "shifted norm", "rows"
@@ -38,11 +40,11 @@ class Fold:
             read each head. The scale repeats accordingly. Zeros if nothing repeats.
     """
 
-    kind: str
-    producer: str
-    consumers: tuple[str, ...]
-    scale: torch.Tensor
-    repeats: tuple[int, int] = (0, 1)
+    kind: Annotated[str, OneOf(*KINDS)]
+    producer: Annotated[Text, Must("a name")]
+    consumers: Annotated[tuple[Text, ...], Must("names")]
+    scale: InstanceOf[torch.Tensor]
+    repeats: Annotated[tuple[Annotated[Integer, Field(ge=0)], Natural], Must("two counts")] = (0, 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields except the scale as a JSON object."""
@@ -60,21 +62,8 @@ class Fold:
         Raises:
             InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
-        if not isinstance(data, Mapping) or data.get("kind") not in KINDS:
-            raise InvalidArgumentError(f"[checkpoint] kind of a fold must be one of {', '.join(KINDS)}: got {data!r}")
-        producer, consumers, repeats = data.get("producer"), data.get("consumers"), data.get("repeats")
-        if not isinstance(producer, str):
-            raise InvalidArgumentError(f"[checkpoint] producer of a fold must be a name: got {producer!r}")
-        if not isinstance(consumers, list) or not all(isinstance(name, str) for name in consumers):
-            raise InvalidArgumentError(f"[checkpoint] consumers of a fold must be names: got {consumers!r}")
-        if not (
-            isinstance(repeats, list)
-            and [type(n) for n in repeats] == [int, int]
-            and repeats[0] >= 0
-            and repeats[1] >= 1
-        ):
-            raise InvalidArgumentError(f"[checkpoint] repeats of a fold must be two counts: got {repeats!r}")
-        return cls(data["kind"], producer, tuple(consumers), scale, (repeats[0], repeats[1]))
+        fields = {**data, "scale": scale} if isinstance(data, Mapping) else data
+        return read(cls, fields, op="checkpoint", what="a fold")
 
     @property
     def made(self) -> torch.Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from .._C import InvalidArgumentError
+from ..files.schema import Bits, GroupSize, Must, OneOf
 from ..ops import CODEBOOKS, CodebookTensor, QuantizedTensor, groups_in_row, row_bytes
 from ..ops._arrays import dtype_name
-from .dense import DenseSpec, Description, Layout, is_natural, part_name
-from .grid import GridSpec
+from .dense import DenseSpec, Dtype, Layout, Shape, StoredDtype, part_name
+from .grid import GridSpec, Parameters
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +37,13 @@ class CodebookSpec(DenseSpec):
     kind: ClassVar[str] = "codebook"
     form: ClassVar[type] = CodebookTensor
 
-    shape: tuple[int, ...]
-    bits: int
-    group_size: int | None
-    dtype: str
-    codebook: str
-    table: str | None
-    scale: str | GridSpec | None
+    shape: Shape
+    bits: Bits
+    group_size: Annotated[GroupSize | None, Must("null, -1 or at least 1")]
+    dtype: Dtype
+    codebook: Annotated[str, OneOf(*CODEBOOKS, "shared", "rows")]
+    table: StoredDtype | None
+    scale: Parameters | None
 
     @classmethod
     def of(cls, q: CodebookTensor) -> CodebookSpec:
@@ -65,32 +66,17 @@ class CodebookSpec(DenseSpec):
         scale = self.scale.to_json() if isinstance(self.scale, GridSpec) else self.scale
         return values | {"shape": list(self.shape), "scale": scale}
 
-    @classmethod
-    def from_json(cls, data: Any) -> CodebookSpec:
-        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
-
-        Raises:
-            InvalidArgumentError: for a field that is missing or invalid; the message names it.
-        """
-        described = Description(data, cls, "a codebook")
-        demand, given = described.demand, described.values
-        described.check_shape_bits_and_dtype()
-        group = given["group_size"]
-        demand(group is None or is_natural(group) or group == -1, "group_size", "null, -1 or at least 1")
-        names = (*CODEBOOKS, "shared", "rows")
-        demand(isinstance(given["codebook"], str) and given["codebook"] in names, "codebook", " or ".join(names))
-        if given["codebook"] in CODEBOOKS:
-            demand(given["table"] is None, "table", "null for a fixed table")
-            entries = len(CODEBOOKS[given["codebook"]])
-            demand(1 << given["bits"] == entries, "bits", f"the bits of a table of {entries} values")
+    def __post_init__(self) -> None:
+        """Check the rules about several fields."""
+        if self.codebook in CODEBOOKS:
+            entries = len(CODEBOOKS[self.codebook])
+            self._demand(self.table is None, "table", "null for a fixed table")
+            self._demand(1 << self.bits == entries, "bits", f"the bits of a table of {entries} values")
         else:
-            demand(given["table"] in ("float16", "float32"), "table", "float16 or float32")
-        if isinstance(given["scale"], Mapping):
-            given["scale"] = GridSpec.from_json(given["scale"])
-        elif given["scale"] is not None:
-            demand(given["scale"] in ("float16", "float32"), "scale", "null, float16, float32 or a grid")
-        demand((given["scale"] is None) == (group is None), "scale", "null if and only if group_size is null")
-        return cls(**given)
+            self._demand(self.table is not None, "table", "float16 or float32")
+        self._demand(
+            (self.scale is None) == (self.group_size is None), "scale", "null if and only if group_size is null"
+        )
 
     @property
     def setting(self) -> str:

@@ -9,10 +9,12 @@ import math
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
+
+from pydantic import Field
 
 from .._C import InvalidArgumentError
+from ..files.schema import Must, Natural, OneOf, read
 from ..ops._arrays import FLOATS
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 Layout = Iterator[tuple[str, tuple[int, ...], str]]
 """Tensor name to shape and dtype."""
+
+Shape = Annotated[tuple[Natural, ...], Field(min_length=1, max_length=2), Must("1 or 2 sizes")]
+Dtype = Annotated[str, OneOf(*FLOATS)]
+StoredDtype = Annotated[str, OneOf("float16", "float32")]
 
 
 class DenseForm(Protocol):
@@ -51,7 +57,8 @@ class DenseForm(Protocol):
 class DenseSpec(ABC):
     """Metadata of a dense stored matrix: bits, group size, dtypes and tensor names, but not the tensors themselves.
 
-    Each kind is a frozen dataclass. Its fields are the fields of the JSON object.
+    Each kind is a frozen dataclass. Its fields are the fields of the JSON object, and their types are the rules that
+    :meth:`from_json` checks. Rules about several fields are checked by ``__post_init__``.
 
     Attributes:
         kind: name of the kind in JSON.
@@ -75,13 +82,20 @@ class DenseSpec(ABC):
         """Return the metadata as a JSON object."""
 
     @classmethod
-    @abstractmethod
     def from_json(cls, data: Any) -> Self:
         """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
 
         Raises:
             InvalidArgumentError: for a field that is missing or invalid; the message names it.
         """
+        return read(cls, data, op="checkpoint", what=f"a {cls.kind}")
+
+    def _demand(self, ok: bool, name: str, rule: str) -> None:
+        """Raise InvalidArgumentError for the field ``name`` unless ``ok``: for rules about several fields."""
+        if not ok:
+            raise InvalidArgumentError(
+                f"[checkpoint] {name} of a {self.kind} must be {rule}: got {reprlib.repr(getattr(self, name))}"
+            )
 
     @abstractmethod
     def layout(self, name: str) -> Layout:
@@ -117,47 +131,3 @@ class DenseSpec(ABC):
 def part_name(name: str, part: str) -> str:
     """Return the name of a tensor that belongs to the codes ``name``; the codes of a matrix are its ``weight``."""
     return part if name == "weight" else f"{name}_{part}"
-
-
-class Description:
-    """Checks the JSON object that describes a dense stored matrix.
-
-    Args:
-        data: the object.
-        spec: the dataclass whose fields it must have.
-        what: name of the kind in messages, such as "a grid".
-
-    Raises:
-        InvalidArgumentError: if ``data`` is not an object or lacks a field.
-    """
-
-    def __init__(self, data: Any, spec: Any, what: str) -> None:
-        if not isinstance(data, Mapping):
-            raise InvalidArgumentError(f"[checkpoint] {what} must be an object: got {reprlib.repr(data)}")
-        self.what, self.values = what, {}
-        for f in fields(spec):
-            if f.name not in data:
-                raise InvalidArgumentError(f"[checkpoint] {what} must have the field {f.name!r}")
-            self.values[f.name] = data[f.name]
-
-    def demand(self, ok: bool, name: str, rule: str) -> None:
-        """Raise InvalidArgumentError for the field ``name`` unless ``ok``."""
-        if not ok:
-            raise InvalidArgumentError(
-                f"[checkpoint] {name} of {self.what} must be {rule}: got {reprlib.repr(self.values[name])}"
-            )
-
-    def check_shape_bits_and_dtype(self) -> None:
-        """Check the fields that all kinds have; the shape becomes a tuple."""
-        shape = self.values["shape"]
-        sizes = isinstance(shape, (list, tuple)) and len(shape) in (1, 2) and all(map(is_natural, shape))
-        self.demand(sizes, "shape", "1 or 2 sizes")
-        self.values["shape"] = tuple(shape)
-        self.demand(is_natural(self.values["bits"]) and self.values["bits"] <= 8, "bits", "1 to 8")
-        known = isinstance(self.values["dtype"], str) and self.values["dtype"] in FLOATS
-        self.demand(known, "dtype", "float32, float16 or bfloat16")
-
-
-def is_natural(value: object) -> bool:
-    """Whether a JSON value is a positive integer that can be a size."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**48

@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Tag
 
 from .._C import InvalidArgumentError
+from ..files.schema import OBJECT, OBJECT_OR_PLAIN, PLAIN, Bits, Boolean, GroupSize, Must
 from ..ops import QuantizedTensor, groups_in_row, row_bytes
 from ..ops._arrays import dtype_name
-from .dense import DenseSpec, Description, Layout, is_natural, part_name
+from .dense import DenseSpec, Dtype, Layout, Shape, StoredDtype, part_name
 
 if TYPE_CHECKING:
     import torch
 
     from .product import PreparedMatrix
     from .quantized import QuantizedMatrix
+
+
+Parameters = Annotated[
+    Annotated["GridSpec", Tag(OBJECT)] | Annotated[StoredDtype, Must("float16, float32 or a grid"), Tag(PLAIN)],
+    OBJECT_OR_PLAIN,
+]
+"""Type of scales and zero points: their dtype, or the grid to which they are quantized."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +44,13 @@ class GridSpec(DenseSpec):
     kind: ClassVar[str] = "grid"
     form: ClassVar[type] = QuantizedTensor
 
-    shape: tuple[int, ...]
-    bits: int
-    group_size: int
-    sym: bool
-    dtype: str
-    scale: str | GridSpec
-    zero: str | GridSpec | None
+    shape: Shape
+    bits: Bits
+    group_size: GroupSize
+    sym: Annotated[Boolean, Must("true or false")]
+    dtype: Dtype
+    scale: Parameters
+    zero: Parameters | None
 
     @classmethod
     def of(cls, q: QuantizedTensor) -> GridSpec:
@@ -60,28 +70,13 @@ class GridSpec(DenseSpec):
             "shape": list(self.shape)
         }
 
-    @classmethod
-    def from_json(cls, data: Any) -> GridSpec:
-        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
-
-        Raises:
-            InvalidArgumentError: for a field that is missing or invalid; the message names it.
-        """
-        described = Description(data, cls, "a grid")
-        demand, given = described.demand, described.values
-        described.check_shape_bits_and_dtype()
-        demand(is_natural(given["group_size"]) or given["group_size"] == -1, "group_size", "-1 or at least 1")
-        demand(isinstance(given["sym"], bool), "sym", "true or false")
+    def __post_init__(self) -> None:
+        """Check the rules about several fields."""
         for name in ("scale", "zero"):
-            if isinstance(given[name], Mapping):
-                plain = not any(isinstance(given[name].get(part), Mapping) for part in ("scale", "zero"))
-                demand(plain, name, "a grid whose own scales and zeros are float16 or float32")
-                given[name] = cls.from_json(given[name])
-            elif not (name == "zero" and given[name] is None):
-                known = isinstance(given[name], str) and given[name] in ("float16", "float32")
-                demand(known, name, "float16, float32 or a grid")
-        demand((given["zero"] is None) == given["sym"], "zero", "null if and only if sym is true")
-        return cls(**given)
+            grid = getattr(self, name)
+            nested = isinstance(grid, GridSpec) and any(isinstance(part, GridSpec) for part in (grid.scale, grid.zero))
+            self._demand(not nested, name, "a grid whose own scales and zeros are float16 or float32")
+        self._demand((self.zero is None) == self.sym, "zero", "null if and only if sym is true")
 
     @property
     def setting(self) -> str:

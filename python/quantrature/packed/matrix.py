@@ -7,14 +7,17 @@ import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import InstanceOf
 
 from .._C import InvalidArgumentError
+from ..files.schema import Integer, Must, Text, read
 from ..ops import SparseCSR
 from ..ops._arrays import dtype_name
 from ..ops._outliers import offset_dtype
 from .codebook import CodebookSpec
-from .dense import DenseSpec, Layout
+from .dense import DenseSpec, Layout, StoredDtype
 from .grid import GridSpec
 from .quantized import QuantizedMatrix
 from .trellis import TrellisSpec
@@ -42,10 +45,21 @@ class MatrixSpec:
         digest: hash of all tensors, in hexadecimal.
     """
 
-    dense: DenseSpec
-    outliers: int = 0
-    input_scale: str | None = None
-    digest: str = ""
+    dense: InstanceOf[DenseSpec]
+    outliers: Annotated[Integer, Must("a number of weights")] = 0
+    input_scale: Annotated[StoredDtype | None, Must("null, float16 or float32")] = None
+    digest: Annotated[Text, Must("text")] = ""
+
+    def __post_init__(self) -> None:
+        """Check the rules about several fields."""
+        if len(self.dense.shape) != 2:
+            raise InvalidArgumentError(
+                f"[checkpoint] shape of a matrix must be rows and columns: got {self.dense.shape}"
+            )
+        if not 0 <= self.outliers <= self.dense.numel:
+            raise InvalidArgumentError(
+                f"[checkpoint] outliers of a matrix must be 0 to {self.dense.numel}: got {self.outliers}"
+            )
 
     @classmethod
     def of(cls, matrix: QuantizedMatrix) -> MatrixSpec:
@@ -75,19 +89,7 @@ class MatrixSpec:
                 f"[checkpoint] kind of a matrix must be {' or '.join(KINDS)}: got {reprlib.repr(kind)}"
             )
         dense = KINDS[kind].from_json(data)
-        if len(dense.shape) != 2:
-            raise InvalidArgumentError(f"[checkpoint] shape of a matrix must be rows and columns: got {dense.shape}")
-        outliers = data.get("outliers", 0)
-        if not isinstance(outliers, int) or isinstance(outliers, bool) or not 0 <= outliers <= dense.numel:
-            raise InvalidArgumentError(
-                f"[checkpoint] outliers must be 0 to {dense.numel}: got {reprlib.repr(outliers)}"
-            )
-        scale = data.get(INPUT_SCALE)
-        if scale is not None and not (isinstance(scale, str) and scale in ("float16", "float32")):
-            raise InvalidArgumentError(
-                f"[checkpoint] input_scale must be null, float16 or float32: got {reprlib.repr(scale)}"
-            )
-        return cls(dense, outliers, scale, str(data.get("digest", "")))
+        return read(cls, {**data, "dense": dense}, op="checkpoint", what="a matrix")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from .. import ops
 from .._C import InvalidArgumentError
+from ..files.schema import Bits, Must, Natural, Text
 from ..ops import Trellis
 from ..ops._arrays import consecutive_rows
-from .dense import DenseSpec, Description, Layout, is_natural, part_name
+from .dense import DenseSpec, Dtype, Layout, part_name
 
 if TYPE_CHECKING:
     import torch
@@ -177,11 +178,11 @@ class TrellisSpec(DenseSpec):
     kind: ClassVar[str] = "trellis"
     form: ClassVar[type] = TrellisMatrix
 
-    shape: tuple[int, ...]
-    bits: int
-    state_bits: int
-    code: str
-    dtype: str
+    shape: Annotated[tuple[Natural, Natural], Must("2 sizes")]
+    bits: Bits
+    state_bits: Annotated[Natural, Must("at least 1")]
+    code: Annotated[Text, Must("text")]
+    dtype: Dtype
 
     @classmethod
     def of(cls, form: TrellisMatrix) -> TrellisSpec:
@@ -198,21 +199,9 @@ class TrellisSpec(DenseSpec):
             "dtype": self.dtype,
         }
 
-    @classmethod
-    def from_json(cls, data: Any) -> TrellisSpec:
-        """Read and check the JSON object of :meth:`to_json`; the input need not be trusted.
-
-        Raises:
-            InvalidArgumentError: for a field that is missing or invalid; the message names it.
-        """
-        described = Description(data, cls, "a trellis")
-        demand, given = described.demand, described.values
-        described.check_shape_bits_and_dtype()
-        demand(len(given["shape"]) == 2, "shape", "2 sizes")
-        demand(is_natural(given["state_bits"]), "state_bits", "at least 1")
-        demand(isinstance(given["code"], str), "code", "text")
-        Trellis(given["bits"], given["state_bits"], given["code"])
-        return cls(**given)
+    def __post_init__(self) -> None:
+        """Check that there is such a trellis code."""
+        Trellis(self.bits, self.state_bits, self.code)  # type: ignore[arg-type]
 
     @property
     def trellis(self) -> Trellis:

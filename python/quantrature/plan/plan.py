@@ -5,12 +5,28 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field, InstanceOf
 
 from .._C import InvalidArgumentError
 from ..files.json_files import read_json
+from ..files.schema import (
+    Bits,
+    Boolean,
+    FiniteNumber,
+    GroupSize,
+    Integer,
+    Must,
+    Number,
+    OneOf,
+    Text,
+    one_line_errors,
+    read,
+)
 from ..methods import SOLVERS
 from .nearest import did_you_mean
 
@@ -21,7 +37,22 @@ KEEP_BITS = 16
 """The value of ``bits`` in an entry whose matrix is not quantized."""
 
 
-@dataclass(frozen=True)
+_ENTRY_BEFORE = {"outliers": "outlier_fraction"}
+_ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
+"""Names in format version 1 to current names: of the fields of an entry, and of the allocation."""
+
+Kept = Annotated[Integer, Field(ge=KEEP_BITS, le=KEEP_BITS)]
+
+
+def _unknown(name: str) -> str:
+    """Return a sentence about a field that entries do not have."""
+    if name in _ENTRY_BEFORE:
+        return f"{name} was renamed to {_ENTRY_BEFORE[name]} in format version 2"
+    return f"unknown field {name!r}; known: {', '.join(sorted(PlanEntry.__dataclass_fields__))}"
+
+
+@one_line_errors(unknown=_unknown)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class PlanEntry:
     """How one matrix is stored.
 
@@ -39,53 +70,18 @@ class PlanEntry:
         options: settings of the method, such as ``damp_percent`` for gptq; the method's defaults if not given.
     """
 
-    bits: int
-    group_size: int = 64
-    sym: bool = False
-    solver: str = "minmax"
-    meta_bits: int | None = None
-    outlier_fraction: float = 0.0
-    reason: str = ""
-    predicted_loss_change: float | None = None
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    bits: Annotated[Bits | Kept, Must("1 to 8, or 16 for unquantized")]
+    group_size: GroupSize = 64
+    sym: Annotated[Boolean, Must("true or false")] = False
+    solver: Annotated[str, OneOf(*SOLVERS)] = "minmax"
+    meta_bits: Annotated[Bits | None, Must("null or 1 to 8")] = None
+    outlier_fraction: Annotated[Number, Field(ge=0, le=1), Must("a fraction between 0 and 1")] = 0.0
+    reason: Annotated[Text, Must("text")] = ""
+    predicted_loss_change: Annotated[FiniteNumber | None, Must("null or a finite number")] = None
+    options: Annotated[InstanceOf[Mapping[str, Any]], Must("an object")] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Check all fields; an InvalidArgumentError names the field that is wrong."""
-
-        def demand(ok: bool, name: str, rule: str) -> None:
-            if not ok:
-                raise InvalidArgumentError(f"{name} must be {rule}: got {getattr(self, name)!r}")
-
-        def is_int(value: object) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool)
-
-        demand(
-            is_int(self.bits) and (1 <= self.bits <= 8 or self.bits == KEEP_BITS),
-            "bits",
-            "1 to 8, or 16 for unquantized",
-        )
-        demand(
-            is_int(self.group_size) and (self.group_size == -1 or self.group_size >= 1),
-            "group_size",
-            "-1 or at least 1",
-        )
-        demand(isinstance(self.sym, bool), "sym", "true or false")
-        demand(isinstance(self.solver, str) and self.solver in SOLVERS, "solver", " or ".join(SOLVERS))
-        demand(
-            self.meta_bits is None or (is_int(self.meta_bits) and 1 <= self.meta_bits <= 8),
-            "meta_bits",
-            "null or 1 to 8",
-        )
-        number = isinstance(self.outlier_fraction, (int, float)) and not isinstance(self.outlier_fraction, bool)
-        demand(number and 0 <= self.outlier_fraction <= 1, "outlier_fraction", "a fraction between 0 and 1")
-        demand(isinstance(self.reason, str), "reason", "text")
-        predicted = self.predicted_loss_change
-        demand(
-            predicted is None or (isinstance(predicted, (int, float)) and not isinstance(predicted, bool)),
-            "predicted_loss_change",
-            "null or a number",
-        )
-        demand(isinstance(self.options, Mapping), "options", "an object")
+        """Check that the method supports the entry; an InvalidArgumentError names the field or option."""
         SOLVERS[self.solver].check_entry(self)
 
     @property
@@ -111,16 +107,9 @@ class PlanEntry:
         return ", ".join(parts)
 
 
-_FIELDS = {f.name for f in fields(PlanEntry)}
-
-_ENTRY_BEFORE = {"outliers": "outlier_fraction"}
-_ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
-"""Names in format version 1 to current names: of the fields of an entry, and of the allocation."""
-
-
-def _renamed(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the same values in the same order, with old names replaced by current ones."""
-    return {names.get(name, name): value for name, value in given.items()}
+def _renamed(given: Any, names: Mapping[str, str]) -> Any:
+    """Return an object with the same values in the same order, with old names replaced by current ones."""
+    return {names.get(name, name): value for name, value in given.items()} if isinstance(given, dict) else given
 
 
 def _as_json(entry: PlanEntry) -> dict[str, Any]:
@@ -129,6 +118,23 @@ def _as_json(entry: PlanEntry) -> dict[str, Any]:
     if not found["options"]:
         del found["options"]
     return found
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan: how to store each matrix of a model.
+
+    Attributes:
+        format: always ``quantrature-plan``.
+        format_version: version of the format.
+        entries: module name to entry; at least one.
+        allocation: how the plan was made; free-form.
+    """
+
+    format: Annotated[str, OneOf(FORMAT)]
+    format_version: Annotated[Integer, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    entries: Annotated[dict[Text, PlanEntry], Field(min_length=1)]
+    allocation: dict[Text, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,36 +227,18 @@ class Plan:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InvalidArgumentError(f'[plan] {origin} is no plan: expected an object with "format": "{FORMAT}"')
         version = data.get("format_version")
-        if version not in (1, FORMAT_VERSION):
+        if type(version) is not int or version not in (1, FORMAT_VERSION):
             raise InvalidArgumentError(
                 f"[plan] {origin} has format_version {version!r}; this version reads 1 and {FORMAT_VERSION}"
             )
-        if not isinstance(data.get("entries"), dict) or not data["entries"]:
-            raise InvalidArgumentError(f'[plan] {origin} must have "entries": an object with at least one module')
-        entries = {}
-        for name, given in data["entries"].items():
-            where = f"[plan] {origin}, entry {name!r}: "
-            if not isinstance(given, dict):
-                raise InvalidArgumentError(f"{where}must be an object, got {given!r}")
-            if version == 1:
-                given = _renamed(given, _ENTRY_BEFORE)
-            unknown = sorted(set(given) - _FIELDS)
-            if unknown and unknown[0] in _ENTRY_BEFORE:
-                raise InvalidArgumentError(
-                    f"{where}{unknown[0]} was renamed to {_ENTRY_BEFORE[unknown[0]]} in format version 2"
-                )
-            if unknown:
-                raise InvalidArgumentError(f"{where}unknown field {unknown[0]!r}; known: {', '.join(sorted(_FIELDS))}")
-            if "bits" not in given:
-                raise InvalidArgumentError(f"{where}bits is missing")
-            try:
-                entries[name] = PlanEntry(**given)
-            except InvalidArgumentError as e:
-                raise InvalidArgumentError(f"{where}{e}") from None
-        allocation = data.get("allocation", {})
-        if not isinstance(allocation, dict):
-            raise InvalidArgumentError(f'[plan] {origin}: "allocation" must be an object, got {allocation!r}')
-        return cls(entries, _renamed(allocation, _ALLOCATION_BEFORE) if version == 1 else allocation)
+        if version == 1:
+            entries = data.get("entries")
+            if isinstance(entries, dict):
+                entries = {name: _renamed(entry, _ENTRY_BEFORE) for name, entry in entries.items()}
+            allocation = _renamed(data.get("allocation", {}), _ALLOCATION_BEFORE)
+            data = {**data, "format_version": FORMAT_VERSION, "entries": entries, "allocation": allocation}
+        file = read(PlanFile, data, op="plan", origin=origin, items={"entries": "entry"}, unknown=_unknown)
+        return cls(file.entries, file.allocation)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; an existing file is replaced atomically."""

@@ -1,7 +1,7 @@
 """Quantize a model: in memory, while it is loaded, or block by block with calibration text."""
 
-from .model import check_weight, declare, put, quantize, text_settings
-from .request import Request, plan_for
+from .layers import check_weight, declare, put
+from .model import Request, plan_for, quantize, quantize_by_plan, text_settings
 from .sequential import Calibrated, calibrate, collect, peak_bytes, units
 from .state import BlockState
 
@@ -17,6 +17,7 @@ __all__ = [
     "plan_for",
     "put",
     "quantize",
+    "quantize_by_plan",
     "text_settings",
     "units",
 ]

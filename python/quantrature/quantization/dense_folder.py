@@ -61,7 +61,7 @@ def describe_dense(folder: str | os.PathLike[str], trust_remote_code: bool = Fal
             and as for :func:`quantrature.models.load_config`.
         QuantratureError: for a file that is truncated or corrupted; the message names it.
     """
-    from .request import Request, plan_for
+    from .model import Request, plan_for
 
     folder = Path(folder)
     config = load_config(folder, trust_remote_code)

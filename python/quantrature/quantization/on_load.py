@@ -14,7 +14,7 @@ from ..models import Linears, LinearWeight
 from ..nn.experts import split
 from ..packed import MatrixSpec
 from ..plan import Plan, PlanEntry
-from .model import check_weight, put
+from .layers import check_weight, put
 
 
 class QuantizeOnLoad(ConversionOps):

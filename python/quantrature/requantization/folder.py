@@ -38,7 +38,7 @@ from ..nn import QuantLayer, QuantLinear, put_everywhere, quantized_layers
 from ..ops._outliers import offset_dtype
 from ..packed import MatrixSpec, QuantizedMatrix
 from ..progress import progress as progress_bar
-from ..quantization.model import declare
+from ..quantization import declare
 from ..text import CalibrationText
 from .exact import check_steps
 from .journal import Journal

@@ -8,16 +8,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .._C import InvalidArgumentError
+from pydantic import BeforeValidator, Field
+
 from ..files.json_files import read_format
+from ..files.schema import Integer, Natural, Number, Text, read
 
 FORMAT = "quantrature-requant"
 FORMAT_VERSION = 1
 
 PAPER_BITS = 48
 """What the paper counts for a kept weight: 16 bits of value and 32 of index."""
+
+Temperature = Annotated[Number, BeforeValidator(lambda value: math.inf if value == "infinite" else value)]
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,12 @@ class KeptWeights:
         predicted_loss_change: of the matrix in the end, nats per token; ``None`` where that was not integrated.
     """
 
-    name: str
-    weights: int
-    outliers: int
-    significant: int
-    mean_pqi: float | None = None
-    predicted_loss_change: float | None = None
+    name: Text
+    weights: Natural
+    outliers: Integer
+    significant: Integer
+    mean_pqi: Number | None = None
+    predicted_loss_change: Number | None = None
 
     @property
     def outlier_fraction(self) -> float:
@@ -55,8 +59,8 @@ class Trial:
         measured_loss_change: on the calibration text, after quantizing anew; nats per token.
     """
 
-    temperature: float
-    measured_loss_change: float
+    temperature: Temperature
+    measured_loss_change: Number
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,11 @@ class Stage:
         gradient_evaluations: per calibration sample, for that prediction.
     """
 
-    name: str
-    kept: int
-    measured_loss_change: float
-    predicted_loss_change: float | None = None
-    gradient_evaluations: int = 0
+    name: Text
+    kept: Integer
+    measured_loss_change: Number
+    predicted_loss_change: Number | None = None
+    gradient_evaluations: Integer = 0
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,15 @@ class Requantization:
         model, calibration: fingerprints.
     """
 
-    matrices: tuple[KeptWeights, ...]
-    stages: tuple[Stage, ...]
+    matrices: Annotated[tuple[KeptWeights, ...], Field(alias="modules")]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     trials: tuple[Trial, ...]
-    temperature: float | None
-    nbytes: int
-    grid_nbytes: int
-    settings: Mapping[str, Any]
-    model: str
-    calibration: str
+    temperature: Temperature | None
+    nbytes: Annotated[Integer, Field(alias="bytes")]
+    grid_nbytes: Annotated[Integer, Field(alias="grid_bytes")]
+    settings: Mapping[Text, Any]
+    model: Text
+    calibration: Text
 
     @property
     def weights(self) -> int:
@@ -179,26 +183,8 @@ class Requantization:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InvalidArgumentError: naming the file that is missing, no JSON, or of another format.
+            InvalidArgumentError: if the file cannot be read, or a field is invalid; the message names file and field.
         """
-
-        def temperature(value: Any) -> Any:
-            return math.inf if value == "infinite" else value
-
         data = read_format(path, "requant", FORMAT, FORMAT_VERSION)
-        try:
-            return cls(
-                tuple(KeptWeights(**matrix) for matrix in data["modules"]),
-                tuple(Stage(**stage) for stage in data["stages"]),
-                tuple(
-                    Trial(temperature(trial["temperature"]), trial["measured_loss_change"]) for trial in data["trials"]
-                ),
-                temperature(data["temperature"]),
-                data["bytes"],
-                data["grid_bytes"],
-                data["settings"],
-                data["model"],
-                data["calibration"],
-            )
-        except (KeyError, TypeError) as e:
-            raise InvalidArgumentError(f"[requant] {path} does not have the fields of a record: {e}") from None
+        items = {"modules": "module", "stages": "stage", "trials": "trial"}
+        return read(cls, data, op="requant", origin=str(path), items=items)

@@ -158,6 +158,14 @@ def test_the_reference_of_headers_has_every_header():
         assert path.stem in shown
 
 
+def test_the_json_schemas_are_those_of_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    json_schemas = importlib.import_module("json_schemas")
+    for name, kind in json_schemas.FILES.items():
+        written = (DOCS / "reference" / f"{name}.schema.json").read_text()
+        assert written == json_schemas.schema_of(kind), "run: python docs/json_schemas.py"
+
+
 def test_the_command_line_reference_has_every_verb_and_option(monkeypatch):
     pytest.importorskip("docutils")
     import typer.main

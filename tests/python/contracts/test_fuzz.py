@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantrature import Plan, QuantratureError
+from quantrature import Plan, QuantratureError, Sensitivity
 from quantrature.checkpoint import inspect
 from quantrature.packed import MatrixSpec
 from quantrature.requantization import Requantization
@@ -73,15 +73,44 @@ PLAN = {
 RECORD = {
     "format": "quantrature-requant",
     "format_version": 1,
-    "matrices": [{"name": "a", "weights": 100, "outliers": 3, "significant": 1, "mean_pqi": 0.1}],
+    "modules": [{"name": "a", "weights": 100, "outliers": 3, "significant": 1, "mean_pqi": 0.1}],
     "stages": [{"name": "host", "kept": 4, "measured_loss_change": 0.1}],
     "trials": [{"temperature": 0.5, "measured_loss_change": 0.2}],
     "temperature": 0.5,
-    "nbytes": 100,
-    "grid_nbytes": 90,
+    "bytes": 100,
+    "grid_bytes": 90,
     "settings": {},
     "model": "0",
     "calibration": "1",
+}
+SENSITIVITY = {
+    "format": "quantrature-sensitivity",
+    "format_version": 1,
+    "model": "0",
+    "calibration": "1",
+    "settings": {"objective": "nll"},
+    "proofs": [
+        {
+            "setting": "b3g64",
+            "method": "rtn",
+            "rule": "gauss",
+            "nodes": 4,
+            "predicted_loss_change": 0.1,
+            "measured_loss_change": 0.2,
+            "gradient_evaluations": 4,
+        }
+    ],
+    "modules": [
+        {
+            "name": "a",
+            "role": "a",
+            "block": 0,
+            "out_features": 48,
+            "in_features": 32,
+            "scores": {"pqi": 0.1},
+            "loss_change": {"b3g64": 0.1},
+        }
+    ],
 }
 
 
@@ -93,7 +122,7 @@ def places(document, path=()):
             yield from places(inner, (*path, key))
 
 
-GOOD = (MATRIX, CODEBOOK, TRELLIS, PLAN, RECORD)
+GOOD = (MATRIX, CODEBOOK, TRELLIS, PLAN, RECORD, SENSITIVITY)
 FIELDS = sorted({path[-1] for good in GOOD for path in places(good) if path and isinstance(path[-1], str)})
 
 
@@ -167,16 +196,33 @@ def file_taken(name, content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(content)
-        read = {"plan.json": Plan.load, "requant.json": Requantization.load, "config.json": lambda _: inspect(folder)}
-        taken(read[name], path)
+        read = {
+            "plan.json": Plan.load,
+            "requant.json": Requantization.load,
+            "sensitivity.json": lambda _: Sensitivity.load(folder),
+            "config.json": lambda _: inspect(folder),
+        }
+        return taken(read[name], path)
 
 
 @given(
-    st.sampled_from(["plan.json", "requant.json", "config.json"]),
+    st.sampled_from(["plan.json", "requant.json", "sensitivity.json", "config.json"]),
     st.binary(max_size=60) | st.binary(max_size=9).map(lambda noise: b'{"format": "quantrature-plan", ' + noise),
 )
 def test_files_of_bytes(name, content):
     file_taken(name, content)
+
+
+def test_the_documents_are_good_before_they_are_spoiled():
+    assert taken(Plan.from_json, PLAN)
+    assert all(taken(MatrixSpec.from_json, matrix) for matrix in (MATRIX, CODEBOOK, TRELLIS))
+    assert file_taken("requant.json", json.dumps(RECORD).encode())
+    assert file_taken("sensitivity.json", json.dumps(SENSITIVITY).encode())
+
+
+@given(spoiled(SENSITIVITY))
+def test_analyses(document):
+    file_taken("sensitivity.json", json.dumps(document).encode())
 
 
 @given(spoiled(RECORD))

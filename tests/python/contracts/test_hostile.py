@@ -19,8 +19,8 @@ from quantrature import PlanEntry, checkpoint
 from quantrature.methods import Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.packed import MatrixSpec, digest
-from quantrature.quantization.model import declare
-from quantrature.quantization.model import put as put_layer
+from quantrature.quantization import declare
+from quantrature.quantization import put as put_layer
 from tiny_models import tiny_model
 
 MODULE = "model.layers.0.mlp.up_proj"

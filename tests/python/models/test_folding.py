@@ -319,7 +319,7 @@ def test_a_checkpoint_without_its_scales_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("kind", "sideways", "kind of a fold must be one of norm, shifted norm, rows"),
+        ("kind", "sideways", "kind of a fold must be norm, shifted norm or rows"),
         ("consumers", "q_proj", "consumers of a fold must be names"),
         ("repeats", [1], "repeats of a fold must be two counts"),
         ("repeats", [0, 0], "repeats of a fold must be two counts"),

@@ -297,7 +297,7 @@ def test_broken_results_are_named(tmp_path):
     with pytest.raises(InvalidArgumentError, match="is not of the format"):
         Sensitivity.load(tmp_path)
     path.write_text('{"format": "quantrature-sensitivity", "format_version": 1}')
-    with pytest.raises(InvalidArgumentError, match="does not have the fields"):
+    with pytest.raises(InvalidArgumentError, match="json: (model|modules) is missing"):
         Sensitivity.load(tmp_path)
 
 

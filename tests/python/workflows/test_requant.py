@@ -207,7 +207,7 @@ def test_broken_records_are_named(tmp_path):
         (None, "cannot read"),
         ("{", "is not JSON"),
         ("[]", "is not of the format"),
-        ('{"format": "quantrature-requant", "format_version": 1}', "does not have the fields"),
+        ('{"format": "quantrature-requant", "format_version": 1}', "json: (model|modules) is missing"),
     ):
         if content is not None:
             path.write_text(content)
