@@ -1,4 +1,4 @@
-"""Mat-vecs by the library of llama.cpp that comes with llama-cpp-python."""
+"""Run matrix-vector products in the llama.cpp library that comes with the package llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 TYPES = {"q4_0": 2, "q2_K": 10, "q3_K": 11, "q4_K": 12}
-"""The numbers that ggml's header gives to its formats."""
+"""Values of the enum ``ggml_type`` for the formats."""
 
 
 def _library(part: str) -> ctypes.CDLL:
@@ -26,7 +26,10 @@ def _function(library: ctypes.CDLL, called: str, result: Any, *arguments: Any) -
 
 
 def quantizer(kind: str) -> Callable[[int, int, int, int], None]:
-    """Quantizes rows of float32 at one address to another: (source, target, rows, cols), one thread."""
+    """Return a function that quantizes float32 rows on one thread.
+
+    Its arguments are the addresses of source and target, the number of rows, and the number of columns.
+    """
     base, pointer, size = _library("base"), ctypes.c_void_p, ctypes.c_int64
     _function(base, "ggml_quantize_init", None, ctypes.c_int)(TYPES[kind])
     quantize = _function(
@@ -36,15 +39,15 @@ def quantizer(kind: str) -> Callable[[int, int, int, int], None]:
 
 
 class Products:
-    """A graph of the products of some matrices and a vector each, as llama.cpp runs it.
+    """A ggml graph that multiplies several matrices, each by its own vector.
 
-    It rounds the vectors to 8 bits, and has no outliers.
+    llama.cpp rounds the vectors to 8 bits, and has no outliers.
 
     Args:
-        kind: a name of ``TYPES``.
-        weights: float32, of shape (rows, cols); quantized here.
-        vectors: float32, of shape (cols,), one for each matrix.
-        threads: that multiply.
+        kind: format of the quantized matrices, a name in ``TYPES``.
+        weights: matrices, float32 (rows, cols); they are quantized here.
+        vectors: one vector for each matrix, float32 (cols,).
+        threads: number of threads.
     """
 
     def __init__(self, kind: str, weights: list[torch.Tensor], vectors: list[torch.Tensor], threads: int) -> None:
@@ -78,12 +81,12 @@ class Products:
             self._outputs.append((data_of(product), rows))
 
     def __call__(self) -> None:
-        """All products."""
-        self._reset(self._scratch)  # every call takes its buffers from there
+        """Compute all products."""
+        self._reset(self._scratch)  # each call allocates its buffers in this context
         if self._compute(self._scratch, self._graph, self._threads):
             raise RuntimeError("ggml did not compute")
 
     def result(self, number: int) -> torch.Tensor:
-        """One product."""
+        """Return the product of one matrix and its vector."""
         data, rows = self._outputs[number]
         return torch.tensor((ctypes.c_float * rows).from_address(data)[:])

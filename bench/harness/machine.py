@@ -1,4 +1,4 @@
-"""The machine that a bench runs on: its name, and the time that its memory alone takes."""
+"""The machine that a bench runs on: its name, and how fast it reads and copies memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 import quantrature
 
 SETTLE_SECONDS = 0.01
-"""Before a turn: OpenMP's threads, which torch uses, keep a core busy for some milliseconds after a call."""
+"""Pause before a turn. The OpenMP threads of torch keep a core busy for some milliseconds after a call."""
 
 
 def machine(threads: int) -> str:
-    """One line about where this runs."""
+    """Return one line with the processor, number of threads, load, kernels and versions."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -33,7 +33,7 @@ def machine(threads: int) -> str:
 
 
 class Machine:
-    """What machine.c measures: the time that memory alone takes, on as many threads as the ops have."""
+    """Measures with machine.c how long the machine takes to read, copy and write memory, on a number of threads."""
 
     READ, READ_STREAMS, COPY, COPY_PAST_CACHE, WRITE = range(5)
 
@@ -49,20 +49,20 @@ class Machine:
         self._seconds.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
 
     def seconds(self, way: int, source: torch.Tensor, target: torch.Tensor, size: int) -> float:
-        """Of one of the ways above to touch so many bytes."""
+        """Return the seconds of one of the ways above, for ``size`` bytes."""
         return float(self._seconds(way, source.data_ptr(), target.data_ptr(), size, self.threads))
 
     def read(self, source: torch.Tensor) -> float:
-        """The faster of reading from one end to the other and of reading four parts in turn."""
+        """Return the seconds to read a tensor: from end to end, or four parts in turn, whichever is faster."""
         return min(self.seconds(way, source, source, source.nbytes) for way in (self.READ, self.READ_STREAMS))
 
     def copy(self, source: torch.Tensor, target: torch.Tensor, size: int | None = None) -> float:
-        """The faster of a plain copy and of one whose stores pass the cache by."""
+        """Return the seconds to copy: plainly, or with stores that bypass the cache, whichever is faster."""
         size = source.nbytes if size is None else size
         return min(self.seconds(way, source, target, size) for way in (self.COPY, self.COPY_PAST_CACHE))
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> float:
-        """Reading the one and writing the other, of different sizes."""
+        """Return the seconds to read ``source`` and write ``target``, which may have different sizes."""
         both = min(source.nbytes, target.nbytes)
         seconds = self.copy(source, target, both)
         if source.nbytes > both:

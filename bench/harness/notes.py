@@ -1,4 +1,4 @@
-"""What a bench has measured so far, in a file: a run that was cut short goes on where it was."""
+"""Save the measurements of a bench to a file, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Notes:
-    """Rows and figures that survive the run."""
+    """Measurements by key, in a JSON file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -17,7 +17,7 @@ class Notes:
         self.known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
 
     def of(self, key: str, make: Callable[[], Any]) -> Any:
-        """What was noted, or is found and noted now."""
+        """Return the saved measurement. If there is none, call ``make`` and save its result."""
         if key not in self.known:
             self.known[key] = make()
             self.path.write_text(json.dumps(self.known, indent=1))

@@ -1,13 +1,13 @@
-"""Times every kernel of the CUDA backend on a machine with an NVIDIA GPU.
+"""Measure the time of every kernel of the CUDA backend, on a machine with an NVIDIA GPU.
 
     PYTHONPATH=python python -m bench.ops.cuda [--output cuda.json] [--small]
 
-bench/ops/cuda_quick.sh builds and checks the backend first and then runs this. Every kernel is timed with CUDA events
-against the bandwidth of a copy on the same device. Calls that do not wait for the device are recorded into a CUDA graph
-over more memory than the caches hold, so that what is timed is the device's work; the others are timed as a caller sees
-them, and so are passes through a model with and without PQI. bitsandbytes and hqq stand beside the products where they
-are installed. The last thing printed is a table; the JSON file has all figures. Where there is no GPU, it says so and
-does nothing.
+bench/ops/cuda_quick.sh builds and checks the backend first, and then runs this script. The script measures every kernel
+with CUDA events, and compares it with the bandwidth of a copy on the same device. Calls that do not wait for the device
+are recorded into a CUDA graph, over more memory than the caches hold, so that only the work of the device is measured.
+Other calls, and passes through a model with and without PQI, are measured as a caller sees them. If bitsandbytes and
+hqq are installed, their products are measured, too. At the end, the script prints a table; the JSON file has all
+figures. Without a GPU, the script says so and does nothing.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Timer:
         return float(start.elapsed_time(end)) / 1e3
 
     def waiting(self, call: Callable[[], Any]) -> float:
-        """Median seconds of a call that may wait for the device."""
+        """Return the median seconds of a call that may wait for the device."""
         call()
         first = self._elapsed(call)
         return statistics.median(self._elapsed(call) for _ in range(3 if first > LONG else REPEATS))
 
     def queued(self, calls: list[Callable[[], Any]], rounds: int = 5) -> float:
-        """Median seconds of a call, of some that only queue work: recorded once, replayed together."""
+        """Return the median seconds per call, for calls that only queue work; they are recorded once and replayed."""
         for call in calls:
             call()
         self.torch.cuda.synchronize()
@@ -72,7 +72,7 @@ class Timer:
 
 
 def stream_rows(timer: Timer, rows: int, cols: int) -> list[dict[str, Any]]:
-    """Kernels that read or write a large tensor once."""
+    """Measure the kernels that read or write a large tensor once."""
     import torch
 
     from quantrature import ops
@@ -120,7 +120,7 @@ def stream_rows(timer: Timer, rows: int, cols: int) -> list[dict[str, Any]]:
 
 
 def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[str, Any]]:
-    """A gradient of a Llama in bfloat16 of random weights."""
+    """Measure the time of a gradient of a Llama with random bfloat16 weights."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -139,7 +139,7 @@ def step_rows(timer: Timer, layers: int, hidden: int, tokens: int) -> list[dict[
 
 
 def step_row(timer: Timer, model: Any, windows: Any) -> dict[str, Any]:
-    """A gradient of a model, without PQI and with it: added up as each gradient comes, and checked."""
+    """Measure the time of a gradient without PQI, and with PQI, which adds up and checks each gradient."""
     import torch
 
     from quantrature import ops
@@ -171,7 +171,7 @@ def step_row(timer: Timer, model: Any, windows: Any) -> dict[str, Any]:
 
 
 def gptq_rows(timer: Timer, rows: int, cols: int, tokens: int) -> list[dict[str, Any]]:
-    """What GPTQ does for one matrix: the sum of its Hessian, the factor on the device, the columns."""
+    """Measure the steps of GPTQ for one matrix: sum of the Hessian, its factor on the device, the columns."""
     import torch
 
     from quantrature import ops
@@ -199,7 +199,7 @@ def gptq_rows(timer: Timer, rows: int, cols: int, tokens: int) -> list[dict[str,
 
 
 def product_rows(timer: Timer, shapes: list[tuple[int, int]], cached: int = CACHED) -> list[dict[str, Any]]:
-    """Products of packed matrices with 0.5 % outliers and 1 to 64 vectors, beside torch and what is installed."""
+    """Measure products of packed matrices with 0.5 % outliers and 1 to 64 vectors, beside torch and installed peers."""
     import torch
 
     from quantrature import ops
@@ -293,7 +293,7 @@ PEERS = {"bitsandbytes": bitsandbytes_product, "hqq": hqq_product}
 
 
 def table(result: dict[str, Any]) -> str:
-    """What is printed last."""
+    """Return the table that is printed at the end."""
     copy = next(r["bandwidth"] for r in result["streams"] if r["name"].startswith("copy"))
     lines = [f"{result['device']}, {result['date']}; copy {copy / 1e12:.2f} TB/s"]
     lines.append(f"{'kernel':34} {'us':>9} {'of copy':>8}")
@@ -317,7 +317,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Build, check, time, report."""
+    """Run the measurements, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / f"cuda-{date.today()}.json")
     parser.add_argument("--small", action="store_true", help="one shape of each kind")

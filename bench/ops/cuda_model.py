@@ -1,10 +1,10 @@
-"""Times a whole model on a GPU: the analysis, quantized generation beside dense, and PQI in a training step.
+"""Measure a model on a GPU: the analysis, generation with quantized and dense models, and PQI in a training step.
 
     PYTHONPATH=python python -m bench.ops.cuda_model MODEL [--text FILE] [--output model.json] [--device cpu]
 
-MODEL is a folder of transformers. The text is cut into windows for the analysis and for the loss of each model; without
-one it is held-out source code of Python's own library, which every installation has. Nothing is downloaded. Generation
-is greedy, of one sequence, by transformers. The last thing printed is a table; the JSON file has all figures.
+MODEL is a folder that transformers can load. The text is cut into windows, for the analysis and for the loss of each
+model. Without --text, held-out source code of Python's standard library is used. Nothing is downloaded. transformers
+generates one sequence greedily. At the end, the script prints a table; the JSON file has all figures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHARACTERS = 1 << 20
 
 
 class CpuTimer(Timer):
-    """Times calls on the CPU, to try this script out."""
+    """Measures calls on the CPU, to try this script without a GPU."""
 
     def _elapsed(self, body: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -45,7 +45,7 @@ class CpuTimer(Timer):
 
 
 class Machine:
-    """A device, and what its clock and memory say."""
+    """A device on which calls are measured."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -53,11 +53,11 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """Of the device."""
+        """Name of the device."""
         return "CPU" if self.device.type == "cpu" else str(torch.cuda.get_device_name(self.device))
 
     def timed(self, call: Callable[[], Any]) -> tuple[Any, float, int]:
-        """What a call returns, its seconds, and the most memory of the device that was in use meanwhile."""
+        """Return the result of a call, its seconds, and the peak of the device's memory in bytes."""
         gc.collect()
         if self.device.type == "cpu":
             start = time.perf_counter()
@@ -72,8 +72,8 @@ class Machine:
 
 
 def analysis_row(machine: Machine, model: Any, windows: torch.Tensor) -> dict[str, Any]:
-    """The analysis with its own metrics and nodes."""
-    mean_over(Loss(), model, windows[:1], 1)  # what a first pass brings up is no part of it
+    """Measure an analysis with the default metrics and number of nodes."""
+    mean_over(Loss(), model, windows[:1], 1)  # warm up: the first pass has costs of its own
     found, seconds, peak = machine.timed(lambda: qtr.analyze(model, windows, progress=False))
     proof = found.proofs[0]
     print(f"  analysis: {seconds:.2f} s, {proof.predicted_loss_change:.5f} predicted", flush=True)
@@ -93,11 +93,11 @@ FORMS: dict[str, dict[str, Any] | None] = {
     "the same, 0.5 % outliers": {"bits": 4, "group_size": 64, "outlier_fraction": 0.005},
     "the same, embedding of 8 bits": {"bits": 4, "group_size": 64, "outlier_fraction": 0.005, "embedding_bits": 8},
 }
-"""What is generated with: settings of :func:`quantrature.quantize`."""
+"""The models that are measured, as arguments of :func:`quantrature.quantize`; ``None`` for the dense model."""
 
 
 def model_row(machine: Machine, name: str, model: Any, windows: torch.Tensor) -> dict[str, Any]:
-    """Quantizing, generating, and the loss on the windows, of a copy of the model."""
+    """Quantize a copy of the model, and measure generation and the loss on the windows."""
     settings = FORMS[name]
     quantizing = 0.0
     subject = copy.deepcopy(model)
@@ -126,7 +126,7 @@ def model_row(machine: Machine, name: str, model: Any, windows: torch.Tensor) ->
 
 
 def table(result: dict[str, Any]) -> str:
-    """What is printed last."""
+    """Return the table that is printed at the end."""
     analysis = result["analysis"]
     lines = [
         f"{result['model']} on {result['device']}, torch {result['torch']}, {result['date']}",
@@ -149,15 +149,15 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Load, time, report."""
+    """Load the model, run the measurements, and write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--text", help="a file, in place of source code of Python")
+    parser.add_argument("--text", help="text file to use instead of Python source code")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / f"cuda-model-{date.today()}.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--nsamples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=512)
-    parser.add_argument("--steps", type=int, nargs="*", default=[2048, 8192], help="tokens of a step")
+    parser.add_argument("--steps", type=int, nargs="*", default=[2048, 8192], help="tokens per training step")
     options = parser.parse_args()
     machine = Machine(options.device)
     devices, why_not = qtr.cuda_device_count()

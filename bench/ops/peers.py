@@ -1,14 +1,14 @@
-"""Times the ops of this package beside what users call instead and beside the machine's own reading and copying.
+"""Measure the time of the ops, beside functions of other packages (peers) and the machine's own reads and copies.
 
     python -m bench.ops.peers [--side 4096] [--rounds 9] [--threads 2] [--only topk] [--json] [--output bench/results]
 
-All of it takes about three minutes on two cores.
+The whole table takes about three minutes on two cores.
 
-Within a round the machine, this package and the peer take turns, so that what else the machine does meets all three;
-each is called for some milliseconds before the call that counts, as in a loop over the layers of a model. A figure is
-the median over the rounds, a ratio the median of the rounds' ratios; with --best both are of minima, for a machine that
-is busy otherwise. Peers that are not installed are named in their rows and left out. Results are written where the
-caller keeps them: outputs are allocated beforehand for this package and its peers where both can.
+In each round, the machine, the op and its peer take turns, so that other load on the machine affects all three. Each is
+called for some milliseconds before the call that counts, as in a loop over the layers of a model. A time is the median
+over the rounds; a ratio is the median of the ratios of the rounds. With --best, minima are taken instead; use it on a
+machine that is busy with other work. If a peer is not installed, its row says so. If both the op and its peer can write
+into a given output, the output is allocated beforehand.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ SLOW_SECONDS = 1.0
 """What takes longer is timed once."""
 
 WARM_SECONDS = 0.02
-"""At the start of a turn: threads are awake and caches have what they can hold when the call that counts begins."""
+"""Time to call an op before the call that counts, so that threads are awake and caches are warm."""
 
 
 class Data:
-    """The arrays that rows share: a heavy-tailed matrix (std 0.02, every 839th number times 8) and companions."""
+    """The arrays that rows share: a matrix (std 0.02; one in 839 numbers, at random, times 8) and others."""
 
     def __init__(self, side: int) -> None:
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ class Data:
 
     @cached_property
     def gradient(self) -> torch.Tensor:
-        """Shaped like the matrix."""
+        """Random numbers of the shape of the matrix."""
         return torch.randn_like(self.w)
 
     @cached_property
@@ -68,13 +68,15 @@ class Data:
 
     @cached_property
     def image(self) -> torch.Tensor:
-        """Stands for quantized weights, at a distance of about 1, so that finalizing in place again and again keeps its
-        input what it is."""
+        """Quantized weights, at distance 1 from the matrix.
+
+        pqi_finalize multiplies by this distance, so repeated calls in place do not change the magnitude of its input.
+        """
         return self.w + torch.where(self.gradient < 0, -1.0, 1.0)
 
     @cached_property
     def out(self) -> torch.Tensor:
-        """Where results go."""
+        """Output of the shape of the matrix."""
         return torch.zeros_like(self.w)
 
     @cached_property
@@ -84,17 +86,17 @@ class Data:
 
     @cached_property
     def bytes_out(self) -> torch.Tensor:
-        """Where bytes go."""
+        """Output for bytes."""
         return torch.zeros_like(self.bytes)
 
     @cached_property
     def importance(self) -> torch.Tensor:
-        """Of each weight in the first row."""
+        """Importance of each weight in the first row."""
         return torch.rand(self.side, generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def vector(self) -> torch.Tensor:
-        """What a mat-vec multiplies."""
+        """Vector for products."""
         return torch.randn(self.side)
 
     @cached_property
@@ -105,7 +107,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: an op, what it is compared with, and how to make the calls; what is absent fails there."""
+    """A row of the table: an op, its peer, and functions that make their calls and fail if the package is missing."""
 
     op: str
     goal: str
@@ -200,7 +202,7 @@ def _finalize(d: Data) -> Call:
 
 
 def _sklearn_kmeans(d: Data, rows: int) -> Call:
-    """As users call it: one start by k-means++, float32, on the threads of OpenMP, one row after the other."""
+    """Run k-means row by row as users call it: one start by k-means++, float32, on the threads of OpenMP."""
     from sklearn.cluster import KMeans
 
     weight = d.importance.numpy()
@@ -248,7 +250,7 @@ GPTQ_SIDE = 2048
 
 
 def _hessian() -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs of a layer, and the Hessian that they make."""
+    """Return random inputs of a layer, and their Hessian."""
     x = torch.randn(2 * GPTQ_SIDE, GPTQ_SIDE, generator=torch.Generator().manual_seed(0))
     return x, (x.mT @ x / len(x)).contiguous()
 
@@ -261,7 +263,7 @@ def _gptq(d: Data) -> Call:
 
 
 def _torch_gptq(d: Data) -> Call:
-    """The usual loop over blocks of 128 columns, on a grid for each row, from the same Hessian."""
+    """Run the usual loop of GPTQ in torch: blocks of 128 columns, one grid for each row, the same Hessian."""
     weight = d.w[:GPTQ_SIDE, :GPTQ_SIDE].contiguous()
     _, hessian = _hessian()
 
@@ -294,7 +296,7 @@ def _torch_hessian(d: Data) -> Call:
 
 
 def _table() -> tuple[list[list[float]], list[list[int]], int]:
-    """Costs and sizes as in cpp/bench_allocation.cc: 80 layers of 7 matrices, 9 options each, 3.25 bits a weight."""
+    """Return an allocation problem as in cpp/bench_allocation.cc: 80 layers of 7 matrices, 9 options, 3.25 bits."""
     normal = np.random.default_rng(0).standard_normal
     counts = 80 * [8192 * rows for rows in (8192, 1024, 1024, 8192, 28672, 28672, 28672)]
     options = [(bits, group) for bits in (2, 3, 4) for group in (32, 64, 128)]
@@ -321,7 +323,7 @@ def _highs(relative_gap: float) -> Call:
 
 
 def _allocation_rows() -> list[Row]:
-    """The bits of a model of 70 billion weights; the unit says nothing here, and is printed as for all rows."""
+    """Return the rows for allocation in a model of 70 billion weights; their ratio to the machine has no meaning."""
     return [
         Row(
             f"allocation, 560 matrices of 9 options, {name}",
@@ -368,7 +370,7 @@ def _hqq_matvec(d: Data) -> Call:
 
 
 def _matvec_rows(d: Data) -> list[Row]:
-    """Products of a packed matrix, outliers included, and one vector."""
+    """Return the rows for products of a packed matrix with outliers and one vector."""
     peers = [(4, "q4_0"), (4, "q4_K"), (3, "q3_K"), (2, "q2_K")]
     made = [
         Row(
@@ -398,7 +400,7 @@ def _matvec_rows(d: Data) -> list[Row]:
 
 
 def rows(d: Data) -> list[Row]:
-    """All lines, in the order of the table."""
+    """Return all rows, in the order of the table."""
     return [
         Row(
             "quantize 4-bit g64 (minmax), packed",
@@ -619,7 +621,7 @@ def rows(d: Data) -> list[Row]:
 
 
 def _own_time(machine: Machine, d: Data, unit: str) -> Callable[[], float]:
-    """How long the machine takes for what the op must touch."""
+    """Return a function that gives the machine's seconds for the memory that an op must read and write."""
     if unit == "read":
         return lambda: machine.read(d.w)
     if unit == "copy":
@@ -646,17 +648,17 @@ def _seconds(call: Call, warm: bool) -> float:
 
 
 def _prepare(make: Make) -> tuple[Call | None, str, float]:
-    """The call, or why there is none; and how long it took the first time."""
+    """Return the call, or ``None`` and the reason that there is none; and the seconds of its first run."""
     try:
         call = make()
         seconds = _seconds(call, warm=False)
-    except Exception as e:  # whatever an absent or broken peer raises is the reason to print
+    except Exception as e:  # the table shows why a peer is missing or fails
         return None, f"{type(e).__name__}: {e}".splitlines()[0][:100], 0.0
     return call, "", seconds
 
 
 def measure(row: Row, d: Data, machine: Machine, rounds: int, best: bool) -> dict[str, Any]:
-    """Medians or minima in milliseconds, and the ratios."""
+    """Measure a row: medians or minima in milliseconds, and the ratios."""
     result: dict[str, Any] = {"op": row.op, "goal": row.goal, "unit": row.unit, "peer": row.peer}
     calls: dict[str, Call] = {}
     slow: dict[str, float] = {}
@@ -693,7 +695,7 @@ def measure(row: Row, d: Data, machine: Machine, rounds: int, best: bool) -> dic
 
 
 def _met(result: dict[str, Any]) -> bool | None:
-    """Whether the goal is: a multiple of the machine's time at most, or of the peer's speed at least."""
+    """Return whether the op reaches its goal: at most a multiple of the machine's time, or at least a speedup."""
     factor, _, what = result["goal"].partition(" x ")
     if what in ("read", "copy", "own bytes"):
         return bool(result["ratio"] <= float(factor))
@@ -722,7 +724,7 @@ LIMITS = {
     "Hessian": "arithmetic in float",
     "mat-vec": "arithmetic: codes become bytes or floats in registers, 8-bit products",
 }
-"""Of the ops whose names begin so: what their kernels cannot be faster than, as bench/cpp and variants showed."""
+"""Beginning of the name of an op to the limit of its speed, as found with bench/ops/cpp and variants of the kernels."""
 
 
 def _limit(op: str) -> str:
@@ -730,7 +732,7 @@ def _limit(op: str) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     lines = [
         "| op | ours ms | machine ms | ratio | goal | peer | peer ms | our speedup | met | limit |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -753,7 +755,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def about(d: Data, own: Machine, rounds: int) -> str:
-    """Where this runs, and how fast its memory is."""
+    """Return a sentence about the machine and the speed of its memory."""
     size = d.w.nbytes
     ways: dict[str, Callable[[], float]] = {
         "read plainly": lambda: own.seconds(own.READ, d.w, d.w, size),
@@ -773,7 +775,7 @@ def about(d: Data, own: Machine, rounds: int) -> str:
 
 
 def main() -> None:
-    """Measure, print, and keep the table where asked."""
+    """Measure, print the table, and save it if ``--output`` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=4096, help="rows and columns of the matrix")
     parser.add_argument("--rounds", type=int, default=9)

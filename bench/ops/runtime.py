@@ -1,15 +1,16 @@
-"""Runs quantized models: decoding, memory, and loading, beside torch, llama.cpp and the package hqq.
+"""Measure how quantized models run: decoding, memory and loading, beside torch, llama.cpp and the package hqq.
 
     python -m bench.ops.runtime products [--output bench/results]
     python -m bench.ops.runtime calls [--threads 1]
     python -m bench.ops.runtime generate MODEL [--output bench/results]
     python -m bench.ops.runtime shape FOLDER [--output bench/results]     # the first time, it builds the models there
 
-products: the matrices of one 1B-shaped layer each times one vector, more of them than the caches hold. calls: the
-time of Python around the product of a quantized layer. generate: a model decodes greedily in turns; on a busy machine,
-compare the processor's time, with OMP_NUM_THREADS=1 --threads 1, rather than tokens/s. shape: a Llama of a billion
-random weights; every variant loads and decodes in a process of its own.
-Peers that are not installed are left out by name.
+products: multiply matrices of the size of a 1B model by one vector each; together they are larger than the caches.
+calls: measure the time that Python adds to the product of a quantized layer.
+generate: decode greedily with several forms of a model, in turns. On a busy machine, compare the processor time, with
+OMP_NUM_THREADS=1 --threads 1, instead of tokens/s.
+shape: build a Llama of a billion random weights; load and decode each variant in its own process.
+If a peer is not installed, it is left out, and a message names it.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "3 bits, g64, embedding 8 bits": {"bits": 3, "group_size": 64, **_OUTLIERS, "embedding_bits": 8},
     "2 bits, g64, embedding 8 bits": {"bits": 2, "group_size": 64, **_OUTLIERS, "embedding_bits": 8},
 }
-"""Each with 0.5 % outliers."""
+"""Quantized variants, as arguments of :func:`quantrature.quantize`; each has 0.5 % outliers."""
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, which take turns and are called once before the time is taken."""
+    """Return the median seconds of each call. The calls take turns; each runs once before the run that is measured."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -75,7 +76,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
 
 def products(options: argparse.Namespace) -> str:
-    """One vector times each of some matrices."""
+    """Measure the products of several matrices and one vector each."""
     torch.manual_seed(0)
     weights = [torch.randn(8192, 2048) * 0.02 for _ in range(options.matrices)]
     x = torch.ones(1, 2048)
@@ -131,7 +132,7 @@ def products(options: argparse.Namespace) -> str:
 
 
 def calls(options: argparse.Namespace) -> str:
-    """A quantized layer is called with one vector, beside the product in the core alone; time of the thread."""
+    """Measure the thread's time of a quantized layer with one vector, beside the product in the core alone."""
     lines = [
         "| matrix | core, us | layer, us | bfloat16, us | with bias, us | F.linear, float32, us |",
         "|---|" + "---|" * 5,
@@ -166,7 +167,7 @@ def calls_of(rows: int, cols: int) -> list[Callable[[], Any]]:
 
 
 def time_of(call: Callable[[], Any], times: int = 300) -> float:
-    """Microseconds of the thread."""
+    """Return the microseconds of the thread per call."""
     call()
     start = time.thread_time_ns()
     for _ in range(times):
@@ -178,7 +179,7 @@ def time_of(call: Callable[[], Any], times: int = 300) -> float:
 
 
 def decode(model: Any, tokens: int, prompt: int = 16) -> tuple[float, float]:
-    """Tokens a second of greedy decoding, and seconds of the processor a token; the prompt is not counted."""
+    """Return tokens per second and processor seconds per token of greedy decoding, without the prompt."""
     ids = torch.arange(10, 10 + prompt).view(1, -1)
     settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
@@ -194,7 +195,7 @@ def decode(model: Any, tokens: int, prompt: int = 16) -> tuple[float, float]:
 
 
 def generate(options: argparse.Namespace) -> str:
-    """A model in several forms decodes in turns."""
+    """Measure decoding with several forms of a model, in turns."""
     from transformers import AutoModelForCausalLM
 
     def load(dtype: torch.dtype) -> Any:
@@ -210,7 +211,7 @@ def generate(options: argparse.Namespace) -> str:
             theirs, BaseQuantizeConfig(nbits=4, group_size=64, axis=1), compute_dtype=torch.float32, device="cpu"
         )
         variants["package hqq, 4 bits, g64, float32"] = theirs
-    except Exception as e:  # whatever an absent or broken peer raises is the reason to print
+    except Exception as e:  # a message shows why a peer is missing or fails
         print(f"hqq left out: {e}", file=sys.stderr)
     for bits in (4, 3, 2):
         for dtype in (torch.float32, torch.bfloat16):
@@ -241,12 +242,12 @@ def generate(options: argparse.Namespace) -> str:
 
 
 def build(folder: Path) -> None:
-    """Write the dense model, and what transformers makes of it while it reads it; each in a process of its own."""
+    """Write the dense model, unless it is there already."""
     if not (folder / "dense" / "config.json").exists():
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
-        LlamaForCausalLM._init_weights = lambda self, module: None  # torch's own distribution is soon drawn
+        LlamaForCausalLM._init_weights = lambda self, module: None  # keep the initial weights of torch, which is faster
         model = LlamaForCausalLM(LlamaConfig(**SHAPE, dtype="bfloat16")).to(torch.bfloat16)
         model.save_pretrained(folder / "dense")
 
@@ -256,7 +257,7 @@ def name_of(setting: dict[str, Any]) -> str:
 
 
 class Memory:
-    """The most memory of this process while a ``with`` block runs, its own and with pages of files."""
+    """Peak memory of this process in a ``with`` block, in bytes: ``own`` without mapped files, ``all`` with them."""
 
     def __init__(self) -> None:
         self.own = self.all = 0
@@ -272,7 +273,7 @@ class Memory:
             self.look()
 
     def look(self) -> tuple[int, int]:
-        """Bytes now: its own, and with pages of files."""
+        """Return the bytes in use now, without and with mapped pages of files."""
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         own, everything = (int(status[key].split()[0]) * 1024 for key in ("RssAnon", "VmRSS"))
         self.own, self.all = max(self.own, own), max(self.all, everything)
@@ -284,7 +285,7 @@ class Memory:
 
 
 def one(options: argparse.Namespace) -> None:
-    """Load one variant, decode, and print what it took as JSON."""
+    """Load one variant, decode, and print times and memory as JSON."""
     from transformers import AutoModelForCausalLM
 
     settings = json.loads(options.settings)
@@ -316,8 +317,10 @@ def one(options: argparse.Namespace) -> None:
 
 
 def of_products(layer: Any) -> int:
-    """Bytes that the products of a layer hold beside what is stored: the residuals of its outliers in float32, and
-    row offsets where they are stored in 16 bits."""
+    """Return the bytes that products of a layer need besides the stored tensors.
+
+    They are the residuals of outliers in float32, and a copy of row offsets that are stored in 16 bits.
+    """
     stored = layer.stored()
     if "outlier_values" not in stored:
         return 0
@@ -332,7 +335,7 @@ def qtr_layers(model: Any) -> dict[str, Any]:
 
 
 def shape(options: argparse.Namespace) -> str:
-    """The variants, one after another."""
+    """Measure all variants of the model with a billion weights, one after another."""
     folder = Path(options.model)
     build(folder)
 
@@ -397,17 +400,17 @@ def shape(options: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Measure, print, and keep the table where asked."""
+    """Measure, print the table, and save it if ``--output`` is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["products", "calls", "generate", "shape", "one"])
-    parser.add_argument("model", nargs="?", help="folder of the model, or for the models of random weights")
+    parser.add_argument("model", nargs="?", help="folder of the model; for shape, folder to build the models in")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--matrices", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--build-only", action="store_true", help="of shape: write the models and no more")
-    parser.add_argument("--settings", help="of one variant, which shape starts")
-    parser.add_argument("--keep", help="of one variant: where to write it in place of decoding")
+    parser.add_argument("--build-only", action="store_true", help="for shape: only write the models")
+    parser.add_argument("--settings", help="for one, which shape calls: settings of the variant, as JSON")
+    parser.add_argument("--keep", help="for one: folder to save the variant in, instead of decoding")
     parser.add_argument("--output", type=Path, help="folder for a Markdown file")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

@@ -1,10 +1,10 @@
-"""What trellis codes make of normal numbers: squared error, and the time to find and to read them.
+"""Measure trellis codes on normally distributed numbers: squared error, and the time to find and decode the codes.
 
     python -m bench.ops.trellis [--sequences 400] [--output bench/results]
 
-Errors are of sequences of 256 numbers with unit variance, each code at the scale that method qtip gives it. Times are
-of one thread: to find the codes of a panel of 16 tiles, per weight; and to multiply a matrix of 2048 x 2048 by a
-vector, beside torch's product of a matrix of that size in float32.
+Errors are those of sequences of 256 numbers with unit variance, at the scale that the method qtip uses for each code.
+Times are those of one thread: the time per weight to find the codes of 16 tiles, and the time to multiply a matrix of
+2048 x 2048 by a vector, beside the float32 product of torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE, PANEL, ROUNDS = 2048, 16, 5
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """The median time of some calls after one."""
+    """Return the median seconds of some calls, after a first call that is not counted."""
     call()
     times = []
     for _ in range(ROUNDS):
@@ -45,7 +45,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def row(trellis: Trellis, x: np.ndarray, by_torch: float) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     scale = 1 / RATIOS[trellis.code, trellis.bits]
     read = ops.trellis_dequantize(ops.trellis_quantize(x, trellis, scale), x.shape[1], trellis, scale)
     errors = ((x - read).astype(np.float64) ** 2).mean(axis=1)

@@ -1,10 +1,10 @@
-"""What ways to allocate are worth at equal size: perplexity and divergence of one model under plans of every method.
+"""Compare strategies of allocation at equal size: perplexity and divergence of a model with plans of each strategy.
 
     python -m bench.quality.allocation MODEL --calibration TEXT --text TEXT --work FOLDER [--output bench/results]
 
-All plans are quantized by HQQ, with scales and zeros of 8 bits, as published. A budget is called by the nominal bits
-of a published setting and is, in bytes, what that setting takes as stored; the boosts spend more, as published. What
-was measured lies in the work folder, where a run that was cut short goes on.
+All plans use HQQ with 8-bit scales and zeros, as published. A budget is named after the nominal bits of a published
+setting; its size in bytes is the stored size of the model with this setting. Sensiboost and kurtboost spend more, as
+published. Measurements are saved in the work folder, and an interrupted run resumes from there.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True, help="text that plans are made from")
     parser.add_argument("--text", required=True, help="text to evaluate on")
-    parser.add_argument("--work", type=Path, required=True, help="folder to keep what was measured")
-    parser.add_argument("--tokens", type=int, default=8192, help="of the evaluation text")
+    parser.add_argument("--work", type=Path, required=True, help="folder to save measurements in")
+    parser.add_argument("--tokens", type=int, default=8192, help="number of tokens of the evaluation text")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--nsamples", type=int, default=64, help="windows of calibration text")
     parser.add_argument("--nodes", type=int, default=3)
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Judge:
-    """Perplexity and divergence from the original, whose predictions are computed once."""
+    """Measures perplexity and divergence from the original model, whose predictions are computed once."""
 
     def __init__(self, folder: str, windows: torch.Tensor) -> None:
         self.windows = windows
@@ -78,7 +78,7 @@ class Judge:
         return float(loss.mean().exp()), float(apart.mean()), float(apart.std() / len(apart) ** 0.5)
 
     def image(self, name: str, entry: PlanEntry) -> tuple[torch.Tensor, int]:
-        """What a matrix becomes, and its bytes."""
+        """Return the dequantized weights of a matrix, and its stored bytes."""
         bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outlier_fraction)
         if (name, bare) not in self.images:
             matrix = quantize_matrix(name, self.stored[name].contiguous(), bare)
@@ -87,7 +87,7 @@ class Judge:
 
     @torch.no_grad()
     def measure(self, plan: Plan) -> dict[str, float]:
-        """Figures of the model under a plan."""
+        """Return size, perplexity and divergence of the model with a plan."""
         size = weights = 0
         for name, entry in plan:
             image, nbytes = self.image(name, entry)
@@ -165,7 +165,7 @@ def main() -> None:
         def found() -> dict[str, Any]:
             plan, seconds = timed(make)
             key = tuple((name, str(entry)) for name, entry in plan)
-            if key not in seen:  # boosts are often the same
+            if key not in seen:  # boosted plans are often equal
                 seen[key] = judge.measure(plan)
             return {
                 "budget": budget,
@@ -239,7 +239,7 @@ def main() -> None:
 def write(
     folder: Path, model: str, judge: Judge, rows: list[dict[str, Any]], notes: Notes, evaluation: torch.Tensor
 ) -> None:
-    """The table, as far as it is known."""
+    """Write the table with the measurements so far."""
     lines = [
         "# Allocation",
         "",
@@ -273,14 +273,14 @@ def write(
             f"text: Spearman {found['spearman']:.4f}, median relative error {found['median_relative_error']:.1%}.",
         ]
     path = folder / "allocation.md"
-    # What people wrote below the table stays.
+    # Keep the text that people wrote below the table.
     _, notes, remarks = path.read_text().partition("\n## Notes\n") if path.is_file() else ("", "", "")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*lines, ""]) + notes + remarks)
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Divergence by stored bits."""
+    """Draw divergence over stored bits."""
     import matplotlib
 
     matplotlib.use("agg")

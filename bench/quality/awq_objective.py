@@ -1,11 +1,11 @@
-"""AWQ's scales by two errors: of the outputs of the matrices, and of the output of the module around them.
+"""Compare two errors to choose AWQ's scales by: of the outputs of the matrices, and of the module around them.
 
     python -m bench.quality.awq_objective MODEL --calibration TEXT --text TEXT [--bits 3,2] [--work FOLDER]
         [--output FOLDER]
 
-This package takes the first (equation 4 of arXiv 2306.00978, for all matrices that read the same inputs together);
-the authors' program the second: attention for q, k and v, the perceptron for gate and up. Where one matrix alone reads
-its inputs they are the same. All else is alike: candidates, order of the work, clipping, text.
+This package uses the first error (equation 4 of arXiv 2306.00978, summed over all matrices that read the same inputs).
+The authors' program uses the second: the output of attention for q, k and v, and of the MLP for gate and up. If only
+one matrix reads its inputs, both are the same. Candidates, order of the work, clipping and text are equal.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ GROUP_SIZE = 128
 
 
 class ByModule(Folder):
-    """Finds scales by the output of the innermost module that has all readers of the inputs in it."""
+    """Chooses scales by the output error of the innermost module that contains all matrices with the same input."""
 
     def folds(self, blocks: Blocks, number: int, groups: Any, statistics: Any) -> Any:
-        """The same as the base class, with another search."""
+        """Return the folds as the base class does, with another search for scales."""
 
         def search(matrices: Sequence[Any], x: torch.Tensor, repeats: tuple[int, int]) -> torch.Tensor:
             group = next(g for g in groups if g[0].weight.data_ptr() == matrices[0][0].data_ptr())
@@ -78,7 +78,7 @@ def first(out: Any) -> torch.Tensor:
 
 @contextmanager
 def by_module() -> Any:
-    """Search by the output of modules while inside."""
+    """Choose scales by the output error of modules in a ``with`` block."""
     sequential.Folder = ByModule  # type: ignore[misc]
     try:
         yield

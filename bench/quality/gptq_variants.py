@@ -1,10 +1,10 @@
-"""GPTQ's variants side by side: order of columns, when grids are fitted, and which calibration text, by quality.
+"""Compare variants of GPTQ by quality: order of columns, static groups or not, and calibration text.
 
     python -m bench.quality.gptq_variants MODEL --calibration TEXT --text TEXT [--bits 3,2,4] [--work FOLDER]
         [--output FOLDER]
 
-Each row is a whole model, quantized block by block, against the original: perplexity and mean divergence on the text.
-With the first of the bits, each quarter of the calibration text alone, too.
+Each row is a model, quantized block by block: perplexity, and mean divergence from the original model, on the text. At
+the first number of bits, there are also rows with each quarter of the calibration text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUARTERS = 4
 
 
 def by_gptq(bits: int, windows: torch.Tensor, **options: Any) -> Callable[[Any], tuple[float, float]]:
-    """What changes a model by GPTQ with these options; returns bits a weight and processor seconds."""
+    """Return a function that quantizes a model by GPTQ, and returns bits per weight and processor seconds."""
 
     def make(model: Any) -> tuple[float, float]:
         start = time.process_time()
@@ -53,12 +53,12 @@ def by_gptq(bits: int, windows: torch.Tensor, **options: Any) -> Callable[[Any],
 
 @dataclass(frozen=True)
 class Reordered(QuantizedMatrix):
-    """Whose columns stand in another order; each column's number of its group would be stored with it."""
+    """A quantized matrix with reordered columns. To store it, one would also store the group number of each column."""
 
     order: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
-        """The matrix in its own order."""
+        """Return the matrix with its columns in the original order."""
         found = super().dequantize(dtype, rows)
         return torch.empty_like(found).index_copy_(1, self.order, found)
 
@@ -66,7 +66,7 @@ class Reordered(QuantizedMatrix):
 def across_columns(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """GPTQ with columns, not groups, by falling diagonal, and groups of those that follow each other in this order."""
+    """Quantize by GPTQ with columns sorted by descending diagonal; groups are consecutive columns in this order."""
     assert statistics.hessian is not None
     lower = statistics.hessian.tril()
     hessian = lower + lower.tril(-1).mT
@@ -83,7 +83,7 @@ def across_columns(
 
 
 def by_gptq_across_columns(bits: int, windows: torch.Tensor) -> Callable[[Any], tuple[float, float]]:
-    """The same as :func:`by_gptq`, with groups across columns; counts 32 bits a column for the numbers of groups."""
+    """Return a function as :func:`by_gptq`, for :func:`across_columns`; 32 bits per column count for group numbers."""
 
     def make(model: Any) -> tuple[float, float]:
         start = time.process_time()

@@ -1,12 +1,13 @@
-"""The methods side by side, each alone and with ReQuant, and llama.cpp's K-quants: quality, bits and time.
+"""Compare quality, bits and time of all methods, each alone and with ReQuant, and of llama.cpp's K-quants.
 
     python -m bench.quality.methods MODEL --calibration TEXT --text TEXT [--bits 2,3,4] [--methods rtn,hqq,...]
         [--work FOLDER] [--output bench/results]
 
-Every method that is registered takes part; ReQuant at the settings of arXiv 2503.01901 for the methods it has.
-Perplexity and mean divergence from the original are on the text, bits are all that is stored. With --work every row
-is kept there and not measured again. Rows of llama.cpp are its images of the same matrices in the same model; without
-the packages ``gguf`` and ``llama_cpp`` they are left out, and the table says so.
+Every registered method takes part. ReQuant uses the settings of arXiv 2503.01901, for the methods in that paper.
+Perplexity and mean divergence from the original model are measured on the text; bits count all stored bytes. With
+--work, rows are saved in that folder and not measured again. For the rows of llama.cpp, llama.cpp quantizes the same
+matrices, and their dequantized values are put into the same model. Without the packages ``gguf`` and ``llama_cpp``,
+these rows are left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ KQUANTS = {2: "q2_K", 3: "q3_K", 4: "q4_K"}
 
 
 def arguments(description: str, bits: str) -> argparse.ArgumentParser:
-    """What every comparison of methods is told; bits is the default."""
+    """Return a parser with the arguments of all comparisons of methods; ``bits`` is the default of --bits."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True, help="text to evaluate on")
-    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
+    parser.add_argument("--tokens", type=int, default=65536, help="number of tokens of the evaluation text")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--nsamples", type=int, default=128, help="windows of calibration text")
     parser.add_argument("--bits", default=bits)
-    parser.add_argument("--work", type=Path, help="folder for rows that are done")
+    parser.add_argument("--work", type=Path, help="folder to save rows in")
     parser.add_argument("--output", type=Path, help="folder for the table")
     return parser
 
@@ -82,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Bench:
-    """One model, its texts, and the rows so far."""
+    """A model, its texts, and the rows so far."""
 
     def __init__(self, module: str, options: argparse.Namespace) -> None:
         self.module, self.options = module, options
@@ -98,7 +99,13 @@ class Bench:
                 self.rows = {row["name"]: row for row in map(json.loads, self.work.read_text().splitlines())}
 
     def row(self, name: str, bits: int, make: Callable[[Any], tuple[float, float]]) -> None:
-        """Measure a row unless it is done; make changes a model, returns bits a weight and processor seconds."""
+        """Measure a row, unless it is saved already.
+
+        Args:
+            name: name of the row.
+            bits: nominal bits.
+            make: function that changes a model and returns bits per weight and processor seconds.
+        """
         if name in self.rows:
             return
         model = models.load_model(self.options.model, "float32")
@@ -122,7 +129,7 @@ class Bench:
     def method(
         self, method: str, bits: int, windows: torch.Tensor, **settings: Any
     ) -> Callable[[Any], tuple[float, float]]:
-        """The method alone, on so much calibration text."""
+        """Return a function that quantizes a model by the method alone, with these windows of calibration text."""
 
         def make(model: Any) -> tuple[float, float]:
             start = time.process_time()
@@ -142,7 +149,7 @@ class Bench:
         return make
 
     def requant(self, method: str, bits: int) -> Callable[[Any], tuple[float, float]]:
-        """ReQuant on the method."""
+        """Return a function that runs ReQuant with the method."""
 
         def make(model: Any) -> tuple[float, float]:
             start = time.process_time()
@@ -162,7 +169,7 @@ class Bench:
         return make
 
     def kquant(self, kind: str) -> Callable[[Any], tuple[float, float]]:
-        """llama.cpp's image of every matrix."""
+        """Return a function that replaces every matrix by the values that llama.cpp quantizes it to."""
 
         def make(model: Any) -> tuple[float, float]:
             start = time.process_time()
@@ -176,7 +183,7 @@ class Bench:
     def write(
         self, title: str, name: str, first: str, about: str, rows: Iterable[Any], last: Sequence[str] = ()
     ) -> None:
-        """Print a table of rows, and keep it where asked, under a name that the model's is put behind."""
+        """Print a table of rows. With --output, write it to a file whose name ends with the name of the model."""
         machines = sorted({re.sub(r", \d+ threads, load average [\d.]+", "", r["machine"]) for r in self.rows.values()})
         lines = [
             f"# {title}\n",
@@ -199,7 +206,7 @@ class Bench:
 
 
 def write(bench: Bench) -> None:
-    """The table as far as it has come."""
+    """Write the table with the rows so far."""
     bench.write(
         "Host methods",
         "methods",
@@ -213,7 +220,7 @@ def write(bench: Bench) -> None:
 
 
 def stored_bits(model: Any) -> float:
-    """Bits of each weight as stored; leaves the model dense, with the same numbers."""
+    """Return the stored bits per weight, and dequantize the model."""
     layers = quantized_layers(model).values()
     stored = sum(layer.spec.nbytes for layer in layers)
     weights = sum(layer.spec.dense.numel for layer in layers)
@@ -226,7 +233,7 @@ def have_ggml() -> bool:
 
 
 def by_ggml(kind: str) -> tuple[Callable[[torch.Tensor], torch.Tensor], float]:
-    """What llama.cpp makes of a matrix, and its bits per weight."""
+    """Return a function that quantizes and dequantizes a matrix with llama.cpp, and the bits per weight."""
     import gguf
 
     number = gguf.GGMLQuantizationType[kind.upper()]

@@ -1,11 +1,11 @@
-"""Plans by the loss and plans by the divergence: what each predicts, and what another text says of it.
+"""Compare plans that minimize the loss with plans that minimize the KL divergence, on another text.
 
     python -m bench.quality.objectives MODEL --calibration TEXT --text TEXT [--nsamples 32] [--seqlen 256]
         [--tokens 32768] [--bits 2.6,2.75,3.25,3.75,4.25] [--output bench/results]
 
-Each objective gets an analysis by rtn at 2, 3 and 4 bits in groups of 64 on the calibration text, and a plan for each
-budget. Divergence (KL from the original's predictions) and change of the loss are measured on the other text, in nats a
-token.
+For each objective, the model is analyzed on the calibration text, with rtn at 2, 3 and 4 bits in groups of 64, and a
+plan is made for each budget. The divergence (KL divergence from the predictions of the original model) and the loss
+change are measured on the other text, in nats per token.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How well the rules of quadrature predict the loss change of quantizing, and what each costs.
+"""Compare quadrature rules: how well each predicts the loss change of quantization, and its number of gradients.
 
     python -m bench.quality.quadrature MODEL --calibration TEXT [--nsamples 16] [--bits 2,3,4] [--output bench/results]
 
-All matrices move at once, from their weights to their round-to-nearest images. What a rule predicts is the weighted sum
-of the slope dF/dt at its nodes; the slope at a node is one integral with that node alone, and nodes that several rules
-share (i/32, for all but Gauss) are evaluated once. The true value is F(w~) - F(w), measured on the same text.
+All matrices move together, from the original weights w to the weights w~ that are rounded to nearest. A rule predicts
+the weighted sum of the slope dF/dt at its nodes. The slope at a node is computed as an integral with this node alone.
+Nodes that several rules share (i/32, for all rules but Gauss) are evaluated once. The true value is F(w~) - F(w),
+measured on the same text.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""What ReQuant gains: the ablation of arXiv 2503.01901 (its Table 8), and other uses of the same bytes.
+"""Measure what ReQuant gains: the ablation of arXiv 2503.01901 (Table 8), and other ways to spend the same bytes.
 
     python -m bench.quality.requant MODEL --calibration TEXT --text TEXT --work FOLDER [--bits 2,3,4]
         [--methods rtn,hqq] [--nsamples 32] [--tokens 32768] [--output bench/results]
 
-First, what the analysis takes: 3 Gauss nodes beside the 32 intervals of the paper, each in a process of its own.
+First, the bench measures time and memory of the analysis, with 3 Gauss nodes and with the 32 intervals of the paper,
+each in its own process.
 
-Then the bench evaluates several models for each method and number of bits. They keep different weights exactly: none;
-outliers; significant weights; both; as many weights at random positions. Others take as many bytes as "both": the
-method with smaller groups, with scales and zeros of 16 bits and of 8 bits; and as many weights that another score ranks
-highest over the whole model (PQI, magnitude, squared gradient, first order), left out of the fit of the grid.
+Then it evaluates several models for each method and number of bits. They keep different weights unquantized: none;
+outliers; significant weights; both; as many weights at random positions. Others have the size of "both": the method
+with smaller groups, with 16-bit and with 8-bit scales and zeros; and as many unquantized weights, chosen by another
+score over the whole model (PQI, magnitude, squared gradient, first order), which do not affect the scales.
 
 Loss changes are in nats per token on the calibration text. Perplexity and divergence from the original are measured on
 the other text. The work folder keeps each measurement; a run that was interrupted continues from there.
@@ -57,11 +58,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", required=True, help="text to evaluate on")
-    parser.add_argument("--work", type=Path, required=True, help="folder to keep what was measured")
-    parser.add_argument("--tokens", type=int, default=32768, help="of the evaluation text")
+    parser.add_argument("--work", type=Path, required=True, help="folder to save measurements in")
+    parser.add_argument("--tokens", type=int, default=32768, help="number of tokens of the evaluation text")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--nsamples", type=int, default=32, help="windows of calibration text")
-    parser.add_argument("--bits", default="2,3,4", help="none: only what the analysis takes")
+    parser.add_argument("--bits", default="2,3,4", help="bits, separated by commas; none: only measure the analysis")
     parser.add_argument("--methods", default="rtn,hqq")
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--outlier-fraction", type=float, default=0.0045)
@@ -72,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def analysis_alone(options: argparse.Namespace, rule: str, nodes: int) -> dict[str, Any]:
-    """Time and peak memory of ``quantrature analyze`` in a process of its own; its maps stay in the work folder."""
+    """Measure time and peak memory of ``quantrature analyze`` in its own process; its maps stay in the work folder."""
     command = [sys.executable, "-m", "quantrature", "analyze", options.model, "--calibration", options.calibration]
     command += ["-o", str(options.work / f"analysis-{rule}-{nodes}"), "--overwrite", "--json", "--metrics", "pqi"]
     command += ["--bits", "2", "--group-size", str(options.group_size), "--rule", rule, "--nodes", str(nodes)]
@@ -90,7 +91,7 @@ def analysis_alone(options: argparse.Namespace, rule: str, nodes: int) -> dict[s
 
 
 class Bench:
-    """One model, its texts, and the table so far."""
+    """A model, its texts, and the table so far."""
 
     def __init__(self, options: argparse.Namespace, notes: Notes) -> None:
         self.options, self.notes = options, notes
@@ -116,7 +117,13 @@ class Bench:
         measured: float | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:
-        """Figures of stored forms in the place of the matrices; predicted and measured here unless they are known."""
+        """Evaluate the model with quantized matrices.
+
+        Args:
+            stored: matrix name to quantized matrix.
+            predicted, measured: loss changes on the calibration text; computed if not given.
+            seconds: time that quantization took, for the row.
+        """
         if predicted is None or measured is None:
             moved = [Moved(linear, lambda m=stored[linear.name]: m.dequantize("float32")) for linear in self.linears]
             with not_training(self.original), WeightPath(self.original, moved) as path:
@@ -145,17 +152,17 @@ class Bench:
     @staticmethod
     @torch.no_grad()
     def predictions(model: Any, batch: torch.Tensor) -> torch.Tensor:
-        """Log probabilities of what follows each token."""
+        """Return the log probabilities of the next token, at every position but the last."""
         logits: torch.Tensor = model(batch, use_cache=False).logits[:, :-1]
         return logits.log_softmax(dim=-1)
 
     @staticmethod
     def loss(predictions: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Mean negative log-likelihood of each window."""
+        """Return the mean negative log-likelihood of each window."""
         return -predictions.gather(-1, batch[:, 1:, None]).double().mean(dim=(1, 2))
 
     def method(self, entry: PlanEntry, kept: Mapping[str, torch.Tensor] | None = None) -> dict[str, QuantizedMatrix]:
-        """All matrices in the form that the method stores, some weights left out of the fit and kept."""
+        """Quantize all matrices; the weights at the indices ``kept`` stay unquantized and do not affect the scales."""
         return {
             linear.name: quantize_matrix(
                 linear.name, narrowest(linear.weight), entry, None if kept is None else kept[linear.name]
@@ -164,7 +171,7 @@ class Bench:
         }
 
     def requant(self, entry: PlanEntry, **settings: Any) -> tuple[dict[str, QuantizedMatrix], Any, float]:
-        """Stored forms and record of ReQuant, and how long it took."""
+        """Run ReQuant; return the quantized matrices, the record and the seconds."""
         model = models.load_model(self.options.model, "float32")
         plan = qtr.Plan.uniform([linear.name for linear in self.linears], entry)
         start = time.perf_counter()
@@ -175,7 +182,7 @@ class Bench:
         return {name: layer.matrix for name, layer in quantized_layers(model).items()}, record, seconds
 
     def ablation(self, method: str, bits: int) -> None:
-        """The rows of one method and number of bits."""
+        """Measure the rows of one method and number of bits."""
         options = self.options
         entry = PlanEntry(bits, options.group_size, solver=solver_of(method))
         label = f"{method}, {bits} bits, g{options.group_size}"
@@ -246,14 +253,14 @@ class Bench:
                 )
 
     def outliers(self, counts: list[int]) -> dict[str, torch.Tensor]:
-        """Positions of so many of the largest weights of each matrix."""
+        """Return the positions of the largest weights of each matrix, in these numbers."""
         return {
             linear.name: ops.topk(narrowest(linear.weight).view(-1), count)[1]
             for linear, count in zip(self.linears, counts, strict=True)
         }
 
     def at_random(self, count: int) -> dict[str, torch.Tensor]:
-        """Positions drawn over the whole model."""
+        """Return random positions over the whole model."""
         drawn = torch.randperm(self.total, generator=torch.Generator().manual_seed(0))[:count].sort().values
         places, start = {}, 0
         for linear in self.linears:
@@ -263,7 +270,7 @@ class Bench:
         return places
 
     def rankings(self, entry: PlanEntry) -> dict[str, dict[str, torch.Tensor]]:
-        """Values of all weights by PQI and by the metrics that it is held against."""
+        """Return the scores of all weights: PQI, and the metrics that it is compared with."""
         found = qtr.analyze(
             self.original,
             self.windows,
@@ -283,12 +290,12 @@ class Bench:
         }
 
     def largest(self, maps: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-        """Positions of the largest values over the whole model."""
+        """Return the positions of the largest values over the whole model."""
         ranked = ops.topk([maps[linear.name].contiguous() for linear in self.linears], count, key="value")
         return {linear.name: places for linear, (_, places) in zip(self.linears, ranked, strict=True)}
 
     def write(self) -> None:
-        """Write the tables as far as they have come."""
+        """Write the tables with the rows so far."""
         options = self.options
         if options.output is None:
             return
@@ -318,7 +325,7 @@ HEAD = [
 
 
 def analysis_table(options: argparse.Namespace, notes: Notes) -> list[str]:
-    """What the analysis takes, and how far its choice is that of 32 intervals."""
+    """Return the table of time and memory of both analyses, and the share of top-ranked weights in common."""
     lines = [
         "2 bits, rtn, a process each (`quantrature analyze`, Python and libraries included):\n",
         "| rule | gradient evaluations | predicted | measured | apart by | seconds | peak memory, MiB |",
@@ -336,7 +343,7 @@ def analysis_table(options: argparse.Namespace, notes: Notes) -> list[str]:
 
 
 def agreement(options: argparse.Namespace) -> float:
-    """Share of the highest-ranking weights that both analyses name."""
+    """Return the share of the 0.5 % highest-ranking weights that is the same in both analyses."""
     chosen = []
     for rule, nodes in ANALYSES:
         maps = Sensitivity.load(options.work / f"analysis-{rule}-{nodes}").maps["pqi"]
@@ -347,14 +354,14 @@ def agreement(options: argparse.Namespace) -> float:
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As a reader wants them: what ReQuant is made of, then what it is held against."""
+    """Sort the rows: first the parts of ReQuant, then the alternatives."""
     first = ["nothing kept", "+ outliers, by temperature", "+ outliers, the same ratio everywhere"]
     first += ["+ outliers, greedy on predicted PQI", "+ significant", "+ both"]
     return sorted(rows, key=lambda row: first.index(row["name"]) if row["name"] in first else len(first))
 
 
 def line(row: Mapping[str, Any], weights: int) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     return (
         f"| {row['name']} | {8 * row['bytes'] / weights:.3f} "
         f"| {row['predicted']:+.5f} | {row['measured']:+.5f} "
@@ -365,7 +372,7 @@ def line(row: Mapping[str, Any], weights: int) -> str:
 
 
 def remarks(rows: list[dict[str, Any]], record: Mapping[str, Any], weights: int) -> list[str]:
-    """What the rows say, in words that follow from their figures."""
+    """Return sentences about the rows, computed from their figures."""
     named = {row["name"]: row for row in rows}
     both = named["+ both"]
     kept = record["outliers"] + record["significant"]

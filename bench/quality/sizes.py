@@ -1,9 +1,10 @@
-"""What quantizing costs in quality: perplexity and divergence of one model by method and size, peers in the same run.
+"""Measure perplexity and divergence of a model, quantized by several methods to several sizes, beside the package hqq.
 
     python -m bench.quality.sizes MODEL --calibration TEXT --text TEXT [--tokens 65536] [--output bench/results]
 
-Every row of this package is a model that was quantized by :func:`quantrature.quantize`. Rows of the package ``hqq`` are
-its images of the same matrices, put into the same model; without that package they are left out, and the table says so.
+Rows of this package are models that :func:`quantrature.quantize` quantized. For the rows of the package ``hqq``, it
+quantizes the same matrices, and their dequantized values are put into the same model. Without the package, these rows
+are left out, and the table says so.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True, help="text that the PQI plans are made from")
     parser.add_argument("--text", required=True, help="text to evaluate on")
-    parser.add_argument("--tokens", type=int, default=65536, help="of the evaluation text")
+    parser.add_argument("--tokens", type=int, default=65536, help="number of tokens of the evaluation text")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--nsamples", type=int, default=64, help="windows of calibration text")
     parser.add_argument("--nodes", type=int, default=3)
@@ -41,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def by_hqq(weight: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    """The image of a matrix that the package hqq makes."""
+    """Quantize a matrix with the package hqq, and return the dequantized values."""
     from hqq.core.quantize import Quantizer
 
     codes, meta = Quantizer.quantize(

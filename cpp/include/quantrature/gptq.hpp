@@ -1,11 +1,12 @@
-/// \defgroup gptq Codes that make up for the errors of earlier columns
+/// \defgroup gptq GPTQ: codes that compensate the errors of earlier columns
 ///
-/// Codes on a given grid, found column after column, each of which makes up for the errors of those before it
-/// (GPTQ, arXiv 2210.17323; the same as LDLQ, 2307.13304). The squared error of a layer's outputs on the text
-/// that the Hessian H is of is tr((w - v) H (w - v)^T), v the values of the codes.
+/// Quantizes a matrix column by column on a grid. Each column compensates the errors of the columns before it
+/// (GPTQ, arXiv 2210.17323; equal to LDLQ, arXiv 2307.13304). With the original weights w, the values v of
+/// the codes and the Hessian H of the calibration text, the squared error of the layer's outputs is tr((w -
+/// v) H (w - v)^T).
 ///
-/// Columns are taken in their order, or with `ordered` by falling diagonal of H (of equals the first). With R
-/// upper triangular, R R^T = H + lambda I in that order, and A = R diag(R)^-1:
+/// Columns are taken in their order, or with `ordered` by descending diagonal of H (of equal ones, the
+/// first). R is upper triangular with R R^T = H + lambda I in this order, and A = R diag(R)^-1. Then
 ///
 /// ```text
 /// x_k  = w_k + sum over j < k of (w_j - v_j) A_jk        float32, fused, in the order of j
@@ -13,37 +14,39 @@
 /// v_k  = (code - zero) scale
 /// ```
 ///
-/// The scale and zero of a column are those of its group in the matrix as it stands, whatever the order;
-/// where a scale is 0, so is 1 / scale.
+/// The scale and the zero of a column are those of its group in the matrix, whatever the order. If a scale is
+/// 0, 0 is used for 1 / scale.
 ///
-/// With fitted_scale no grid is given, and scale and zero are not read. That of a group is found when its
-/// first column s is reached, with the solver, as in grid.hpp, and rounded to float16 with `half`. It is
-/// fitted to the numbers that make up best for all errors by then, which are those that the paper's push form
-/// has in the matrix at that point:
+/// Fitted grids. With fitted_scale, scale and zero are not read. When the first column s of a group is
+/// reached, its scale and zero are computed by the solver, as in grid.hpp, and with `half` rounded to
+/// float16. They are fitted to the numbers y that best compensate all errors so far. In the paper's
+/// formulation, which updates all later columns after each column, y is the content of the matrix at this
+/// point:
 ///
 /// ```text
 /// y_k = w_k + sum over j < s of (w_j - v_j) A_jk + sum over s <= j < k of (w_j - y_j) A_jk
 /// ```
 ///
-/// `ordered` then takes whole groups by their largest element of the diagonal, and the columns of a group by
-/// falling diagonal (arXiv 2505.14638), so that groups stay those of the matrix.
+/// With fitted grids, `ordered` keeps groups together: it takes groups by their largest diagonal element, and
+/// the columns in a group by descending diagonal (arXiv 2505.14638).
 ///
-/// w, scale and zero are float32, float16 or bfloat16, H is float32; NaN and infinities in any of them are
-/// refused. A sum that overflows nonetheless, so that x_k is no number, gets code 0.
+/// w, scale and zero are float32, float16 or bfloat16; H is float32. NaN and infinities in any of them are
+/// refused. If x_k is NaN because a sum overflows, its code is 0.
 ///
-/// Excluded positions are kept exactly elsewhere: v = w there, and the columns after them make up for errors
-/// before them alone. Their code is that of w.
+/// Excluded positions are stored exactly elsewhere: v = w there, so that they pass no error of their own on
+/// to later columns. Their code is the code of w.
 ///
-/// lambda is damp times the mean of the diagonal of H over its positive elements. The factor is computed in
-/// float64. If there is none, damp is tried 2, 5, 10, 20, 50 and 100 times as large; if there is none still,
-/// A is the unit matrix: every weight gets the nearest code, and result.damp is infinite. Columns whose
-/// diagonal element is 0 get the nearest code and pass no error on.
+/// lambda is damp times the mean of the positive diagonal elements of H. R is computed in float64. If H +
+/// lambda I is not positive definite, 2, 5, 10, 20, 50 and 100 times damp are tried. If all fail, A is the
+/// identity, so that every weight gets the nearest code, and result.damp is infinite. A column whose diagonal
+/// element is 0 gets the nearest codes, and passes no error on.
 ///
-/// The caller can give the factor instead: A, the order, in which the columns of a group follow each other
-/// where grids are fitted, and the squared diagonal of R. Then result.damp is damp, and result.dead is 0.
+/// The caller can also compute the factor: A, the order and the squared diagonal of R are then read in place
+/// of H. With fitted grids, the order must keep the columns of each group together. result.damp is then damp,
+/// and result.dead is 0.
 ///
-/// Class B: the same bits for every number of threads and on every target that fuses multiplication and
-/// addition (all but SSE2, SSSE3 and SSE4).
+/// Numeric class B: the same bits for every number of threads and on every target that fuses multiplication
+/// and addition (all but SSE2, SSSE3 and SSE4).
 #pragma once
 
 #include "quantrature/types.hpp"
@@ -58,11 +61,14 @@ using GptqArgs = qtr_gptq_args;
 /// qtr_gptq_result under its C++ name.
 using GptqResult = qtr_gptq_result;
 
-/// Finds the codes of a matrix. Throws InvalidArgument for bits outside 1 to 8, a group_size of 0 or below
-/// -1, sizes that do not go together, a damp that is negative or not finite, excluded positions outside the
-/// matrix, and a NaN or infinity in w, H, scale or zero or a negative number on its diagonal, naming the
-/// position; for fitted grids also another solver than minmax and mse, and a group whose range is not finite
-/// in float32.
+/// Finds the codes of a matrix. Throws InvalidArgument for
+/// - bits outside 1 to 8, and a group_size of 0 or below -1,
+/// - sizes that do not fit together, and excluded positions outside the matrix,
+/// - a damp that is negative or not finite,
+/// - a NaN or infinity in w, H, scale or zero, and a negative number on the diagonal of H; the message names
+///   the position,
+/// - an order that does not name each column once, or with fitted grids does not keep groups together,
+/// - with fitted grids, a solver other than minmax and mse, and a group whose range is not finite in float32.
 QTR_API void gptq(const GptqArgs& args);
 
 /// \}

@@ -1,4 +1,4 @@
-"""The analysis: quantize in mind, follow the way there, and write down what each matrix costs."""
+"""The function ``analyze``: estimate how much quantizing each matrix changes the loss."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ def analyze(
 ) -> Sensitivity:
     """Estimate how much the loss changes when each matrix is quantized, without changing the model.
 
-    During the analysis, the weights move on a straight path to the quantized weights; at the end they are restored bit
-    for bit. PQI is checked: the sum of its signed values predicts the loss change, which is also measured on the same
-    text (arXiv 2503.01901; see :mod:`quantrature.analysis.integral`).
+    During the analysis, the weights move on a straight path to the quantized weights. At the end, they are restored
+    bit for bit. The sum of the signed PQI of all weights predicts the loss change. The loss change is also measured on
+    the same text, to check the prediction (arXiv 2503.01901; see :mod:`quantrature.analysis.integral`).
 
     Args:
         model: causal language model from transformers, on any device.
         tokens: calibration text; any source that :func:`quantrature.text.token_windows` takes.
-        objective: what to integrate, a name from ``OBJECTIVES``: ``nll``, the loss, as in the papers, or ``kl``, the
-            KL divergence of the predictions from those of the original model, which starts at 0. Predicted and measured
-            changes are then changes of the divergence. Metrics other than ``pqi`` do not depend on it.
+        objective: the function whose change is predicted, a name from ``OBJECTIVES``. ``nll`` is the loss, as in the
+            papers. ``kl`` is the KL divergence from the predictions of the original model; "loss change" then means the
+            change of this divergence. Metrics other than ``pqi`` do not depend on ``objective``.
         metrics: names from ``METRICS``.
-        bits: bits per weight of the quantized weights, 1 to 8. Several values give PQI at each; the first is used for
-            maps of single weights.
+        bits: bits per weight of the quantized weights, 1 to 8; one value, or several to predict the loss change at
+            each. Scores and maps are computed at the first value.
         group_size, method, sym: how to quantize, as in :func:`quantrature.quantize`. A method that needs calibration
             gets statistics of the original model on the same text.
         ignore: matrices not to analyze, as in :func:`quantrature.models.find_linears`.
@@ -87,11 +87,13 @@ def analyze(
         batch_size: windows per forward pass.
         rule, nodes: as in :func:`quantrature.analysis.quadrature`; ``nodes`` is the number of gradient evaluations per
             window.
-        tol: largest relative difference between predicted and measured loss change. ``nodes`` is doubled until it is
-            reached. ``None`` for no limit.
-        max_nodes: largest number of nodes. If ``tol`` is not reached by then, the proof in the result says so.
+        tol: largest difference between predicted and measured loss change, relative to the measured one. ``nodes``
+            is doubled until the difference is small enough. ``None`` for no limit.
+        max_nodes: largest number of nodes. If the difference is above ``tol`` even then, ``Proof.within_tolerance`` is
+            false.
         abs_mode: as in :func:`quantrature.analysis.integrate`.
-        checkpointing: recompute activations in the backward pass, block by block: slower, less memory.
+        checkpointing: whether to recompute activations in the backward pass, block by block. This takes less memory
+            and more time.
         map_folder: folder for the gradient sums; by default they are kept on the devices of the weights.
         resume_folder: folder to save the state of the integral in; the files are removed at the end.
         resume: ``auto`` resumes an interrupted run with the same arguments, if there is one; ``required`` fails without
@@ -145,13 +147,13 @@ def analyze(
 
 @dataclass(frozen=True)
 class _Job:
-    """What :func:`analyze` does after it has checked its arguments.
+    """The work of :func:`analyze`, after it has checked its arguments.
 
     Attributes:
         model: the model to analyze.
         linears: its matrices.
         metrics: names of the scores to compute.
-        entries: settings of quantized weights; the first one is used for maps of single weights.
+        entries: settings of the quantized weights; the first one is used for scores and maps.
         method: quantization method of all settings.
         prover: computes integrals and measures loss changes on the calibration text.
         effort: how to compute integrals.
@@ -167,12 +169,12 @@ class _Job:
 
     @property
     def gradient_metrics(self) -> list[str]:
-        """Metrics that need one gradient for each window."""
+        """The metrics that need one gradient per window, at the original weights."""
         return [metric for metric in self.metrics if metric in ("first_order", "fisher")]
 
     @property
     def passes(self) -> int:
-        """Number of passes over windows, all metrics and settings together."""
+        """Number of forward or gradient passes over single windows, for all metrics and settings together."""
         of_window = bool(self.gradient_metrics) + ("activation_error" in self.metrics)
         of_window += ("pqi" in self.metrics) * self.effort.nodes * len(self.entries)
         return of_window * len(self.prover.share)
@@ -205,7 +207,7 @@ class _Job:
         return found
 
     def _statistics(self) -> Mapping[str, Statistics]:
-        """Collect what the method needs to know of the calibration text: matrix name to statistics."""
+        """Collect the calibration statistics that the method needs: matrix name to statistics."""
         needs = SOLVERS[solver_of(self.method)].needs
         if not needs:
             return {}
@@ -214,7 +216,13 @@ class _Job:
 
 
 class _Snapshots:
-    """Where the integrals of an analysis keep their states."""
+    """The files to which the integrals of an analysis save their state.
+
+    Args:
+        folder: folder of the files; ``None`` saves nothing.
+        resume: as in :func:`analyze`.
+        about: settings and fingerprints of the analysis.
+    """
 
     def __init__(self, folder: str | os.PathLike[str] | None, resume: str, about: Mapping[str, Any]) -> None:
         self._folder = None if folder is None else Path(folder)
@@ -222,7 +230,7 @@ class _Snapshots:
         self._made: list[Snapshot] = []
 
     def of(self, setting: str, nodes: int) -> Snapshot | None:
-        """That of the integral for a setting; ``None`` where nothing is kept."""
+        """Return the file for the integral of a setting with this number of nodes; ``None`` without a folder."""
         if self._folder is None:
             return None
         rank, ranks = rank_of()
@@ -232,21 +240,21 @@ class _Snapshots:
         return self._made[-1]
 
     def discard(self) -> None:
-        """Remove the files: the work is done."""
+        """Remove the files. Call this when the analysis is complete."""
         for snapshot in self._made:
             snapshot.discard()
 
 
 @dataclass
 class _Found:
-    """What an analysis has found out so far.
+    """The results of an analysis so far.
 
     Attributes:
-        scores: metric to matrix name to score.
-        maps: metric to matrix name to a value for each weight.
-        outcomes: matrix name to setting to what it makes of the matrix.
-        proofs: one for each setting that was integrated.
-        changes: setting to matrix name to predicted loss change.
+        scores: ``scores[metric][matrix]`` is a score.
+        maps: ``maps[metric][matrix]`` is a tensor with a value for each weight.
+        outcomes: ``outcomes[matrix][setting]`` is the quantization error and the size.
+        proofs: comparison of the predicted and the measured loss change, for each setting.
+        changes: ``changes[setting][matrix]`` is the predicted loss change, in nats per token.
     """
 
     scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
@@ -256,7 +264,7 @@ class _Found:
     changes: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
     def add(self, integral: Integral, proof: Proof) -> None:
-        """Note the integral for a setting; the first one gives the scores and the maps of PQI."""
+        """Add the integral of a setting; the first one gives the scores and the maps of PQI."""
         if not self.proofs:
             self.scores["pqi"] = {name: float(values.double().mean()) for name, values in integral.maps.items()}
             self.maps["pqi"] = {name: values.cpu() for name, values in integral.maps.items()}
@@ -264,7 +272,7 @@ class _Found:
         self.changes[proof.setting] = integral.signed
 
     def of(self, linear: LinearWeight, metrics: Sequence[str]) -> MatrixSensitivity:
-        """What was found out of one matrix."""
+        """Return the results for one matrix."""
         outcomes = self.outcomes.get(linear.name, {})
         return MatrixSensitivity(
             linear.name,
@@ -286,7 +294,7 @@ def _outcomes(
     entries: Sequence[PlanEntry],
     given: Mapping[str, Statistics],
 ) -> dict[str, dict[str, Outcome]]:
-    """What each candidate setting makes of each matrix."""
+    """Return the quantization error and the size of each matrix at each candidate setting, by matrix and setting."""
     first = entries[0]
     options = sorted({*candidates(first.group_size), *(Option(e.bits, e.group_size) for e in entries)})
     return {
@@ -304,7 +312,7 @@ def _outcomes(
 def _towards(
     linears: Linears, homes: Mapping[str, torch.device], entry: PlanEntry, given: Mapping[str, Statistics]
 ) -> list[Moved]:
-    """All matrices on their way to the images of one plan entry, which are made in their homes."""
+    """Quantize all matrices as one plan entry says, each on its device in ``homes``, and return what a path moves."""
     return [
         Moved(linear, image_of(linear.name, linear.weight.to(home), entry, given.get(linear.name)), home)
         for linear, home in ((linear, homes[linear.name]) for linear in linears)

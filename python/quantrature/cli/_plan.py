@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 REFERENCE_BITS = (2, 3, 4)
-"""Bits at which loss changes are integrated, when a pqi plan starts from a model that was not analyzed."""
+"""Bits at which the loss change is predicted, if a pqi plan is made from a model that was not analyzed before."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Constraints:
 
 @dataclass(frozen=True)
 class Boost:
-    """How far the strategies sensiboost and kurtboost boost layers."""
+    """How many layers the strategies sensiboost and kurtboost boost, and by how many settings."""
 
     boost_stops: Annotated[
         int,
@@ -184,7 +184,7 @@ def run(
     ] = None,
     *,
     strategy: Annotated[
-        str, typer.Option(help="How to divide the budget: uniform, mxq, sensiboost, kurtboost or pqi.")
+        str, typer.Option(help="How to distribute the budget: uniform, mxq, sensiboost, kurtboost or pqi.")
     ] = "pqi",
     budget: Budget,
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.", metavar="PLAN")] = None,
@@ -222,7 +222,7 @@ def run(
 ) -> None:
     """Choose bits and group size for each matrix, within a size budget."""
     if (model is None) == (table is None):
-        raise InvalidArgumentError("[plan] give either MODEL (a model or an analysis of one) or --table, not both")
+        raise InvalidArgumentError("[plan] give either MODEL (a model, or an analysis of a model) or --table, not both")
     loading.limits("plan")
     _check_strategy(strategy, settings.method)
     if table is not None:
@@ -249,7 +249,7 @@ def run(
 
 
 def _check_strategy(strategy: str, method: str | None) -> None:
-    """Refuse an unknown strategy, and a strategy that is given as the method."""
+    """Raise an InvalidArgumentError for an unknown strategy, or a strategy that is given as the method."""
     from ..allocation import STRATEGIES
 
     if strategy not in STRATEGIES:

@@ -120,7 +120,7 @@ def activation_aware(
     x = statistics.activations
     assert x is not None
     outliers = kept_beside(weight, entry, kept)
-    # What is stored is the factor of the inputs; the weights are scaled by its inverse as rounded.
+    # The factor of the inputs is stored as float16; the weights are scaled by the inverse of the rounded factor.
     factor = torch.ones(weight.shape[1], dtype=torch.float16)
     if settings["scale"]:
         factor = (1 / best_scale(weight, entry, x, outliers)).to(torch.float16)

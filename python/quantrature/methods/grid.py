@@ -38,7 +38,7 @@ def _not_symmetric(entry: PlanEntry) -> None:
 
 
 def _sparse(apart: torch.Tensor, statistics: Statistics) -> float:
-    """Sum of the absolute weight errors to the power of 0.7, which the half-quadratic solver minimizes."""
+    """Sum of abs(weight error)^0.7, which the half-quadratic solver minimizes."""
     return float(apart.abs_().pow_(0.7).sum())
 
 

@@ -68,7 +68,7 @@ def on_trellis(
     whole = torch.zeros(padded_rows, padded_cols)
     whole[:rows, :cols] = dense
     target = rotated(whole, input_signs, output_signs)
-    # A matrix of zeros has no scale of its own; any gives zeros next to nothing.
+    # A matrix of zeros gets a tiny scale, so that its dequantized values are almost zero.
     spread = float(target.square().mean(dtype=torch.float64).sqrt()) or 1e-30
     scale = float(torch.tensor(spread / RATIOS[trellis.code, trellis.bits], dtype=torch.float32))
     lower, damping = feedback(hessian, settings["damp_percent"])
@@ -146,7 +146,7 @@ def block_ldlq(target: torch.Tensor, lower: torch.Tensor, trellis: Trellis, scal
             block = slice(last - _TILE, last)
             inside = slice(block.start - begin, block.stop - begin)
             wanted = moved[:, inside] + error[:, last:end] @ lower[last:end, block]
-            # A block of columns is its tiles, one below the other.
+            # 16 columns are one tile below the other; each tile is one row of `tiles`.
             tiles = wanted.reshape(rows // _TILE, _TILE**2)
             streams = ops.trellis_quantize(tiles, trellis, scale)
             found = ops.trellis_dequantize(streams, _TILE**2, trellis, scale)

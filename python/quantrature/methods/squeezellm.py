@@ -41,7 +41,7 @@ def by_sensitivity(
     importance = fisher.float().contiguous().clone()
     importance.view(-1)[kept] = 0
     flat = ~importance.any(dim=1)
-    if flat.any():  # nothing is known of these rows: all that is not kept counts alike
+    if flat.any():  # these rows have no Fisher information: all weights that are not kept count equally
         alike = torch.ones_like(importance)
         alike.view(-1)[kept] = 0
         importance[flat] = alike[flat]

@@ -1,4 +1,4 @@
-"""Matrices that serving engines fuse into one, so that all must be stored with the same setting."""
+"""Find the matrices that serving engines fuse into one matrix, and that must therefore have the same setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantize a model in place: check what the user asks for, make the plan, and carry it out."""
+"""Quantize a model in place: check the arguments, make the plan, and quantize each matrix by its plan entry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .state import BlockState
 _log = logging.getLogger(__name__)
 
 OF_ENTRIES = ("group_size", "method", "sym", "meta_bits", "outlier_fraction")
-"""Arguments that a plan sets for each of its entries."""
+"""Arguments that cannot be combined with a plan, because each entry of a plan sets them."""
 
 
 def quantize(
@@ -143,14 +143,15 @@ def quantize_by_plan(
     state: BlockState | None = None,
     progress: bool | None = None,
 ) -> torch.nn.Module:
-    """Quantize a model as :func:`quantize` does, by a plan and with matrices that :func:`plan_for` returned.
+    """Quantize a model with the matrices and the plan that :func:`plan_for` returned.
 
     Args:
         model: the model, changed in place.
-        linears, plan: what :func:`plan_for` returned for this model.
+        linears: quantizable matrices, from :func:`plan_for`.
+        plan: plan for these matrices, from :func:`plan_for`.
         windows: token ids of the calibration text, int64 (windows, tokens); only for methods that need it.
         batch_size, true_sequential, progress: as in :func:`quantize`.
-        state: where to save finished blocks, and to resume from.
+        state: folder to save finished blocks in, and to resume from; ``None`` saves nothing.
 
     Returns:
         The same model.
@@ -209,7 +210,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, caller: str) -> None:
-        """Raise an InvalidArgumentError for arguments that do not go together, or an unknown method."""
+        """Raise an InvalidArgumentError for arguments that cannot be combined, or an unknown method."""
         if (self.bits is None) == (self.plan is None):
             raise InvalidArgumentError(f"[{caller}] give either bits or plan, not both")
         if self.plan is None:
@@ -232,7 +233,7 @@ class Request:
             )
 
     def entry(self, caller: str) -> PlanEntry:
-        """Return the setting for the matrices in the model's blocks, for a request without a plan."""
+        """Return the plan entry for the matrices in the model's blocks, for a request without a plan."""
         assert self.bits is not None
         of_method = METHODS[self.method].group_size
         try:
@@ -264,7 +265,8 @@ def plan_for(
         caller: name of the public function that was called, for messages.
 
     Returns:
-        The quantizable matrices, and the plan: that of the request, or one entry for each matrix to quantize.
+        The quantizable matrices, and the plan. It is the plan of the request, or a new plan with an entry for each
+        matrix to quantize.
 
     Raises:
         InvalidArgumentError: for an invalid argument or plan entry; the message names it.
@@ -294,7 +296,7 @@ def plan_for(
 
 
 def _check_plan(plan: Plan, linears: Linears, caller: str) -> None:
-    """Refuse entries for matrices that are unknown, cannot be quantized, or not in the way that the entry says."""
+    """Raise for an entry whose matrix is unknown, cannot be quantized, or cannot be quantized as the entry says."""
     reasons = {skipped.name: skipped.reason for skipped in linears.skipped}
     quantized = [(name, entry) for name, entry in plan if not entry.keeps]
     for name, _ in quantized:
@@ -323,7 +325,7 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
 
 
 def _that_can_run(linears: Linears) -> Linears:
-    """Leave out experts whose module cannot run quantized experts; warn of weights that unexpectedly stay dense."""
+    """Leave out experts whose module cannot run quantized experts. Warn about weights that unexpectedly stay dense."""
     reason = "fused experts of a module with a forward of its own"
     alone = [linear for linear in linears if linear.expert is not None and not can_split(linear.module)]
     left = [Skipped(linear.name, (linear.out_features, linear.in_features), reason) for linear in alone]
@@ -344,7 +346,7 @@ def _that_can_run(linears: Linears) -> Linears:
 
 
 def _check_options(method: str, options: Iterable[str]) -> None:
-    """Refuse a name that is neither an argument of :func:`quantize` nor an option of the method."""
+    """Raise for a name that is neither an argument of :func:`quantize` nor an option of the method."""
     solver_of(method)
     known = METHODS[method].options
     for name in options:

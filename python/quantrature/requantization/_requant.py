@@ -151,7 +151,7 @@ def requant(
 
 
 def _chosen(linears: Linears, plan: Plan) -> tuple[list[LinearWeight], dict[str, PlanEntry]]:
-    """The matrices that the plan quantizes, checked, and how, by name."""
+    """Return the matrices that the plan quantizes, and their plan entries by name; raise for an invalid one."""
     for name, entry in plan:
         if entry.outlier_fraction:
             raise InvalidArgumentError(
@@ -169,7 +169,7 @@ def _chosen(linears: Linears, plan: Plan) -> tuple[list[LinearWeight], dict[str,
 
 @dataclass(frozen=True)
 class _Done:
-    """The result of a job.
+    """The result of :class:`_Job`.
 
     Attributes:
         matrices: the quantized matrices.
@@ -186,17 +186,17 @@ class _Done:
 
 @dataclass(frozen=True)
 class _Job:
-    """What :func:`requant` does after it has checked its arguments.
+    """The work of :func:`requant`, after it has checked its arguments.
 
     Attributes:
         model: the model to quantize.
         linears: all its matrices.
         chosen: the matrices to quantize.
-        entries: matrix name to its setting.
+        entries: matrix name to its plan entry.
         prover: computes integrals and measures loss changes on the calibration text.
         effort: how to compute integrals.
         exact: how many weights to keep unquantized.
-        prove: whether to compute an integral of the result.
+        prove: whether to compute an integral at the end, to predict the loss change of the result.
         checkpointing: whether to recompute activations in the backward pass.
     """
 

@@ -1,4 +1,4 @@
-"""Which weights ReQuant keeps exactly: how many, and how they are chosen."""
+"""How many weights ReQuant keeps unquantized, and how it chooses them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from .outliers import SELECTIONS, split
 
 
 def check_steps(steps: int, caller: str) -> None:
-    """Raise an InvalidArgumentError for less than one step."""
+    """Raise an InvalidArgumentError if ``steps`` is less than 1."""
     if steps < 1:
         raise InvalidArgumentError(f"[{caller}] steps must be at least 1: got steps={steps}")
 
 
 @dataclass(frozen=True)
 class ExactWeights:
-    """How many weights are kept exactly, as :func:`quantrature.requant` is told.
+    """Arguments of :func:`quantrature.requant` that say how many weights stay unquantized, and how to choose them.
 
     Attributes:
-        outlier_fraction, significant_fraction: of all weights, 0 to 1, for their magnitude and for their PQI.
-        steps: integrals over which the significant weights are spread.
-        selection: ``temperature`` or ``greedy``, for the outliers of each matrix.
-        temperatures: to try.
-        max_outlier_fraction: of a matrix, 0 to 1.
+        outlier_fraction: fraction of all weights, 0 to 1, that stay unquantized because of their magnitude.
+        significant_fraction: fraction of all weights, 0 to 1, that stay unquantized because of their PQI.
+        steps: number of rounds; each restores an equal share of the significant weights.
+        selection: how to distribute the outliers over the matrices, ``temperature`` or ``greedy``.
+        temperatures: temperatures to try, above 0.
+        max_outlier_fraction: largest fraction of outliers in a matrix, 0 to 1.
 
     Raises:
-        InvalidArgumentError: naming the argument.
+        InvalidArgumentError: for an invalid argument; the message names it.
     """
 
     outlier_fraction: float
@@ -41,7 +42,7 @@ class ExactWeights:
     max_outlier_fraction: float
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Check the arguments."""
         for name in ("outlier_fraction", "significant_fraction", "max_outlier_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -53,7 +54,7 @@ class ExactWeights:
             )
         if not both:
             raise InvalidArgumentError(
-                "[requant] outlier_fraction and significant_fraction must not both be 0: quantize does without"
+                "[requant] outlier_fraction and significant_fraction must not both be 0: use quantize instead"
             )
         check_steps(self.steps, "requant")
         if self.selection not in SELECTIONS:
@@ -68,7 +69,7 @@ class ExactWeights:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return the arguments that the record contains."""
+        """The arguments to store in the record."""
         return {
             "outlier_fraction": self.outlier_fraction,
             "significant_fraction": self.significant_fraction,
@@ -78,11 +79,11 @@ class ExactWeights:
         }
 
     def counts(self, linears: Sequence[LinearWeight]) -> tuple[int, int]:
-        """Return the number of outliers and of significant weights of all these matrices together."""
+        """Return the number of outliers and the number of significant weights, each summed over all matrices."""
         weights = sum(linear.numel for linear in linears)
         return round(self.outlier_fraction * weights), round(self.significant_fraction * weights)
 
     def check_room(self, linears: Sequence[LinearWeight]) -> None:
-        """Raise an InvalidArgumentError if ``max_outlier_fraction`` leaves no room for all outliers."""
+        """Raise an InvalidArgumentError if ``max_outlier_fraction`` does not allow ``outlier_fraction``."""
         sizes = [linear.numel for linear in linears]
         split(self.counts(linears)[0], sizes, [1.0] * len(sizes), math.inf, self.max_outlier_fraction)

@@ -85,25 +85,26 @@ def requant_folder(
     trust_remote_code: bool = False,
     progress: bool | None = None,
 ) -> Requantization:
-    """Improve a quantized folder: restore the original values of the weights with the largest PQI, for any method.
+    """Improve a quantized folder of any method: restore the original values of the weights with the largest PQI.
 
-    This is step 4 of :func:`quantrature.requant`. Codes, scales and zero points, and weights that are unquantized
-    already, are not changed. Embeddings and fused experts are not changed, either; the budget is for the other
-    matrices. Give exactly one of ``significant_fraction``, ``avg_bits`` and ``target_bytes``.
+    This is step 4 of :func:`quantrature.requant`. It does not change codes, scales, zero points and weights that are
+    unquantized already. It does not change embeddings and fused experts either; the budget is for the other matrices.
+    Give exactly one of ``significant_fraction``, ``avg_bits`` and ``target_bytes``.
 
     Args:
         folder: folder with a model that quantrature quantized.
         source: the original model: folder, or id on the Hugging Face Hub.
         tokens: calibration text; any source that :func:`quantrature.text.token_windows` takes.
         significant_fraction: fraction of the quantized weights to restore, above 0, at most 1.
-        avg_bits: budget in bits per quantized weight, with scales, zero points and unquantized weights.
+        avg_bits: budget in bits per weight of the quantized matrices. It includes their scales, zero points and
+            unquantized weights.
         target_bytes: budget in bytes for all quantized matrices.
         steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
             default tokenizer is that of the source.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as in :func:`quantrature.requant`.
         resume_folder, resume, progress: as in :func:`quantrature.requant`.
         output: folder to write, atomically; ``None`` replaces ``folder``, and needs ``overwrite``.
-        overwrite: replace a folder that is not empty.
+        overwrite: whether to replace a folder that is not empty.
         dtype: dtype in which the models run.
         device_map, max_memory: how to load the source, as in :func:`quantrature.models.load_model`.
         max_shard_size: largest size of one safetensors file, such as ``"5GB"``.
@@ -176,15 +177,15 @@ def _target(folder: str | os.PathLike[str], output: str | os.PathLike[str] | Non
 
 @dataclass(frozen=True)
 class Amount:
-    """How many weights are restored: one of three ways to say it.
+    """How many weights to restore, given by exactly one of three arguments.
 
     Attributes:
-        significant_fraction: of the quantized weights, above 0 to 1.
-        avg_bits: bits of storage for each weight that the result may take.
-        target_bytes: bytes that the result may take.
+        significant_fraction: fraction of the quantized weights, above 0, at most 1.
+        avg_bits: budget in bits per weight of the quantized matrices.
+        target_bytes: budget in bytes for all quantized matrices.
 
     Raises:
-        InvalidArgumentError: for none of them, or several, and for what is no fraction.
+        InvalidArgumentError: if none or several are given, or the fraction is out of range.
     """
 
     significant_fraction: float | None
@@ -192,10 +193,10 @@ class Amount:
     target_bytes: int | None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Check the arguments."""
         if sum(given is not None for given in astuple(self)) != 1:
             raise InvalidArgumentError(
-                "[requant_folder] the budget is given as exactly one of significant_fraction, avg_bits, target_bytes"
+                "[requant_folder] give exactly one of significant_fraction, avg_bits and target_bytes"
             )
         if self.significant_fraction is not None and not 0 < self.significant_fraction <= 1:
             raise InvalidArgumentError(
@@ -204,10 +205,13 @@ class Amount:
             )
 
     def weights(self, stored: Mapping[str, QuantizedMatrix]) -> int:
-        """How many of the weights of these matrices, by name.
+        """Return the number of weights to restore.
+
+        Args:
+            stored: matrix name to quantized matrix.
 
         Raises:
-            InvalidArgumentError: for less than one, or more than there are.
+            InvalidArgumentError: if the number is below 1, or above the number of quantized weights.
         """
         total = sum(math.prod(matrix.dense.shape) for matrix in stored.values())
         if self.significant_fraction is not None:
@@ -225,19 +229,20 @@ class Amount:
 
 
 def _kept(matrix: QuantizedMatrix) -> int:
-    """How many weights are kept exactly."""
+    """Return the number of unquantized weights of a matrix."""
     return 0 if matrix.outliers is None else matrix.outliers.nnz
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A quantized model and the one it was made from.
+    """A quantized model and the original model that it was made from.
 
     Attributes:
-        quantized, original: the models; scales that are folded into the first are folded into the second, too.
-        found: matrices of the original.
-        matched: what ReQuant works on: the name of a layer in the quantized model, its matrix in the original, and the
-            layer.
+        quantized: the quantized model.
+        original: the original model. Scales that are folded into the quantized model are folded into it, too.
+        found: matrices of the original model.
+        matched: the matrices that ReQuant may improve, each as the name of the layer in the quantized model, the
+            matrix in the original model, and the layer.
     """
 
     quantized: torch.nn.Module
@@ -255,11 +260,11 @@ class _Pair:
         max_memory: Mapping[int | str, int | str] | None,
         trust_remote_code: bool,
     ) -> _Pair:
-        """Both models.
+        """Load both models, and match their matrices.
 
         Raises:
-            InvalidArgumentError: for a folder without matrices that ReQuant works on.
-            QuantratureError: naming a matrix that was not made from the source.
+            InvalidArgumentError: if the folder has no matrix that ReQuant can improve.
+            QuantratureError: for a matrix that was not made from the source; the message names it.
         """
         quantized = load_model(folder, trust_remote_code=trust_remote_code)
         present = quantized_layers(quantized)
@@ -271,13 +276,13 @@ class _Pair:
         matched = [(name, linear, layer) for name, linear, layer in inside if linear.expert is None]
         if not matched:
             raise InvalidArgumentError(
-                f"[requant] every quantized matrix of {folder} is one of fused experts, which ReQuant leaves as they "
-                "are"
+                f"[requant_folder] {folder} must have a quantized matrix that is not a fused expert: ReQuant does not "
+                "change fused experts"
             )
         if len(matched) < len(inside):
             _log.warning(
-                "%d matrices of fused experts stay as they are; budget and measurements are of the other %d, with "
-                "dense experts",
+                "%d matrices of fused experts stay as they are. The budget is for the other %d matrices; their loss "
+                "change is measured with dense experts",
                 len(inside) - len(matched),
                 len(matched),
             )
@@ -291,16 +296,16 @@ class _Pair:
 
     @property
     def stored(self) -> dict[str, QuantizedMatrix]:
-        """Quantized forms by the names of the original's matrices."""
+        """The quantized matrices, by name of the matrix in the original model."""
         return {linear.name: layer.matrix for _, linear, layer in self.matched}
 
     @property
     def digests(self) -> dict[str, str | None]:
-        """Digests of the quantized matrices, by name."""
+        """Digests of the quantized matrices, by name of the layer in the quantized model."""
         return {name: layer.spec.digest for name, _, layer in self.matched}
 
     def matrices(self, prover: Prover, effort: Effort, journal: Journal, advance: Callable[[int], Any]) -> Matrices:
-        """Return the quantized matrices beside the originals, ready for weights to be restored."""
+        """Return an object that holds the quantized and the original matrices, and restores weights."""
         linears, stored = [linear for _, linear, _ in self.matched], self.stored
         homes = homes_of(linears, effort.map_folder)
 
@@ -311,7 +316,7 @@ class _Pair:
         return Matrices(prover, homes, linears, stored, original, effort, journal, advance)
 
     def put(self, result: Mapping[str, QuantizedMatrix]) -> None:
-        """Give the quantized model its improved matrices."""
+        """Replace the matrices of the quantized model by the improved ones."""
         folds = folds_of(self.quantized)
         specs = {name: layer.spec for name, layer in quantized_layers(self.quantized).items()}
         for name, linear, layer in self.matched:
@@ -324,10 +329,15 @@ class _Pair:
 
 
 def affordable(stored: Mapping[str, QuantizedMatrix], budget: int) -> int:
-    """How many more weights can be kept exactly for so many bytes; never one too many, and below 0 for none.
+    """Return how many more weights can stay unquantized within a budget in bytes; -1 if it is exceeded already.
 
-    Every matrix is charged for row offsets, whether it will need them or not, that are wide enough should all of the
-    weights fall to it.
+    The result always fits into the budget. It may be a little too small, because it is not known yet which matrices the
+    weights belong to. Each weight is counted with the bytes that it needs in the most expensive matrix. Each matrix is
+    counted with row offsets, in a dtype that is wide enough if all the weights belong to this matrix.
+
+    Args:
+        stored: matrix name to quantized matrix.
+        budget: bytes for all quantized matrices.
     """
     fixed, dearest, offsets = 0, 0, []
     for matrix in stored.values():

@@ -1,4 +1,4 @@
-"""How far a ReQuant has come, in a folder, so that an interrupted one goes on with the same bits."""
+"""Save the results of finished ReQuant steps to a file, so that an interrupted run resumes with the same bits."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from ..files.resume import StateFile, check_resume, remove_with_folder
 from ..models.ranks import of_first_rank, rank_of
 
 Found = tuple[Any, dict[str, torch.Tensor]]
-"""What a step found out: something that JSON can hold, and tensors by matrix name."""
+"""Result of a step: a value that JSON can store, and tensors by matrix name."""
 
 
 class Journal:
-    """What the steps have found out so far, and the state of the integral that is being taken.
+    """The results of the finished steps, by name of the step, in memory and in a file.
 
-    Under ``torch.distributed`` the first process keeps the journal for all, and each the state of its own integral.
+    With ``torch.distributed``, the first process reads and writes the file for all processes. Each process saves the
+    state of its own integral in a second file.
 
     Args:
-        folder: of the journal and of the states of integrals; ``None`` keeps nothing.
-        about: what must be equal for either to be of use.
-        resume: ``auto`` takes up what fits, ``required`` fails where nothing does, ``never`` starts over.
-        caller: public function that was called, for messages.
+        folder: folder of the files; ``None`` saves nothing.
+        about: settings and fingerprints of the run. Files of a run with other settings or fingerprints are not used.
+        resume: ``auto`` resumes from the files of this run, if there are any; ``required`` fails without them;
+            ``never`` starts over.
+        caller: name of the public function that was called, for messages.
 
     Raises:
-        InvalidArgumentError: for another resume, or ``required`` without a folder.
+        InvalidArgumentError: for another ``resume``, ``required`` without a folder, or a folder that is a file.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Journal:
         return step in self._found
 
     def of(self, step: str, make: Callable[[], Found]) -> Found:
-        """What a step found out, or finds out now."""
+        """Return the recorded result of a step. If there is none, call ``make`` and record its result."""
         if step not in self._found:
             self._found[step] = make()
             if self._path is not None and self._keeps:
@@ -58,14 +60,14 @@ class Journal:
         return self._found[step]
 
     def snapshot(self, step: str, nodes: int) -> Snapshot | None:
-        """Where the integral of a step keeps its state."""
+        """Return the file for the state of a step's integral, with this number of nodes; ``None`` without a folder."""
         if self._path is None:
             return None
         resume = "auto" if self._found and self._resume == "required" else self._resume
         return Snapshot(self._integral, {**self._about, "step": step, "nodes": nodes}, resume, self._caller)
 
     def discard(self) -> None:
-        """Remove the files: the work is done."""
+        """Remove the files. Call this when the run is complete."""
         if self._path is not None:
             remove_with_folder([self._integral, self._path] if self._keeps else [self._integral])
 

@@ -1,4 +1,4 @@
-"""The matrices of a model while ReQuant works on them: stored forms beside the originals, and the way between."""
+"""The matrices of a model during ReQuant: their quantized forms, their original weights, and the integrals between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .journal import Found, Journal
 from .record import KeptWeights, Requantization, Stage
 
 QUANTIZED = "quantized"
-"""The first stage: matrices as their method quantizes them, before any weight is restored."""
+"""Name of the first stage: matrices as their method quantizes them, before any weight is restored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +38,22 @@ class Restored:
 
 
 class Matrices:
-    """Stored forms that change from step to step, and what is known of each.
+    """Holds the quantized matrices, which change from step to step, and records the stages that they reach.
 
-    The model itself stays at its original weights between the calls, and is there again when the ``with`` block ends.
+    Between calls, and at the end of the ``with`` block, the model has its original weights.
 
     Args:
-        prover: integrates and measures on the calibration text; its model is dense and has the original weights.
-        homes: where each has its original and its quantized form, by name (:func:`quantrature.analysis.path.homes_of`).
+        prover: computes integrals and measures loss changes on the calibration text. Its model is dense and has the
+            original weights.
+        homes: matrix name to the device on which its original weights and its quantized form are kept
+            (:func:`quantrature.analysis.path.homes_of`).
         linears: the matrices.
-        stored: their quantized forms by name.
-        original: makes the weight that is kept, (out_features, in_features), contiguous and in its home.
-        effort: of the integrals.
-        journal: of what the integrals found out.
-        advance: called with the number of windows whose gradient was taken.
+        stored: matrix name to quantized matrix.
+        original: function that returns the original weights of a matrix, (out_features, in_features), contiguous, on
+            the device that ``homes`` names, in the dtype in which unquantized weights are stored.
+        effort: settings of the integrals.
+        journal: records the results of the integrals.
+        advance: function that is called with a number of windows whose gradients were computed, for progress.
     """
 
     def __init__(
@@ -91,23 +94,29 @@ class Matrices:
 
     @property
     def kept(self) -> int:
-        """How many of them are kept exactly."""
+        """Number of unquantized weights in all matrices."""
         return sum(m.outliers.nnz for m in self.stored.values() if m.outliers is not None)
 
     def measure(self) -> float:
-        """The loss change of the stored forms on the calibration text, nats per token."""
+        """Measure the loss change of the quantized matrices on the calibration text, in nats per token."""
         return self._prover.measure(self._path)
 
     def reached(self, stage: str) -> None:
-        """Note a stage and its measured loss change."""
+        """Measure the loss change, and record that the matrices have reached a stage."""
         self.stages.append(Stage(stage, self.kept, self.measure()))
 
     def integrate(self, stage: str, use: Callable[[Integral], Found]) -> Found:
-        """Use PQI of the way from the originals to the stored forms; note the stage with prediction and measurement.
+        """Compute PQI from the original to the current weights, and record the stage that the matrices have reached.
+
+        The stage gets the predicted and the measured loss change. If the journal has the result of this stage, nothing
+        is computed.
 
         Args:
-            stage: that the stored forms are at; each has one integral at most.
-            use: what is to be found out from the integral, whose maps it may overwrite.
+            stage: name of the stage. At most one integral is computed for each stage.
+            use: function that computes the result from the integral. It may overwrite the maps of the integral.
+
+        Returns:
+            The value and the tensors that ``use`` returned.
         """
 
         def make() -> Found:
@@ -136,7 +145,7 @@ class Matrices:
         return value, tensors
 
     def mean_pqi(self, stage: str) -> dict[str, float]:
-        """PQI of the way to the stored forms, the mean of each matrix."""
+        """Compute PQI from the original to the current weights, and return the mean of each matrix by name."""
 
         def means(integral: Integral) -> Found:
             return {name: float(values.double().mean()) for name, values in integral.maps.items()}, {}
@@ -145,11 +154,11 @@ class Matrices:
         return self._mean_pqi
 
     def restore(self, linear: LinearWeight, places: torch.Tensor) -> None:
-        """Keep some more weights of a matrix exactly; the grid stays as it is.
+        """Restore the original values of some weights of a matrix; its codes, scales and zero points are not changed.
 
         Args:
             linear: the matrix.
-            places: int64 in the flattened matrix, none of them kept already.
+            places: int64 indices into the flattened matrix, of quantized weights.
         """
         if not len(places):
             return
@@ -161,15 +170,15 @@ class Matrices:
         self.stored[linear.name] = dataclasses.replace(matrix, outliers=sparse)
 
     def largest(self, maps: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-        """Places of the weights with the largest values of the maps, ranked over all matrices together.
+        """Return the indices of the quantized weights with the largest values, ranked over all matrices together.
 
         Args:
-            maps: matrix name to a value for each weight, not negative; overwritten. They are ranked where they are, on
-                the CPU if that is on several devices.
-            count: how many; those kept already are not taken again.
+            maps: matrix name to a value for each weight, at least 0; overwritten. If all maps are on one device, the
+                weights are ranked there, else on the CPU.
+            count: number of weights, of all matrices together.
 
         Returns:
-            Matrix name to places in the flattened matrix, int64, on the CPU.
+            Matrix name to indices into the flattened matrix, int64, on the CPU.
         """
         devices = {maps[linear.name].device for linear in self.linears}
         together = devices.pop() if len(devices) == 1 else torch.device("cpu")
@@ -184,16 +193,18 @@ class Matrices:
         return {linear.name: places.cpu() for linear, (_, places) in zip(self.linears, chosen, strict=True)}
 
     def detach_stepwise(self, state: str, count: int, steps: int, *, prove: bool) -> Restored:
-        """Restore the most significant weights in steps, each ranked by an integral of its own (Algorithm 2).
+        """Restore the weights with the largest PQI in several steps (arXiv 2503.01901, Algorithm 2).
+
+        Each step computes PQI again, from the original to the current weights.
 
         Args:
-            state: name of the stage that the stored forms are at.
-            count: weights to restore in all.
-            steps: over which they are spread evenly.
-            prove: integrate at the end, too, for a prediction of the result.
+            state: name of the current stage.
+            count: number of weights to restore, all steps together.
+            steps: number of steps; each restores an equal share, up to rounding.
+            prove: whether to compute an integral at the end, too, to predict the loss change of the result.
 
         Returns:
-            How many weights of each matrix were restored, and what the integral at the end predicts.
+            The number of restored weights of each matrix; with ``prove``, also the predicted loss changes.
         """
 
         def ranked(helping: int, integral: Integral) -> Found:
@@ -219,8 +230,8 @@ class Matrices:
 
         Args:
             outliers: number of outliers of each matrix, in the order of the matrices.
-            restored: significant weights.
-            settings: arguments of the public function.
+            restored: the significant weights.
+            settings: arguments to store in the record.
             prints: fingerprints of the model and of the calibration text.
         """
         predicted = restored.predicted_loss_change or {}

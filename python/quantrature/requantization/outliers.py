@@ -1,8 +1,9 @@
-"""Self-adaptive outlier selection: how many of a model's outliers each matrix may keep.
+"""Distribute the outliers of a model over its matrices (self-adaptive outlier selection).
 
-The paper (arXiv 2503.01901, Algorithm 1) gives each matrix a ratio of its own, found with a temperature. Here the
-ratios are proportional to mean PQI to the power of one over the temperature: an infinite one spreads the outliers
-evenly, a low one gives them to the matrices that suffer most. The best temperature is the one with the lowest loss.
+In the paper (arXiv 2503.01901, Algorithm 1), a temperature determines the fraction of outliers of each matrix. Here,
+the fraction is proportional to (mean PQI)^(1 / temperature), up to a largest fraction. An infinite temperature gives
+all matrices the same fraction. A low temperature gives the outliers to the matrices with the largest mean PQI. ReQuant
+tries several temperatures, and takes the one with the lowest calibration loss.
 """
 
 from __future__ import annotations
@@ -14,34 +15,40 @@ from itertools import pairwise
 from .._C import InvalidArgumentError
 
 TEMPERATURES = (math.inf, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
-"""What is tried: powers 0, 1/2, 1, 2, 4, 8 and 16 of mean PQI; the last fill one matrix after the other."""
+"""Temperatures to try: mean PQI to the power 0, 1/2, 1, 2, 4, 8 and 16. With the high powers, the matrices with the
+largest mean PQI are filled up to their largest fraction first."""
 
 SELECTIONS = ("temperature", "greedy")
 
 SHARES = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05)
-"""Shares of a matrix at which the greedy selection looks at its error."""
+"""Fractions of outliers at which the greedy selection measures the error of each matrix."""
 
 
 def split(
     budget: int, sizes: Sequence[int], mean_pqi: Sequence[float], temperature: float, largest_share: float
 ) -> list[int]:
-    """Outliers for each matrix, together exactly the budget.
+    """Distribute outliers over matrices: fractions proportional to (mean PQI)^(1 / temperature), up to a largest one.
+
+    If a matrix would get more than ``largest_share`` allows, the other matrices get the rest.
 
     Args:
-        budget: outliers of all matrices.
-        sizes: weights of each matrix.
-        mean_pqi: of each matrix, not negative.
-        temperature: above 0; infinite for the same ratio everywhere.
-        largest_share: of a matrix, 0 to 1; what would go beyond is spread over the others.
+        budget: number of outliers of all matrices together.
+        sizes: number of weights of each matrix.
+        mean_pqi: mean PQI of each matrix, at least 0.
+        temperature: above 0; infinite for the same fraction in each matrix.
+        largest_share: largest fraction of outliers in a matrix, 0 to 1.
+
+    Returns:
+        The number of outliers of each matrix; the sum is exactly ``budget``.
 
     Raises:
-        InvalidArgumentError: for a budget beyond the largest share of all matrices.
+        InvalidArgumentError: if ``budget`` is more than ``largest_share`` allows in all matrices together.
     """
     caps = [math.floor(largest_share * size) for size in sizes]
     if budget > sum(caps):
         raise InvalidArgumentError(
-            f"[requant] outliers must be at most what the largest share of all matrices allows: "
-            f"got {budget}, allowed={sum(caps)}"
+            f"[requant] the number of outliers must be at most {sum(caps)}, because max_outlier_fraction limits each "
+            f"matrix: got {budget}; lower outlier_fraction or raise max_outlier_fraction"
         )
     most = max(mean_pqi)
     claims = [
@@ -62,7 +69,7 @@ def split(
             found[i] = caps[i]
         waiting = [i for i in waiting if i not in full]
         left = budget - sum(found)
-    # Largest remainder; every quota is below its cap, so that one more always fits.
+    # Round by the largest remainder. Every quota is below its cap, so one more always fits.
     quotas = {i: left * claims[i] / total for i in waiting}
     for i, quota in quotas.items():
         found[i] = math.floor(quota)
@@ -75,20 +82,26 @@ def split(
 def greedy_split(
     budget: int, sizes: Sequence[int], pqi: Sequence[float], errors: Sequence[Mapping[int, float]], largest_share: float
 ) -> list[int]:
-    """Outliers for each matrix by the drop of predicted PQI that they bring, together exactly the budget.
+    """Distribute outliers over matrices so that they reduce the predicted PQI most.
 
-    The PQI that n outliers leave a matrix is taken to be its PQI without any times the error with them over the error
-    without. Matrices get their next helping in the order of the drop for each outlier, along the lower hull of that.
+    The predicted PQI of a matrix with n outliers is pqi * error(n) / error(0). For each matrix, the lower convex hull
+    of the points (n, predicted PQI) is computed. The segments of all hulls are taken in the order of their slopes,
+    steepest decrease first, until the budget is used up. Outliers that reduce the PQI of no matrix are distributed in
+    proportion to the room that the matrices have left.
 
     Args:
-        budget: outliers of all matrices.
-        sizes: weights of each matrix.
-        pqi: sum over each matrix.
-        errors: for each matrix, number of outliers (0 among them) to the sum of abs(w~ - w) after quantizing the rest.
-        largest_share: of a matrix, 0 to 1.
+        budget: number of outliers of all matrices together.
+        sizes: number of weights of each matrix.
+        pqi: sum of PQI over the weights of each matrix, without outliers.
+        errors: for each matrix, number of outliers to the sum of abs(w~ - w) after quantizing the rest; it must contain
+            0 outliers.
+        largest_share: largest fraction of outliers in a matrix, 0 to 1.
+
+    Returns:
+        The number of outliers of each matrix; the sum is exactly ``budget``.
 
     Raises:
-        InvalidArgumentError: for a budget beyond the largest share of all matrices.
+        InvalidArgumentError: if ``budget`` is more than ``largest_share`` allows in all matrices together.
     """
     helpings = []
     for i, (total, by_count) in enumerate(zip(pqi, errors, strict=True)):
@@ -107,7 +120,7 @@ def greedy_split(
             found[i] += taken
             left -= taken
     room = [math.floor(largest_share * size) - taken for size, taken in zip(sizes, found, strict=True)]
-    rest = split(left, room, [1.0] * len(sizes), math.inf, 1.0)  # nothing gains by them; spread them
+    rest = split(left, room, [1.0] * len(sizes), math.inf, 1.0)
     return [a + b for a, b in zip(found, rest, strict=True)]
 
 

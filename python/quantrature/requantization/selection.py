@@ -1,4 +1,4 @@
-"""How many outliers each matrix gets, found by trying: at some temperatures, or greedily by the errors."""
+"""Choose the number of outliers of each matrix: by trying temperatures, or greedily by quantization errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .record import Trial
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Quantizes matrices in their homes, with their largest weights left out of the fit and kept exactly.
+    """Quantizes matrices, and keeps the weights of largest magnitude as outliers, which do not affect the scales.
 
     Attributes:
         linears: the matrices.
-        homes: by name, the device on which each is quantized (:func:`quantrature.analysis.path.homes_of`).
-        entries: by name, how.
-        statistics: by name, for methods that need them.
+        homes: matrix name to the device on which it is quantized (:func:`quantrature.analysis.path.homes_of`).
+        entries: matrix name to plan entry.
+        statistics: matrix name to calibration statistics, for methods that need them.
     """
 
     linears: Sequence[LinearWeight]
@@ -38,18 +38,18 @@ class Quantizer:
     statistics: Mapping[str, Statistics]
 
     def original(self, linear: LinearWeight) -> torch.Tensor:
-        """The weight of a matrix in its home, contiguous, in the narrowest dtype that holds it."""
+        """Return the original weights of a matrix on its device, contiguous, in the narrowest exact dtype."""
         return narrowest(linear.weight.to(self.homes[linear.name]).contiguous())
 
     def matrix(self, linear: LinearWeight, count: int) -> QuantizedMatrix:
-        """One matrix with so many outliers."""
+        """Quantize one matrix with ``count`` outliers."""
         weight = self.original(linear)
         places = ops.topk(weight.view(-1), count)[1] if count else None
         statistics = self.statistics.get(linear.name)
         return quantize_matrix(linear.name, weight, self.entries[linear.name], places, statistics)
 
     def all(self, counts: Sequence[int]) -> dict[str, QuantizedMatrix]:
-        """All of them, by name."""
+        """Quantize all matrices with these numbers of outliers; return the quantized matrices by name."""
         return {linear.name: self.matrix(linear, count) for linear, count in zip(self.linears, counts, strict=True)}
 
 
@@ -58,9 +58,9 @@ class Selected:
     """The outliers of each matrix.
 
     Attributes:
-        counts: in the order of the matrices.
-        temperature: that gave them; ``None`` where none was sought.
-        trials: of temperatures.
+        counts: number of outliers of each matrix, in the order of the matrices.
+        temperature: the temperature with the lowest loss; ``None`` if none was tried.
+        trials: loss changes of all temperatures that were tried.
     """
 
     counts: Sequence[int]
@@ -71,7 +71,17 @@ class Selected:
 def select(
     matrices: Matrices, journal: Journal, quantizer: Quantizer, mean_pqi: Mapping[str, float], exact: ExactWeights
 ) -> Selected:
-    """Give each matrix its outliers; the stored forms with them are then in place."""
+    """Choose the number of outliers of each matrix, and quantize all matrices again with these outliers.
+
+    The quantized matrices are in ``matrices.stored`` afterwards.
+
+    Args:
+        matrices: the matrices; they measure the loss change of each trial.
+        journal: records the trials.
+        quantizer: quantizes the matrices.
+        mean_pqi: matrix name to mean PQI without outliers.
+        exact: number of outliers, and how to choose them.
+    """
     budget, _ = exact.counts(matrices.linears)
     if exact.selection == "greedy":
         counts = greedy_counts(quantizer, mean_pqi, budget, exact.max_outlier_fraction)
@@ -99,7 +109,7 @@ def select(
 
 
 def greedy_counts(quantizer: Quantizer, mean_pqi: Mapping[str, float], budget: int, largest_share: float) -> list[int]:
-    """Counts by :func:`greedy_split`, from the error of each matrix at a few shares of outliers."""
+    """Return counts by :func:`greedy_split`, from the errors of each matrix at the outlier fractions ``SHARES``."""
     errors = []
     for linear in quantizer.linears:
         exact = linear.weight.to(quantizer.homes[linear.name]).float()

@@ -1,4 +1,4 @@
-"""The config.json of a model's folder, changed by tests."""
+"""Change the config.json of a model's folder."""
 
 import json
 

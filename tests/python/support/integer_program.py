@@ -1,4 +1,4 @@
-"""The knapsack of plans as an integer program for SciPy's HiGHS: the oracle of tests, and a peer in benches."""
+"""Solve the allocation problem of plans as an integer program with SciPy's HiGHS, for tests and benches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice and how good it is.
+    """A choice of one option for each item.
 
     Attributes:
-        chosen: index of the option of each item.
-        cost: of the choice.
-        size: of the choice, at most the budget.
-        bound: no choice within the budget costs less than this.
+        chosen: index of the chosen option of each item.
+        cost: sum of the costs.
+        size: sum of the sizes, at most the budget.
+        bound: lower bound of the cost of all choices within the budget.
     """
 
     chosen: tuple[int, ...]
@@ -39,19 +39,19 @@ def choose(
     relative_gap: float = 0.0,
     time_limit: float = 60.0,
 ) -> Selection:
-    """Choose one option for each item so that costs add up to the least and sizes to at most the budget.
+    """Choose one option for each item, with the smallest sum of costs and a sum of sizes of at most the budget.
 
-    minimise sum_i costs[i][c_i] subject to sum_i sizes[i][c_i] <= budget, through ``scipy.optimize.milp`` (HiGHS).
-    Variables are decoded by their largest value, and the choice is checked against the budget.
+    Minimizes sum_i costs[i][c_i] subject to sum_i sizes[i][c_i] <= budget, with ``scipy.optimize.milp`` (HiGHS). For
+    each item, the option whose variable is largest is chosen. The size of the choice is then checked.
 
     Args:
-        costs, sizes: for each item those of its options, finite; whole sizes are added up exactly.
-        budget: at least the size of the smallest choice.
-        relative_gap: where to stop, relative to the cost.
-        time_limit: seconds, after which the best choice so far is returned with its gap.
+        costs, sizes: costs and sizes of the options of each item, finite. Integer sizes are summed exactly.
+        budget: largest sum of sizes; at least the size of the smallest choice.
+        relative_gap: stop if the cost is within this fraction of the lower bound.
+        time_limit: seconds until the best choice so far is returned.
 
     Raises:
-        QuantratureError: when the budget cannot be met, or nothing was found in time.
+        QuantratureError: if the budget is too small, or no choice is found in time.
     """
     from scipy import sparse
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -62,7 +62,7 @@ def choose(
     keep = [_undominated(c, s) for c, s in zip(costs, sizes, strict=True)]
     item = np.repeat(np.arange(len(keep)), [len(k) for k in keep])
     cost = np.concatenate([np.asarray(c, float)[k] for c, k in zip(costs, keep, strict=True)])
-    # What is above the smallest option of an item, so that the numbers of the program stay small.
+    # Sizes minus the smallest size of the item, so that the numbers of the program stay small.
     base = np.array([min(s) for s in sizes], float)
     extra = np.concatenate([np.asarray(s, float)[k] for s, k in zip(sizes, keep, strict=True)]) - base[item]
     unit = extra.max() or 1.0
@@ -90,14 +90,14 @@ def choose(
             total = sum(c[i] for c, i in zip(costs, chosen, strict=True))
             bound = found.mip_dual_bound * scale if found.mip_dual_bound is not None else -np.inf
             return Selection(chosen, float(total), size, min(float(total), float(bound)))
-        room -= size - budget  # the program holds the budget only within its tolerance
+        room -= size - budget  # HiGHS meets the budget only within its tolerance
     chosen = tuple(int(k[0]) for k in keep)
     total = float(sum(c[i] for c, i in zip(costs, chosen, strict=True)))
     return Selection(chosen, total, least, total)
 
 
 def _undominated(costs: Sequence[float], sizes: Sequence[float]) -> NDArray[np.intp]:
-    """Options that are not beaten in both cost and size; of equals the first stays."""
+    """Return the indices of options that no other option beats in both cost and size; of equal ones, the first."""
     order = sorted(range(len(costs)), key=lambda i: (sizes[i], costs[i], i))
     kept: list[int] = []
     for i in order:

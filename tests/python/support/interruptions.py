@@ -1,8 +1,8 @@
-"""Calls that are interrupted."""
+"""Interrupt a computation after a number of calls, to test resuming."""
 
 
 def limited_to(calls, function, error):
-    """A function that raises the error when it is called once more than so often."""
+    """Return a function that forwards ``calls`` calls to ``function``, and then raises ``error``."""
     count = 0
 
     def limited(*args, **named):

@@ -1,4 +1,4 @@
-"""Models that come with code of their own."""
+"""Checkpoints with custom model code, which need trust_remote_code."""
 
 import torch
 
@@ -34,7 +34,14 @@ class OwnModel(transformers.LlamaForCausalLM):
 
 
 def own_code(folder, auto_map, **changes):
-    """A Llama that comes with code; its first block has one matrix more than that of transformers, where LM is."""
+    """Save a small Llama with custom code to a folder.
+
+    Args:
+        folder: folder to write.
+        auto_map: name of a transformers auto class to name of the class in the code. With ``AutoModelForCausalLM``,
+            the first block has one more matrix than a Llama of transformers.
+        changes: other changes of config.json.
+    """
     model = tiny_model("llama")
     if "AutoModelForCausalLM" in auto_map:
         model.model.layers[0].mlp.extra_proj = torch.nn.Linear(32, 32, bias=False)

@@ -1,4 +1,4 @@
-"""Cases that cover every pair of values of several parameters, without their whole product."""
+"""Choose test cases that cover every pair of values of several parameters, without the full product."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def pairwise(*parameters: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Return cases in which each two values of two different parameters meet at least once.
+    """Return cases so that any two values of two different parameters occur together in at least one case.
 
     The cases are the same on every run. Each case starts with the first pair that has not occurred yet. Every other
     parameter then gets the value that adds the most new pairs; between equal values the one that was used least, so

@@ -1,7 +1,8 @@
-"""A device where there is none: CPU tensors that say they are on ``cuda:0`` and mix with no others.
+"""Simulate a CUDA device on a machine without one: CPU tensors that report ``cuda:0`` as their device.
 
-What a real device refuses is refused: operations on tensors of both kinds, NumPy's view, and so on. The core takes
-them to the backend that ``QUANTRATURE_CUDA_PLUGIN`` names, which runs its kernels on the host (tests/cuda_on_host).
+Operations that fail on a real device fail here, too: mixing these tensors with CPU tensors, ``numpy()``, and so on. The
+core passes the tensors to the backend in ``QUANTRATURE_CUDA_PLUGIN``, whose kernels are compiled for the CPU
+(tests/cuda_on_host).
 """
 
 import contextlib
@@ -17,11 +18,11 @@ from quantrature.ops import _arrays
 
 CUDA = torch.device("cuda", 0)
 FREE = 1 << 40
-"""Bytes of its memory."""
+"""Memory of the simulated device in bytes."""
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the device; what is computed from it is, too."""
+    """A tensor on the simulated device; results of operations on it are on the device, too."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -29,18 +30,18 @@ class OnDevice(torch.Tensor):
 
 
 class _Device(TorchFunctionMode):
-    """For what is not computed from tensors of the device."""
+    """Handles functions without a tensor on the device among their arguments, such as ``torch.zeros(device=...)``."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(function, args, kwargs or {})
 
 
 READ_OTHERS = (torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__)
-"""What a device does with tensors of the CPU: copy them, and take them for places."""
+"""Operations that a real device allows with CPU tensors as arguments: copying them, and indexing with them."""
 
 
 def _compute(function: Any, args: Any, kwargs: Any) -> Any:
-    if function == torch.Tensor.backward:  # whose hooks compute, too
+    if function == torch.Tensor.backward:  # gradient hooks run operations, too
         with torch._C.DisableTorchFunctionSubclass():
             root = args[0].as_subclass(torch.Tensor)
         return torch.autograd.backward(root)
@@ -80,7 +81,7 @@ def _compute(function: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _in_sight(hook: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
-    """A hook that sees where tensors are, within the backward pass of tensors that do not say it."""
+    """Return a gradient hook that sees tensors on the simulated device, although the backward pass runs on the CPU."""
 
     def seeing(x: torch.Tensor) -> None:
         with _Device():
@@ -90,13 +91,13 @@ def _in_sight(hook: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], 
 
 
 def on_device(x: torch.Tensor) -> torch.Tensor:
-    """A copy there."""
+    """Return a copy of a tensor on the simulated device."""
     return x.detach().clone().as_subclass(OnDevice)
 
 
 @contextlib.contextmanager
 def pretended_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """While inside, ``cuda:0`` is there, for tensors and for the core."""
+    """Make ``cuda:0`` exist in a ``with`` block, for tensors and for the core."""
 
     def capsule(x: torch.Tensor) -> Any:
         with torch._C.DisableTorchFunction():
@@ -112,7 +113,7 @@ def pretended_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def moved(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with all that it has on the device."""
+    """Move the parameters and buffers of a model to the simulated device, and return the model."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

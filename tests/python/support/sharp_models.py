@@ -11,7 +11,7 @@ TOKENS = torch.arange(4 * 24).view(4, 24) * 7 % 256
 
 
 def sharp_model(layout="llama"):
-    """A tiny model whose loss has some curvature: random weights ten times as large."""
+    """Return a tiny model whose loss has some curvature, because its random weights are five times as large."""
     model = tiny_model(layout)
     for linear in models.find_linears(model):
         linear.parameter.data *= 5

@@ -1,4 +1,4 @@
-"""Configurations of any class of transformers, made tiny from their defaults by the names of their settings."""
+"""Make the default configuration of any transformers model tiny, by the names of its settings."""
 
 import copy
 import re
@@ -39,7 +39,7 @@ RULES: list[tuple[str, int]] = [
     (r"num_codebooks|num_kv_shared_layers", 2),
     (r"(attention|sliding)_?window(_size)?|sliding_window|local_attention", 16),
 ]
-"""Patterns of whole names, and the size that a setting of such a name gets if it is a larger number."""
+"""Patterns for the full name of a setting, and the largest value of such a setting; it replaces larger values."""
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -75,11 +75,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16},
 }
-"""Settings of a model type that its default does not have, or that depend on each other."""
+"""Settings by model type that the rules cannot find, because the default lacks them or they depend on each other."""
 
 
 def shrunk(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A configuration of the same class whose models have some ten thousand weights."""
+    """Return a configuration of the same class, for models of some ten thousand weights."""
     return type(config)(**_settings(config), **SPECIAL.get(config.model_type, {}))
 
 
@@ -100,7 +100,7 @@ def _settings(config: PreTrainedConfig) -> dict[str, Any]:
         elif isinstance(value, list) and layers and len(value) == layers:
             found[name] = _both_kinds(value, 4)
     if default.get("num_key_value_heads") == default.get("num_attention_heads"):
-        found["num_key_value_heads"] = found.get("num_attention_heads")  # latent attention has no groups
+        found["num_key_value_heads"] = found.get("num_attention_heads")  # latent attention has no grouped heads
     special = SPECIAL.get(config.model_type, {})
     return {name: value for name, value in found.items() if value != default.get(name) and name not in special}
 
@@ -117,6 +117,6 @@ def _layers(default: dict[str, Any]) -> int:
 
 
 def _both_kinds(values: list[Any], count: int) -> list[Any]:
-    """A few values of a list with an entry for each layer: one of each kind, as they follow each other."""
+    """Shorten a list with one value per layer to ``count`` values: the distinct values in order, repeated."""
     kinds = [value for i, value in enumerate(values) if value not in values[:i]]
     return copy.deepcopy((kinds * count)[: max(count, 1)])

@@ -1,4 +1,4 @@
-"""Models of a few thousand random weights, one for each layout that transformers has, and a tokenizer for them."""
+"""Make models of a few thousand random weights, in the layouts of several transformers models, and a tokenizer."""
 
 from typing import Any
 
@@ -69,13 +69,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_config(name: str) -> Any:
-    """The configuration of a layout."""
+    """Return the configuration of a layout."""
     kind, settings = CONFIGS[name]
     return getattr(transformers, kind)(**settings)
 
 
 def tiny_model(name: str, device: str = "cpu", seed: int = 0) -> Any:
-    """A fresh model with random weights."""
+    """Return a new model with random weights."""
     auto = {"bert": transformers.AutoModelForMaskedLM, "t5": transformers.AutoModelForSeq2SeqLM}
     torch.manual_seed(seed)
     with torch.device(device):
@@ -83,7 +83,7 @@ def tiny_model(name: str, device: str = "cpu", seed: int = 0) -> Any:
 
 
 def byte_tokenizer() -> Any:
-    """A token for each byte, <s> and </s>; adds neither by itself."""
+    """Return a tokenizer with one token per byte, <s> and </s>; it does not add <s> and </s> to a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

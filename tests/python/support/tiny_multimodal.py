@@ -1,4 +1,4 @@
-"""Models of a few thousand random weights that read images beside text, or have an encoder and a decoder."""
+"""Make models of a few thousand random weights that read images and text, or have an encoder and a decoder."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ LANGUAGE = {
     "gemma3": "model.language_model.",
     "paligemma": "model.language_model.",
 }
-"""Where the language model stands in each model that reads images."""
+"""Prefix of the names of the language model's modules, in each model that reads images."""
 
 ENCODER_DECODERS = ("t5", "bart", "marian")
 
@@ -117,13 +117,13 @@ CLASSES = {
 
 
 def tiny_multimodal(name: str, seed: int = 0) -> Any:
-    """A fresh model with random weights."""
+    """Return a new model with random weights."""
     torch.manual_seed(seed)
     model = getattr(transformers, CLASSES[name])(_config(name)).eval()
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # so that attention and decoders do something
+    with torch.no_grad():  # larger weights, so that attention and decoders affect the output
         for name, parameter in model.named_parameters():
-            # Marian computes its positions when it is made, whatever a checkpoint has.
+            # Marian computes its position embeddings itself, and ignores those of a checkpoint.
             if parameter.ndim > 1 and "embed_positions" not in name:
                 parameter.normal_(0, 0.3, generator=generator)
     return model

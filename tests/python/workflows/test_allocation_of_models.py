@@ -543,8 +543,8 @@ def test_dry_runs(capfd, folder, tmp_path, analyzed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either MODEL (a model or an analysis of one) or --table"),
-        (["MODEL", "--table", "t.csv"], "give either MODEL (a model or an analysis of one) or --table"),
+        ([], "give either MODEL (a model, or an analysis of a model) or --table"),
+        (["MODEL", "--table", "t.csv"], "give either MODEL (a model, or an analysis of a model) or --table"),
         (["MODEL", "--avg-bits", "4", "--strategy", "best"], "--strategy must be one of uniform, mxq, "),
         (["MODEL", "--avg-bits", "4", "--method", "pqi"], "use --strategy pqi"),
         (
