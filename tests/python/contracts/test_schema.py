@@ -9,7 +9,6 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 import torch
-from test_fuzz import GRID, MATRIX, RECORD, SENSITIVITY
 
 from good_documents import GRID, MATRIX, RECORD, SENSITIVITY
 from quantrature import InvalidArgumentError, Plan, PlanEntry, Sensitivity
