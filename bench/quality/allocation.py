@@ -79,7 +79,7 @@ class Judge:
 
     def image(self, name: str, entry: PlanEntry) -> tuple[torch.Tensor, int]:
         """Return the dequantized weights of a matrix, and its stored bytes."""
-        bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.solver, entry.meta_bits, entry.outlier_fraction)
+        bare = PlanEntry(entry.bits, entry.group_size, entry.sym, entry.method, entry.meta_bits, entry.outlier_fraction)
         if (name, bare) not in self.images:
             matrix = quantize_matrix(name, self.stored[name].contiguous(), bare)
             self.images[name, bare] = matrix.dequantize("float32"), matrix.nbytes
@@ -154,7 +154,7 @@ def main() -> None:
         """Bytes."""
         weights = [linear for linear in models.find_linears(model)]
         if budget in settings:
-            entry = PlanEntry(settings[budget].bits, settings[budget].group_size, solver="hqq", meta_bits=8)
+            entry = PlanEntry(settings[budget].bits, settings[budget].group_size, method="hqq", meta_bits=8)
             return sum(judge.image(linear.name, entry)[1] for linear in weights)
         return int(budget * sum(linear.numel for linear in weights) / 8)
 

@@ -20,7 +20,7 @@ import torch
 
 from bench.quality.methods import Bench, arguments
 from quantrature import ops
-from quantrature.methods import SOLVERS
+from quantrature.methods import METHODS
 from quantrature.methods.awq import AWQ, candidates, shared_scale
 from quantrature.models import LinearWeight
 from quantrature.models.blocks import Blocks
@@ -43,7 +43,7 @@ class ByModule(Folder):
                 return shared_scale(matrices, x, repeats)
             return self._by_output(blocks, number, group, x)
 
-        SOLVERS["awq"] = replace(AWQ, input_scale=search)
+        METHODS["awq"] = replace(AWQ, input_scale=search)
         return super().folds(blocks, number, groups, statistics)
 
     def _by_output(self, blocks: Blocks, number: int, group: Sequence[LinearWeight], x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ def by_module() -> Any:
         yield
     finally:
         sequential.Folder = Folder  # type: ignore[misc]
-        SOLVERS["awq"] = AWQ
+        METHODS["awq"] = AWQ
 
 
 def main() -> None:

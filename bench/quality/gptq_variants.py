@@ -20,7 +20,7 @@ import torch
 import quantrature as qtr
 from bench.quality.methods import Bench, arguments, stored_bits
 from quantrature import ops
-from quantrature.methods import SOLVERS, Method, Statistics
+from quantrature.methods import METHODS, Method, Statistics
 from quantrature.models import find_linears
 from quantrature.packed import QuantizedMatrix
 from quantrature.plan import PlanEntry
@@ -87,9 +87,9 @@ def by_gptq_across_columns(bits: int, windows: torch.Tensor) -> Callable[[Any], 
 
     def make(model: Any) -> tuple[float, float]:
         start = time.process_time()
-        SOLVERS["across"] = Method("groups across columns", "across", across_columns, needs=("hessian",))
+        METHODS["across"] = Method("groups across columns", "across", across_columns, needs=("hessian",))
         linears = find_linears(model)
-        entry = PlanEntry(bits, GROUP_SIZE, solver="across")
+        entry = PlanEntry(bits, GROUP_SIZE, method="across")
         found = calibrate(model, linears, {linear.name: entry for linear in linears}, windows, batch_size=16)
         with torch.no_grad():
             for linear in linears:

@@ -21,7 +21,7 @@ from quantrature import analysis, models
 from quantrature.analysis.integral import integrate
 from quantrature.analysis.path import Moved, WeightPath
 from quantrature.analysis.proving import Prover
-from quantrature.methods import image_of, solver_of
+from quantrature.methods import image_of
 from quantrature.models.running import not_training
 from quantrature.plan import PlanEntry
 from quantrature.text import token_windows
@@ -62,7 +62,7 @@ def main() -> None:
     seconds = []
     with not_training(model):
         for bits in settings:
-            entry = PlanEntry(bits, options.group_size, solver=solver_of(options.method))
+            entry = PlanEntry(bits, options.group_size, method=options.method)
             moved = [Moved(linear, image_of(linear.name, linear.weight, entry)) for linear in linears]
             with WeightPath(model, moved) as path:
                 measured[bits] = prover.measure(path)

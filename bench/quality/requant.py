@@ -37,7 +37,7 @@ from bench.harness.notes import Notes
 from quantrature import Sensitivity, models, ops
 from quantrature.analysis.path import Moved, WeightPath, homes_of
 from quantrature.analysis.proving import Effort, Prover
-from quantrature.methods import QuantizedMatrix, quantize_matrix, solver_of
+from quantrature.methods import QuantizedMatrix, quantize_matrix
 from quantrature.models.folding import narrowest
 from quantrature.models.running import not_training
 from quantrature.nn import quantized_layers
@@ -184,7 +184,7 @@ class Bench:
     def ablation(self, method: str, bits: int) -> None:
         """Measure the rows of one method and number of bits."""
         options = self.options
-        entry = PlanEntry(bits, options.group_size, solver=solver_of(method))
+        entry = PlanEntry(bits, options.group_size, method=method)
         label = f"{method}, {bits} bits, g{options.group_size}"
         rows = self.blocks.setdefault(label, [])
         budgets = {
@@ -277,7 +277,7 @@ class Bench:
             metrics=["pqi", "first_order", "fisher"],
             bits=entry.bits,
             group_size=entry.group_size,
-            method={solver_of(name): name for name in ("rtn", "mse", "hqq")}[entry.solver],
+            method=entry.method,
             nodes=self.options.nodes,
             batch_size=8,
             progress=False,

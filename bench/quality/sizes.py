@@ -20,7 +20,6 @@ import torch
 import quantrature as qtr
 from bench.harness.heading import heading
 from quantrature import Plan, evaluate, models
-from quantrature.methods import solver_of
 from quantrature.nn import QuantLinear
 from quantrature.plan import PlanEntry
 from quantrature.text import token_windows
@@ -84,7 +83,7 @@ def main() -> None:
     reference = evaluate.perplexity(original, evaluation, options.seqlen)
     for bits, group_size in GRIDS:
         for method in ("rtn", "hqq"):
-            entry = PlanEntry(bits, group_size, solver=solver_of(method))
+            entry = PlanEntry(bits, group_size, method=method)
             add_plan(f"{method}, {bits} bits, g{group_size}", Plan.uniform(names, entry))
         if importlib.util.find_spec("hqq"):
             add_image(

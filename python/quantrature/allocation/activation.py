@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .._C import InvalidArgumentError
-from ..methods import quantize_matrix, solver_of
+from ..methods import check_method, quantize_matrix
 from ..models import LinearWeight, find_linears
 from ..models.running import logits, not_training
 from ..plan import PlanEntry
@@ -68,13 +68,14 @@ def activation_sensitivity(
     Raises:
         InvalidArgumentError: for an invalid argument, or a matrix that no text reaches; the message names it.
     """
+    check_method(method)
     linears = find_linears(model, experts=False)
     windows = token_windows(
         tokens, tokenizer, seqlen=seqlen, nsamples=nsamples, seed=seed, bos=bos, text_column=text_column, model=model
     )
     if batch_size < 1:
         raise InvalidArgumentError(f"[activation_sensitivity] batch_size must be at least 1: got {batch_size}")
-    entry = PlanEntry(bits, group_size, solver=solver_of(method))
+    entry = PlanEntry(bits, group_size, method=method)
     parts, followers = _parts(model, list(linears))
     with not_training(model), progress_bar("activation sensitivity", len(parts) + len(windows), progress) as bar:
         for part in parts:

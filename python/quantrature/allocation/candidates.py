@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .._C import InvalidArgumentError
-from ..methods import solver_of
+from ..methods import check_method
 from ..plan.option import Option
 from .sources import Grid, Source
 
@@ -18,12 +18,13 @@ def grid_of(
 ) -> tuple[str, Grid]:
     """Return the quantization method and the settings that are the same for all matrices."""
     name = method or origin.method or ("hqq" if strategy in PAPERS else "rtn")
+    check_method(name)
     symmetric = sym if sym is not None else origin.grid is not None and origin.grid.sym
     if meta_bits == "default":
         meta_bits = 8 if strategy in PAPERS else None
     if isinstance(meta_bits, str):
         raise InvalidArgumentError(f"[allocate] meta_bits must be None or 1 to 8: got {meta_bits!r}")
-    return name, Grid(solver_of(name), symmetric, meta_bits)
+    return name, Grid(name, symmetric, meta_bits)
 
 
 def options_of(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._C import InvalidArgumentError
-from ..methods import solver_of
+from ..methods import check_method
 from ..ops._arrays import dtype_name
 from ..plan import PlanEntry
 from ..plan.option import Option, stored_bytes
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ..analysis.errors import Outcome
     from ..analysis.sensitivity import Sensitivity
-    from ..models import LinearWeight
+    from ..methods import check_method
+from ..models import LinearWeight
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +61,13 @@ class Matrix:
 class Grid:
     """The settings that are the same for all entries of a plan."""
 
-    solver: str
+    method: str
     sym: bool = False
     meta_bits: int | None = None
 
     def entry(self, option: Option) -> PlanEntry:
         """Return the plan entry for an option."""
-        return option.entry(self.solver, self.sym, self.meta_bits)
+        return option.entry(self.method, self.sym, self.meta_bits)
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,11 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
                 )
         reader = other.weight
     method = str(found.settings["method"])
+    check_method(method)
     return Source(
         matrices,
         method,
-        Grid(solver_of(method), bool(found.settings["sym"])),
+        Grid(method, bool(found.settings["sym"])),
         int(found.settings["group_size"]),
         reader,
         {"model": found.model, "calibration": found.calibration, "predicts": found.objective, **_bos(found)},

@@ -13,7 +13,7 @@ import torch
 
 from .._C import InvalidArgumentError
 from ..files.resume import check_resume
-from ..methods import SOLVERS, Statistics, image_of, solver_of
+from ..methods import METHODS, Statistics, check_method, image_of
 from ..models import Linears, LinearWeight, check_loaded, find_linears, fingerprint
 from ..models.gradients import gradient_checkpointing
 from ..models.ranks import rank_of
@@ -114,9 +114,9 @@ def analyze(
     check_objective(objective, "analyze")
     if tol is not None and tol <= 0:
         raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
-    solver = solver_of(method)
+    check_method(method)
     of_bits = [bits] if isinstance(bits, int) else list(bits)
-    entries = [PlanEntry(b, group_size, sym=sym, solver=solver) for b in of_bits]
+    entries = [PlanEntry(b, group_size, sym=sym, method=method) for b in of_bits]
     quadrature(rule, nodes, "analyze")
     check_resume("analyze", resume, resume_folder)
     linears = find_linears(model, ignore, experts=False)
@@ -208,7 +208,7 @@ class _Job:
 
     def _statistics(self) -> Mapping[str, Statistics]:
         """Collect the calibration statistics that the method needs: matrix name to statistics."""
-        needs = SOLVERS[solver_of(self.method)].needs
+        needs = METHODS[self.method].needs
         if not needs:
             return {}
         wanted = {linear.name: needs for linear in self.linears}
@@ -302,7 +302,7 @@ def _outcomes(
             linear.name,
             linear.weight.to(homes[linear.name]).contiguous(),
             options,
-            lambda option: option.entry(first.solver, first.sym),
+            lambda option: option.entry(first.method, first.sym),
             statistics=given.get(linear.name),
         )
         for linear in linears

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..methods import SOLVERS, Statistics, quantize_matrix
+from ..methods import METHODS, Statistics, quantize_matrix
 from ..models import Linears
 from ..ops._arrays import dtype_name
 from ..plan import Plan, PlanEntry
@@ -77,7 +77,7 @@ def quantizing(model: torch.nn.Module, linears: Linears, plan: Plan, windows: to
     rates = {entry: _seconds_per_weight(entry) for entry in {_grid_alone(entry) for _, entry in work}}
     seconds = sum(linear.numel * rates[_grid_alone(entry)] for linear, entry in work)
     calibration = 0
-    needs = {need for _, entry in work for need in SOLVERS[entry.solver].needs}
+    needs = {need for _, entry in work for need in METHODS[entry.method].needs}
     if windows is not None and needs:
         inside = {linear.name: entry for linear, entry in work if linear.in_block}
         calibration = peak_bytes(linears, inside, *windows.shape)

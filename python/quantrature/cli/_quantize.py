@@ -186,9 +186,9 @@ class MethodSettings:
         Raises:
             InvalidArgumentError: for a pair that is not NAME=VALUE, or a value whose type is not the default's.
         """
-        from ..methods import METHODS, solver_of
+        from ..methods import METHODS, check_method
 
-        solver_of(method)
+        check_method(method)
         found = {name: value for name, value in vars(self).items() if value is not None and name != "option"}
         for pair in self.option or ():
             name, equals, text = pair.partition("=")
@@ -314,10 +314,10 @@ class _Work:
     """A loaded model, the plan to quantize it, and the calibration windows."""
 
     def __init__(self, model: torch.nn.Module, linears: Linears, plan: Plan, text: TextWhereNeeded, kept: Kept) -> None:
-        from ..methods import SOLVERS
+        from ..methods import METHODS
 
         self.model, self.linears, self.plan, self.text, self.kept = model, linears, plan, text, kept
-        self.calibrated = [e.solver for _, e in plan if not e.keeps and SOLVERS[e.solver].needs]
+        self.calibrated = [e.method for _, e in plan if not e.keeps and METHODS[e.method].needs]
         self.tokenizer: Any = None
         self.windows: Any = None
         self.record: Requantization | None = None

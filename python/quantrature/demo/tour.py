@@ -15,7 +15,6 @@ from .. import checkpoint, evaluate
 from .._C import QuantratureError
 from ..allocation import allocate
 from ..analysis import analyze
-from ..methods import solver_of
 from ..models import find_linears, load_model, load_tokenizer
 from ..models.loading import quiet
 from ..plan import Plan, PlanEntry
@@ -93,7 +92,7 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
     )
     with _folder(output) as folder:
         for bits, proof in zip(BITS, sensitivity.proofs, strict=True):
-            entry = PlanEntry(bits, GROUP_SIZE, solver=solver_of(METHOD))
+            entry = PlanEntry(bits, GROUP_SIZE, method=METHOD)
             uniform = Plan.uniform((matrix.name for matrix in sensitivity.matrices), entry)
             row = _measured(f"uniform, {bits} bits", uniform, folder / f"uniform-{bits}", evaluation, original)
             yield replace(row, predicted_loss_change=proof.predicted_loss_change)

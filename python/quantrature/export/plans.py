@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from .._C import InvalidArgumentError
-from ..methods import SOLVERS
+from ..methods import METHODS
 from ..plan import Plan, PlanEntry, fusion_groups
 
 _log = logging.getLogger(__name__)
@@ -302,9 +302,9 @@ def _settings(
 
 
 def _demand_a_grid_alone(form: str, name: str, entry: PlanEntry) -> None:
-    method = SOLVERS[entry.solver]
+    method = METHODS[entry.method]
     if not method.uniform:
-        _refuse(form, name, "solver must be one with evenly spaced values", entry.solver)
+        _refuse(form, name, "method must be one with evenly spaced values", entry.method)
     if entry.outlier_fraction:
         _refuse(form, name, "outlier_fraction must be 0", entry.outlier_fraction)
 

@@ -47,7 +47,7 @@ class OneOf:
     """Annotation of a text field: the values that it may have.
 
     Args:
-        names: the values. A value that is added to them later, such as the solver of a new method, is taken, too.
+        names: the values. A value that is added to them later, such as a new method, is taken, too.
     """
 
     def __init__(self, names: Collection[str]) -> None:

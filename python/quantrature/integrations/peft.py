@@ -178,11 +178,11 @@ def requantized(matrix: QuantizedMatrix, weight: torch.Tensor) -> QuantizedMatri
         assert spec.group_size is not None
         entry = PlanEntry(spec.bits, spec.group_size, False, spec.codebook, _meta_bits(spec.scale))
     elif isinstance(spec, CodebookSpec) and spec.codebook == "rows":
-        entry = PlanEntry(spec.bits, METHODS["squeezellm"].group_size or -1, solver="squeezellm")
+        entry = PlanEntry(spec.bits, METHODS["squeezellm"].group_size or -1, method="squeezellm")
         statistics = Statistics(fisher=torch.ones(weight.shape))  # all weights count alike
     elif isinstance(spec, TrellisSpec):
         options = {"state_bits": spec.state_bits, "code": spec.code}
-        entry = PlanEntry(spec.bits, METHODS["qtip"].group_size or -1, solver="qtip", options=options)
+        entry = PlanEntry(spec.bits, METHODS["qtip"].group_size or -1, method="qtip", options=options)
         statistics = Statistics(hessian=torch.eye(weight.shape[1]))
     else:
         raise UnsupportedError(f"[adapters] a weight stored as {spec.setting} cannot be quantized again")

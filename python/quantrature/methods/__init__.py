@@ -28,16 +28,15 @@ _log = logging.getLogger(__name__)
 
 __all__ = [
     "METHODS",
-    "SOLVERS",
     "STATISTICS",
     "Compared",
     "Comparison",
     "Method",
     "Statistics",
+    "check_method",
     "image_of",
     "kept_beside",
     "quantize_matrix",
-    "solver_of",
 ]
 
 METHODS: dict[str, Method] = {
@@ -51,21 +50,13 @@ METHODS: dict[str, Method] = {
     "awq": AWQ,
     "gptq": GPTQ,
 }
-"""Values of the argument ``method``, each with its :class:`Method`."""
-
-SOLVERS: dict[str, Method] = {method.solver: method for method in METHODS.values()}
-"""Values of ``solver`` in a plan entry, each with its :class:`Method`."""
+"""Values of the argument ``method`` and of ``method`` in a plan entry, each with its :class:`Method`."""
 
 
-def solver_of(method: str) -> str:
-    """Return the ``solver`` of a plan entry that stands for a method: ``minmax`` for rtn, else the method's name.
-
-    Raises:
-        InvalidArgumentError: for an unknown method.
-    """
+def check_method(method: str) -> None:
+    """Raise an InvalidArgumentError for an unknown method."""
     if method not in METHODS:
         raise InvalidArgumentError(f"[quantize] method must be one of {', '.join(METHODS)}: got {method!r}")
-    return METHODS[method].solver
 
 
 def quantize_matrix(
@@ -97,11 +88,11 @@ def quantize_matrix(
         InvalidArgumentError: if statistics that the method needs are missing; the message names them and the matrix.
         QuantratureError: any error of the kernels, with the name of the matrix added.
     """
-    method, given, device = SOLVERS[entry.solver], replace(statistics or Statistics(), name=name), weight.device
+    method, given, device = METHODS[entry.method], replace(statistics or Statistics(), name=name), weight.device
     for need in method.needs:
         if getattr(given, need) is None:
             raise InvalidArgumentError(
-                f"[quantize] {name}: method {entry.solver} needs calibration text, to compute the {need} of this matrix"
+                f"[quantize] {name}: method {entry.method} needs calibration text, to compute the {need} of this matrix"
             )
     if not (weight.is_cuda and method.on_devices and cuda_device_count()[0]):
         weight = weight.cpu()

@@ -174,7 +174,6 @@ def _of_sample(apart: torch.Tensor, statistics: Statistics) -> float:
 
 AWQ = Method(
     "scales input channels by their activations and clips groups, both for the smallest output error",
-    "awq",
     activation_aware,
     needs=("activations",),
     options={"scale": True, "clip": True, "fold": True},

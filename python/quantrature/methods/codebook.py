@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 def by_name(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """Quantize to the table that the entry's solver names, scaled by the largest magnitude in each group."""
+    """Quantize to the table that the entry's method names, scaled by the largest magnitude in each group."""
     outliers = kept_beside(weight, entry, kept)
     dense = ops.quantize(
-        weight, entry.bits, entry.group_size, codebook=entry.solver, meta_bits=entry.meta_bits, exclude=outliers
+        weight, entry.bits, entry.group_size, codebook=entry.method, meta_bits=entry.meta_bits, exclude=outliers
     )
     return QuantizedMatrix(dense, outliers)
 
 
 def _four_bits(entry: PlanEntry) -> None:
     if entry.bits != 4:
-        raise InvalidArgumentError(f"bits of {entry.solver} must be 4: got {entry.bits}")
+        raise InvalidArgumentError(f"bits of {entry.method} must be 4: got {entry.bits}")
     if entry.sym:
-        raise InvalidArgumentError(f"sym must be false with {entry.solver}, whose table of values is fixed: got true")
+        raise InvalidArgumentError(f"sym must be false with {entry.method}, whose table of values is fixed: got true")
 
 
 def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
@@ -40,7 +40,6 @@ def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
 
 NF4 = Method(
     "rounds to the nearest of 16 quantiles of a normal distribution, scaled per group; 4 bits (QLoRA)",
-    "nf4",
     by_name,
     check=_four_bits,
     dense_bytes=_bytes,
@@ -49,7 +48,6 @@ NF4 = Method(
 )
 FP4 = Method(
     "rounds to the nearest of 15 4-bit floating-point numbers, scaled per group; 4 bits",
-    "fp4",
     by_name,
     check=_four_bits,
     dense_bytes=_bytes,

@@ -29,13 +29,13 @@ class Compared:
 
     Attributes:
         name: name of the matrix.
-        solver: its method.
+        method: its method.
         error: error with its method.
         rtn: error with rtn, with the same bits, groups and unquantized weights.
     """
 
     name: str
-    solver: str
+    method: str
     error: float
     rtn: float
 
@@ -81,18 +81,18 @@ class Comparison:
         exact = weight.float()
         plain = exact if scale is None else (exact / scale).contiguous()
         kept = torch.empty(0, dtype=torch.int64) if matrix.outliers is None else matrix.outliers.positions().long()
-        nearest = RTN.quantize(plain, replace(entry, solver="minmax", options={}), kept, Statistics())
+        nearest = RTN.quantize(plain, replace(entry, method="rtn", options={}), kept, Statistics())
         image = nearest.dequantize("float32")
         if scale is not None:
             image *= scale
         errors = [method.objective(found - exact, statistics) for found in (matrix.dequantize("float32"), image)]
-        self.of.append(Compared(statistics.name, entry.solver, errors[0], errors[1]))
+        self.of.append(Compared(statistics.name, entry.method, errors[0], errors[1]))
 
     def report(self) -> None:
         """If rtn is better for any matrix, log one warning that names the worst ones first."""
         lost = sorted((each for each in self.of if each.lost), key=lambda each: each.rtn / each.error)
         if lost:
-            some = ", ".join(f"{x.name} ({x.solver} {x.error:.4g}, rtn {x.rtn:.4g})" for x in lost[:NAMED])
+            some = ", ".join(f"{x.name} ({x.method} {x.error:.4g}, rtn {x.rtn:.4g})" for x in lost[:NAMED])
             more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
             _log.warning(
                 "rtn would have been better for %d of %d matrices, by the error that their own method minimizes: %s%s",

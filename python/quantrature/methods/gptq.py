@@ -94,7 +94,6 @@ def _check(entry: PlanEntry) -> None:
 
 GPTQ = Method(
     "quantizes column by column; each column compensates the errors of those before it",
-    "gptq",
     with_feedback,
     needs=("hessian",),
     options={"damp_percent": 0.01, "desc_act": True, "static_groups": True, "grid": "minmax"},

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from ..plan import PlanEntry
 
 
+SOLVERS = {"rtn": "minmax", "mse": "mse", "hqq": "hqq-scale-free"}
+"""Method to the argument ``solver`` of :func:`quantrature.ops.quantize`."""
+
+
 def on_grid(
     weight: torch.Tensor, entry: PlanEntry, kept: torch.Tensor | None, statistics: Statistics
 ) -> QuantizedMatrix:
-    """Quantize with the entry's solver. Outliers do not affect scales and zero points, and stay unquantized."""
+    """Quantize with the method's solver. Outliers do not affect scales and zero points, and stay unquantized."""
     outliers = kept_beside(weight, entry, kept)
     dense = ops.quantize(
         weight,
         entry.bits,
         entry.group_size,
         sym=entry.sym,
-        solver="hqq-scale-free" if entry.solver == "hqq" else entry.solver,
+        solver=SOLVERS[entry.method],
         meta_bits=entry.meta_bits,
         exclude=outliers,
     )
@@ -34,7 +38,7 @@ def on_grid(
 
 def _not_symmetric(entry: PlanEntry) -> None:
     if entry.sym:
-        raise InvalidArgumentError(f"solver must be minmax or mse when sym is true: got {entry.solver!r}")
+        raise InvalidArgumentError(f"method must be rtn or mse when sym is true: got {entry.method!r}")
 
 
 def _sparse(apart: torch.Tensor, statistics: Statistics) -> float:
@@ -42,11 +46,10 @@ def _sparse(apart: torch.Tensor, statistics: Statistics) -> float:
     return float(apart.abs_().pow_(0.7).sum())
 
 
-RTN = Method("rounds to nearest, between minimum and maximum of each group", "minmax", on_grid, on_devices=True)
-MSE = Method("rtn with the range of least squared error per group", "mse", on_grid, objective=squared, on_devices=True)
+RTN = Method("rounds to nearest, between minimum and maximum of each group", on_grid, on_devices=True)
+MSE = Method("rtn with the range of least squared error per group", on_grid, objective=squared, on_devices=True)
 HQQ = Method(
     "half-quadratic quantization: optimizes zero points for sparse errors, without calibration; not with sym",
-    "hqq",
     on_grid,
     check=_not_symmetric,
     objective=_sparse,

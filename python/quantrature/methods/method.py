@@ -98,7 +98,6 @@ class Method:
 
     Attributes:
         about: one-line description.
-        solver: its name in ``solver`` of a plan entry.
         quantize: function that quantizes one matrix.
         needs: the :data:`STATISTICS` that it needs; empty for a method without calibration.
         options: names and default values of its own settings, which a plan entry may set.
@@ -120,7 +119,6 @@ class Method:
     """
 
     about: str
-    solver: str
     quantize: Quantizer
     needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -150,13 +148,13 @@ class Method:
         for name, value in entry.options.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
-                raise InvalidArgumentError(f"options of {entry.solver} must be one of {known}: got {name!r}")
+                raise InvalidArgumentError(f"options of {entry.method} must be one of {known}: got {name!r}")
             kind = type(self.options[name])
             if type(value) is not kind and not (kind is float and type(value) is int):
-                raise InvalidArgumentError(f"option {name} of {entry.solver} must be {kind.__name__}: got {value!r}")
+                raise InvalidArgumentError(f"option {name} of {entry.method} must be {kind.__name__}: got {value!r}")
         if self.group_size not in (None, entry.group_size):
             raise InvalidArgumentError(
-                f"group_size of {entry.solver} must be {self.group_size}: got {entry.group_size}"
+                f"group_size of {entry.method} must be {self.group_size}: got {entry.group_size}"
             )
         self.check(entry)
 

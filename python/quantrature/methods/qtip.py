@@ -182,7 +182,6 @@ def _on_a_trellis(entry: PlanEntry) -> None:
 
 QTIP = Method(
     "rotates the matrix at random and quantizes it with trellis codes and error feedback; no groups",
-    "qtip",
     on_trellis,
     needs=("hessian",),
     options={"state_bits": 16, "code": "3inst", "damp_percent": 0.01, "seed": 0},

@@ -145,7 +145,6 @@ def _by_fisher(apart: torch.Tensor, statistics: Statistics) -> float:
 
 SQUEEZELLM = Method(
     "one table of values per output channel, by k-means weighted by Fisher information",
-    "squeezellm",
     by_sensitivity,
     needs=("fisher",),
     options={"sensitive": 0.0},

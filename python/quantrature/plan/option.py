@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from .._C import InvalidArgumentError
-from ..methods import SOLVERS
+from ..methods import METHODS
 from .plan import PlanEntry
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -43,7 +43,7 @@ class Option:
         bits, group_size, fraction = found.groups()
         return cls(int(bits), int(group_size or 64), float(fraction or 0))
 
-    def entry(self, solver: str = "minmax", sym: bool = False, meta_bits: int | None = None) -> PlanEntry:
+    def entry(self, method: str = "rtn", sym: bool = False, meta_bits: int | None = None) -> PlanEntry:
         """Return the plan entry for this option.
 
         Raises:
@@ -53,7 +53,7 @@ class Option:
             self.bits,
             self.group_size,
             sym=sym,
-            solver=solver,
+            method=method,
             meta_bits=meta_bits,
             outlier_fraction=self.outlier_fraction,
         )
@@ -76,8 +76,8 @@ def stored_bytes(rows: int, columns: int, entry: PlanEntry, dtype: str = "bfloat
     """
     if entry.keeps:
         return rows * columns * VALUE_BYTES[dtype]
-    size = SOLVERS[entry.solver].dense_bytes(rows, columns, entry)
-    outliers = SOLVERS[entry.solver].kept(rows * columns, entry)
+    size = METHODS[entry.method].dense_bytes(rows, columns, entry)
+    outliers = METHODS[entry.method].kept(rows * columns, entry)
     if outliers:
         column = 2 if columns <= 1 << 16 else 4
         offset = 2 if outliers < 1 << 16 else 4 if outliers < 1 << 31 else 8

@@ -27,7 +27,7 @@ from ..files.schema import (
     one_line_errors,
     read,
 )
-from ..methods import SOLVERS
+from ..methods import METHODS
 from .nearest import did_you_mean
 
 FORMAT = "quantrature-plan"
@@ -37,7 +37,7 @@ KEEP_BITS = 16
 """The value of ``bits`` in an entry whose matrix is not quantized."""
 
 
-_ENTRY_BEFORE = {"outliers": "outlier_fraction"}
+_ENTRY_BEFORE = {"outliers": "outlier_fraction", "solver": "method"}
 _ALLOCATION_BEFORE = {"method": "strategy", "host": "method"}
 """Names in format version 1 to current names: of the fields of an entry, and of the allocation."""
 
@@ -61,7 +61,7 @@ class PlanEntry:
         group_size: number of consecutive weights, along the input dimension, that share one scale; -1 for one scale
             per row (output channel). Default 64.
         sym: if true, quantize symmetrically around zero, without zero points. Default false.
-        solver: quantization method: ``minmax`` for method rtn (round to nearest), else the name of the method.
+        method: quantization method, a name from ``quantrature.methods.METHODS``; ``rtn`` (round to nearest) by default.
         meta_bits: bits of quantized scales and zero points, 1 to 8; ``None`` stores them as float16.
         outlier_fraction: fraction of the weights, 0 to 1, that stay unquantized: those of the largest magnitude.
         reason: why the strategy chose this setting; free text.
@@ -73,7 +73,7 @@ class PlanEntry:
     bits: Annotated[Bits | Kept, Must("1 to 8, or 16 for unquantized")]
     group_size: GroupSize = 64
     sym: Annotated[Boolean, Must("true or false")] = False
-    solver: Annotated[str, OneOf(SOLVERS)] = "minmax"
+    method: Annotated[str, OneOf(METHODS)] = "rtn"
     meta_bits: Annotated[Bits | None, Must("null or 1 to 8")] = None
     outlier_fraction: Annotated[Number, Field(ge=0, le=1), Must("a fraction between 0 and 1")] = 0.0
     reason: Annotated[Text, Must("text")] = ""
@@ -82,7 +82,7 @@ class PlanEntry:
 
     def __post_init__(self) -> None:
         """Check that the method supports the entry; an InvalidArgumentError names the field or option."""
-        SOLVERS[self.solver].check_entry(self)
+        METHODS[self.method].check_entry(self)
 
     @property
     def keeps(self) -> bool:
@@ -98,7 +98,7 @@ class PlanEntry:
         """Short description: ``b3g64 hqq, meta 8, outlier_fraction 0.005``, or ``kept`` if unquantized."""
         if self.keeps:
             return "kept"
-        parts = [f"{self.setting} {self.solver}{' sym' if self.sym else ''}"]
+        parts = [f"{self.setting} {self.method}{' sym' if self.sym else ''}"]
         if self.meta_bits is not None:
             parts.append(f"meta {self.meta_bits}")
         if self.outlier_fraction:
@@ -110,6 +110,12 @@ class PlanEntry:
 def _renamed(given: Any, names: Mapping[str, str]) -> Any:
     """Return an object with the same values in the same order, with old names replaced by current ones."""
     return {names.get(name, name): value for name, value in given.items()} if isinstance(given, dict) else given
+
+
+def _entry_of_version_1(given: Any) -> Any:
+    """Return an entry with current names; version 1 called the method rtn ``minmax``."""
+    entry = _renamed(given, _ENTRY_BEFORE)
+    return {**entry, "method": "rtn"} if isinstance(entry, dict) and entry.get("method") == "minmax" else entry
 
 
 def _as_json(entry: PlanEntry) -> dict[str, Any]:
@@ -234,7 +240,7 @@ class Plan:
         if version == 1:
             entries = data.get("entries")
             if isinstance(entries, dict):
-                entries = {name: _renamed(entry, _ENTRY_BEFORE) for name, entry in entries.items()}
+                entries = {name: _entry_of_version_1(entry) for name, entry in entries.items()}
             allocation = _renamed(data.get("allocation", {}), _ALLOCATION_BEFORE)
             data = {**data, "format_version": FORMAT_VERSION, "entries": entries, "allocation": allocation}
         file = read(PlanFile, data, op="plan", origin=origin, items={"entries": "entry"}, unknown=_unknown)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..methods import SOLVERS, Statistics
+from ..methods import METHODS, Statistics
 from ..models import Linears, LinearWeight
 from ..models.blocks import Blocks
 from ..models.folding import NORM, ROWS, SHIFTED_NORM, Fold, as_rounded, changed_by, fold, restored, spread
@@ -56,7 +56,7 @@ class Folder:
 
     def _scales(self, linear: LinearWeight) -> bool:
         entry = self._entries[linear.name]
-        method = SOLVERS[entry.solver]
+        method = METHODS[entry.method]
         settings = method.settings(entry)
         return (
             method.input_scale is not None
@@ -104,7 +104,7 @@ class Folder:
                 continue
             taken.add(pair[1])
             for readers in _readers(group):
-                method = SOLVERS[self._entries[readers[0].name].solver]
+                method = METHODS[self._entries[readers[0].name].method]
                 activations = statistics[readers[0].name].activations
                 assert method.input_scale is not None
                 assert activations is not None

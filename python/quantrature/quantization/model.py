@@ -16,7 +16,7 @@ import torch
 from .. import __version__
 from .._C import InvalidArgumentError
 from ..files.resume import check_resume
-from ..methods import METHODS, SOLVERS, Comparison, quantize_matrix, solver_of
+from ..methods import METHODS, Comparison, check_method, quantize_matrix
 from ..models import Linears, LinearWeight, Skipped, check_loaded, find_linears, fingerprint
 from ..models.folding import fold
 from ..nn import quantized_layers
@@ -186,7 +186,7 @@ def quantize_by_plan(
 
 def _needing_text(plan: Plan) -> str | None:
     """Return the first method in a plan that needs calibration text; ``None`` if no method does."""
-    return next((entry.solver for _, entry in plan if not entry.keeps and SOLVERS[entry.solver].needs), None)
+    return next((entry.method for _, entry in plan if not entry.keeps and METHODS[entry.method].needs), None)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Request:
         if (self.bits is None) == (self.plan is None):
             raise InvalidArgumentError(f"[{caller}] give either bits or plan, not both")
         if self.plan is None:
-            solver_of(self.method)
+            check_method(self.method)
             return
         for name, default in ((f.name, f.default) for f in fields(self) if f.name in OF_ENTRIES):
             if (given := getattr(self, name)) != default:
@@ -241,7 +241,7 @@ class Request:
                 self.bits,
                 self.group_size if of_method is None else of_method,
                 self.sym,
-                solver_of(self.method),
+                self.method,
                 self.meta_bits,
                 self.outlier_fraction,
                 options=self.options,
@@ -304,7 +304,7 @@ def _check_plan(plan: Plan, linears: Linears, caller: str) -> None:
             raise InvalidArgumentError(f"[{caller}] plan entry {name!r} cannot be quantized: {reasons[name]}")
     plan.check_modules(linear.name for linear in linears)
     for name, entry in quantized:
-        if not linears.find(name).in_block and (entry.outlier_fraction or SOLVERS[entry.solver].needs):
+        if not linears.find(name).in_block and (entry.outlier_fraction or METHODS[entry.method].needs):
             raise InvalidArgumentError(
                 f"[{caller}] {name}: an embedding cannot have outliers or a method that needs calibration"
             )
@@ -347,7 +347,7 @@ def _that_can_run(linears: Linears) -> Linears:
 
 def _check_options(method: str, options: Iterable[str]) -> None:
     """Raise for a name that is neither an argument of :func:`quantize` nor an option of the method."""
-    solver_of(method)
+    check_method(method)
     known = METHODS[method].options
     for name in options:
         if name not in known:
@@ -372,7 +372,7 @@ def text_settings(plan: Plan, nsamples: int | str | None) -> dict[str, Any]:
     """
     if isinstance(nsamples, str) and nsamples != "auto":
         raise InvalidArgumentError(f"[quantize] nsamples must be an integer, auto or None: got {nsamples!r}")
-    methods = [SOLVERS[entry.solver] for _, entry in plan if not entry.keeps]
+    methods = [METHODS[entry.method] for _, entry in plan if not entry.keeps]
     needy = [method for method in methods if method.needs]
     return {
         "nsamples": max((method.nsamples for method in needy), default=128) if nsamples == "auto" else nsamples,

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 
 from .._C import InvalidArgumentError, QuantratureError
-from ..methods import SOLVERS, Comparison, quantize_matrix
+from ..methods import METHODS, Comparison, quantize_matrix
 from ..models import Linears, LinearWeight
 from ..nn.experts import split
 from ..packed import MatrixSpec
@@ -37,9 +37,9 @@ class QuantizeOnLoad(ConversionOps):
         for name, entry in plan:
             if entry.keeps:
                 continue
-            if SOLVERS[entry.solver].needs:
+            if METHODS[entry.method].needs:
                 raise InvalidArgumentError(
-                    f"[load] {name}: method {entry.solver} needs a calibration text: load the model, then quantize it"
+                    f"[load] {name}: method {entry.method} needs a calibration text: load the model, then quantize it"
                 )
             linear = linears.find(name)
             first = _parameter(linear.name, linear)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..methods import SOLVERS, Comparison, Statistics, quantize_matrix
+from ..methods import METHODS, Comparison, Statistics, quantize_matrix
 from ..models import Linears, LinearWeight
 from ..models.blocks import Blocks
 from ..models.folding import Fold, changed_by, fold, restored
@@ -127,7 +127,7 @@ class _Run:
     def __post_init__(self) -> None:
         """Find the matrices with a plan entry, and the statistics that their methods need."""
         self.chosen = [linear for linear in self.linears if linear.name in self.entries]
-        self.needs = {linear.name: SOLVERS[self.entries[linear.name].solver].needs for linear in self.chosen}
+        self.needs = {linear.name: METHODS[self.entries[linear.name].method].needs for linear in self.chosen}
         self._folder = Folder(self.model, self.linears, self.entries)
 
     def begin(self, windows: torch.Tensor, batch_size: int, whole: ExitStack) -> None:
@@ -263,7 +263,7 @@ def collect(
 def units(linears: Linears, entries: Mapping[str, PlanEntry], windows: int) -> int:
     """Return the total work that :func:`calibrate` reports: for each window, one unit per block and one for Fisher."""
     blocks = sum(1 + max(x.block for x in linears if x.name.startswith(f"{s}.")) for s in _stacks(linears, entries))
-    fishers = any("fisher" in SOLVERS[entry.solver].needs for entry in entries.values())
+    fishers = any("fisher" in METHODS[entry.method].needs for entry in entries.values())
     return windows * (blocks + fishers)
 
 
@@ -298,8 +298,8 @@ def peak_bytes(
     experts: dict[tuple[int, str], int] = {}
     largest = total = fishers = 0
     for linear in chosen:
-        needs = SOLVERS[entries[linear.name].solver].needs
-        copies = size + 2 * 4 * (SOLVERS[entries[linear.name].solver].input_scale is not None)
+        needs = METHODS[entries[linear.name].method].needs
+        copies = size + 2 * 4 * (METHODS[entries[linear.name].method].input_scale is not None)
         place_of = linear.name.removesuffix(linear.role)
         sums[place_of] = sums.get(place_of, 0) + linear.numel * copies
         hessian = 4 * linear.in_features**2 * ("hessian" in needs)

@@ -15,7 +15,7 @@ from .._C import InvalidArgumentError
 from ..analysis.path import CPU, homes_of
 from ..analysis.proving import Effort, Prover
 from ..analysis.quadrature import quadrature
-from ..methods import SOLVERS
+from ..methods import METHODS
 from ..models import Linears, LinearWeight, check_loaded, fingerprint
 from ..models.folding import Fold, folded, narrowest
 from ..models.gradients import gradient_checkpointing
@@ -124,7 +124,7 @@ def requant(
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     settings: dict[str, Any] = {
         "grids": [entry.setting for entry in dict.fromkeys(entries.values())],
-        "solvers": sorted({entry.solver for entry in entries.values()}),
+        "methods": sorted({entry.method for entry in entries.values()}),
         **exact.settings,
         **effort.settings,
         "batch_size": batch_size,
@@ -254,7 +254,7 @@ class _Job:
             scales that the method wants folded into the model.
         """
         homes = homes_of(self.chosen, self.effort.map_folder)
-        if any(SOLVERS[entry.solver].needs for entry in self.entries.values()):
+        if any(METHODS[entry.method].needs for entry in self.entries.values()):
             found = calibrate(
                 self.model,
                 self.linears,

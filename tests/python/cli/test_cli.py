@@ -142,7 +142,7 @@ def test_a_number_that_there_is_not_is_null(capfd, folders):
             ["eval", "MODEL", "--text", "TEXT", "--stride", "8", "--reference", "MODEL"],
             "[eval] --stride cannot be combined with --reference",
         ),
-        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, objectives, solvers"),
+        (["list", "nothing"], "[list] kind must be one of methods, strategies, metrics, objectives"),
     ],
 )
 def test_a_failure_is_one_line(capfd, folders, arguments, message):

@@ -113,7 +113,7 @@ def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
     assert not any("o_proj" in name for name in found["modules"])
     assert all(m["bits"] == 4 and m["outliers"] > 0 for m in found["modules"].values())
     plan = Plan.load(out / "plan.json")
-    assert {entry.solver for _, entry in plan} == {"hqq"}
+    assert {entry.method for _, entry in plan} == {"hqq"}
     assert models.load_tokenizer(out)("hello") == models.load_tokenizer(folder / "model")("hello")
     assert set(quantized_layers(models.load_model(out))) == set(found["modules"])
 

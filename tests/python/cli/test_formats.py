@@ -271,7 +271,7 @@ def test_types_of_ggml(entry, kind):
         ("auto-round", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         ("llama.cpp", PlanEntry(4, outlier_fraction=0.005), "outlier_fraction must be 0: got 0.005"),
         *(
-            (form, PlanEntry(4, size, solver=solver), f"solver must be one with evenly spaced values: got {solver}")
+            (form, PlanEntry(4, size, method=solver), f"method must be one with evenly spaced values: got {solver}")
             for form in formats.FORMATS
             for solver, size in (("nf4", 64), ("fp4", 64), ("squeezellm", -1), ("qtip", -1))
         ),
@@ -345,7 +345,7 @@ def test_plans_differ_in_how_matrices_are_stored():
 
 def test_entries_in_short():
     assert str(PlanEntry(16)) == "kept"
-    assert str(PlanEntry(3)) == "b3g64 minmax"
+    assert str(PlanEntry(3)) == "b3g64 rtn"
     assert str(PlanEntry(3, -1, True, "mse", 8, 0.005)) == "b3g-1 mse sym, meta 8, outlier_fraction 0.005"
 
 
@@ -373,11 +373,11 @@ def test_plan_diff(capfd, tmp_path):
     assert (status, err) == (0, "")
     words = " ".join(out.split())
     assert "1 of 2 matrices differ" in words
-    assert "m b3g64 minmax → b2g64 minmax, outlier_fraction 0.01" in words
+    assert "m b3g64 rtn → b2g64 rtn, outlier_fraction 0.01" in words
     assert "bytes 1,000 → 900" in words
     PLAN.save(b)
     status, out, err = run(capfd, "plan", "diff", a, b)
-    assert "missing → b4g32 minmax" in " ".join(out.split())
+    assert "missing → b4g32 rtn" in " ".join(out.split())
     assert "bytes" not in out
     status, out, err = run(capfd, "plan", "diff", a, tmp_path / "none.json")
     assert status == 1

@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
         {
             "model.layers.0.self_attn.q_proj": PlanEntry(4, 16),
             "model.layers.0.self_attn.o_proj": PlanEntry(3, -1, sym=True),
-            layer + "gate_proj": PlanEntry(2, 8, meta_bits=8, solver="hqq"),
+            layer + "gate_proj": PlanEntry(2, 8, meta_bits=8, method="hqq"),
             layer + "down_proj": PlanEntry(3, 16, meta_bits=8, outlier_fraction=0.02),
             layer + "up_proj": PlanEntry(8, 64, outlier_fraction=0.01),
         }

@@ -27,9 +27,9 @@ MODULE = "model.layers.0.mlp.up_proj"
 """What recipes spoil that name no other module: a grid with outliers and scales in float16."""
 
 ENTRIES = {
-    "model.layers.0.mlp.gate_proj": PlanEntry(2, -1, solver="qtip"),
-    "model.layers.0.mlp.down_proj": PlanEntry(3, -1, solver="squeezellm"),
-    "model.layers.0.self_attn.q_proj": PlanEntry(4, 16, solver="nf4"),
+    "model.layers.0.mlp.gate_proj": PlanEntry(2, -1, method="qtip"),
+    "model.layers.0.mlp.down_proj": PlanEntry(3, -1, method="squeezellm"),
+    "model.layers.0.self_attn.q_proj": PlanEntry(4, 16, method="nf4"),
 }
 """Modules of other kinds: a trellis, tables of the rows with scales of the inputs, a known table with groups."""
 KERNELS = [
@@ -50,7 +50,7 @@ def good(tmp_path_factory):
         weight = linear.weight.contiguous()
         statistics = Statistics(hessian=torch.eye(linear.in_features), fisher=torch.ones(weight.shape))
         matrix = quantize_matrix(linear.name, weight, entry, statistics=statistics)
-        if entry.solver == "squeezellm":
+        if entry.method == "squeezellm":
             matrix = replace(matrix, input_scale=torch.linspace(0.5, 2.0, linear.in_features))
         specs[linear.name] = put_layer(model, linear, matrix)
     declare(model, specs)

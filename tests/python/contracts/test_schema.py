@@ -16,7 +16,7 @@ from quantrature.models.folding import Fold
 from quantrature.packed import MatrixSpec
 from quantrature.requantization import Requantization
 
-ENTRY = PlanEntry(3, 32, solver="gptq", options={"damp_percent": 0.02})
+ENTRY = PlanEntry(3, 32, method="gptq", options={"damp_percent": 0.02})
 HUGE = "1" + "0" * 400
 NESTED = "[" * 50 + "]" * 50
 

@@ -253,7 +253,7 @@ def test_layers(on_device, dtype, solver):
     from quantrature.packed import MatrixSpec
     from quantrature.plan import PlanEntry
 
-    entry = PlanEntry(bits=4, group_size=32, outlier_fraction=0.02, solver=solver)
+    entry = PlanEntry(bits=4, group_size=32, outlier_fraction=0.02, method=solver)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
     layer = QuantLinear(MatrixSpec.of(matrix))
     layer.store(matrix)
@@ -527,7 +527,7 @@ def test_statistics_that_are_kept_are_on_the_cpu(model_on_device):
 
     model = model_on_device(sharp_model())
     linears = find_linears(model)
-    entries = {linear.name: PlanEntry(3, 16, solver="gptq") for linear in linears}
+    entries = {linear.name: PlanEntry(3, 16, method="gptq") for linear in linears}
     with torch.no_grad():
         kept = calibrate(model, linears, entries, TOKENS, keep_statistics=True).statistics
         seen = collect(model, linears, {name: ["hessian"] for name in entries}, TOKENS)
@@ -724,7 +724,7 @@ def test_every_method_leaves_the_matrix_where_its_weights_are(model_on_device, m
     x = torch.from_numpy(numbers(100, 64, 1))
     given = Statistics("m", x.T @ x / 100, torch.from_numpy(numbers(32, 64, 2) ** 2), x, 100)
     about = METHODS[method]
-    entry = PlanEntry(4, 32 if about.group_size is None else about.group_size, solver=about.solver)
+    entry = PlanEntry(4, 32 if about.group_size is None else about.group_size, method=about.solver)
     expected = quantize_matrix("m", there.weight, entry, there.kept, given)
     there = model_on_device(there)
     found = quantize_matrix("m", there.weight, entry, there.kept, given)

@@ -192,20 +192,20 @@ def test_the_method_has_both_kinds_of_groups(desc_act):
     weight, hessian = layer(24, 64)
     options = {"static_groups": False, "desc_act": desc_act}
     found = quantize_matrix(
-        "w", weight, PlanEntry(3, 16, solver="gptq", options=options), None, Statistics(hessian=hessian)
+        "w", weight, PlanEntry(3, 16, method="gptq", options=options), None, Statistics(hessian=hessian)
     )
     expected, _ = ops.gptq(weight, hessian, bits=3, group_size=16, desc_act=desc_act)
     assert torch.equal(found.dense.codes, expected.codes)
     assert torch.equal(found.dense.scale, expected.scale)
-    static = quantize_matrix("w", weight, PlanEntry(3, 16, solver="gptq"), None, Statistics(hessian=hessian))
+    static = quantize_matrix("w", weight, PlanEntry(3, 16, method="gptq"), None, Statistics(hessian=hessian))
     assert not torch.equal(static.dense.scale, expected.scale)
 
 
 def test_what_needs_all_groups_at_once_goes_with_static_ones():
     with pytest.raises(InvalidArgumentError, match="grid of gptq must be minmax or mse without static_groups"):
-        PlanEntry(3, 16, solver="gptq", options={"static_groups": False, "grid": "hqq"})
+        PlanEntry(3, 16, method="gptq", options={"static_groups": False, "grid": "hqq"})
     with pytest.raises(InvalidArgumentError, match="meta_bits of gptq must be null without static_groups"):
-        PlanEntry(3, 16, solver="gptq", meta_bits=8, options={"static_groups": False})
+        PlanEntry(3, 16, method="gptq", meta_bits=8, options={"static_groups": False})
 
 
 def test_the_loss_is_that_of_the_damped_hessian():
@@ -282,7 +282,7 @@ def test_matrices_are_named_when_damping_is_raised_or_of_no_use(caplog):
     hopeless = torch.eye(24)
     hopeless[0, 1] = hopeless[1, 0] = 50.0
     with caplog.at_level(logging.WARNING):
-        quantize_matrix("layers.3.o", weight, PlanEntry(4, 24, solver="gptq"), statistics=Statistics(hessian=hopeless))
+        quantize_matrix("layers.3.o", weight, PlanEntry(4, 24, method="gptq"), statistics=Statistics(hessian=hopeless))
     assert "layers.3.o: the Hessian is not positive definite with any damping" in caplog.text
 
 
@@ -361,4 +361,4 @@ def test_hessian_refusals(total, x, message):
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        PlanEntry(4, 64, solver="gptq", options=options)
+        PlanEntry(4, 64, method="gptq", options=options)

@@ -19,9 +19,9 @@ ENTRIES = {
     "grid with outliers": PlanEntry(3, 16, outlier_fraction=0.02),
     "symmetric grid": PlanEntry(4, -1, sym=True),
     "grid of grids": PlanEntry(2, 8, meta_bits=8, outlier_fraction=0.01),
-    "named table": PlanEntry(4, 16, solver="nf4", outlier_fraction=0.01),
-    "named table, scales on a grid": PlanEntry(4, 8, solver="fp4", meta_bits=8),
-    "tables of rows": PlanEntry(3, -1, solver="squeezellm", outlier_fraction=0.01),
+    "named table": PlanEntry(4, 16, method="nf4", outlier_fraction=0.01),
+    "named table, scales on a grid": PlanEntry(4, 8, method="fp4", meta_bits=8),
+    "tables of rows": PlanEntry(3, -1, method="squeezellm", outlier_fraction=0.01),
 }
 
 
@@ -84,25 +84,25 @@ def test_a_broken_description_is_refused(field, value, complaint):
     ("entry", "field", "value", "complaint"),
     [
         (
-            PlanEntry(4, 16, solver="nf4"),
+            PlanEntry(4, 16, method="nf4"),
             "codebook",
             "nf5",
             "codebook of a codebook must be nf4, fp4, shared or rows",
         ),
-        (PlanEntry(4, 16, solver="nf4"), "codebook", ["nf4"], "codebook of a codebook must be nf4, fp4"),
+        (PlanEntry(4, 16, method="nf4"), "codebook", ["nf4"], "codebook of a codebook must be nf4, fp4"),
         (
-            PlanEntry(4, 16, solver="nf4"),
+            PlanEntry(4, 16, method="nf4"),
             "bits",
             3,
             "bits of a codebook must be the bits of a table of 16 values: got 3",
         ),
-        (PlanEntry(4, 16, solver="nf4"), "table", "float16", "table of a codebook must be null for a fixed table"),
-        (PlanEntry(4, 16, solver="nf4"), "scale", None, "scale of a codebook must be null if and only if"),
-        (PlanEntry(4, 16, solver="nf4"), "scale", {"bits": 3}, "scale.shape of a codebook is missing"),
-        (PlanEntry(4, 16, solver="nf4"), "group_size", 0, "group_size of a codebook must be null, -1 or at least 1"),
-        (PlanEntry(3, -1, solver="squeezellm"), "table", None, "table of a codebook must be float16 or float32"),
-        (PlanEntry(3, -1, solver="squeezellm"), "scale", "float16", "scale of a codebook must be null if and only if"),
-        (PlanEntry(3, -1, solver="squeezellm"), "dtype", "int8", "dtype of a codebook must be float32, float16"),
+        (PlanEntry(4, 16, method="nf4"), "table", "float16", "table of a codebook must be null for a fixed table"),
+        (PlanEntry(4, 16, method="nf4"), "scale", None, "scale of a codebook must be null if and only if"),
+        (PlanEntry(4, 16, method="nf4"), "scale", {"bits": 3}, "scale.shape of a codebook is missing"),
+        (PlanEntry(4, 16, method="nf4"), "group_size", 0, "group_size of a codebook must be null, -1 or at least 1"),
+        (PlanEntry(3, -1, method="squeezellm"), "table", None, "table of a codebook must be float16 or float32"),
+        (PlanEntry(3, -1, method="squeezellm"), "scale", "float16", "scale of a codebook must be null if and only if"),
+        (PlanEntry(3, -1, method="squeezellm"), "dtype", "int8", "dtype of a codebook must be float32, float16"),
     ],
 )
 def test_a_broken_codebook_is_refused(entry, field, value, complaint):

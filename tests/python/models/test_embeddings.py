@@ -224,7 +224,7 @@ def test_a_plan_can_name_an_embedding():
         "model.embed_tokens": "b6g16 sym",
         "lm_head": "b5g16",
     }
-    for entry in (PlanEntry(4, 16, outlier_fraction=0.01), PlanEntry(4, 16, solver="gptq")):
+    for entry in (PlanEntry(4, 16, outlier_fraction=0.01), PlanEntry(4, 16, method="gptq")):
         with pytest.raises(InvalidArgumentError, match=r"model.embed_tokens: an embedding cannot have outliers"):
             qtr.quantize(tiny_model("llama"), plan=Plan({"model.embed_tokens": entry}), calibration="text")
 

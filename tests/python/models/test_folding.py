@@ -107,7 +107,7 @@ def logits(model):
 
 def found_in(model, **settings):
     linears = models.find_linears(model)
-    entries = {linear.name: PlanEntry(3, 16, solver="awq", options=settings) for linear in linears}
+    entries = {linear.name: PlanEntry(3, 16, method="awq", options=settings) for linear in linears}
     return linears, calibrate(model, linears, entries, WINDOWS, batch_size=4)
 
 
@@ -137,7 +137,7 @@ def test_folds_are_those_that_the_layout_allows_and_change_nothing(layout):
 def test_a_second_reader_of_a_norm_forbids_the_fold():
     model = tiny_model("llama")
     linears = models.find_linears(model, ["re:.*q_proj"])
-    entries = {linear.name: PlanEntry(3, 16, solver="awq") for linear in linears}
+    entries = {linear.name: PlanEntry(3, 16, method="awq") for linear in linears}
     found = calibrate(model, linears, entries, WINDOWS)
     assert {f.producer.rpartition(".")[2] for f in found.folds} == {"v_proj", "post_attention_layernorm", "up_proj"}
     assert found.matrices["model.layers.0.self_attn.k_proj"].input_scale is not None
@@ -153,10 +153,10 @@ def test_experts_that_the_trial_does_not_reach_keep_their_scale():
     for block in model.model.layers:
         block.mlp.gate.register_forward_hook(choose)
     names = [f"model.layers.{i}.mlp.experts.down_proj.1" for i in range(2)]
-    entries = {name: PlanEntry(3, 16, solver="awq") for name in names}
+    entries = {name: PlanEntry(3, 16, method="awq") for name in names}
     found = calibrate(model, models.find_linears(model), entries, WINDOWS, batch_size=4)
     assert found.folds == ()
-    entries = {name: PlanEntry(3, 16, solver="awq") for name in [*names, *(n[:-1] + "0" for n in names)]}
+    entries = {name: PlanEntry(3, 16, method="awq") for name in [*names, *(n[:-1] + "0" for n in names)]}
     found = calibrate(model, models.find_linears(model), entries, WINDOWS, batch_size=4)
     assert len(found.folds) == 4
 

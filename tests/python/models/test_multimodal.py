@@ -149,7 +149,7 @@ OTHERS = [(name, size) for name in FLOWS for size in (1, 2) if (name, size) not 
 def test_a_matrix_is_calibrated_on_what_the_quantized_model_gives_it(name, batch_size):
     model = FLOWS[name]()
     linears = find_linears(model)
-    entries = {linear.name: PlanEntry(3, 16, solver="gptq") for linear in linears}
+    entries = {linear.name: PlanEntry(3, 16, method="gptq") for linear in linears}
     before = state_of(model)
     found = calibrate(model, linears, entries, WINDOWS, batch_size=batch_size, keep_statistics=True)
     assert same(state_of(model), before)
@@ -183,7 +183,7 @@ def test_resuming_gives_the_same_bytes(name, monkeypatch, tmp_path, caplog):
 def test_progress_comes_to_the_work_that_was_announced(name):
     model = tiny_multimodal(name)
     linears = find_linears(model)
-    entries = {linear.name: PlanEntry(3, -1, solver="squeezellm") for linear in linears}
+    entries = {linear.name: PlanEntry(3, -1, method="squeezellm") for linear in linears}
     said = []
     calibrate(model, linears, entries, WINDOWS, report=lambda count, note: said.append(count))
     assert sum(said) == pytest.approx(sequential.units(linears, entries, len(WINDOWS)))
@@ -208,7 +208,7 @@ def test_one_half_may_be_quantized_alone():
     for half in ("encoder", "decoder"):
         model = tiny_multimodal("bart")
         names = [name for name in text_matrices("bart") if f".{half}." in name]
-        plan = Plan(dict.fromkeys(names, PlanEntry(4, 16, solver="gptq")))
+        plan = Plan(dict.fromkeys(names, PlanEntry(4, 16, method="gptq")))
         qtr.quantize(model, plan=plan, calibration=WINDOWS)
         assert list(quantized_layers(model)) == names
 

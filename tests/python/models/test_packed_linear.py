@@ -73,10 +73,10 @@ def test_few_and_many_rows_give_the_product(bits, dtype):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"solver": "nf4", "bits": 4},
-        {"solver": "nf4", "bits": 4, "meta_bits": 8},
-        {"solver": "fp4", "bits": 4, "group_size": -1},
-        {"solver": "squeezellm", "bits": 3, "group_size": -1, "options": {"sensitive": 0.01}},
+        {"method": "nf4", "bits": 4},
+        {"method": "nf4", "bits": 4, "meta_bits": 8},
+        {"method": "fp4", "bits": 4, "group_size": -1},
+        {"method": "squeezellm", "bits": 3, "group_size": -1, "options": {"sensitive": 0.01}},
     ],
     ids=str,
 )
@@ -360,7 +360,7 @@ def operator_calls(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("settings", [{}, {"outlier_fraction": 0.03, "meta_bits": 8}, {"solver": "nf4"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"outlier_fraction": 0.03, "meta_bits": 8}, {"method": "nf4"}], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_without_gradients_the_operator_is_called_once(settings, bias, dtype, operator_calls):
     layer = layer_of(bias=bias, **settings)

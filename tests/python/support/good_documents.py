@@ -34,7 +34,7 @@ PLAN = {
     "format_version": 2,
     "allocation": {"strategy": "pqi"},
     "entries": {
-        "a": {"bits": 3, "group_size": 64, "sym": False, "solver": "hqq", "meta_bits": 8, "outlier_fraction": 0.005},
+        "a": {"bits": 3, "group_size": 64, "sym": False, "method": "hqq", "meta_bits": 8, "outlier_fraction": 0.005},
         "b": {"bits": 16, "reason": "as it is", "predicted_loss_change": None},
     },
 }

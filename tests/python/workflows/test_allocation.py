@@ -203,7 +203,7 @@ def test_the_plan_says_how_it_came_about():
     for _, entry in plan:
         assert " nats for " in entry.reason
         assert entry.predicted_loss_change > 0
-        assert entry.solver == "minmax"
+        assert entry.method == "rtn"
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
@@ -283,9 +283,9 @@ def test_uniform_takes_the_largest_that_fits():
 
 def test_method_and_form_of_the_grid():
     plan = allocate(sensitivity(), avg_bits=4, method="hqq", meta_bits=8)
-    assert {(e.solver, e.meta_bits, e.sym) for _, e in plan} == {("hqq", 8, False)}
+    assert {(e.method, e.meta_bits, e.sym) for _, e in plan} == {("hqq", 8, False)}
     plan = allocate(sensitivity(sym=True), avg_bits=4)
-    assert {(e.solver, e.meta_bits, e.sym) for _, e in plan} == {("minmax", None, True)}
+    assert {(e.method, e.meta_bits, e.sym) for _, e in plan} == {("rtn", None, True)}
 
 
 def test_outliers_are_chosen_when_they_were_analyzed():

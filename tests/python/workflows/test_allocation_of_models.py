@@ -145,7 +145,7 @@ def test_missing_settings_are_measured_with_the_weights(analyzed, model):
     assert measured.allocation["error_energies"] == assumed.allocation["error_energies"] == "measured"
     assert measured.allocation["predicted_loss_change"] != assumed.allocation["predicted_loss_change"]
     other = allocate(analyzed, avg_bits=5, weights=model, method="hqq", outlier_fractions=[0, 0.02], group_sizes=[16])
-    assert {entry.solver for _, entry in other} == {"hqq"}
+    assert {entry.method for _, entry in other} == {"hqq"}
     assert other.allocation["bytes"] == stored(model, other)
 
 
@@ -193,7 +193,7 @@ def test_mxq_of_a_model_beats_uniform_in_what_it_minimises(model):
     assert plan.allocation["objective"] == pytest.approx(norms(plan), rel=1e-6)
     assert norms(plan) < norms(uniform)
     assert plan.allocation["nominal_bits_per_weight"] < 4.6
-    assert {(e.solver, e.meta_bits) for _, e in plan} == {("hqq", 8)}
+    assert {(e.method, e.meta_bits) for _, e in plan} == {("hqq", 8)}
 
 
 def boosted_model():
@@ -294,7 +294,7 @@ def test_activation_sensitivity_is_measured_part_by_part(layout):
         (arguments, named, output) = calls[0]
         for name in part:
             linear = linears.find(name)
-            entry = PlanEntry(2, 16, solver="hqq")
+            entry = PlanEntry(2, 16, method="hqq")
             image = quantize_matrix(name, linear.weight.contiguous(), entry).dequantize("float32")
             linear.weight.copy_(image)
         with torch.no_grad():

@@ -10,7 +10,7 @@ from quantrature.methods.awq import CLIPPED, STEPS, best_scale, candidates, clip
 from quantrature.nn import quantized_layers
 from tiny_models import tiny_model
 
-ENTRY = PlanEntry(3, 32, solver="awq")
+ENTRY = PlanEntry(3, 32, method="awq")
 
 
 def layer(rows=48, cols=128, tokens=300, seed=0):
@@ -65,7 +65,7 @@ def plain_awq(weight, x, bits, group):
 @pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 64), (4, 128), (2, 128), (3, 256)])
 def test_equals_plain_torch(bits, group):
     weight, x = layer(cols=256)
-    entry = PlanEntry(bits, group, solver="awq")
+    entry = PlanEntry(bits, group, method="awq")
     scale, limits = plain_awq(weight, x, bits, group)
     found = best_scale(weight, entry, x, None)
     torch.testing.assert_close(found.double(), scale, rtol=1e-4, atol=0)
@@ -81,7 +81,7 @@ def test_equals_plain_torch(bits, group):
 
 def test_without_scaling_and_clipping_it_is_round_to_nearest():
     weight, x = layer()
-    entry = PlanEntry(3, 32, solver="awq", options={"scale": False, "clip": False})
+    entry = PlanEntry(3, 32, method="awq", options={"scale": False, "clip": False})
     found = quantized(weight, x, entry)
     nearest = quantize_matrix("w", weight, PlanEntry(3, 32))
     assert found.input_scale is None
@@ -94,7 +94,7 @@ def test_without_scaling_and_clipping_it_is_round_to_nearest():
 def test_the_output_error_is_never_above_that_of_rounding(options):
     for seed in range(3):
         weight, x = layer(seed=seed)
-        entry = PlanEntry(4, 64, solver="awq", options=options)
+        entry = PlanEntry(4, 64, method="awq", options=options)
         nearest = ops.quantize(weight, 4, 64).dequantize()
         assert error(weight, quantized(weight, x, entry).dequantize("float32"), x) <= 1.02 * error(weight, nearest, x)
 
@@ -133,7 +133,7 @@ def test_a_constant_factor_of_the_scale_does_not_matter():
 
 def test_inputs_of_attention_scores_are_not_clipped():
     weight, x = layer()
-    entry = PlanEntry(3, 32, solver="awq", options={"scale": False})
+    entry = PlanEntry(3, 32, method="awq", options={"scale": False})
     nearest = ops.quantize(weight, 3, 32)
     for name in ("self_attn.q_proj", "self_attn.k_proj", "attention.query_key_value"):
         assert torch.equal(quantized(weight, x, entry, name=name).dense.codes, nearest.codes)

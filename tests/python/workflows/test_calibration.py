@@ -11,7 +11,7 @@ from interruptions import limited_to
 from model_state import same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.cli import main
-from quantrature.methods import METHODS, SOLVERS, Method
+from quantrature.methods import METHODS, Method
 from quantrature.nn import quantized_layers
 from quantrature.quantization import calibrate, collect, sequential
 from tiny_models import byte_tokenizer, tiny_model
@@ -31,9 +31,9 @@ LAYOUTS = [
     "qwen2-moe",
     "gpt-oss",
 ]
-GPTQ = PlanEntry(3, 16, solver="gptq")
-AWQ = PlanEntry(3, 16, solver="awq", options={"fold": False})
-QTIP = PlanEntry(3, -1, solver="qtip", options={"state_bits": 8})
+GPTQ = PlanEntry(3, 16, method="gptq")
+AWQ = PlanEntry(3, 16, method="awq", options={"fold": False})
+QTIP = PlanEntry(3, -1, method="qtip", options={"state_bits": 8})
 
 CALIBRATED = {
     "gptq": {},
@@ -97,7 +97,7 @@ def naive(model, entry, true_sequential):
     return found
 
 
-@pytest.mark.parametrize("entry", [GPTQ, AWQ, QTIP], ids=lambda entry: entry.solver)
+@pytest.mark.parametrize("entry", [GPTQ, AWQ, QTIP], ids=lambda entry: entry.method)
 @pytest.mark.parametrize("true_sequential", [True, False])
 def test_inputs_come_from_what_is_quantized_already(true_sequential, entry):
     model = tiny_model("llama")
@@ -128,7 +128,7 @@ def image_of(found, name):
 def test_the_fisher_information_is_that_of_the_model_as_it_is():
     model = tiny_model("llama")
     linears = models.find_linears(model)
-    entries = {linear.name: PlanEntry(3, -1, solver="squeezellm") for linear in linears}
+    entries = {linear.name: PlanEntry(3, -1, method="squeezellm") for linear in linears}
     one, other = (calibrate(model, linears, entries, WINDOWS, true_sequential=each) for each in (True, False))
     assert all(torch.equal(matrix.dequantize(), image_of(other, name)) for name, matrix in one.matrices.items())
 
@@ -328,7 +328,7 @@ def test_the_command_line(tmp_path, capfd):
     assert said["modules"] == 14
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     entry = next(iter(plan["entries"].values()))
-    assert entry["solver"] == "gptq"
+    assert entry["method"] == "gptq"
     assert entry["options"] == {"damp_percent": 0.02, "desc_act": False, "static_groups": False}
     assert checkpoint.inspect(tmp_path / "out").bits_per_weight == said["bits_per_weight"]
     assert not (tmp_path / "out.resume").exists()
@@ -336,7 +336,7 @@ def test_the_command_line(tmp_path, capfd):
     assert cost["memory_bytes"] > 0
     assert "gptq" in json.loads(cli("list", "methods", "--json"))["methods"]
     assert "gptq" in METHODS
-    assert isinstance(SOLVERS["gptq"], Method)
+    assert isinstance(METHODS["gptq"], Method)
 
 
 def test_an_interrupted_command_says_how_it_goes_on(monkeypatch, tmp_path, capfd):
@@ -400,7 +400,7 @@ def test_progress_comes_to_the_work_that_was_announced(name):
     size = 16 if METHODS[method].group_size is None else METHODS[method].group_size
     model = tiny_model("llama")
     linears = models.find_linears(model)
-    entries = {x.name: PlanEntry(3, size, solver=METHODS[method].solver, options=settings) for x in linears}
+    entries = {x.name: PlanEntry(3, size, method=method, options=settings) for x in linears}
     said = []
     calibrate(model, linears, entries, WINDOWS, batch_size=4, report=lambda *given: said.append(given))
     counts, notes = zip(*said, strict=True)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import quantrature as qtr
 from quantrature import methods
-from quantrature.methods import METHODS, SOLVERS, Comparison, Statistics, quantize_matrix
+from quantrature.methods import METHODS, Comparison, Statistics, quantize_matrix
 from quantrature.models import find_linears
 from quantrature.plan import PlanEntry
 from quantrature.quantization import calibrate
@@ -16,12 +16,12 @@ from tiny_models import tiny_model
 
 WINDOWS = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(1))
 ENTRIES = {
-    "mse": PlanEntry(2, 16, solver="mse", meta_bits=8),
-    "hqq": PlanEntry(3, 16, solver="hqq", outlier_fraction=0.01),
-    "gptq": PlanEntry(3, 16, solver="gptq", sym=True),
-    "awq": PlanEntry(3, 16, solver="awq", outlier_fraction=0.01),
-    "squeezellm": PlanEntry(3, -1, solver="squeezellm", outlier_fraction=0.01),
-    "qtip": PlanEntry(2, -1, solver="qtip"),
+    "mse": PlanEntry(2, 16, method="mse", meta_bits=8),
+    "hqq": PlanEntry(3, 16, method="hqq", outlier_fraction=0.01),
+    "gptq": PlanEntry(3, 16, method="gptq", sym=True),
+    "awq": PlanEntry(3, 16, method="awq", outlier_fraction=0.01),
+    "squeezellm": PlanEntry(3, -1, method="squeezellm", outlier_fraction=0.01),
+    "qtip": PlanEntry(2, -1, method="qtip"),
 }
 
 
@@ -55,10 +55,10 @@ def test_both_errors_are_those_of_the_definition(name):
     again = quantize_matrix("m", weight, entry, statistics=given)
     assert torch.equal(found.dequantize("float32"), again.dequantize("float32"))
     kept = None if found.outliers is None else found.outliers.positions()
-    plain = replace(entry, solver="minmax", options={}, outlier_fraction=0.0)
+    plain = replace(entry, method="rtn", options={}, outlier_fraction=0.0)
     nearest = quantize_matrix("m", weight, plain, kept)
     (compared,) = comparison.of
-    assert (compared.name, compared.solver) == ("m", entry.solver)
+    assert (compared.name, compared.method) == ("m", entry.method)
     assert compared.error == pytest.approx(by_hand(name, found.dequantize("float32") - weight, given), rel=1e-4)
     assert compared.rtn == pytest.approx(by_hand(name, nearest.dequantize("float32") - weight, given), rel=1e-4)
     assert not compared.lost
@@ -67,20 +67,20 @@ def test_both_errors_are_those_of_the_definition(name):
 def test_methods_that_minimize_nothing_are_left_out():
     assert {name for name, method in METHODS.items() if method.objective is None} == {"rtn", "nf4", "fp4"}
     comparison = Comparison()
-    for name in ("minmax", "nf4", "fp4"):
-        quantize_matrix("m", made()[0], PlanEntry(4, 16, solver=name), comparison=comparison)
+    for name in ("rtn", "nf4", "fp4"):
+        quantize_matrix("m", made()[0], PlanEntry(4, 16, method=name), comparison=comparison)
     assert not comparison.of
 
 
 def worse(monkeypatch, solver, names=("",)):
     """Let a method spoil some matrices: what it quantizes is three times too large."""
-    method = SOLVERS[solver]
+    method = METHODS[solver]
 
     def quantize(weight, entry, kept, given):
         factor = 3.0 if any(name in given.name for name in names) else 1.0
         return method.quantize(weight * factor, entry, kept, given)
 
-    monkeypatch.setitem(methods.SOLVERS, solver, replace(method, quantize=quantize))
+    monkeypatch.setitem(methods.METHODS, solver, replace(method, quantize=quantize))
 
 
 def warnings_of(caplog):
@@ -89,7 +89,7 @@ def warnings_of(caplog):
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_method_that_lost_says_so(name, monkeypatch, caplog):
-    text = {"calibration": WINDOWS} if SOLVERS[name].needs else {}
+    text = {"calibration": WINDOWS} if METHODS[name].needs else {}
     settings = {"bits": 2, "method": name, **({} if METHODS[name].group_size else {"group_size": 16})}
     worse(monkeypatch, name, ("layers.1.mlp.down_proj",))
     qtr.quantize(tiny_model("llama"), **settings, **text)
@@ -120,7 +120,7 @@ def test_a_folded_scale_is_held_against_rtn_without_it(monkeypatch):
     """In the coordinates of the scaled weights, rtn has the error that it has on the weights as they were."""
     weight, given = made()
     scale = torch.linspace(0.5, 2, 64)
-    entry = PlanEntry(3, 16, solver="awq", options={"scale": False})
+    entry = PlanEntry(3, 16, method="awq", options={"scale": False})
     scaled = replace(given, activations=given.activations / scale)
     comparison = Comparison()
     quantize_matrix("m", weight * scale, entry, statistics=scaled, comparison=comparison, scale=scale)

@@ -19,10 +19,10 @@ from tiny_models import tiny_model
 MIXTURES = ["mixtral", "qwen2-moe", "gpt-oss"]
 WINDOWS = torch.randint(0, 256, (8, 24), generator=torch.Generator().manual_seed(0))
 ENTRIES = {
-    "gptq": PlanEntry(3, 16, solver="gptq"),
-    "awq": PlanEntry(3, 16, solver="awq"),
-    "squeezellm": PlanEntry(3, -1, solver="squeezellm"),
-    "qtip": PlanEntry(3, -1, solver="qtip", options={"state_bits": 8}),
+    "gptq": PlanEntry(3, 16, method="gptq"),
+    "awq": PlanEntry(3, 16, method="awq"),
+    "squeezellm": PlanEntry(3, -1, method="squeezellm"),
+    "qtip": PlanEntry(3, -1, method="qtip", options={"state_bits": 8}),
 }
 
 

@@ -11,7 +11,7 @@ import quantrature as qtr
 from quantrature import InvalidArgumentError, Plan, PlanEntry, checkpoint, methods, models
 from quantrature.checkpoint.verify import verify
 from quantrature.cli import main
-from quantrature.methods import METHODS, SOLVERS, Method, Statistics, quantize_matrix, solver_of
+from quantrature.methods import METHODS, Method, Statistics, quantize_matrix
 from quantrature.nn import quantized_layers
 from quantrature.packed import QuantizedMatrix
 from tiny_models import byte_tokenizer, tiny_model
@@ -25,25 +25,23 @@ def calibrated(monkeypatch):
     seen = []
 
     def quantize(weight, entry, kept, statistics):
-        seen.append((SOLVERS["toy"].settings(entry), kept, statistics))
+        seen.append((METHODS["toy"].settings(entry), kept, statistics))
         return METHODS["rtn"].quantize(weight, PlanEntry(entry.bits, entry.group_size), kept, statistics)
 
-    toy = Method("a toy", "toy", quantize, needs=("hessian",), options={"damp": 0.5, "ordered": False})
+    toy = Method("a toy", quantize, needs=("hessian",), options={"damp": 0.5, "ordered": False})
     monkeypatch.setitem(METHODS, "toy", toy)
-    monkeypatch.setitem(SOLVERS, "toy", toy)
     return seen
 
 
-def test_every_method_has_a_solver_that_a_plan_takes():
+def test_a_plan_takes_every_method():
     for name, method in METHODS.items():
-        assert SOLVERS[solver_of(name)] is method
-        assert PlanEntry(4, method.group_size or 128, solver=method.solver).solver == method.solver
+        assert PlanEntry(4, method.group_size or 128, method=name).method == name
         assert str(method).startswith(method.about)
         assert set(method.needs) <= set(methods.STATISTICS)
 
 
 def test_a_method_gets_weight_kept_places_statistics_and_its_settings(calibrated):
-    entry = PlanEntry(4, 16, solver="toy", options={"damp": 1})
+    entry = PlanEntry(4, 16, method="toy", options={"damp": 1})
     kept = torch.tensor([3, 40])
     statistics = Statistics(hessian=torch.eye(32))
     matrix = quantize_matrix("w", WEIGHT, entry, kept, statistics)
@@ -60,7 +58,7 @@ def test_a_matrix_without_the_statistics_that_its_method_needs_is_named(calibrat
     with pytest.raises(
         InvalidArgumentError, match=r"layers.0.q: method toy needs calibration text, to compute the hessian"
     ):
-        quantize_matrix("layers.0.q", WEIGHT, PlanEntry(4, 16, solver="toy"), statistics=statistics)
+        quantize_matrix("layers.0.q", WEIGHT, PlanEntry(4, 16, method="toy"), statistics=statistics)
 
 
 @pytest.mark.parametrize(
@@ -74,24 +72,24 @@ def test_a_matrix_without_the_statistics_that_its_method_needs_is_named(calibrat
 )
 def test_options_are_checked_when_an_entry_is_made(calibrated, options, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        PlanEntry(4, 16, solver="toy", options=options)
+        PlanEntry(4, 16, method="toy", options=options)
 
 
 def test_methods_without_options_say_so():
-    with pytest.raises(InvalidArgumentError, match="options of minmax must be one of none: got 'damp'"):
+    with pytest.raises(InvalidArgumentError, match="options of rtn must be one of none: got 'damp'"):
         PlanEntry(4, 16, options={"damp": 1.0})
 
 
 def test_options_are_part_of_a_plan(calibrated, tmp_path):
-    entry = PlanEntry(4, 16, solver="toy", options={"ordered": True})
+    entry = PlanEntry(4, 16, method="toy", options={"ordered": True})
     assert str(entry) == "b4g16 toy, ordered True"
-    assert hash(entry) == hash(PlanEntry(4, 16, solver="toy"))
+    assert hash(entry) == hash(PlanEntry(4, 16, method="toy"))
     plan = Plan({"a": entry, "b": PlanEntry(4, 16)})
     plan.save(tmp_path / "plan.json")
     assert "options" not in plan.to_json()["entries"]["b"]
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded.entries == plan.entries
-    assert list(plan.diff(Plan({"a": PlanEntry(4, 16, solver="toy"), "b": PlanEntry(4, 16)}))) == ["a"]
+    assert list(plan.diff(Plan({"a": PlanEntry(4, 16, method="toy"), "b": PlanEntry(4, 16)}))) == ["a"]
 
 
 def test_quantize_passes_options_on_or_says_where_they_belong():
@@ -156,7 +154,7 @@ def test_requant_keeps_weights_beside_a_named_table():
 )
 def test_settings_a_named_table_has_not_are_refused(changes, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        PlanEntry(**{"bits": 4, "solver": "nf4", **changes})
+        PlanEntry(**{"bits": 4, "method": "nf4", **changes})
 
 
 @pytest.mark.parametrize("factor", [2.0**-60, 2.0**-12, 2.0**9, 2.0**60, 3e-5])
@@ -166,7 +164,7 @@ def test_codes_do_not_depend_on_the_scale_of_the_weights(method, factor, meta_bi
     """The published hqq limits inverse scales to 20000: weights with a standard deviation of 3e-5 lost 46 %."""
     torch.manual_seed(0)
     weight = torch.randn(40, 192)
-    entry = PlanEntry(4, 64, solver=solver_of(method), meta_bits=meta_bits)
+    entry = PlanEntry(4, 64, method=method, meta_bits=meta_bits)
     expected, got = (quantize_matrix("w", w, entry).dense for w in (weight, weight * factor))
     apart = (expected.unpack() != got.unpack()).sum()
     assert apart == 0 if math.log2(factor).is_integer() else apart < 20

@@ -22,7 +22,7 @@ def test_a_plan_survives_its_file(tmp_path):
 
 def test_an_edited_plan_takes_defaults_for_what_was_left_out():
     plan = Plan.from_json(GOOD)
-    assert plan.entries["a"] == PlanEntry(3, 64, False, "minmax", None, 0.0, "", None)
+    assert plan.entries["a"] == PlanEntry(3, 64, False, "rtn", None, 0.0, "", None)
     assert plan.entries["b"].keeps
     assert not plan.entries["a"].keeps
     assert len(plan) == 2
@@ -48,7 +48,7 @@ def test_the_prediction_is_a_sum_or_nothing():
         ("group_size", -2),
         ("group_size", "64"),
         ("sym", 1),
-        ("solver", "magic"),
+        ("method", "magic"),
         ("meta_bits", 0),
         ("meta_bits", 9),
         ("outlier_fraction", -0.1),
@@ -65,8 +65,8 @@ def test_an_impossible_field_is_named_with_its_entry(field, value):
 
 
 def test_hqq_has_no_symmetric_grid():
-    with pytest.raises(InvalidArgumentError, match="solver must be minmax or mse when sym is true"):
-        PlanEntry(3, sym=True, solver="hqq")
+    with pytest.raises(InvalidArgumentError, match="method must be rtn or mse when sym is true"):
+        PlanEntry(3, sym=True, method="hqq")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,10 @@ def test_what_is_no_plan_is_refused(data, complaint):
 
 def test_a_plan_of_format_version_1_is_read_under_the_names_of_today():
     old = {**GOOD, "format_version": 1, "allocation": {"method": "pqi", "host": "hqq", "bytes": 3}}
-    old["entries"] = {"a": {"bits": 3, "outliers": 0.005}}
+    old["entries"] = {"a": {"bits": 3, "outliers": 0.005, "solver": "minmax"}, "b": {"bits": 3, "solver": "hqq"}}
     plan = Plan.from_json(old)
     assert plan.entries["a"].outlier_fraction == 0.005
+    assert [entry.method for _, entry in plan] == ["rtn", "hqq"]
     assert plan.allocation == {"strategy": "pqi", "method": "hqq", "bytes": 3}
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.to_json()["format_version"] == 2

@@ -23,7 +23,7 @@ OPTIONS = {"state_bits": 8}
 
 def entry(bits=2, **settings):
     options = OPTIONS | settings.pop("options", {})
-    return PlanEntry(bits, -1, solver="qtip", options=options, **settings)
+    return PlanEntry(bits, -1, method="qtip", options=options, **settings)
 
 
 def sample(rows=48, cols=96, seed=0):
@@ -133,7 +133,7 @@ def test_errors_fall_with_bits_and_with_feedback(code, bits):
 def test_is_better_than_a_grid_of_more_bits():
     weight, hessian = sample(64, 128)
     mine = proxy(weight, quantized(weight, hessian, entry(2)).dequantize("float32"), hessian)
-    grid = proxy(weight, quantize_matrix("w", weight, PlanEntry(2, 32, solver="hqq")).dequantize("float32"), hessian)
+    grid = proxy(weight, quantize_matrix("w", weight, PlanEntry(2, 32, method="hqq")).dequantize("float32"), hessian)
     assert mine < 0.4 * grid
 
 

@@ -605,7 +605,7 @@ def test_weights_that_are_not_finite_are_named_and_the_model_is_left_alone(value
         ),
         ({"bits": 3, "state_folder": "x"}, r"did you mean 'resume_folder'\?"),
         ({"bits": 3, "method": "gptq", "damp_precent": 0.1}, r"did you mean 'damp_percent'\?"),
-        ({"bits": 3, "method": "hqq", "sym": True}, "solver must be minmax or mse when sym"),
+        ({"bits": 3, "method": "hqq", "sym": True}, "method must be rtn or mse when sym"),
         ({"plan": Plan({"nowhere": PlanEntry(3)})}, "entry 'nowhere' is no quantizable matrix"),
         ({"plan": Plan({"a": PlanEntry(3)}), "ignore": "re:x"}, "ignore cannot be combined with a plan"),
         (

@@ -165,7 +165,7 @@ def test_everything_can_be_kept():
 def test_a_plan_may_differ_between_matrices_and_leave_some():
     model = sharp_model()
     names = [linear.name for linear in models.find_linears(model)]
-    plan = Plan.uniform(names, PlanEntry(2, 16, solver="hqq")).replace(names[0], bits=16).replace(names[1], bits=4)
+    plan = Plan.uniform(names, PlanEntry(2, 16, method="hqq")).replace(names[0], bits=16).replace(names[1], bits=4)
     _, record = qtr.requant(model, TOKENS, plan=plan, outlier_fraction=0.02, significant_fraction=0.01, nodes=2)
     layers = quantized_layers(model)
     assert names[0] not in layers

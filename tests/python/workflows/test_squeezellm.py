@@ -26,7 +26,7 @@ FISHER = torch.randn(24, 96, generator=torch.Generator().manual_seed(1)).mul(2).
 
 
 def entry(bits=3, **changes):
-    return PlanEntry(bits, -1, solver="squeezellm", **changes)
+    return PlanEntry(bits, -1, method="squeezellm", **changes)
 
 
 def quantized(weight=WEIGHT, fisher=FISHER, kept=None, **changes):
@@ -230,7 +230,7 @@ def test_settings_it_has_not_are_refused(changes, message):
 
 def test_groups_are_refused():
     with pytest.raises(InvalidArgumentError, match="group_size of squeezellm must be -1: got 64"):
-        PlanEntry(3, 64, solver="squeezellm")
+        PlanEntry(3, 64, method="squeezellm")
 
 
 def test_bad_information_is_named():
@@ -312,7 +312,7 @@ def test_requant_keeps_weights_beside_tables_that_are_fitted_without_them():
 
 def test_the_calibration_text_is_as_long_as_that_of_the_authors():
     def of(*solvers, nsamples="auto"):
-        entries = {name: PlanEntry(3, -1, solver=name) for name in solvers}
+        entries = {name: PlanEntry(3, -1, method=name) for name in solvers}
         return text_settings(qtr.Plan(entries), nsamples)
 
     assert of("squeezellm") == {"nsamples": 100, "longest": 512}
