@@ -97,7 +97,8 @@ def allocate(
         weights: the model that was analyzed, or its folder, to measure settings that the analysis does not contain.
         sensitivity: for ``sensiboost``, matrix name to the score of :func:`activation_sensitivity`.
         trust_remote_code: whether to run Python code from the model's folder.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Raises:
         InvalidArgumentError: for an invalid argument, constraint or matrix, which the message names; for a budget

@@ -60,7 +60,8 @@ def activation_sensitivity(
             :func:`quantrature.text.token_windows`.
         bits, group_size, method: how to quantize for the measurement; the defaults are the authors'.
         batch_size: windows per forward pass, at least 1.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Returns:
         Matrix name to mean squared error. Matrices of one part have the same value.

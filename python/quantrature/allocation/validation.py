@@ -86,7 +86,8 @@ def measured_loss_changes(
         plans: plans for this model.
         objective: what to measure, as in :func:`quantrature.analyze`.
         batch_size: windows per forward pass.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Raises:
         InvalidArgumentError: for a plan with a matrix that the model does not have.
@@ -167,7 +168,8 @@ def validate(
         sensitivity: the analysis of the model.
         count, bits, seed: as in :func:`random_plans`.
         batch_size: windows per forward pass.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
     """
     plans = random_plans(sensitivity, count, bits, seed)
     measured = measured_loss_changes(

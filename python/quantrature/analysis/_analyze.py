@@ -98,7 +98,8 @@ def analyze(
         resume_folder: folder to save the state of the integral in; the files are removed at the end.
         resume: ``auto`` resumes an interrupted run with the same arguments, if there is one; ``required`` fails without
             one; ``never`` starts over. The result is bit-identical to that of an uninterrupted run.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Returns:
         The scores of all matrices, the comparison of prediction and measurement, and the maps of single weights.

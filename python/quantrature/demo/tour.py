@@ -60,7 +60,8 @@ def tour(output: Path | None = None, progress: bool | None = None) -> Iterator[R
 
     Args:
         output: folder for the quantized models; by default a temporary folder.
-        progress: whether to show progress bars; by default if stderr is a terminal.
+        progress: whether to show progress bars; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Raises:
         QuantratureError: if the package was installed without its model.

@@ -82,7 +82,8 @@ def divergence(
         batch_size: windows per forward pass, at least 1.
         bos: where to add the beginning-of-sequence token, as in ``token_windows``.
         text_column: field of the rows that holds the text, as in ``token_windows``.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Raises:
         InvalidArgumentError: as for :func:`perplexity`, and for models with vocabularies of different sizes.

@@ -75,7 +75,8 @@ def perplexity(
         bos: where to add the beginning-of-sequence token, as in ``token_windows``. With ``stride`` and ``"window"``,
             each overlapping window begins with BOS, and the first token of the text is predicted from it.
         text_column: field of the rows that holds the text, as in ``token_windows``.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Raises:
         InvalidArgumentError: as for ``token_windows``; for a model that is not causal, a window of one token, a

@@ -95,7 +95,8 @@ def quantize(
             that need calibration.
         resume: ``auto`` resumes from finished blocks of the same work in ``resume_folder``, ``required`` fails if there
             are none, ``never`` starts over. The result is the same as without an interruption, byte for byte.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
         **options: settings of the method, such as ``damp_percent=0.01``; not with ``plan``, whose entries have them.
 
     Returns:

@@ -103,7 +103,8 @@ def requant(
         resume_folder: folder to save intermediate results in; the files are removed at the end.
         resume: ``auto`` resumes an interrupted run with the same arguments, if there is one; ``required`` fails without
             one; ``never`` starts over. The result is bit-identical to that of an uninterrupted run.
-        progress: whether to show a progress bar; by default if stderr is a terminal.
+        progress: whether to show a progress bar; by default on a terminal. Elsewhere, long work prints a line every 30
+            seconds.
 
     Returns:
         The same model with quantized layers, and the record.
