@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import Cache
 from .._C import InvalidArgumentError
 from .finiteness import demand_finite_samples
 from .linears import Linears, LinearWeight
+from .part_outputs import PartOutputs
 from .running import outputs
 
 Watcher = Callable[[LinearWeight, torch.Tensor, int], None]
@@ -166,12 +167,6 @@ class Blocks:
                 handle.remove()
         return found
 
-    def outputs(self, number: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Run a block on every batch; yield the batch index and the output, on the device of the block."""
-        for i in range(len(self._firsts)):
-            with torch.no_grad():
-                yield i, self._run(number, i)
-
     def _run(self, number: int, i: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Run a block on a batch, with all floating-point inputs converted to ``dtype``."""
         block, hidden = self.module(number), self._hidden[i]
@@ -183,14 +178,21 @@ class Blocks:
         rest, named = _each_tensor(self._given[self.name(number)][i], placed)
         return _activations(block(placed(hidden), *rest, **named))
 
-    def advance(self, number: int, report: Callable[[int], Any]) -> None:
+    def advance(self, number: int, report: Callable[[int], Any], kept: PartOutputs | None = None) -> None:
         """Replace the activations by the outputs of a block, or by the inputs of the next stack.
+
+        Args:
+            number: index of the block.
+            report: called with the number of windows that are done.
+            kept: outputs of parts of the block to reuse.
 
         Raises:
             QuantratureError: if they are not finite; the message names block and sample.
         """
-        for i, out in self.outputs(number):
-            self._hidden[i] = out.cpu()
+        kept = kept or PartOutputs(self.module(number))
+        for i in range(len(self._firsts)):
+            with torch.no_grad(), kept.reused(i):
+                self._hidden[i] = self._run(number, i).cpu()
             report(len(self._batch(i)))
         self._check(f"the output of {self.name(number)} is")
         if number + 1 < len(self) and self._blocks[number + 1].stack != self._blocks[number].stack:
@@ -260,9 +262,23 @@ class Blocks:
         return found
 
     def watch(
-        self, number: int, matrices: Sequence[LinearWeight], watcher: Watcher, report: Callable[[int], Any]
+        self,
+        number: int,
+        matrices: Sequence[LinearWeight],
+        watcher: Watcher,
+        report: Callable[[int], Any],
+        kept: PartOutputs | None = None,
+        pending: Sequence[LinearWeight] = (),
     ) -> None:
         """Run a block on every batch, up to the last of the matrices, and pass their inputs to ``watcher``.
+
+        Args:
+            number: index of the block.
+            matrices: matrices to watch.
+            watcher: function that gets their inputs.
+            report: called with the number of windows that are done.
+            kept: outputs of parts of the block to reuse; those that are final are added.
+            pending: matrices of the block that are still to be quantized.
 
         Raises:
             QuantratureError: if an input is not finite; the message names matrix and sample.
@@ -280,7 +296,7 @@ class Blocks:
         with _watching(matrices, see, lambda: first), torch.no_grad():
             for i, first in enumerate(self._firsts):  # noqa: B007
                 waiting.update(linear.name for linear in matrices)
-                with suppress(_EnoughError):
+                with suppress(_EnoughError), nullcontext() if kept is None else kept.recorded(i, pending):
                     self._run(number, i)
                 report(len(self._batch(i)))
 

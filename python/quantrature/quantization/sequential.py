@@ -14,6 +14,7 @@ from ..methods import METHODS, Comparison, Statistics, quantize_matrix
 from ..models import Linears, LinearWeight
 from ..models.blocks import Blocks
 from ..models.folding import Fold, changed_by, fold, restored
+from ..models.part_outputs import PartOutputs
 from ..models.running import not_training
 from ..nn.experts import apart
 from ..packed import QuantizedMatrix
@@ -179,14 +180,16 @@ class _Run:
             folds = self._folder.folds(self.blocks, number, groups, seen)
             self._fold(folds, of_block)
         found: dict[str, QuantizedMatrix] = {}
+        kept = PartOutputs(self.blocks.module(number))
         for step in steps:
-            found |= self._quantized(number, step, folds, done)
+            pending = [linear for linear in members if linear.name not in found]
+            found |= self._quantized(number, step, folds, done, kept, pending)
             for linear in (linear for stage in step for linear in stage):
                 _move(linear, found[linear.name])
         self.matrices |= found
         if self.state is not None and members:
             self.state.save(number, FinishedBlock(found, tuple(folds)))
-        self.blocks.advance(number, done)
+        self.blocks.advance(number, done, kept)
 
     def _fold(self, found: Sequence[Fold], of_block: ExitStack) -> None:
         """Fold scales into the model until the end of the block; set the option ``scale`` of the consumers to false."""
@@ -203,11 +206,13 @@ class _Run:
         stages: Sequence[Sequence[LinearWeight]],
         folds: Sequence[Fold],
         report: Callable[[float], Any],
+        kept: PartOutputs,
+        pending: Sequence[LinearWeight],
     ) -> dict[str, QuantizedMatrix]:
         """Quantize the matrices of some stages of a block, with statistics from one pass over the text."""
         copies: _Copies = {}
         found = {}
-        for linear, statistics in _gathered(self.blocks, number, stages, self.needs, report):
+        for linear, statistics in _gathered(self.blocks, number, stages, self.needs, report, kept, pending):
             statistics = replace(statistics, fisher=self._fishers.get(linear.name))
             matrix = quantize_matrix(
                 linear.name,
@@ -251,12 +256,14 @@ def collect(
         blocks.enter()
         for number in range(len(blocks)):
             members = blocks.members(number, chosen)
+            kept = PartOutputs(blocks.module(number))
             if members:
                 stages = blocks.stages(number, members)
                 copies: _Copies = {}
-                for linear, statistics in _gathered(blocks, number, stages, needs, lambda count: report(count / 2)):
+                gathered = _gathered(blocks, number, stages, needs, lambda count: report(count / 2), kept)
+                for linear, statistics in gathered:
                     found[linear.name] = _on_cpu(replace(statistics, fisher=fishers.get(linear.name)), copies)
-            blocks.advance(number, lambda count: report(count / 2))
+            blocks.advance(number, lambda count: report(count / 2), kept)
     return found
 
 
@@ -279,8 +286,9 @@ def peak_bytes(
 
     The estimate includes:
 
-    - the activations between two blocks. If there are several stacks of blocks (an encoder-decoder), the outputs of an
-      earlier stack are held twice: by themselves, and as arguments of the next stack's blocks;
+    - the activations between two blocks, and as much again for the outputs of a part of the block, such as its
+      attention, that already has its final weights. If there are several stacks of blocks (an encoder-decoder), the
+      outputs of an earlier stack are held twice: by themselves, and as arguments of the next stack's blocks;
     - a copy of the weights of one block, and two in float32 if scales may be folded;
     - the statistics of one stage, or of all stages with ``keep_statistics``. All experts of one parameter are one
       stage, and each has statistics of its own;
@@ -313,7 +321,7 @@ def peak_bytes(
         largest = max(largest, others + 3 * (hessian + sampled))
         fishers += 4 * linear.numel * ("fisher" in needs)
     return (
-        windows * seqlen * hidden * size * (2 * len(_stacks(linears, entries)) - 1)
+        windows * seqlen * hidden * size * 2 * len(_stacks(linears, entries))
         + seqlen * width * 8
         + max(sums.values())
         + largest
@@ -332,6 +340,8 @@ def _gathered(
     stages: Sequence[Sequence[LinearWeight]],
     needs: Mapping[str, Sequence[str]],
     report: Callable[[float], Any],
+    kept: PartOutputs | None = None,
+    pending: Sequence[LinearWeight] = (),
 ) -> list[tuple[LinearWeight, Statistics]]:
     """Gather the statistics of the matrices of some stages in one pass over the text."""
     tokens = blocks.tokens
@@ -343,7 +353,7 @@ def _gathered(
         gatherers |= {x.name: Gatherer(asked, None if x.expert is not None else tokens) for x in readers}
         watched += readers
     if _asks(stages, needs):
-        blocks.watch(number, watched, lambda linear, x, _: gatherers[linear.name].take(x), report)
+        blocks.watch(number, watched, lambda linear, x, _: gatherers[linear.name].take(x), report, kept, pending)
     found: list[tuple[LinearWeight, Statistics]] = []
     for stage in stages:
         if stage[0].expert is None:

@@ -12,6 +12,7 @@ from model_state import same, state_of
 from quantrature import InvalidArgumentError, Plan, PlanEntry, QuantratureError, checkpoint, models
 from quantrature.cli import main
 from quantrature.methods import METHODS, Method
+from quantrature.models.part_outputs import PartOutputs
 from quantrature.nn import quantized_layers
 from quantrature.quantization import calibrate, collect, sequential
 from tiny_models import byte_tokenizer, tiny_model
@@ -275,6 +276,47 @@ def test_activations_that_are_not_finite_are_named_by_module_and_sample():
 def test_a_method_that_needs_text_says_so():
     with pytest.raises(InvalidArgumentError, match=r"\[quantize\] method gptq needs calibration text"):
         qtr.quantize(tiny_model("llama"), bits=4, method="gptq")
+
+
+def reusing_nothing(monkeypatch):
+    monkeypatch.setattr(PartOutputs, "__init__", lambda self, block: vars(self).update(_parts=[], _kept={}))
+
+
+@pytest.mark.parametrize(
+    ("dense", "true_sequential"),
+    [("none", True), ("none", False), ("attention", True), ("first", False), ("last", True)],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reusing_outputs_of_final_parts_changes_no_bit(layout, dense, true_sequential, monkeypatch):
+    def quantized():
+        model = tiny_model(layout)
+        names = [linear.name for linear in models.find_linears(model)]
+        left = {"none": [], "attention": [n for n in names if "att" in n], "first": names[::2], "last": names[1::2]}
+        entries = {name: GPTQ for name in names if name not in left[dense]}
+        linears = models.find_linears(model)
+        found = calibrate(model, linears, entries, WINDOWS, batch_size=4, true_sequential=true_sequential)
+        return {name: matrix.dequantize("float32") for name, matrix in found.matrices.items()}
+
+    reused = quantized()
+    reusing_nothing(monkeypatch)
+    assert same(reused, quantized())
+
+
+def test_attention_with_its_final_weights_runs_no_more(monkeypatch):
+    def calls_of_q():
+        model = tiny_model("llama")
+        calls = []
+        for block in model.model.layers:
+            block.self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
+        linears = models.find_linears(model)
+        calibrate(model, linears, {linear.name: GPTQ for linear in linears}, WINDOWS, batch_size=4)
+        return len(calls), len(model.model.layers)
+
+    found, blocks = calls_of_q()
+    reusing_nothing(monkeypatch)
+    without, _ = calls_of_q()
+    batches = 2
+    assert without - found == 2 * batches * blocks  # the pass for the inputs of down, and the one to the next block
 
 
 def test_peak_memory_counts_activations_and_hessians():
