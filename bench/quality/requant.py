@@ -105,7 +105,7 @@ class Bench:
         self.model = models.load_model(options.model, "float32")
         self.places = {linear.name: linear.weight for linear in models.find_linears(self.model)}
         self.total = sum(linear.numel for linear in self.linears)
-        self.prover = Prover(self.original, self.windows, 8)
+        self.prover = Prover(self.original, self.windows, 8, Effort("gauss", options.nodes))
         self.reference = [self.predictions(self.original.eval(), batch) for batch in self.evaluation.split(8)]
         self.losses = [self.loss(p, batch) for p, batch in zip(self.reference, self.evaluation.split(8), strict=True)]
         self.blocks: dict[str, list[dict[str, Any]]] = {}
@@ -127,7 +127,7 @@ class Bench:
         if predicted is None or measured is None:
             moved = [Moved(linear, lambda m=stored[linear.name]: m.dequantize("float32")) for linear in self.linears]
             with not_training(self.original), WeightPath(self.original, moved) as path:
-                _, proof = self.prover.prove(path, "", "", Effort("gauss", self.options.nodes), lambda steps: None)
+                _, proof = self.prover.prove(path, "", "", lambda steps: None)
             predicted, measured = proof.predicted_loss_change, proof.measured_loss_change
         for name, place in self.places.items():
             place.copy_(stored[name].dequantize("float32"))

@@ -27,10 +27,8 @@ from ..text import CalibrationText
 from .errors import Outcome, candidates, outcomes
 from .integral import Integral
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .objective import check_objective
 from .path import Moved, WeightPath, homes_of
 from .proving import Effort, Prover
-from .quadrature import quadrature
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
 from .snapshot import Snapshot
 
@@ -112,21 +110,17 @@ def analyze(
     for metric in metrics:
         if metric not in METRICS:
             raise InvalidArgumentError(f"[analyze] metrics must be among {', '.join(METRICS)}: got {metric!r}")
-    check_objective(objective, "analyze")
-    if tol is not None and tol <= 0:
-        raise InvalidArgumentError(f"[analyze] tol must be above 0: got {tol}")
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder), objective)
+    effort.check("analyze")
     check_method(method)
     of_bits = [bits] if isinstance(bits, int) else list(bits)
     entries = [PlanEntry(b, group_size, sym=sym, method=method) for b in of_bits]
-    quadrature(rule, nodes, "analyze")
     check_resume("analyze", resume, resume_folder)
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)
     text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
     windows = text.windows(model)
-    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     settings: dict[str, Any] = {
-        "objective": objective,
         "metrics": list(metrics),
         "bits": of_bits,
         "group_size": group_size,
@@ -138,7 +132,7 @@ def analyze(
     }
     prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
     snapshots = _Snapshots(resume_folder, resume, {**settings, "model": prints[0], "calibration": prints[1]})
-    job = _Job(model, linears, metrics, entries, method, Prover(model, windows, batch_size, objective), effort)
+    job = _Job(model, linears, metrics, entries, method, Prover(model, windows, batch_size, effort))
     with progress_bar("analyzing", job.passes, progress) as bar:
         found = job.run(snapshots, bar.advance, checkpointing)
     snapshots.discard()
@@ -157,7 +151,6 @@ class _Job:
         entries: settings of the quantized weights; the first one is used for scores and maps.
         method: quantization method of all settings.
         prover: computes integrals and measures loss changes on the calibration text.
-        effort: how to compute integrals.
     """
 
     model: torch.nn.Module
@@ -166,7 +159,6 @@ class _Job:
     entries: Sequence[PlanEntry]
     method: str
     prover: Prover
-    effort: Effort
 
     @property
     def gradient_metrics(self) -> list[str]:
@@ -177,7 +169,7 @@ class _Job:
     def passes(self) -> int:
         """Number of forward or gradient passes over single windows, for all metrics and settings together."""
         of_window = bool(self.gradient_metrics) + ("activation_error" in self.metrics)
-        of_window += ("pqi" in self.metrics) * self.effort.nodes * len(self.entries)
+        of_window += ("pqi" in self.metrics) * self.prover.effort.nodes * len(self.entries)
         return of_window * len(self.prover.share)
 
     def run(self, snapshots: _Snapshots, advance: Callable[[int], Any], checkpointing: bool) -> _Found:
@@ -185,13 +177,13 @@ class _Job:
         found, linears, windows = _Found(), self.linears, self.prover.windows
         with not_training(self.model):
             statistics = self._statistics()
-            homes = homes_of(linears, self.effort.map_folder)
+            homes = homes_of(linears, self.prover.effort.map_folder)
             moved = _towards(linears, homes, self.entries[0], statistics)
             found.scores |= weight_scores(moved, [m for m in self.metrics if m in ("magnitude", "error", "kurtosis")])
             if "pqi" in self.metrics:
                 found.outcomes = _outcomes(linears, homes, self.entries, statistics)
             with (
-                WeightPath(self.model, moved, self.effort.map_folder) as path,
+                WeightPath(self.model, moved, self.prover.effort.map_folder) as path,
                 gradient_checkpointing(self.model, linears, checkpointing),
             ):
                 if "activation_error" in self.metrics:
@@ -204,7 +196,7 @@ class _Job:
                     if number:
                         path.moved = _towards(linears, homes, entry, statistics)
                     keeping = functools.partial(snapshots.of, entry.setting)
-                    found.add(*self.prover.prove(path, entry.setting, self.method, self.effort, advance, keeping))
+                    found.add(*self.prover.prove(path, entry.setting, self.method, advance, keeping))
         return found
 
     def _statistics(self) -> Mapping[str, Statistics]:

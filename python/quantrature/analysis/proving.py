@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .._C import InvalidArgumentError
 from ..models.gradients import Share
 from .integral import Integral, integrate
-from .objective import Objective, at_start, mean_over
+from .objective import Objective, at_start, check_objective, mean_over
 from .path import WeightPath
 from .quadrature import quadrature
 from .sensitivity import Proof
@@ -20,17 +21,35 @@ from .snapshot import Snapshot
 class Effort(NamedTuple):
     """Settings of an integral; see :func:`quantrature.analyze`."""
 
-    rule: str
-    nodes: int
+    rule: str = "gauss"
+    nodes: int = 4
     tol: float | None = None
     max_nodes: int = 32
     abs_mode: str = "after_mean"
     map_folder: Path | None = None
+    objective: str = "nll"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Rule, nodes, tolerance and ``abs_mode`` as a dictionary, for records."""
-        return {"rule": self.rule, "nodes": self.nodes, "tol": self.tol, "abs_mode": self.abs_mode}
+        """Objective, rule, nodes, tolerance and ``abs_mode`` as a dictionary, for records."""
+        return {
+            "objective": self.objective,
+            "rule": self.rule,
+            "nodes": self.nodes,
+            "tol": self.tol,
+            "abs_mode": self.abs_mode,
+        }
+
+    def check(self, caller: str) -> None:
+        """Raise an InvalidArgumentError for an invalid objective, rule, number of nodes or tolerance.
+
+        Args:
+            caller: name of the public function, for the message.
+        """
+        check_objective(self.objective, caller)
+        quadrature(self.rule, self.nodes, caller)
+        if self.tol is not None and self.tol <= 0:
+            raise InvalidArgumentError(f"[{caller}] tol must be above 0: got {self.tol}")
 
 
 class Prover:
@@ -40,19 +59,21 @@ class Prover:
         model: the model of the paths.
         windows: token ids of the calibration text, (samples, seqlen).
         batch_size: windows per forward pass.
-        objective: name of the objective, one of ``OBJECTIVES``.
+        effort: settings of the integrals.
     """
 
-    def __init__(self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, objective: str = "nll") -> None:
+    def __init__(
+        self, model: torch.nn.Module, windows: torch.Tensor, batch_size: int, effort: Effort | None = None
+    ) -> None:
         self.model, self.windows, self.batch_size = model, windows, batch_size
-        self._name = objective
+        self.effort = effort or Effort()
         self._start: tuple[Objective, float] | None = None
 
     def _at_start(self, path: WeightPath) -> tuple[Objective, float]:
         """Return the objective and F at the original weights; the first call moves the model there to measure F."""
         if self._start is None:
             path.move_to(0)
-            self._start = at_start(self._name, self.model, self.windows, self.batch_size)
+            self._start = at_start(self.effort.objective, self.model, self.windows, self.batch_size)
         return self._start
 
     @property
@@ -73,24 +94,22 @@ class Prover:
         path: WeightPath,
         setting: str,
         method: str,
-        effort: Effort,
         advance: Callable[[int], Any],
         snapshot: Callable[[int], Snapshot | None] = lambda nodes: None,
     ) -> tuple[Integral, Proof]:
         """Integrate, and compare the predicted with the measured loss change.
 
-        If the difference is larger than ``effort.tol`` times the measured change, the integral is computed again with
-        twice as many nodes, up to ``effort.max_nodes``.
+        If the difference is larger than ``tol`` times the measured change, the integral is computed again with twice as
+        many nodes, up to ``max_nodes``.
 
         Args:
             path: path from the original to the quantized weights, inside its ``with`` block.
             setting: bits and group size, such as ``b3g64``, for the proof.
             method: quantization method, for the proof.
-            effort: settings of the integral.
             advance: function that is called with a number of finished windows, for progress.
             snapshot: function from a number of nodes to the file that the integral is saved to and resumed from.
         """
-        measured = self.measure(path)
+        effort, measured = self.effort, self.measure(path)
         nodes, evaluations = effort.nodes, 0
         while True:
             integral = integrate(

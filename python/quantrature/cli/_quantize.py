@@ -104,6 +104,14 @@ class Kept:
         str,
         typer.Option(help="How to distribute outliers over matrices: temperature or greedy.", rich_help_panel=REQUANT),
     ] = "temperature"
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="What --requant integrates: nll, the loss, or kl, the KL divergence from the original model's "
+            "predictions.",
+            rich_help_panel=REQUANT,
+        ),
+    ] = "nll"
     compute_dtype: Annotated[
         str,
         typer.Option(
@@ -121,6 +129,8 @@ class Kept:
             raise InvalidArgumentError(
                 "[quantize] --significant-fraction needs --requant, which finds the significant weights"
             )
+        if self.objective != "nll" and not self.requant:
+            raise InvalidArgumentError("[quantize] --objective needs --requant, which integrates it")
         check_fraction("quantize", "--outlier-fraction", self.outlier_fraction)
         check_fraction("quantize", "--significant-fraction", self.significant_fraction)
         if self.compute_dtype not in ("float32", "bfloat16", "float16"):
@@ -142,6 +152,7 @@ class Kept:
             "significant_fraction": significant,
             "steps": self.steps,
             "selection": self.selection,
+            "objective": self.objective,
         }
 
 

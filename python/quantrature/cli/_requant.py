@@ -11,7 +11,7 @@ import typer
 from .._C import InvalidArgumentError
 from ._groups import Loading, Quadrature, Resuming, Text
 from ._input import check_fraction, size_in_bytes
-from ._options import CALIBRATION, Json, MaxShardSize, Overwrite
+from ._options import CALIBRATION, Json, MaxShardSize, Objective, Overwrite
 from ._output import print_json, print_table, stdout_kept_clean
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def run(
             rich_help_panel=CALIBRATION,
         ),
     ] = 2,
+    objective: Objective = "nll",
     text: Text,
     integral: Quadrature,
     loading: Loading,
@@ -95,6 +96,7 @@ def run(
             text.calibration,
             output=output,
             steps=steps,
+            objective=objective,
             batch_size=text.batch_size,
             dtype=loading.dtype,
             device_map=loading.device_map,
@@ -137,6 +139,8 @@ def record_rows(record: Requantization) -> list[tuple[str, str]]:
         ("kept exactly", f"{record.outliers:,} outliers and {record.significant:,} significant weights"),
         ("gradient evaluations", f"{record.gradient_evaluations} per sample"),
     ]
+    if record.settings.get("objective") == "kl":
+        rows.append(("measured", "KL divergence from the original model, on the calibration text"))
     for stage in record.stages:
         predicted = stage.predicted_loss_change
         rows.append(

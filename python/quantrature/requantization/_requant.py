@@ -14,7 +14,6 @@ import torch
 from .._C import InvalidArgumentError
 from ..analysis.path import CPU, homes_of
 from ..analysis.proving import Effort, Prover
-from ..analysis.quadrature import quadrature
 from ..methods import METHODS
 from ..models import Linears, LinearWeight, check_loaded, fingerprint
 from ..models.folding import Fold, folded, narrowest
@@ -50,6 +49,7 @@ def requant(
     selection: str = "temperature",
     temperatures: Sequence[float] = TEMPERATURES,
     max_outlier_fraction: float = 0.05,
+    objective: str = "nll",
     tokenizer: Any = None,
     nsamples: int | None = None,
     seqlen: int | None = None,
@@ -95,6 +95,8 @@ def requant(
             predicted to reduce PQI most, from the error of each matrix at a few fractions of outliers.
         temperatures: temperatures to try, above 0.
         max_outlier_fraction: largest fraction of outliers in a matrix, 0 to 1.
+        objective: what to integrate and measure, as in :func:`quantrature.analyze`: ``nll``, the loss, as in the paper,
+            or ``kl``, the divergence from the predictions of the original model.
         tokenizer, nsamples, seqlen, seed, bos, text_column: how to cut the calibration text, as in ``token_windows``;
             ``nsamples=None`` uses all windows.
         batch_size, rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder: how to compute PQI, as in
@@ -116,13 +118,13 @@ def requant(
             is unchanged.
     """
     exact = ExactWeights(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
-    quadrature(rule, nodes, "requant")
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder), objective)
+    effort.check("requant")
     request = Request(bits, group_size, method, sym, meta_bits, plan=plan, ignore=ignore)
     linears, plan = plan_for(model, request, experts=False, caller="requant")
     chosen, entries = _chosen(linears, plan)
     text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
     windows = text.windows(model)
-    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     settings: dict[str, Any] = {
         "grids": [entry.setting for entry in dict.fromkeys(entries.values())],
         "methods": sorted({entry.method for entry in entries.values()}),
@@ -141,7 +143,7 @@ def requant(
         "calibration": prints[1],
     }
     journal = Journal(resume_folder, about, resume, "requant")
-    job = _Job(model, linears, chosen, entries, Prover(model, windows, batch_size), effort, exact, prove, checkpointing)
+    job = _Job(model, linears, chosen, entries, Prover(model, windows, batch_size, effort), exact, prove, checkpointing)
     with progress_bar("requantizing", job.gradients, progress) as bar:
         done = job.run(journal, bar.advance)
     journal.discard()
@@ -195,7 +197,6 @@ class _Job:
         chosen: the matrices to quantize.
         entries: matrix name to its plan entry.
         prover: computes integrals and measures loss changes on the calibration text.
-        effort: how to compute integrals.
         exact: how many weights to keep unquantized.
         prove: whether to compute an integral at the end, to predict the loss change of the result.
         checkpointing: whether to recompute activations in the backward pass.
@@ -206,7 +207,6 @@ class _Job:
     chosen: Sequence[LinearWeight]
     entries: Mapping[str, PlanEntry]
     prover: Prover
-    effort: Effort
     exact: ExactWeights
     prove: bool
     checkpointing: bool
@@ -216,7 +216,7 @@ class _Job:
         """Number of gradients that all integrals need, one for each window and node."""
         outliers, significant = self.exact.counts(self.chosen)
         integrals = bool(outliers) + self.exact.steps * bool(significant) + self.prove
-        return integrals * self.effort.nodes * len(self.prover.share)
+        return integrals * self.prover.effort.nodes * len(self.prover.share)
 
     def run(self, journal: Journal, advance: Callable[[int], Any]) -> _Done:
         """Quantize the matrices and choose the weights to keep; the model itself gets only the folded scales."""
@@ -232,7 +232,6 @@ class _Job:
                     self.chosen,
                     stored,
                     quantizer.original,
-                    self.effort,
                     journal,
                     advance,
                 ) as matrices,
@@ -254,7 +253,7 @@ class _Job:
             The quantizer; the quantized matrices by name, empty if the interrupted run has already used them; and the
             scales that the method wants folded into the model.
         """
-        homes = homes_of(self.chosen, self.effort.map_folder)
+        homes = homes_of(self.chosen, self.prover.effort.map_folder)
         if any(METHODS[entry.method].needs for entry in self.entries.values()):
             found = calibrate(
                 self.model,

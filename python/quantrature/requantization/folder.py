@@ -16,7 +16,6 @@ import torch
 from .._C import InvalidArgumentError, QuantratureError
 from ..analysis.path import homes_of
 from ..analysis.proving import Effort, Prover
-from ..analysis.quadrature import quadrature
 from ..checkpoint import save
 from ..checkpoint.verify import compare
 from ..files.new_folder import check_new_folder
@@ -59,6 +58,7 @@ def requant_folder(
     avg_bits: float | None = None,
     target_bytes: int | None = None,
     steps: int = 2,
+    objective: str = "nll",
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     tokenizer: Any = None,
@@ -99,8 +99,8 @@ def requant_folder(
         avg_bits: budget in bits per weight of the quantized matrices. It includes their scales, zero points and
             unquantized weights.
         target_bytes: budget in bytes for all quantized matrices.
-        steps, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in :func:`quantrature.requant`; the
-            default tokenizer is that of the source.
+        steps, objective, tokenizer, nsamples, seqlen, seed, bos, text_column, batch_size: as in
+            :func:`quantrature.requant`; the default tokenizer is that of the source.
         rule, nodes, tol, max_nodes, abs_mode, checkpointing, map_folder, prove: as in :func:`quantrature.requant`.
         resume_folder, resume, progress: as in :func:`quantrature.requant`.
         output: folder to write, atomically; ``None`` replaces ``folder``, and needs ``overwrite``.
@@ -120,19 +120,17 @@ def requant_folder(
         QuantratureError: for a matrix that was not made from the source; the message names it.
     """
     target = _target(folder, output, overwrite)
-    amount = Amount(significant_fraction, avg_bits, target_bytes)
-    check_steps(steps, "requant_folder")
-    quadrature(rule, nodes, "requant_folder")
+    amount = Amount(significant_fraction, avg_bits, target_bytes, steps)
+    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder), objective)
+    effort.check("requant_folder")
     pair = _Pair.load(folder, source, dtype, device_map, max_memory, trust_remote_code)
     linears, stored = [linear for _, linear, _ in pair.matched], pair.stored
     tokenizer = load_tokenizer(source, trust_remote_code) if tokenizer is None else tokenizer
     text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)
     windows = text.windows(pair.original)
     count = amount.weights(stored)
-    effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder))
     settings = {
         **asdict(amount),
-        "steps": steps,
         **effort.settings,
         "batch_size": batch_size,
         **text.settings(windows, pair.original),
@@ -141,12 +139,12 @@ def requant_folder(
     prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
     about = {**settings, "prove": prove, "model": prints[0], "calibration": prints[1], "quantized": pair.digests}
     journal = Journal(resume_folder, about, resume, "requant_folder")
-    prover = Prover(pair.original, windows, batch_size)
+    prover = Prover(pair.original, windows, batch_size, effort)
     with (
         not_training(pair.original),
         progress_bar("requantizing", (steps + prove) * nodes * len(prover.share), progress) as bar,
         gradient_checkpointing(pair.original, pair.found, checkpointing),
-        pair.matrices(prover, effort, journal, bar.advance) as matrices,
+        pair.matrices(prover, journal, bar.advance) as matrices,
     ):
         restored = matrices.detach_stepwise(QUANTIZED, count, steps, prove=prove)
     record = matrices.record([_kept(stored[linear.name]) for linear in linears], restored, settings, prints)
@@ -183,18 +181,20 @@ class Amount:
         significant_fraction: fraction of the quantized weights, above 0, at most 1.
         avg_bits: budget in bits per weight of the quantized matrices.
         target_bytes: budget in bytes for all quantized matrices.
+        steps: number of rounds; each restores an equal share.
 
     Raises:
-        InvalidArgumentError: if none or several are given, or the fraction is out of range.
+        InvalidArgumentError: if none or several of the three are given, or a number is out of range.
     """
 
     significant_fraction: float | None
     avg_bits: float | None
     target_bytes: int | None
+    steps: int
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if sum(given is not None for given in astuple(self)) != 1:
+        if sum(given is not None for given in astuple(self)[:3]) != 1:
             raise InvalidArgumentError(
                 "[requant_folder] give exactly one of significant_fraction, avg_bits and target_bytes"
             )
@@ -203,6 +203,7 @@ class Amount:
                 "[requant_folder] significant_fraction must be a fraction above 0, at most 1: got "
                 f"{self.significant_fraction}"
             )
+        check_steps(self.steps, "requant_folder")
 
     def weights(self, stored: Mapping[str, QuantizedMatrix]) -> int:
         """Return the number of weights to restore.
@@ -304,16 +305,16 @@ class _Pair:
         """Digests of the quantized matrices, by name of the layer in the quantized model."""
         return {name: layer.spec.digest for name, _, layer in self.matched}
 
-    def matrices(self, prover: Prover, effort: Effort, journal: Journal, advance: Callable[[int], Any]) -> Matrices:
+    def matrices(self, prover: Prover, journal: Journal, advance: Callable[[int], Any]) -> Matrices:
         """Return an object that holds the quantized and the original matrices, and restores weights."""
         linears, stored = [linear for _, linear, _ in self.matched], self.stored
-        homes = homes_of(linears, effort.map_folder)
+        homes = homes_of(linears, prover.effort.map_folder)
 
         def original(linear: LinearWeight) -> torch.Tensor:
             dtype = getattr(torch, stored[linear.name].dense.dtype)
             return linear.weight.to(homes[linear.name]).contiguous().to(dtype)
 
-        return Matrices(prover, homes, linears, stored, original, effort, journal, advance)
+        return Matrices(prover, homes, linears, stored, original, journal, advance)
 
     def put(self, result: Mapping[str, QuantizedMatrix]) -> None:
         """Replace the matrices of the quantized model by the improved ones."""

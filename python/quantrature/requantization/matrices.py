@@ -13,7 +13,7 @@ import torch
 from .. import ops
 from ..analysis.integral import Integral
 from ..analysis.path import Moved, WeightPath
-from ..analysis.proving import Effort, Prover
+from ..analysis.proving import Prover
 from ..models import LinearWeight
 from ..packed import QuantizedMatrix
 from .journal import Found, Journal
@@ -51,7 +51,6 @@ class Matrices:
         stored: matrix name to quantized matrix.
         original: function that returns the original weights of a matrix, (out_features, in_features), contiguous, on
             the device that ``homes`` names, in the dtype in which unquantized weights are stored.
-        effort: settings of the integrals.
         journal: records the results of the integrals.
         advance: function that is called with a number of windows whose gradients were computed, for progress.
     """
@@ -63,7 +62,6 @@ class Matrices:
         linears: Sequence[LinearWeight],
         stored: Mapping[str, QuantizedMatrix],
         original: Callable[[LinearWeight], torch.Tensor],
-        effort: Effort,
         journal: Journal,
         advance: Callable[[int], Any],
     ) -> None:
@@ -73,11 +71,11 @@ class Matrices:
         self.original = original
         self.stages: list[Stage] = []
         self._prover = prover
-        self._effort, self._journal, self._advance = effort, journal, advance
+        self._journal, self._advance = journal, advance
         moved = [
             Moved(linear, functools.partial(self._image, linear.name), homes[linear.name]) for linear in self.linears
         ]
-        self._path = WeightPath(prover.model, moved, effort.map_folder)
+        self._path = WeightPath(prover.model, moved, prover.effort.map_folder)
         self._mean_pqi: dict[str, float] = {}
 
     def __enter__(self) -> Matrices:
@@ -124,7 +122,6 @@ class Matrices:
                 self._path,
                 stage,
                 "",
-                self._effort,
                 self._advance,
                 functools.partial(self._journal.snapshot, stage),
             )
@@ -139,7 +136,7 @@ class Matrices:
             return [dataclasses.asdict(reached), value], tensors
 
         if stage in self._journal:
-            self._advance(self._effort.nodes * len(self._prover.share))
+            self._advance(self._prover.effort.nodes * len(self._prover.share))
         (reached, value), tensors = self._journal.of(stage, make)
         self.stages.append(Stage(**reached))
         return value, tensors

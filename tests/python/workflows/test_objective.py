@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import quantrature as qtr
-from quantrature import InvalidArgumentError, evaluate
+from quantrature import InvalidArgumentError, evaluate, models
 from quantrature.allocation import measured_loss_changes, validate
 from quantrature.analysis import objective
 from quantrature.cli import main
@@ -59,6 +59,34 @@ def test_plans_say_what_they_predict_and_are_measured_by_it():
     assert compared.median_relative_error < 0.5
 
 
+def test_requant_measures_and_ranks_by_the_divergence(tmp_path):
+    model = tiny_model("llama")
+    settings = {"bits": 2, "group_size": 16, "outlier_fraction": 0.01, "significant_fraction": 0.01}
+    quantized, record = qtr.requant(tiny_model("llama"), TOKENS, objective="kl", **settings)
+    measured = evaluate.divergence(quantized, model, TOKENS).mean
+    assert record.settings["objective"] == "kl"
+    assert record.measured_loss_change == pytest.approx(measured, rel=1e-4)
+    assert record.predicted_loss_change == pytest.approx(measured, rel=0.02)
+    assert min(stage.measured_loss_change for stage in record.stages) > 0
+    _, by_loss = qtr.requant(tiny_model("llama"), TOKENS, **settings)
+    assert by_loss.settings["objective"] == "nll"
+    assert [m.mean_pqi for m in record.matrices] != [m.mean_pqi for m in by_loss.matrices]
+
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    plain = qtr.quantize(tiny_model("llama"), bits=2, group_size=16)
+    plain.save_pretrained(tmp_path / "plain")
+    folder, source = tmp_path / "plain", tmp_path / "model"
+    improved = qtr.requantization.requant_folder(
+        folder, source, TOKENS, significant_fraction=0.05, objective="kl", output=tmp_path / "improved"
+    )
+    assert improved.stages[0].measured_loss_change > improved.measured_loss_change > 0
+    after = evaluate.divergence(models.load_model(tmp_path / "improved"), model, TOKENS).mean
+    assert improved.measured_loss_change == pytest.approx(after, rel=1e-3)
+    with pytest.raises(InvalidArgumentError, match=r"\[requant\] objective must be one of nll, kl: got 'loss'"):
+        qtr.requant(tiny_model("llama"), TOKENS, objective="loss", **settings)
+
+
 def test_the_verbs(tmp_path, capsys):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
@@ -73,6 +101,15 @@ def test_the_verbs(tmp_path, capsys):
     assert "predicted divergence" in capsys.readouterr().out
     assert main(["plan", "validate", plan, str(tmp_path / "model"), "--json", *text]) == 0
     assert json.loads(capsys.readouterr().out)["measured_loss_change"] > 0
+    quantize = ["quantize", str(tmp_path / "model"), "--bits", "2", "--group-size", "16", "--objective", "kl"]
+    out = str(tmp_path / "out")
+    assert main([*quantize, "-o", out, *text]) == 1
+    assert "[quantize] --objective needs --requant" in capsys.readouterr().err
+    assert main([*quantize, "--requant", "-o", out, *text]) == 0
+    assert "KL divergence from the original model" in capsys.readouterr().out
+    requant = ["requant", out, "--source", str(tmp_path / "model"), "--significant-fraction", "0.01", *text]
+    assert main([*requant, "--objective", "kl", "-o", str(tmp_path / "better"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["objective"] == "kl"
 
 
 def test_other_objectives_are_refused():
