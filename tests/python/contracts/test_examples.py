@@ -15,7 +15,7 @@ from quantrature.nn import quantized_layers
 from quantrature.plan import Plan, PlanEntry
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.slow  # builds the core
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("core")]  # one worker builds the core
 
 
 def run(*command, cwd=None, **environment):
