@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from quantrature import Plan, PlanEntry, Requantization, Sensitivity, checkpoint, models
+from quantrature import Plan, PlanEntry, Requantization, Sensitivity, checkpoint, models, quantization
 from quantrature.cli import main
 from quantrature.files.remote_code import REMOTE_CODE
 from quantrature.nn import quantized_layers
@@ -119,6 +119,14 @@ def test_quantize_writes_what_it_says(capfd, folder, tmp_path):
 
 
 CALIBRATION = ("--nsamples", 2, "--seqlen", 32, "--nodes", 2)
+
+
+def test_quantize_looks_for_the_matrices_once(capfd, folder, tmp_path, monkeypatch):
+    searches = []
+    find = quantization.model.find_linears
+    monkeypatch.setattr(quantization.model, "find_linears", lambda *a, **k: searches.append(1) or find(*a, **k))
+    assert run(capfd, "quantize", folder / "model", "--bits", "4", "-o", tmp_path / "new")[0] == 0
+    assert len(searches) == 1
 
 
 def test_quantize_with_requant(capfd, folder, tmp_path):
