@@ -115,9 +115,7 @@ def quantize(
     request = Request(bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore, options)
     linears, plan = plan_for(model, request)
     windows = None
-    if (needy := _needing_text(plan)) is not None:
-        if calibration is None:
-            raise InvalidArgumentError(f"[quantize] method {needy} needs calibration text: give calibration")
+    if calibration is not None and _needing_text(plan) is not None:
         wanted = text_settings(plan, nsamples)
         text = CalibrationText(calibration, tokenizer, wanted["nsamples"], seqlen, seed, bos, text_column)
         windows = text.windows(model, wanted["longest"])
@@ -166,8 +164,9 @@ def quantize_by_plan(
         check_weight(linear.name, linear.weight)
     comparison = Comparison()
     specs = {}
-    if _needing_text(plan) is not None:
-        assert windows is not None
+    if (needy := _needing_text(plan)) is not None:
+        if windows is None:
+            raise InvalidArgumentError(f"[quantize] method {needy} needs calibration text: give calibration")
         entries = {linear.name: entry for linear, entry in work if linear.in_block}
         found = _calibrated(model, linears, entries, windows, batch_size, true_sequential, state, progress)
         fold(model, linears, found.folds)
