@@ -202,7 +202,7 @@ def run(
         str | None, typer.Option(help="The model that was analyzed, to measure settings that SENS does not contain.")
     ] = None,
     text: Text,
-    objective: Objective = "nll",
+    objective: Objective = "kl",
     nodes: Annotated[
         int,
         typer.Option(
