@@ -62,7 +62,7 @@ class PlanEntry:
             per row (output channel). Default 64.
         sym: if true, quantize symmetrically around zero, without zero points. Default false.
         method: quantization method, a name from ``quantrature.methods.METHODS``; ``rtn`` (round to nearest) by default.
-        meta_bits: bits of quantized scales and zero points, 1 to 8; ``None`` stores them as float16.
+        meta_bits: bits of quantized scales and zero points, 1 to 8; ``None`` stores them as float16 or float32.
         outlier_fraction: fraction of the weights, 0 to 1, that stay unquantized: those of the largest magnitude.
         reason: why the strategy chose this setting; free text.
         predicted_loss_change: predicted change of the loss when this matrix is quantized, in nats per token; ``None``
