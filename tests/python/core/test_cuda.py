@@ -245,15 +245,15 @@ def test_matvec_of_codebooks(on_device, bits, group_size):
 
 @needs_a_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("solver", ["minmax", "nf4"])
-def test_layers(on_device, dtype, solver):
+@pytest.mark.parametrize("method", ["rtn", "nf4"])
+def test_layers(on_device, dtype, method):
     pytest.importorskip("transformers")
     from quantrature.methods import quantize_matrix
     from quantrature.nn import QuantLinear
     from quantrature.packed import MatrixSpec
     from quantrature.plan import PlanEntry
 
-    entry = PlanEntry(bits=4, group_size=32, outlier_fraction=0.02, method=solver)
+    entry = PlanEntry(bits=4, group_size=32, outlier_fraction=0.02, method=method)
     matrix = quantize_matrix("m", torch.from_numpy(numbers(48, 256)), entry)
     layer = QuantLinear(MatrixSpec.of(matrix))
     layer.store(matrix)
@@ -724,7 +724,7 @@ def test_every_method_leaves_the_matrix_where_its_weights_are(model_on_device, m
     x = torch.from_numpy(numbers(100, 64, 1))
     given = Statistics("m", x.T @ x / 100, torch.from_numpy(numbers(32, 64, 2) ** 2), x, 100)
     about = METHODS[method]
-    entry = PlanEntry(4, 32 if about.group_size is None else about.group_size, method=about.solver)
+    entry = PlanEntry(4, 32 if about.group_size is None else about.group_size, method=method)
     expected = quantize_matrix("m", there.weight, entry, there.kept, given)
     there = model_on_device(there)
     found = quantize_matrix("m", there.weight, entry, there.kept, given)
