@@ -8,6 +8,8 @@ _MODULES = tempfile.TemporaryDirectory(prefix="transformers-modules-")
 os.environ["HF_MODULES_CACHE"] = _MODULES.name  # transformers copies the code of models there before it runs it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; so do the programs that they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(os.environ.get("QUANTRATURE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 
@@ -18,15 +20,6 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs {SHARED}")
     return SHARED
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_torch_thread_for_each_worker() -> None:
-    """Workers that share the cores already only get in each other's way with more."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        import torch
-
-        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
