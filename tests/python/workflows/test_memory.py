@@ -130,7 +130,9 @@ else:
 
 def measured(*arguments):
     code = MEASURED.replace("sys.argv[1:]", repr(list(map(str, arguments))))
-    return run_python(code, OMP_NUM_THREADS="1", QUANTRATURE_NUM_THREADS="1")
+    # Otherwise glibc keeps an amount of freed memory that differs from run to run.
+    returned = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    return run_python(code, OMP_NUM_THREADS="1", QUANTRATURE_NUM_THREADS="1", **returned)
 
 
 def test_the_peak_is_originals_accumulators_and_one_gradient():
