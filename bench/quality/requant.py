@@ -7,9 +7,10 @@ First, the bench measures time and memory of the analysis, with 3 Gauss nodes an
 each in its own process.
 
 Then it evaluates several models for each method and number of bits. They keep different weights unquantized: none;
-outliers; significant weights; both; as many weights at random positions. Others have the size of "both": the method
-with smaller groups, with 16-bit and with 8-bit scales and zeros; and as many unquantized weights, chosen by another
-score over the whole model (PQI, magnitude, squared gradient, first order), which do not affect the scales.
+outliers; significant weights; both; the same number of weights at random positions. Others have the size of "both":
+the method with smaller groups, with 16-bit and with 8-bit scales and zeros; and the same number of unquantized weights,
+chosen by another score over the whole model (PQI, magnitude, squared gradient, first order), which do not affect the
+scales.
 
 Loss changes are in nats per token on the calibration text. Perplexity and divergence from the original are measured on
 the other text. The work folder keeps each measurement; a run that was interrupted continues from there.

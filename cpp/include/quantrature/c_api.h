@@ -123,7 +123,7 @@ typedef enum qtr_log_level QTR_INT32 {
   QTR_LOG_DEBUG = 0,    ///< details
   QTR_LOG_INFO = 1,     ///< which kernels run, how many threads were started
   QTR_LOG_WARNING = 2,  ///< the library goes on, but not as it was asked to
-  QTR_LOG_ERROR = 3     ///< a call failed; the text is that of qtr_last_error()
+  QTR_LOG_ERROR = 3     ///< a call failed; qtr_last_error() has the text
 } qtr_log_level;
 
 /// Where messages go. write is called on the thread that has something to say, by one thread at a time; it
@@ -380,8 +380,8 @@ typedef struct qtr_dequantize_args {
   int32_t bits;            ///< bits of a code, 1 to 8
   int64_t group_size;      ///< as in qtr_quantize_args
   int32_t axis;            ///< as in qtr_quantize_args
-  qtr_matrix scale;        ///< as many numbers as groups, row-major without gaps
-  qtr_matrix zero;         ///< as many numbers as groups; data NULL: the symmetric grid
+  qtr_matrix scale;        ///< one number per group, row-major without gaps
+  qtr_matrix zero;         ///< one number per group; data NULL: the symmetric grid
   qtr_mutable_matrix out;  ///< the values, of the shape of the matrix
   qtr_device device;       ///< where the data of the call lies; all zero: the CPU
 } qtr_dequantize_args;
@@ -432,7 +432,7 @@ typedef struct qtr_codebook_dequantize_args {
   int32_t bits;            ///< bits of a code, 1 to 8
   int64_t group_size;      ///< -1: one group a row; 0: no scales
   qtr_matrix table;        ///< 2^bits entries, once or for each row
-  qtr_matrix scale;        ///< as many numbers as groups, row-major without gaps; data NULL: no scales
+  qtr_matrix scale;        ///< one number per group, row-major without gaps; data NULL: no scales
   qtr_mutable_matrix out;  ///< the values
   qtr_device device;       ///< where the data of the call lies; all zero: the CPU
 } qtr_codebook_dequantize_args;
@@ -455,8 +455,8 @@ typedef struct qtr_grid_matrix {
   int64_t cols;          ///< number of columns
   int32_t bits;          ///< bits of a code, 1 to 8
   int64_t group_size;    ///< numbers that share a scale; -1: one group a row
-  qtr_matrix scale;      ///< as many numbers as groups, row-major without gaps
-  qtr_matrix zero;       ///< as many numbers as groups; data NULL: the symmetric grid, or a codebook
+  qtr_matrix scale;      ///< one number per group, row-major without gaps
+  qtr_matrix zero;       ///< one number per group; data NULL: the symmetric grid, or a codebook
 } qtr_grid_matrix;
 
 /// Arguments of qtr_residuals() and quantrature::residuals().
@@ -479,7 +479,7 @@ typedef enum qtr_activations QTR_INT32 {
 typedef struct qtr_matvec_args {
   size_t struct_size;           ///< sizeof of this struct
   qtr_grid_matrix w;            ///< the matrix of codes
-  qtr_csr residuals;            ///< float32; row_offsets NULL: there are none
+  qtr_csr residuals;            ///< float32; row_offsets NULL: no residuals
   qtr_matrix x;                 ///< each row a vector
   qtr_mutable_matrix out;       ///< each row a result
   qtr_activations activations;  ///< whether x is rounded to integers of 8 bits
@@ -677,8 +677,8 @@ typedef struct qtr_gptq_args {
   int64_t hessian_size;  ///< cols x cols
   int32_t bits;          ///< bits of a code, 1 to 8
   int64_t group_size;    ///< -1: one group a row
-  qtr_matrix scale;      ///< as many numbers as groups, row-major without gaps
-  qtr_matrix zero;       ///< as many numbers as groups; data NULL: the symmetric grid
+  qtr_matrix scale;      ///< one number per group, row-major without gaps
+  qtr_matrix zero;       ///< one number per group; data NULL: the symmetric grid
   double damp;           ///< lambda over the mean of the diagonal of the Hessian
   int32_t ordered;       ///< not 0: take columns by falling diagonal of the Hessian
   const int64_t* exclude_row_offsets;  ///< rows + 1 of them, or NULL: nothing is excluded
