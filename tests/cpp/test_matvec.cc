@@ -113,7 +113,7 @@ struct Packed {
 
 TEST(Matvec, IsWithinTheBoundOnEveryTarget) {
   for (int bits = 1; bits <= 8; ++bits)
-    for (int64_t cols : {5, 256, 330, 768})
+    for (int64_t cols : {5, 64, 192, 256, 330, 450, 640, 768})
       for (int64_t group : {-1, 7, 32, 64, 96}) {
         SCOPED_TRACE("bits " + std::to_string(bits) + ", cols " + std::to_string(cols) + ", group " +
                      std::to_string(group));

@@ -8,6 +8,9 @@ namespace quantrature {
 // Codes that blocks of every plane fill together (packing.hpp).
 inline constexpr int64_t kMatvecChunk = 256;
 
+// Codes of a unit: the smallest group but one.
+inline constexpr int64_t kMatvecUnit = 64;
+
 // Vectors that a kernel multiplies at the most, and that read each code once.
 inline constexpr int64_t kMatvecTile = 16;
 
@@ -69,6 +72,18 @@ struct MatvecTables {
 // Where column j of a chunk stands among the 256 bytes of x.
 inline int64_t byte_place(int64_t j) {
   return j % 32 / 8 * 64 + j / 32 * 8 + j % 8;
+}
+
+// Whether the codes of a unit lie together: then the last chunk may have as few units as one.
+inline constexpr bool has_units(int bits) {
+  return bits == 4 || bits == 8;
+}
+
+// Columns that the kernels for grids take, in chunks and, where they can, units; the others are unpacked
+// first.
+inline int64_t blocked_columns(int64_t cols, int bits) {
+  const int64_t piece = has_units(bits) ? kMatvecUnit : kMatvecChunk;
+  return cols / piece * piece;
 }
 
 // Planes of codes of so many bits.

@@ -160,12 +160,14 @@ enum class Kernel { kLoose, kFloats, kBytes, kTables };
 // How a matrix is multiplied.
 struct Way {
   Kernel kernel;
-  int64_t blocked;  // columns that it takes in whole chunks; the others are unpacked first
+  int64_t blocked;  // columns that it takes; the others are unpacked first
   int limbs;        // of a number of x, for kBytes
   bool round;       // x to integers of 8 bits, first
 
+  int64_t chunks() const { return ceil_div(blocked, kMatvecChunk); }
+
   Way(const Codes& w, qtr_activations activations) : round(activations == QTR_ACTIVATIONS_INT8) {
-    blocked = w.cols / kMatvecChunk * kMatvecChunk;
+    blocked = w.of_codebook() ? w.cols / kMatvecChunk * kMatvecChunk : blocked_columns(w.cols, w.bits);
     limbs = round ? 1 : 3;
     const bool fits = blocked > 0 && (w.group % 32 == 0 || w.group >= blocked);
     if (w.of_codebook() && fits && w.bits <= kMostTableBits && kernels().matvec_tables != nullptr)
@@ -191,7 +193,7 @@ std::vector<MatvecLanes> lanes_of(const Codes& w, const Way& way) {
     chunk.first = column / w.group;
     for (int64_t lane = 0; lane < 16; lane += 2)
       chunk.group[lane] = chunk.group[lane + 1] =
-          static_cast<int32_t>((column + lane * 16) / w.group - chunk.first);
+          static_cast<int32_t>(std::min(column + lane * 16, way.blocked - 1) / w.group - chunk.first);
     chunk.count = chunk.group[15] + 1;
     lanes.push_back(chunk);
   }
@@ -209,8 +211,8 @@ class Panel {
         rounded_(way.round ? most * w.cols : 0),
         shifted_(way.kernel == Kernel::kFloats ? most * plane_count(w.bits) * w.cols : 0),
         sums_(w.of_codebook() ? 0 : most * w.groups),
-        limbs_(way.kernel == Kernel::kBytes ? most * way.limbs * way.blocked : 0),
-        limb_scale_(way.kernel == Kernel::kBytes ? most * way.blocked / kMatvecChunk * 16 : 0),
+        limbs_(way.kernel == Kernel::kBytes ? most * way.chunks() * way.limbs * kMatvecChunk : 0),
+        limb_scale_(way.kernel == Kernel::kBytes ? most * way.chunks() * 16 : 0),
         side_by_side_(residuals && most >= kSideBySide ? ceil_div(most, kMatvecTile) * kMatvecTile * w.cols
                                                        : 0) {}
 
@@ -244,10 +246,8 @@ class Panel {
   const float* shifted(int64_t v) const { return shifted_.data() + v * plane_count(w_.bits) * w_.cols; }
   const float* sums(int64_t v) const { return sums_.data() + v * w_.groups; }
   // Of the tile that begins with vector v.
-  const int8_t* limbs(int64_t v) const { return limbs_.data() + v * way_.limbs * way_.blocked; }
-  const float* limb_scale(int64_t v) const {
-    return limb_scale_.data() + v * way_.blocked / kMatvecChunk * 16;
-  }
+  int8_t* limbs(int64_t v) const { return limbs_.data() + v * way_.chunks() * way_.limbs * kMatvecChunk; }
+  float* limb_scale(int64_t v) const { return limb_scale_.data() + v * way_.chunks() * 16; }
   const float* side_by_side(int64_t v) const { return side_by_side_.data() + v * w_.cols; }
   // Whether there are enough vectors for it.
   bool beside() const { return size_ >= kSideBySide && side_by_side_; }
@@ -260,13 +260,20 @@ class Panel {
     if (w_.of_codebook()) return;
     group_sums(vector(v), w_, sums_.data() + v * w_.groups);
     if (shifted_) shift(vector(v), w_, shifted_.data() + v * plane_count(w_.bits) * w_.cols);
-    if (!limbs_) return;
+    if (limbs_) split(v);
+  }
+
+  void split(int64_t v) {
     const int64_t tile = v / kMatvecTile * kMatvecTile, step = std::min(kMatvecTile, size_ - tile);
-    const int64_t chunk = way_.limbs * kMatvecChunk;
-    kernels().matvec_split(
-        vector(v), way_.blocked / kMatvecChunk, way_.limbs,
-        limbs_.data() + tile * way_.limbs * way_.blocked + (v - tile) * chunk, step * chunk,
-        limb_scale_.data() + tile * way_.blocked / kMatvecChunk * 16 + (v - tile) * 16, step * 16);
+    const int64_t chunk = way_.limbs * kMatvecChunk, whole = way_.blocked / kMatvecChunk;
+    int8_t* to = limbs(tile) + (v - tile) * chunk;
+    float* scale = limb_scale(tile) + (v - tile) * 16;
+    kernels().matvec_split(vector(v), whole, way_.limbs, to, step * chunk, scale, step * 16);
+    if (whole == way_.chunks()) return;
+    float last[kMatvecChunk] = {};
+    std::copy(vector(v) + whole * kMatvecChunk, vector(v) + way_.blocked, last);
+    kernels().matvec_split(last, 1, way_.limbs, to + whole * step * chunk, step * chunk,
+                           scale + whole * step * 16, step * 16);
   }
 
   const Codes& w_;

@@ -19,6 +19,7 @@
 #include <array>
 #include <bit>
 
+#include "common/ceil_div.hpp"
 #include "runtime/simd_kernels.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -39,6 +40,7 @@ using Float = hn::Vec<hn::FixedTag<float, 16>>;
 
 constexpr int kRows = 4;
 constexpr int kLanes = 16;
+constexpr int64_t kUnits = kMatvecChunk / kMatvecUnit;
 
 // sum += the four products of each lane.
 HWY_INLINE void AddProducts(Byte codes, Byte x, Int& sum) {
@@ -88,13 +90,17 @@ template <int kBits>
 struct Fields {
   Byte eight[4], four[2], two, one;
 
-  // Those of the row `ahead` bytes on are asked for: rows are too short for the hardware to foresee them.
-  HWY_INLINE Fields(const uint8_t* HWY_RESTRICT row, int64_t plane_step, int64_t chunk, int64_t ahead) {
+  // Those of the row `ahead` bytes on are asked for: rows are too short for the hardware to foresee them. Of
+  // the units behind the first `units`, if the codes have units, the codes are 0.
+  HWY_INLINE Fields(const uint8_t* HWY_RESTRICT row, int64_t plane_step, int64_t chunk, int64_t ahead,
+                    int64_t units) {
     if constexpr (kBits == 8) {
       const uint8_t* from = row + 256 * chunk;
       for (int i = 0; i < 4; ++i) hwy::Prefetch(from + ahead + 64 * i);
-      const Byte a = hn::LoadU(kBytes, from), b = hn::LoadU(kBytes, from + 64);
-      const Byte c = hn::LoadU(kBytes, from + 128), d = hn::LoadU(kBytes, from + 192);
+      const auto unit = [&](int64_t i) HWY_ATTR {
+        return i < units ? hn::LoadU(kBytes, from + 64 * i) : hn::Zero(kBytes);
+      };
+      const Byte a = unit(0), b = unit(1), c = unit(2), d = unit(3);
       const Byte low = Permuted(a, b, kOrder8), high = Permuted(c, d, kOrder8);
       const Byte low_next = Permuted(a, b, kOrder8Next), high_next = Permuted(c, d, kOrder8Next);
       eight[0] = hn::ConcatLowerLower(kBytes, high, low);
@@ -107,7 +113,16 @@ struct Fields {
       const uint8_t* from = row + 128 * chunk;
       hwy::Prefetch(from + ahead);
       hwy::Prefetch(from + ahead + 64);
-      const Byte a = hn::LoadU(kBytes, from), b = hn::LoadU(kBytes, from + 64);
+      Byte a, b;
+      if constexpr (has_units(kBits)) {
+        const auto of_units = [&](int64_t first) HWY_ATTR {
+          return hn::FirstN(kBytes, static_cast<size_t>(32 * HWY_MIN(HWY_MAX(units - first, 0), 2)));
+        };
+        a = hn::MaskedLoad(of_units(0), kBytes, from);
+        b = hn::MaskedLoad(of_units(2), kBytes, from + 64);
+      } else {
+        a = hn::LoadU(kBytes, from), b = hn::LoadU(kBytes, from + 64);
+      }
       four[0] = Permuted(a, b, kOrder4);
       four[1] = Permuted(a, b, kOrder4Next);
       row += 4 * plane_step;
@@ -274,7 +289,8 @@ void AddRows(const MatvecBytes& m, int64_t row) {
     });
   OfRows<Float> total = totals[0];
 
-  const int64_t chunks = b.cols / kMatvecChunk, plane_step = (b.cols + 7) / 8, ahead = kRows * b.row_bytes;
+  const int64_t units = blocked_columns(b.cols, kBits) / kMatvecUnit;
+  const int64_t chunks = ceil_div(units, kUnits), plane_step = (b.cols + 7) / 8, ahead = kRows * b.row_bytes;
   const int8_t* x = m.x;
   const float* x_scale = m.x_scale;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -282,7 +298,7 @@ void AddRows(const MatvecBytes& m, int64_t row) {
     const auto some = hn::FirstN(kFloats, static_cast<size_t>(lanes.count));
     const auto order = hn::SetTableIndices(kFloats, lanes.group);
     const auto codes_at = [&](const uint8_t* from) HWY_ATTR {
-      return Codes<kBits>(Fields<kBits>(from, plane_step, chunk, ahead));
+      return Codes<kBits>(Fields<kBits>(from, plane_step, chunk, ahead, units - kUnits * chunk));
     };
     const auto scale_at = [&](const float* from) HWY_ATTR {
       return hn::TableLookupLanes(hn::MaskedLoad(some, kFloats, from + lanes.first), order);

@@ -8,7 +8,7 @@ namespace quantrature::reference {
 namespace {
 
 void matvec_blocks(const MatvecBlock& b) noexcept {
-  const int64_t end = b.cols / kMatvecChunk * kMatvecChunk;
+  const int64_t end = blocked_columns(b.cols, b.bits);
   for (int64_t row = 0; row < b.rows; ++row)
     for (int64_t v = 0; v < b.vectors; ++v) {
       double sum = 0;

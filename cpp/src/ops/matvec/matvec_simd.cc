@@ -23,7 +23,7 @@ static_assert(std::endian::native == std::endian::little, "blocks are loaded as 
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr int kLanes = 8;  // of a block
-constexpr int64_t kUnit = 64;
+constexpr int64_t kUnit = kMatvecUnit;
 constexpr int kUnits = static_cast<int>(kMatvecChunk / kUnit);
 
 using Floats = hn::CappedTag<float, kLanes>;
@@ -122,12 +122,12 @@ struct Planes {
     if constexpr ((kBits & 1) != 0) AddUnit<1, kIndex, kHalf>(codes[kThird], x[kThird], x_stride, sums);
   }
 
-  HWY_INLINE void Advance() {
+  HWY_INLINE void Advance(int64_t columns) {
     int i = 0;
     for (int p : {8, 4, 2, 1}) {
       if (!(kBits & p)) continue;
-      codes[i] += p * kMatvecChunk / 8;
-      x[i] += kMatvecChunk;
+      codes[i] += p * columns / 8;
+      x[i] += columns;
       ++i;
     }
   }
@@ -157,38 +157,48 @@ struct Scales {
 };
 
 template <int kBits, bool kHalves, int kIndex, int kVectors>
-HWY_INLINE void AddUnits(const Planes<kBits>& planes, Scales& scales, int64_t x_stride,
-                         Sums<kVectors>& total) {
+HWY_INLINE void AddOneUnit(const Planes<kBits>& planes, Scales& scales, int64_t x_stride,
+                           Sums<kVectors>& total) {
   if constexpr (kHalves) {
     Sums<kVectors> first, second;
     planes.template Add<kIndex, 0>(x_stride, first);
     planes.template Add<kIndex, 1>(x_stride, second);
-    AddScaled(first, scales.next[2 * kIndex], total);
-    AddScaled(second, scales.next[2 * kIndex + 1], total);
+    AddScaled(first, scales.next[0], total);
+    AddScaled(second, scales.next[1], total);
+    scales.next += 2;
   } else {
     Sums<kVectors> sums;
     planes.template Add<kIndex, 2>(x_stride, sums);
     AddScaled(sums, scales.OfUnit(), total);
   }
-  if constexpr (kIndex + 1 < kUnits)
-    AddUnits<kBits, kHalves, kIndex + 1>(planes, scales, x_stride, total);
-  else if constexpr (kHalves)
-    scales.next += 2 * kUnits;
+}
+
+template <int kBits, bool kHalves, int kIndex, int kVectors>
+HWY_INLINE void AddUnits(const Planes<kBits>& planes, Scales& scales, int64_t x_stride,
+                         Sums<kVectors>& total) {
+  AddOneUnit<kBits, kHalves, kIndex>(planes, scales, x_stride, total);
+  if constexpr (kIndex + 1 < kUnits) AddUnits<kBits, kHalves, kIndex + 1>(planes, scales, x_stride, total);
 }
 
 template <int kBits, bool kHalves, int kVectors>
 void AddRows(const MatvecBlock& b, int64_t vector) {
   const int64_t x_stride = plane_count(kBits) * b.cols;
-  const int64_t chunks = b.cols / kMatvecChunk;
-  const int64_t units_of_group = b.group >= chunks * kMatvecChunk ? chunks * kUnits : b.group / kUnit;
+  const int64_t blocked = blocked_columns(b.cols, kBits);
+  const int64_t chunks = blocked / kMatvecChunk, units = blocked % kMatvecChunk / kUnit;
+  const int64_t units_of_group = (b.group >= blocked ? blocked : b.group) / kUnit;
   for (int64_t row = 0; row < b.rows; ++row) {
     Planes<kBits> planes(b.codes + row * b.row_bytes, b.shifted + vector * x_stride, b.cols);
     Scales scales{b.scale + row * b.groups, units_of_group, units_of_group};
     Sums<kVectors> total;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       AddUnits<kBits, kHalves, 0>(planes, scales, x_stride, total);
-      planes.Advance();
+      planes.Advance(kMatvecChunk);
     }
+    if constexpr (has_units(kBits))
+      for (int64_t unit = 0; unit < units; ++unit) {
+        AddOneUnit<kBits, kHalves, 0>(planes, scales, x_stride, total);
+        planes.Advance(kUnit);
+      }
     for (int v = 0; v < kVectors; ++v) b.y[(vector + v) * b.y_stride + row] += Total(total.part[v]);
   }
 }
