@@ -87,6 +87,9 @@ void bind_matvec(nb::module_& m) {
       "zero"_a.noconvert().none(), "table"_a.noconvert().none(), "values"_a.noconvert(),
       "columns"_a.noconvert(), "row_offsets"_a.noconvert(), "out"_a.noconvert(),
       "place"_a.none() = nb::none());
+  m.def(
+      "address", [](const AnyInput& array) { return reinterpret_cast<uintptr_t>(array.data()); },
+      "array"_a.noconvert());
   nb::class_<Product>(m, "Product")
       .def(nb::init<const PackedRows&, int64_t, int, int64_t, const std::optional<AnyInput>&,
                     const std::optional<AnyInput>&, const std::optional<AnyInput>&,
