@@ -80,13 +80,12 @@ def as_input(
 
 def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """Return an uninitialized array of the library of ``x`` (NumPy or torch), on its device."""
-    if is_torch(x) and x.device.type != "cpu":
-        torch = sys.modules["torch"]
+    torch = sys.modules["torch"] if is_torch(x) else None
+    if torch is not None and x.device.type != "cpu":
         return torch.empty(shape, dtype=getattr(torch, dtype), device=x.device)
     # NumPy asks the system for huge pages and torch does not: the first write to a large result is three times faster.
     made = np.empty(shape, dtype="uint16" if dtype == "bfloat16" else dtype)
-    if is_torch(x):
-        torch = sys.modules["torch"]
+    if torch is not None:
         return torch.from_numpy(made).view(getattr(torch, dtype))
     return made.view(sys.modules["ml_dtypes"].bfloat16) if dtype == "bfloat16" else made
 
@@ -168,14 +167,14 @@ def core_view(x: Array) -> Array:
     It is a NumPy array, with bfloat16 as raw bits; for a CUDA tensor it is a DLPack capsule, which torch makes only for
     the current device.
     """
-    if is_torch(x):
-        x = x.detach()
-        if x.device.type != "cpu":
-            torch = sys.modules["torch"]
-            with torch.cuda.device(x.device):
-                return torch.utils.dlpack.to_dlpack(x)
-        return (x.view(sys.modules["torch"].uint16) if dtype_name(x) == "bfloat16" else x).numpy()
-    return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x
+    if isinstance(x, np.ndarray):
+        return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x
+    x = x.detach()
+    if x.device.type != "cpu":
+        torch = sys.modules["torch"]
+        with torch.cuda.device(x.device):
+            return torch.utils.dlpack.to_dlpack(x)
+    return (x.view(sys.modules["torch"].uint16) if dtype_name(x) == "bfloat16" else x).numpy()
 
 
 def core_address(x: Array, op: str, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -243,9 +244,11 @@ def quantize(
             return coded
         return replace(coded, scale=narrow(coded.scale, None, scale_dtype)[0])
     grid = _Grid(w, source, int(bits), int(group), int(axis), bool(sym), excluded)
-    q = grid.fitted(solver, solver == "hqq" and bits == 4 if round_zero is None else bool(round_zero))
-    if meta_bits is not None:
-        q = with_quantized_scales(w, q, quantized, grid.given, meta_bits, meta_group, grid.length, excluded)
+    rounds = solver == "hqq" and bits == 4 if round_zero is None else bool(round_zero)
+    if meta_bits is None:
+        return grid.fitted(solver, rounds, scale_dtype)
+    plain = grid.fitted(solver, rounds, "float32")
+    q = with_quantized_scales(w, plain, quantized, grid.given, meta_bits, meta_group, grid.length, excluded)
     if isinstance(q.scale, QuantizedTensor):
         return q
     scale, zero = narrow(q.scale, q.zero, scale_dtype)
@@ -271,16 +274,17 @@ class _Grid:
     sym: bool
     excluded: tuple[Array | None, Array | None]
 
-    def fitted(self, solver: str, round_zero: bool) -> QuantizedTensor:
-        """The matrix on the grid that a solver fits to it, with float32 scales and zeros."""
-        shape = self._layout()[2]
+    def fitted(self, solver: str, round_zero: bool, scale_dtype: str) -> QuantizedTensor:
+        """The matrix on the grid that a solver fits to it."""
+        shape = self._layout[2]
         scale = empty_like_kind(self.w, shape, "float32")
         zero = None if self.sym else empty_like_kind(self.w, shape, "float32")
-        return self._tensor(self._codes(scale, zero, SOLVERS[solver], round_zero), scale, zero)
+        codes = self._codes(scale, zero, SOLVERS[solver], round_zero)
+        return self._tensor(codes, *narrow(scale, zero, scale_dtype))
 
     def given(self, scale: QuantizedTensor, zero: QuantizedTensor | None) -> QuantizedTensor:
         """The matrix on the grid of quantized scales and zeros."""
-        shape = self._layout()[2]
+        shape = self._layout[2]
         plain = [None if part is None else part.dequantize("float32").reshape(shape) for part in (scale, zero)]
         return self._tensor(self._codes(plain[0], plain[1], _GIVEN, False), scale, zero)
 
@@ -297,12 +301,13 @@ class _Grid:
             else self.group_size
         )
 
+    @functools.cached_property
     def _layout(self) -> tuple[int, int, tuple[int, ...]]:
         return layout(tuple(self.w.shape), self.group_size, self.axis, "quantize")
 
     def _codes(self, scale: Array, zero: Array | None, solver: int, round_zero: bool) -> Array:
         """Packed codes; scale and zero are written, or read where the grid is given."""
-        rows, cols, _ = self._layout()
+        rows, cols, _ = self._layout
         codes = empty_like_kind(self.w, (rows, _C.row_bytes(cols, self.bits)), "uint8")
         offsets, columns = self.excluded
         _C.quantize(
