@@ -426,7 +426,8 @@ def main() -> None:
     print(text)
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"runtime-{options.part}.md").write_text(f"# Runtime: {options.part}\n\n{text}")
+        name = f"runtime-{options.part}" + (f"-{Path(options.model).name}" if options.part == "generate" else "")
+        (options.output / f"{name}.md").write_text(f"# Runtime: {options.part}\n\n{text}")
 
 
 if __name__ == "__main__":
