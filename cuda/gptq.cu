@@ -502,7 +502,9 @@ class Solver {
                         false,
                         a_.solver == QTR_MSE,
                         std::numeric_limits<float>::infinity(),
-                        false};
+                        false,
+                        a_.integer_zero != 0,
+                        a_.scale_format};
     launch(fit_rows, grid_of(rows_, kThreads / kLanes), kThreads, 0, stream_, y, group, rows_, rule, exact(),
            columns_.get(), cols_, a_.half != 0, group_of(group.begin), groups_per_row_, turn, a_.fitted_scale,
            a_.fitted_zero, first_bad);

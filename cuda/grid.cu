@@ -199,10 +199,10 @@ __global__ void __launch_bounds__(32) add_pieces(const double* of_pieces, int64_
 }
 
 __global__ void __launch_bounds__(kThreads)
-    take_iteration(const float* zeros, int64_t groups, int64_t iteration, float* zero) {
+    take_iteration(const float* zeros, int64_t groups, int64_t iteration, GridRule rule, float* zero) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t g = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; g < groups; g += step)
-    zero[g] = zeros[g * kHqqIterations + iteration];
+    zero[g] = stored_zero(zeros[g * kHqqIterations + iteration], rule);
 }
 
 __device__ int64_t group_of(const GridView& v, int64_t row, int64_t col) {
@@ -445,7 +445,7 @@ void solve_hqq(const Source& x, const GridRule& rule, float least, const Lines& 
   sums.read(of_iterations, kHqqIterations);
   const double size = static_cast<double>(x.view.rows) * static_cast<double>(x.view.cols);
   launch(take_iteration, grid_of(groups), kThreads, 0, stream, static_cast<const float*>(zeros.get()), groups,
-         last_iteration(of_iterations, size, least), lines.zero);
+         last_iteration(of_iterations, size, least), rule, lines.zero);
 }
 
 // Rows of any shape, code by code. A block has a part of a row, or of some rows one after the other.

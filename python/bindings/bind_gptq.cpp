@@ -20,8 +20,8 @@ void bind_gptq(nb::module_& m) {
          const std::optional<AnyInput>& scale, const std::optional<AnyInput>& zero, double damp, bool ordered,
          const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns, const Codes& codes,
          const std::optional<Fitted>& fitted_scale, const std::optional<Fitted>& fitted_zero, int solver,
-         bool half, const std::optional<Panels>& factor, const std::optional<Order>& order,
-         const std::optional<Pivots>& pivots, const Place& place) {
+         bool half, bool integer_zero, int scale_format, const std::optional<Panels>& factor,
+         const std::optional<Order>& order, const std::optional<Pivots>& pivots, const Place& place) {
         GptqResult result{};
         GptqArgs args{};
         args.struct_size = sizeof(args);
@@ -57,6 +57,8 @@ void bind_gptq(nb::module_& m) {
           args.fitted_zero = fitted_zero ? fitted_zero->data() : nullptr;
           args.fitted_size = static_cast<int64_t>(fitted_scale->size());
           args.solver = static_cast<qtr_grid_solver>(solver);
+          args.integer_zero = integer_zero;
+          args.scale_format = static_cast<qtr_scale_format>(scale_format);
           args.half = half;
         } else if (!scale) {
           throw InvalidArgument("[gptq] scale must be given where no grid is fitted");
@@ -71,9 +73,9 @@ void bind_gptq(nb::module_& m) {
       "scale"_a.noconvert().none(), "zero"_a.noconvert().none(), "damp"_a, "ordered"_a,
       "row_offsets"_a.noconvert().none(), "columns"_a.noconvert().none(), "codes"_a.noconvert(),
       "fitted_scale"_a.noconvert().none() = nb::none(), "fitted_zero"_a.noconvert().none() = nb::none(),
-      "solver"_a = 0, "half"_a = false, "factor"_a.noconvert().none() = nb::none(),
-      "order"_a.noconvert().none() = nb::none(), "pivots"_a.noconvert().none() = nb::none(),
-      "place"_a.none() = nb::none());
+      "solver"_a = 0, "half"_a = false, "integer_zero"_a = false, "scale_format"_a = 0,
+      "factor"_a.noconvert().none() = nb::none(), "order"_a.noconvert().none() = nb::none(),
+      "pivots"_a.noconvert().none() = nb::none(), "place"_a.none() = nb::none());
 }
 
 }  // namespace quantrature::bindings

@@ -12,8 +12,9 @@ void bind_grid(nb::module_& m) {
   m.def(
       "quantize",
       [](const AnyInput& w, int bits, int64_t group_size, int axis, bool sym, int solver, bool round_zero,
-         const std::optional<Offsets>& row_offsets, const std::optional<Columns>& columns, const Codes& codes,
-         const Floats& scale, const std::optional<Floats>& zero, const Place& place) {
+         bool integer_zero, int scale_format, const std::optional<Offsets>& row_offsets,
+         const std::optional<Columns>& columns, const Codes& codes, const Floats& scale,
+         const std::optional<Floats>& zero, const Place& place) {
         QuantizeArgs args{};
         args.struct_size = sizeof(args);
         args.w = view(w);
@@ -23,6 +24,8 @@ void bind_grid(nb::module_& m) {
         args.sym = sym;
         args.solver = static_cast<qtr_grid_solver>(solver);
         args.round_zero = round_zero;
+        args.integer_zero = integer_zero;
+        args.scale_format = static_cast<qtr_scale_format>(scale_format);
         args.device = zero ? device_of(place, w, codes, scale, *zero) : device_of(place, w, codes, scale);
         exclude(row_offsets, columns, "quantize", args);
         args.codes = codes.data();
@@ -34,8 +37,9 @@ void bind_grid(nb::module_& m) {
         quantize(args);
       },
       "w"_a.noconvert(), "bits"_a, "group_size"_a, "axis"_a, "sym"_a, "solver"_a, "round_zero"_a,
-      "row_offsets"_a.noconvert().none(), "columns"_a.noconvert().none(), "codes"_a.noconvert(),
-      "scale"_a.noconvert(), "zero"_a.noconvert().none(), "place"_a.none() = nb::none());
+      "integer_zero"_a, "scale_format"_a, "row_offsets"_a.noconvert().none(), "columns"_a.noconvert().none(),
+      "codes"_a.noconvert(), "scale"_a.noconvert(), "zero"_a.noconvert().none(),
+      "place"_a.none() = nb::none());
   m.def(
       "dequantize",
       [](const CodesInput& codes, int bits, int64_t group_size, int axis, const AnyInput& scale,

@@ -488,7 +488,10 @@ TEST_F(OnDevice, GridsByRows) {
         }
         if (shape.cols > 300 || bits == 8) continue;
         for (const qtr_grid_solver solver : {QTR_MSE, QTR_HQQ, QTR_HQQ_SCALE_FREE}) {
-          const QuantizeArgs args = grid_args(s.view(), bits, group, 1, false, solver, bits == 4);
+          QuantizeArgs args = grid_args(s.view(), bits, group, 1, false, solver, bits == 4);
+          expect_grid(args, x.m, on_host(args));
+          args.integer_zero = 1;
+          args.scale_format = dtype == QTR_F32 ? QTR_SCALE_E8M0 : QTR_SCALE_BF16;
           expect_grid(args, x.m, on_host(args));
         }
       }

@@ -28,6 +28,8 @@ struct Settings {
   int axis;
   bool sym;
   GridSolver solver;
+  bool integer_zero = false;
+  qtr_scale_format scale_format = QTR_SCALE_F32;
 };
 
 int64_t packed_size(const Matrix& w, const Settings& s) {
@@ -52,6 +54,8 @@ Result run(const Matrix& w, const Settings& s) {
   args.sym = s.sym;
   args.solver = s.solver;
   args.round_zero = s.solver == QTR_HQQ && s.bits == 4;
+  args.integer_zero = s.integer_zero;
+  args.scale_format = s.scale_format;
   args.codes = r.codes.data();
   args.codes_size = static_cast<int64_t>(r.codes.size());
   args.scale = r.scale.data();
@@ -91,6 +95,22 @@ TEST(Grid, EveryTargetAgreesWithTheReferenceInEveryBit) {
       expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ});
       expect_agreement(s.view(), {bits, 48, 1, false, QTR_HQQ_SCALE_FREE});
     }
+}
+
+TEST(Grid, EveryTargetAgreesOnRoundedScalesAndIntegerZeros) {
+  size_t n = 0;
+  for (const std::string& kind : cases::kKinds)
+    for (int bits : {1, 3, 4, 8})
+      for (const qtr_scale_format format : {QTR_SCALE_F32, QTR_SCALE_F16, QTR_SCALE_BF16, QTR_SCALE_E8M0}) {
+        SCOPED_TRACE(kind + ", format " + std::to_string(format));
+        const cases::Sample s = cases::sample(kind, 2, 330, QTR_F32);
+        const int64_t group = n++ % 2 == 0 ? 64 : -1;
+        for (const GridSolver solver : {QTR_MINMAX, QTR_MSE, QTR_HQQ}) {
+          expect_agreement(s.view(), {bits, group, 1, false, solver, true, format});
+          expect_agreement(s.view(), {bits, group, 1, false, solver, false, format});
+          if (solver != QTR_HQQ) expect_agreement(s.view(), {bits, group, 1, true, solver, false, format});
+        }
+      }
 }
 
 TEST(Grid, GroupsOfEverySize) {
@@ -331,6 +351,11 @@ TEST(Grid, RefusesWhatBreaksTheContract) {
   bad_quantize([](auto& a) { a.solver = QTR_GIVEN, a.round_zero = 1; },
                "[quantize] round_zero goes without a given grid");
   bad_quantize([](auto& a) { a.sym = 1, a.round_zero = 1; }, "[quantize] round_zero goes without sym");
+  bad_quantize([](auto& a) { a.sym = 1, a.integer_zero = 1; }, "[quantize] integer_zero goes without sym");
+  bad_quantize([](auto& a) { a.scale_format = static_cast<qtr_scale_format>(4); },
+               "[quantize] scale_format must be f32, f16, bf16 or e8m0");
+  bad_quantize([](auto& a) { a.solver = QTR_GIVEN, a.integer_zero = 1; },
+               "[quantize] integer_zero and scale_format go without a given grid");
   bad_quantize([](auto& a) { a.codes_size = 7; },
                "[quantize] codes must hold all packed rows: got codes_size=7, expected=8");
   bad_quantize([](auto& a) { a.groups = 3; },

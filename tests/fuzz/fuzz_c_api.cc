@@ -24,6 +24,8 @@ void quantize(Arguments& in) {
   args.sym = in.coin();
   args.solver = in.choice(QTR_MINMAX, QTR_HQQ);
   args.round_zero = in.coin();
+  args.integer_zero = in.coin();
+  args.scale_format = in.choice(QTR_SCALE_F32, QTR_SCALE_E8M0);
   // Room for the most that any of these settings needs; the size that is said may be wrong.
   const int64_t most = 8 * 8 * 80 * 8, rows = args.w.rows, cols = args.w.cols;
   args.codes = in.array<uint8_t>(most);

@@ -352,6 +352,14 @@ typedef enum qtr_grid_solver QTR_INT32 {
   QTR_GIVEN = 4            ///< nothing is fitted: scale and zero are read
 } qtr_grid_solver;
 
+/// Which numbers the scale of a group can be.
+typedef enum qtr_scale_format QTR_INT32 {
+  QTR_SCALE_F32 = 0,   ///< every float32
+  QTR_SCALE_F16 = 1,   ///< IEEE half precision
+  QTR_SCALE_BF16 = 2,  ///< bfloat16
+  QTR_SCALE_E8M0 = 3   ///< powers of two, as the scales of microscaling formats
+} qtr_scale_format;
+
 /// Arguments of qtr_quantize() and quantrature::quantize().
 typedef struct qtr_quantize_args {
   size_t struct_size;      ///< sizeof of this struct
@@ -370,6 +378,8 @@ typedef struct qtr_quantize_args {
   float* zero;                         ///< written; read with QTR_GIVEN; NULL if sym
   int64_t groups;                      ///< number of groups: length of scale and zero
   qtr_device device;                   ///< where the data of the call lies; all zero: the CPU
+  int32_t integer_zero;                ///< not 0: zeros are codes, that is, integers from 0 to 2^bits - 1
+  qtr_scale_format scale_format;       ///< scales are rounded to it before codes are computed
 } qtr_quantize_args;
 
 /// Arguments of qtr_dequantize() and quantrature::dequantize().
@@ -697,6 +707,8 @@ typedef struct qtr_gptq_args {
   const float* factor;
   const int64_t* order;  ///< with factor: the column that is taken at each place; on the host, as pivots
   const double* pivots;  ///< with factor: the squared diagonal of R
+  int32_t integer_zero;  ///< of fitted grids, as in qtr_quantize_args
+  qtr_scale_format scale_format;  ///< of fitted grids, as in qtr_quantize_args; not with half
 } qtr_gptq_args;
 
 /// quantrature::gptq() for C.

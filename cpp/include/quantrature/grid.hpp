@@ -40,9 +40,16 @@
 ///   hqq if all |d| are at most 1/8 and no range is below top / 20000, which holds for most language models.
 /// - given: scale and zero are read; inv = 1 / scale, or 0 if scale is 0.
 ///
+/// With integer_zero, the zero is a code: lo is at most 0 and hi at least 0, and the zero is rounded to an
+/// integer and clamped to 0 to top. (In hqq, the zero at the end.) With a scale_format, the scale is rounded
+/// to it first (float16, bfloat16: to nearest, but never to 0; e8m0: to the next power of two, and lo and hi
+/// are as with integer_zero), then inv = 1 / scale and zero = -(lo inv). Zeros that are not integers are
+/// rounded to float16 or bfloat16, too. The codes are those of the rounded grid. Neither goes with given
+/// grids, and integer_zero not with sym.
+///
 /// A group is constant if hi - lo (with sym: m) is below 2^-100; its inv is 0. Without sym, it has the codes
-/// 0, the zero -1 and the scale lo; if lo is 0, the zero 0 and the scale 1. With sym, its values are 0, and
-/// its scale is 1, at 1 bit 0.
+/// 0, the zero -1 and the scale lo; if lo is 0, or with integer_zero or e8m0, the zero 0 and the scale 1.
+/// With sym, its values are 0, and its scale is 1, at 1 bit 0 (with e8m0: 2^-126).
 ///
 /// Excluded positions, in CSR form, are not fitted. Each counts as the nearest number between the smallest
 /// and the largest of the other numbers of its group (as 0 if there are none), and gets the code of this
@@ -74,7 +81,8 @@ using RoundToHalfArgs = qtr_round_to_half_args;
 /// - bits outside 1 to 8, an unknown solver, and an axis other than 0 and 1,
 /// - a group_size that is 0 or below -1, or on axis 0 does not divide the size,
 /// - gaps between rows on axis 0, wrong sizes of the outputs, and excluded positions outside the matrix,
-/// - hqq or round_zero with sym, and round_zero with solver given,
+/// - hqq, round_zero or integer_zero with sym, and round_zero, integer_zero or a scale_format with solver
+/// given,
 /// - a NaN or an infinity in w, and a group whose range (with sym: 2 m) is above the largest float32;
 ///   the message names the position.
 QTR_API void quantize(const QuantizeArgs& args);

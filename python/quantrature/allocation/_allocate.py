@@ -48,6 +48,8 @@ def allocate(
     outlier_fractions: Iterable[float] = (0.0,),
     method: str | None = None,
     sym: bool | None = None,
+    zero: str | None = None,
+    scale_dtype: str | None = None,
     meta_bits: int | str | None = "default",
     groups: str | None = None,
     pin: Mapping[str, int | str] | None = None,
@@ -88,6 +90,7 @@ def allocate(
         method: quantization method, as in :func:`quantrature.quantize`. Default: the method of the analysis; without
             an analysis ``hqq`` for the published strategies and ``rtn`` for ``uniform``.
         sym: whether to quantize symmetrically around zero; by default as in the analysis.
+        zero, scale_dtype: as in :func:`quantrature.quantize`; by default as in the analysis.
         meta_bits: bits of quantized scales and zero points, as in :class:`quantrature.plan.PlanEntry`. Default: 8 for
             the published strategies, else ``None``.
         groups: ``fused`` gives the same setting to matrices that serving engines fuse (q, k and v; gate and up);
@@ -120,7 +123,7 @@ def allocate(
     if not matrices:
         raise InvalidArgumentError("[allocate] skip must leave at least one matrix: got a skip that matches all")
     budget = Budget.of(matrices, avg_bits, target_bytes)
-    quantizer, grid = grid_of(origin, strategy, method, sym, meta_bits)
+    quantizer, grid = grid_of(origin, strategy, method, sym, meta_bits, zero, scale_dtype)
     options = options_of(origin, strategy, bits, group_sizes, outlier_fractions, grid)
     if strategy in ("sensiboost", "kurtboost"):
         if pin or minimum or maximum or groups == "fused":

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from .._C import InvalidArgumentError
 from ..methods import check_method
+from ..ops._grid import NumberFormat
 from ..plan.option import Option
 from .sources import Grid, Source
 
@@ -14,7 +15,13 @@ PAPERS = ("mxq", "sensiboost", "kurtboost")
 
 
 def grid_of(
-    origin: Source, strategy: str, method: str | None, sym: bool | None, meta_bits: int | str | None
+    origin: Source,
+    strategy: str,
+    method: str | None,
+    sym: bool | None,
+    meta_bits: int | str | None,
+    zero: str | None = None,
+    scale_dtype: str | None = None,
 ) -> tuple[str, Grid]:
     """Return the quantization method and the settings that are the same for all matrices."""
     name = method or origin.method or ("hqq" if strategy in PAPERS else "rtn")
@@ -24,7 +31,10 @@ def grid_of(
         meta_bits = 8 if strategy in PAPERS else None
     if isinstance(meta_bits, str):
         raise InvalidArgumentError(f"[allocate] meta_bits must be None or 1 to 8: got {meta_bits!r}")
-    return name, Grid(name, symmetric, meta_bits)
+    analyzed = origin.grid or Grid(name)
+    grid = Grid(name, symmetric, meta_bits, zero or analyzed.zero, scale_dtype or analyzed.scale_dtype)
+    NumberFormat(grid.zero, grid.scale_dtype).check("allocate", grid.sym, grid.meta_bits)
+    return name, grid
 
 
 def options_of(

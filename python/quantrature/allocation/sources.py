@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +64,14 @@ class Grid:
     method: str
     sym: bool = False
     meta_bits: int | None = None
+    zero: str = "float"
+    scale_dtype: str = "auto"
 
     def entry(self, option: Option) -> PlanEntry:
         """Return the plan entry for an option."""
-        return option.entry(self.method, self.sym, self.meta_bits)
+        return replace(
+            option.entry(self.method, self.sym, self.meta_bits), zero=self.zero, scale_dtype=self.scale_dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,12 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
     return Source(
         matrices,
         method,
-        Grid(method, bool(found.settings["sym"])),
+        Grid(
+            method,
+            bool(found.settings["sym"]),
+            zero=str(found.settings.get("zero", "float")),
+            scale_dtype=str(found.settings.get("scale_dtype", "auto")),
+        ),
         int(found.settings["group_size"]),
         reader,
         {"model": found.model, "calibration": found.calibration, "predicts": found.objective, **_bos(found)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def analyze(
     group_size: int = 64,
     method: str = "rtn",
     sym: bool = False,
+    zero: str = "float",
+    scale_dtype: str = "auto",
     ignore: str | Iterable[str] = (),
     tokenizer: Any = None,
     nsamples: int | None = None,
@@ -77,8 +79,8 @@ def analyze(
         metrics: names from ``METRICS``.
         bits: bits per weight of the quantized weights, 1 to 8; one value, or several to predict the loss change at
             each. Scores and maps are computed at the first value.
-        group_size, method, sym: how to quantize, as in :func:`quantrature.quantize`. A method that needs calibration
-            gets statistics of the original model on the same text.
+        group_size, method, sym, zero, scale_dtype: how to quantize, as in :func:`quantrature.quantize`. A method that
+            needs calibration gets statistics of the original model on the same text.
         ignore: matrices not to analyze, as in :func:`quantrature.models.find_linears`.
         tokenizer, nsamples, seqlen, seed, bos, text_column: how to cut the calibration text, as in ``token_windows``;
             ``nsamples=None`` uses all windows.
@@ -114,7 +116,7 @@ def analyze(
     effort.check("analyze")
     check_method(method)
     of_bits = [bits] if isinstance(bits, int) else list(bits)
-    entries = [PlanEntry(b, group_size, sym=sym, method=method) for b in of_bits]
+    entries = [PlanEntry(b, group_size, sym, method, zero=zero, scale_dtype=scale_dtype) for b in of_bits]
     check_resume("analyze", resume, resume_folder)
     linears = find_linears(model, ignore, experts=False)
     check_loaded("analyze", linears)
@@ -126,6 +128,8 @@ def analyze(
         "group_size": group_size,
         "method": method,
         "sym": sym,
+        "zero": zero,
+        "scale_dtype": scale_dtype,
         **effort.settings,
         "batch_size": batch_size,
         **text.settings(windows, model),
@@ -295,7 +299,7 @@ def _outcomes(
             linear.name,
             linear.weight.to(homes[linear.name]).contiguous(),
             options,
-            lambda option: option.entry(first.method, first.sym),
+            lambda option: replace(first, bits=option.bits, group_size=option.group_size),
             statistics=given.get(linear.name),
         )
         for linear in linears

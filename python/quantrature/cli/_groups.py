@@ -214,6 +214,15 @@ class Grid:
     ] = 64
     method: Annotated[str, typer.Option(help="Quantization method; 'quantrature list methods' shows all.")] = "rtn"
     sym: Annotated[bool, typer.Option("--sym", help="Quantize symmetrically around zero, without zero points.")] = False
+    zero: Annotated[str, typer.Option(help="Zero points: float, or integer, as most inference engines need them.")] = (
+        "float"
+    )
+    scale_dtype: Annotated[
+        str,
+        typer.Option(
+            help="Dtype of scales and zero points: auto, float32, float16, bfloat16, or e8m0 (powers of two)."
+        ),
+    ] = "auto"
     ignore: Ignore = None
 
     @property

@@ -40,8 +40,8 @@ class QuantratureConfig(QuantizationConfigMixin):
     read from config.json.
 
     Args:
-        bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore: as in
-            :func:`quantrature.quantize`, for dense checkpoints. ``plan`` may also be the content of a plan.json.
+        bits, group_size, method, sym, zero, scale_dtype, meta_bits, outlier_fraction, embedding_bits, plan, ignore: as
+            in :func:`quantrature.quantize`, for dense checkpoints. ``plan`` may also be the content of a plan.json.
         modules: for quantized checkpoints, matrix name to its description (:class:`quantrature.packed.MatrixSpec`).
         format_version: version of the checkpoint format.
         dequantize: whether to load a quantized checkpoint as a dense model.
@@ -58,6 +58,8 @@ class QuantratureConfig(QuantizationConfigMixin):
         group_size: int = 64,
         method: str = "rtn",
         sym: bool = False,
+        zero: str = "float",
+        scale_dtype: str = "auto",
         meta_bits: int | None = None,
         outlier_fraction: float = 0.0,
         embedding_bits: int | None = None,
@@ -91,6 +93,8 @@ class QuantratureConfig(QuantizationConfigMixin):
             "group_size": group_size,
             "method": method,
             "sym": sym,
+            "zero": zero,
+            "scale_dtype": scale_dtype,
             "meta_bits": meta_bits,
             "outlier_fraction": outlier_fraction,
             "embedding_bits": embedding_bits,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import ops
 from ..ops._arrays import dtype_name
 from ..packed import QuantizedMatrix
-from .method import Method, Statistics, kept_beside
+from .method import Method, Statistics, grid_settings, kept_beside
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +52,7 @@ def candidates(activations: torch.Tensor, repeats: tuple[int, int] = (0, 1)) -> 
 
 
 def _on_grid(scaled: torch.Tensor, entry: PlanEntry, outliers: Any) -> Any:
-    return ops.quantize(
-        scaled, entry.bits, entry.group_size, sym=entry.sym, meta_bits=entry.meta_bits, exclude=outliers
-    )
+    return ops.quantize(scaled, **grid_settings(entry), meta_bits=entry.meta_bits, exclude=outliers)
 
 
 def clipped(scaled: torch.Tensor, entry: PlanEntry, activations: torch.Tensor, outliers: Any) -> torch.Tensor:

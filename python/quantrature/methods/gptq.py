@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import ops
 from .._C import InvalidArgumentError
 from ..packed import QuantizedMatrix
-from .method import Method, Statistics, kept_beside, of_outputs
+from .method import Method, Statistics, grid_settings, kept_beside, of_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def with_feedback(
     outliers = kept_beside(weight, entry, kept)
     assert statistics.hessian is not None
     solver = "hqq-scale-free" if settings["grid"] == "hqq" else settings["grid"]
-    grid: dict[str, Any] = {"bits": entry.bits, "group_size": entry.group_size, "sym": entry.sym, "solver": solver}
+    grid = {**grid_settings(entry), "solver": solver}
     how: dict[str, Any] = {
         "damp_percent": settings["damp_percent"],
         "desc_act": settings["desc_act"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .. import ops
 from .._C import InvalidArgumentError
 from ..packed import QuantizedMatrix
-from .method import Method, Statistics, kept_beside, squared
+from .method import Method, Statistics, grid_settings, kept_beside, squared
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,7 @@ def on_grid(
     outliers = kept_beside(weight, entry, kept)
     dense = ops.quantize(
         weight,
-        entry.bits,
-        entry.group_size,
-        sym=entry.sym,
+        **grid_settings(entry),
         solver=SOLVERS[entry.method],
         meta_bits=entry.meta_bits,
         exclude=outliers,

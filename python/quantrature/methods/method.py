@@ -65,16 +65,28 @@ META_GROUP = 128
 """Number of scales that share one second-level scale and zero point, if ``meta_bits`` is set."""
 
 
+def grid_settings(entry: PlanEntry) -> dict[str, Any]:
+    """Return the arguments of :func:`quantrature.ops.quantize` and :func:`~quantrature.ops.gptq` that an entry sets."""
+    return {
+        "bits": entry.bits,
+        "group_size": entry.group_size,
+        "sym": entry.sym,
+        "scale_dtype": entry.scale_dtype,
+        "zero": entry.zero,
+    }
+
+
 def scale_bytes(rows: int, columns: int, entry: PlanEntry, *, zeros: bool) -> int:
     """Compute the bytes of the scales of all groups and, with ``zeros``, of the zero points.
 
-    Scales are counted as float16. If some are out of the range of float16, which depends on the weights, they take
-    more (:func:`quantrature.ops.quantize`). With ``meta_bits``, second-level scales and zero points are counted as
-    float16, except the scales of scales: these are mostly too small for float16 and are counted as float32.
+    Scales are counted in the dtype of the entry, with ``auto`` as float16. If some are then out of the range of
+    float16, which depends on the weights, they take more (:func:`quantrature.ops.quantize`). With ``meta_bits``,
+    second-level scales and zero points are counted as float16, except the scales of scales: these are mostly too small
+    for float16 and are counted as float32.
     """
     parameters = rows * groups_in_row(columns, entry.group_size)
     if entry.meta_bits is None:
-        return 2 * parameters * (2 if zeros else 1)
+        return (4 if entry.scale_dtype == "float32" else 2) * parameters * (2 if zeros else 1)
     inner, pairs = row_bytes(parameters, entry.meta_bits), groups_in_row(parameters, META_GROUP)
     return inner + 8 * pairs + (inner + 4 * pairs if zeros else 0)
 
@@ -155,6 +167,11 @@ class Method:
         if self.group_size not in (None, entry.group_size):
             raise InvalidArgumentError(
                 f"group_size of {entry.method} must be {self.group_size}: got {entry.group_size}"
+            )
+        if not self.uniform and (entry.zero != "float" or entry.scale_dtype != "auto"):
+            raise InvalidArgumentError(
+                f"zero and scale_dtype of {entry.method} must be float and auto: got {entry.zero} and "
+                f"{entry.scale_dtype}"
             )
         self.check(entry)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -87,7 +88,16 @@ def empty_like_kind(x: Array, shape: tuple[int, ...], dtype: str) -> Array:
     made = np.empty(shape, dtype="uint16" if dtype == "bfloat16" else dtype)
     if torch is not None:
         return torch.from_numpy(made).view(getattr(torch, dtype))
-    return made.view(sys.modules["ml_dtypes"].bfloat16) if dtype == "bfloat16" else made
+    return made.view(_bfloat16_of_numpy()) if dtype == "bfloat16" else made
+
+
+def _bfloat16_of_numpy() -> Any:
+    try:
+        return importlib.import_module("ml_dtypes").bfloat16
+    except ImportError:
+        raise InvalidArgumentError(
+            "bfloat16 results for NumPy arrays need the package ml_dtypes: pip install ml_dtypes, or pass torch tensors"
+        ) from None
 
 
 def as_output(

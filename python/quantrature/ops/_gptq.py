@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import _C
 from ._arrays import Array, as_input, core_view, dtype_name, empty_like_kind, is_torch, place
-from ._grid import SOLVERS, QuantizedTensor, check_grid, dequantize, layout, narrow, positions
+from ._grid import SOLVERS, NumberFormat, QuantizedTensor, check_grid, dequantize, layout, narrow, positions
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ def gptq(
     group_size: int = 128,
     sym: bool = False,
     solver: str = "minmax",
+    scale_dtype: str = "auto",
+    zero: str = "float",
     damp_percent: float = 0.01,
     desc_act: bool = True,
     exclude: Any = None,
@@ -166,7 +168,8 @@ def gptq(
             these arguments are then ignored here.
         grid: result of :func:`quantrature.ops.quantize` for ``w`` with axis 1, or another grid of this shape. Its codes
             are ignored.
-        bits, group_size, sym: instead of ``grid``, as in :func:`quantrature.ops.quantize`.
+        bits, group_size, sym, scale_dtype, zero: instead of ``grid``, as in :func:`quantrature.ops.quantize`. With
+            ``scale_dtype="auto"``, too, scales and zero points are rounded before codes are computed.
         solver: with ``bits``: "minmax" or "mse", as in :func:`quantrature.ops.quantize`.
         damp_percent: damping added to the Hessian's diagonal, as a fraction of the diagonal's mean (0.01 is one
             percent, as usual for GPTQ). If the Hessian is not positive definite, 2, 5, 10, 20, 50 and 100 times as much
@@ -206,21 +209,22 @@ def gptq(
     if of_inputs is not None:
         of_inputs = core_view(of_inputs.cpu() if is_torch(of_inputs) else of_inputs)
     if bits is not None:
-        return _fitted(
-            source, (of_inputs, factor), w, bits, group_size, sym, solver, (damp_percent, desc_act), (offsets, columns)
-        )
+        number_format = NumberFormat(zero, scale_dtype)
+        number_format.check("gptq", sym, None)
+        how = (damp_percent, desc_act)
+        inputs = (of_inputs, factor)
+        return _fitted(source, inputs, w, bits, group_size, sym, solver, number_format, how, (offsets, columns))
     assert grid is not None
     if grid.axis != 1 or tuple(grid.shape) != tuple(source.shape):
         raise _C.InvalidArgumentError(
             f"[gptq] grid must be one of the shape of w on axis 1: got shape={tuple(grid.shape)}, axis={grid.axis}"
         )
-    scale, zero = (
+    scale, zeros = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x
         for x in (grid.scale, grid.zero)
     )
-    halves = ("float32", "float16")
-    scale = as_input(scale, "gptq", "scale", dtypes=halves, on_cuda=True)
-    zero = None if zero is None else as_input(zero, "gptq", "zero", dtypes=halves, on_cuda=True)
+    scale = as_input(scale, "gptq", "scale", on_cuda=True)
+    zeros = None if zeros is None else as_input(zeros, "gptq", "zero", on_cuda=True)
     codes = empty_like_kind(w, tuple(grid.codes.shape), "uint8")
     damp, loss, dead = _C.gptq(
         core_view(source),
@@ -228,14 +232,14 @@ def gptq(
         grid.bits,
         grid.group_size,
         core_view(scale),
-        None if zero is None else core_view(zero),
+        None if zeros is None else core_view(zeros),
         float(damp_percent),
         bool(desc_act),
         offsets,
         columns,
         core_view(codes),
         **_of_factor(factor),
-        place=place("gptq", w=source, scale=scale, zero=zero),
+        place=place("gptq", w=source, scale=scale, zero=zeros),
     )
     return replace(grid, codes=codes), _feedback(damp, loss, dead, factor)
 
@@ -261,10 +265,11 @@ def _fitted(
     group_size: int,
     sym: bool,
     solver: str,
+    number_format: NumberFormat,
     how: tuple[float, bool],
     exclude: tuple[Any, Any],
 ) -> tuple[QuantizedTensor, Feedback]:
-    """Quantize with scales computed per group on the way; they are float16 if all of them fit."""
+    """Quantize with scales computed per group on the way; by default they are float16 if all of them fit."""
     if solver not in ("minmax", "mse"):
         raise _C.InvalidArgumentError(f"[gptq] solver must be minmax or mse: got solver={solver!r}")
     check_grid("gptq", bits, group_size, 1)
@@ -274,7 +279,8 @@ def _fitted(
     scale, zero = (empty_like_kind(w, parameters, "float32") for _ in range(2))
     damp_percent, desc_act = how
     hessian, factor = inputs
-    for half in (True, False):
+    automatic = number_format.scale_dtype == "auto"
+    for half in (True, False) if automatic else (False,):
         damp, loss, dead = _C.gptq(
             core_view(source),
             hessian,
@@ -290,10 +296,12 @@ def _fitted(
             None if sym else core_view(zero),
             SOLVERS[solver],
             half,
+            *number_format.of_core,
             **_of_factor(factor),
             place=place("gptq", w=source),
         )
-        stored = narrow(scale, None if sym else zero, "auto" if half else "float32")
+        kind = ("auto" if half else "float32") if automatic else number_format.scale_dtype
+        stored = narrow(scale, None if sym else zero, kind)
         if not half or dtype_name(stored[0]) == "float16":
             break
     found = QuantizedTensor(codes, *stored, int(bits), int(group_size), 1, bool(sym), shape, dtype_name(w))

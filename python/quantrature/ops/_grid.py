@@ -44,8 +44,8 @@ class QuantizedTensor:
     Attributes:
         codes: uint8 (rows, row_bytes), packed (see :func:`quantrature.ops.pack`). For axis 1, rows are the rows of the
             matrix; for axis 0, the rows of its view with ``group_size`` rows.
-        scale: float16 or float32, (rows, groups) for axis 1 and (groups,) for axis 0; or a :class:`QuantizedTensor`
-            with the same number of values in one row.
+        scale: float16, bfloat16 or float32, (rows, groups) for axis 1 and (groups,) for axis 0; or a
+            :class:`QuantizedTensor` with the same number of values in one row.
         zero: zero point in units of codes, stored like ``scale``; ``None`` if ``sym``: it is then ``2**(bits - 1)``, or
             0.5 at 1 bit.
         bits, group_size, axis, sym: as given to :func:`quantize`.
@@ -160,6 +160,7 @@ def quantize(
     meta_bits: int | None = None,
     meta_group: int = 128,
     scale_dtype: str = "auto",
+    zero: str = "float",
     exclude: Any = None,
     codebook: str | Array | None = None,
 ) -> QuantizedTensor | CodebookTensor:
@@ -186,9 +187,13 @@ def quantize(
             larger, scales and zero points are not quantized. (6 % is for 8 bits and groups of 64; with fewer bits or
             smaller groups, more is accepted.)
         meta_group: group size for quantizing scales and zero points; -1 for one group.
-        scale_dtype: dtype of the stored scales and zero points (with ``meta_bits``, of the second-level ones):
-            "float16", "float32", or "auto": float16 if all scales are normal numbers of float16 and all zero points at
-            most 1024. Codes are computed before this rounding.
+        scale_dtype: dtype of the stored scales and zero points (with ``meta_bits``, of the second-level ones).
+            "float32", "float16" or "bfloat16": scales and zero points are rounded to it before codes are computed.
+            "e8m0": scales are powers of two, as in microscaling formats, stored as bfloat16; needs ``sym`` or
+            ``zero="integer"``. "auto": float16 if all scales are normal numbers of float16 and all zero points at
+            most 1024, else float32; codes are computed before this rounding.
+        zero: "float", or "integer": zero points are integers from 0 to ``2**bits - 1``, as most inference engines need
+            them. The range of each group then contains 0. Not with ``sym`` and ``meta_bits``.
         exclude: positions of outliers, which are stored elsewhere: an object with ``row_offsets`` and ``columns`` such
             as a SparseCSR. They do not affect scales and zero points. They get the nearest code in the range of the
             rest of their group, or with a codebook the code of the nearest entry.
@@ -205,9 +210,9 @@ def quantize(
         InvalidArgumentError: for an invalid argument, dtype, an empty or non-contiguous array, a NaN or infinity (the
             message names its position), and scales out of the range of float16 with ``scale_dtype="float16"``.
     """
-    if codebook is not None and (sym or axis != 1 or solver != "minmax" or round_zero is not None):
+    if codebook is not None and (sym or axis != 1 or solver != "minmax" or round_zero is not None or zero != "float"):
         raise _C.InvalidArgumentError(
-            "[quantize] a codebook cannot be combined with sym, axis, solver or round_zero: remove them"
+            "[quantize] a codebook cannot be combined with sym, axis, solver, round_zero or zero: remove them"
         )
     if group_size is None and codebook is None:
         raise _C.InvalidArgumentError("[quantize] group_size must be an integer: got group_size=None")
@@ -223,10 +228,8 @@ def quantize(
         raise _C.InvalidArgumentError(f"[quantize] meta_bits must be None or 1 to 8: got meta_bits={meta_bits!r}")
     if meta_group != -1 and meta_group < 1:
         raise _C.InvalidArgumentError(f"[quantize] meta_group must be -1 or at least 1: got meta_group={meta_group}")
-    if scale_dtype not in ("auto", "float16", "float32"):
-        raise _C.InvalidArgumentError(
-            f"[quantize] scale_dtype must be auto, float16 or float32: got scale_dtype={scale_dtype!r}"
-        )
+    number_format = NumberFormat(zero, scale_dtype)
+    number_format.check("quantize", sym, meta_bits, codebook is not None)
 
     excluded = positions("quantize", exclude, w)
 
@@ -243,16 +246,61 @@ def quantize(
         if coded.scale is None or isinstance(coded.scale, QuantizedTensor):
             return coded
         return replace(coded, scale=narrow(coded.scale, None, scale_dtype)[0])
-    grid = _Grid(w, source, int(bits), int(group), int(axis), bool(sym), excluded)
+    grid = _Grid(w, source, int(bits), int(group), int(axis), bool(sym), number_format, excluded)
     rounds = solver == "hqq" and bits == 4 if round_zero is None else bool(round_zero)
     if meta_bits is None:
-        return grid.fitted(solver, rounds, scale_dtype)
-    plain = grid.fitted(solver, rounds, "float32")
-    q = with_quantized_scales(w, plain, quantized, grid.given, meta_bits, meta_group, grid.length, excluded)
+        return grid.fitted(solver, rounds)
+    plain = replace(grid, format=NumberFormat()).fitted(solver, rounds, "float32")
+    q: QuantizedTensor = with_quantized_scales(
+        w, plain, quantized, grid.given, meta_bits, meta_group, grid.length, excluded
+    )
     if isinstance(q.scale, QuantizedTensor):
         return q
-    scale, zero = narrow(q.scale, q.zero, scale_dtype)
-    return replace(q, scale=scale, zero=zero)
+    scales, zeros = narrow(q.scale, q.zero, scale_dtype)
+    return replace(q, scale=scales, zero=zeros)
+
+
+SCALE_DTYPES = ("auto", "float32", "float16", "bfloat16", "e8m0")
+ZEROS = ("float", "integer")
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """Which numbers zero points and scales can be.
+
+    Attributes:
+        zero, scale_dtype: as of :func:`quantize`.
+    """
+
+    zero: str = "float"
+    scale_dtype: str = "auto"
+
+    def complaint(self, sym: bool, meta_bits: int | None, codebook: bool = False) -> str | None:
+        """What is wrong with the values, alone or together with other settings; ``None`` if nothing is."""
+        for name, value, known in (("zero", self.zero, ZEROS), ("scale_dtype", self.scale_dtype, SCALE_DTYPES)):
+            if value not in known:
+                return f"{name} must be one of {', '.join(known)}: got {name}={value!r}"
+        new = self.zero == "integer" or self.scale_dtype in ("bfloat16", "e8m0")
+        if self.zero == "integer" and sym:
+            return "zero must be float with sym, which stores no zero points"
+        if meta_bits is not None and new:
+            return f"meta_bits must be None with zero integer and with scale_dtype bfloat16 or e8m0: got {meta_bits=}"
+        if self.scale_dtype == "e8m0" and not (sym or self.zero == "integer"):
+            return "scale_dtype e8m0 needs sym or zero integer"
+        if codebook and new:
+            return f"scale_dtype must be auto, float16 or float32 with a codebook: got {self.scale_dtype}"
+        return None
+
+    def check(self, op: str, sym: bool, meta_bits: int | None, codebook: bool = False) -> None:
+        """Raise an InvalidArgumentError if :meth:`complaint` has something to say."""
+        wrong = self.complaint(sym, meta_bits, codebook)
+        if wrong is not None:
+            raise _C.InvalidArgumentError(f"[{op}] {wrong}")
+
+    @property
+    def of_core(self) -> tuple[bool, int]:
+        """The same for the core: whether zero points are integers, and the number of a ``qtr_scale_format``."""
+        return self.zero == "integer", max(0, SCALE_DTYPES.index(self.scale_dtype) - 1)
 
 
 @dataclass(frozen=True)
@@ -263,6 +311,7 @@ class _Grid:
         w: the matrix.
         source: what the core reads of it.
         bits, group_size, axis, sym: as of :func:`quantize`.
+        format: which numbers zero points and scales can be.
         excluded: row offsets and columns of weights that are not fitted.
     """
 
@@ -272,15 +321,16 @@ class _Grid:
     group_size: int
     axis: int
     sym: bool
+    format: NumberFormat
     excluded: tuple[Array | None, Array | None]
 
-    def fitted(self, solver: str, round_zero: bool, scale_dtype: str) -> QuantizedTensor:
-        """The matrix on the grid that a solver fits to it."""
+    def fitted(self, solver: str, round_zero: bool, stored: str | None = None) -> QuantizedTensor:
+        """The matrix on the grid that a solver fits to it; ``stored``: dtype of its scales, if not of the format."""
         shape = self._layout[2]
         scale = empty_like_kind(self.w, shape, "float32")
         zero = None if self.sym else empty_like_kind(self.w, shape, "float32")
         codes = self._codes(scale, zero, SOLVERS[solver], round_zero)
-        return self._tensor(codes, *narrow(scale, zero, scale_dtype))
+        return self._tensor(codes, *narrow(scale, zero, stored or self.format.scale_dtype))
 
     def given(self, scale: QuantizedTensor, zero: QuantizedTensor | None) -> QuantizedTensor:
         """The matrix on the grid of quantized scales and zeros."""
@@ -318,6 +368,7 @@ class _Grid:
             self.sym,
             solver,
             round_zero,
+            *(self.format.of_core if solver != _GIVEN else NumberFormat().of_core),
             None if offsets is None else core_view(offsets),
             None if columns is None else core_view(columns),
             core_view(codes),
@@ -367,10 +418,9 @@ def dequantize(q: QuantizedTensor | CodebookTensor, dtype: str | None = None, ou
     scale, zero = (
         x if x is None else dequantize(x, "float32") if isinstance(x, QuantizedTensor) else x for x in (q.scale, q.zero)
     )
-    halves = ("float32", "float16")
     codes = as_input(q.codes, "dequantize", "codes", dtypes=("uint8",), ndim=(2,), on_cuda=True)
-    scale = as_input(scale, "dequantize", "scale", dtypes=halves, on_cuda=True)
-    zero = None if zero is None else as_input(zero, "dequantize", "zero", dtypes=halves, on_cuda=True)
+    scale = as_input(scale, "dequantize", "scale", on_cuda=True)
+    zero = None if zero is None else as_input(zero, "dequantize", "zero", on_cuda=True)
     if (zero is None) != q.sym:
         raise _C.InvalidArgumentError(f"[dequantize] zero must be None if and only if q is sym: got sym={q.sym}")
     _C.dequantize(
@@ -432,6 +482,8 @@ def narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array |
     """Convert scales and zero points to the stored dtype."""
     if dtype == "float32":
         return scale, zero
+    if dtype in ("bfloat16", "e8m0"):
+        return _brain(scale), None if zero is None else _brain(zero)
     half_scale, smallest, largest = _half(scale)
     half_zero, largest_zero = None, 0.0
     if zero is not None:
@@ -444,6 +496,15 @@ def narrow(scale: Array, zero: Array | None, dtype: str) -> tuple[Array, Array |
             f"[quantize] scale_dtype float16 must hold every scale and zero: got largest={max(largest, largest_zero):g}"
         )
     return half_scale, half_zero
+
+
+def _brain(x: Array) -> Array:
+    """x, whose numbers are bfloat16 already, in that dtype."""
+    if device_of(x) is not None:
+        return x.bfloat16()
+    found = empty_like_kind(x, tuple(x.shape), "bfloat16")
+    core_view(found)[...] = core_view(x).view(np.uint32) >> 16
+    return found
 
 
 def _half(x: Array) -> tuple[Array, float, float]:

@@ -13,7 +13,7 @@ from .._C import InvalidArgumentError
 from ..files.schema import OBJECT, OBJECT_OR_PLAIN, PLAIN, Bits, Boolean, GroupSize, Must
 from ..ops import QuantizedTensor, groups_in_row, row_bytes
 from ..ops._arrays import dtype_name
-from .dense import DenseSpec, Dtype, Layout, Shape, StoredDtype, part_name
+from .dense import DenseSpec, Dtype, Layout, Shape, part_name
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 Parameters = Annotated[
-    Annotated["GridSpec", Tag(OBJECT)] | Annotated[StoredDtype, Must("float16, float32 or a grid"), Tag(PLAIN)],
+    Annotated["GridSpec", Tag(OBJECT)] | Annotated[Dtype, Must("float16, bfloat16, float32 or a grid"), Tag(PLAIN)],
     OBJECT_OR_PLAIN,
 ]
 """Type of scales and zero points: their dtype, or the grid to which they are quantized."""
@@ -75,7 +75,7 @@ class GridSpec(DenseSpec):
         for name in ("scale", "zero"):
             grid = getattr(self, name)
             nested = isinstance(grid, GridSpec) and any(isinstance(part, GridSpec) for part in (grid.scale, grid.zero))
-            self._demand(not nested, name, "a grid whose own scales and zeros are float16 or float32")
+            self._demand(not nested, name, "a grid whose own scales and zeros are floats")
         self._demand((self.zero is None) == self.sym, "zero", "null if and only if sym is true")
 
     @property

@@ -28,6 +28,7 @@ from ..files.schema import (
     read,
 )
 from ..methods import METHODS
+from ..ops._grid import SCALE_DTYPES, ZEROS, NumberFormat
 from .nearest import did_you_mean
 
 FORMAT = "quantrature-plan"
@@ -68,6 +69,11 @@ class PlanEntry:
         predicted_loss_change: predicted change of the loss when this matrix is quantized, in nats per token; ``None``
             if not predicted.
         options: settings of the method, such as ``damp_percent`` for gptq; the method's defaults if not given.
+        zero: ``float``, or ``integer`` for zero points that are integers from 0 to ``2**bits - 1``, as most inference
+            engines need them. Only for methods with evenly spaced values, and not with ``sym``.
+        scale_dtype: dtype of scales and zero points: ``auto`` (float16, or float32 where that is too narrow),
+            ``float16``, ``bfloat16``, ``float32``, or ``e8m0`` for powers of two. Except with ``auto``, codes are
+            computed for the rounded scales.
     """
 
     bits: Annotated[Bits | Kept, Must("1 to 8, or 16 for unquantized")]
@@ -79,10 +85,15 @@ class PlanEntry:
     reason: Annotated[Text, Must("text")] = ""
     predicted_loss_change: Annotated[FiniteNumber | None, Must("null or a finite number")] = None
     options: Annotated[InstanceOf[Mapping[str, Any]], Must("an object")] = field(default_factory=dict, hash=False)
+    zero: Annotated[str, OneOf(ZEROS)] = "float"
+    scale_dtype: Annotated[str, OneOf(SCALE_DTYPES)] = "auto"
 
     def __post_init__(self) -> None:
         """Check that the method supports the entry; an InvalidArgumentError names the field or option."""
         METHODS[self.method].check_entry(self)
+        wrong = NumberFormat(self.zero, self.scale_dtype).complaint(self.sym, self.meta_bits)
+        if wrong is not None:
+            raise InvalidArgumentError(wrong)
 
     @property
     def keeps(self) -> bool:
@@ -103,6 +114,10 @@ class PlanEntry:
             parts.append(f"meta {self.meta_bits}")
         if self.outlier_fraction:
             parts.append(f"outlier_fraction {self.outlier_fraction:g}")
+        if self.zero != "float":
+            parts.append(f"zero {self.zero}")
+        if self.scale_dtype != "auto":
+            parts.append(f"scale_dtype {self.scale_dtype}")
         parts += [f"{name} {value}" for name, value in self.options.items()]
         return ", ".join(parts)
 
@@ -119,10 +134,11 @@ def _entry_of_version_1(given: Any) -> Any:
 
 
 def _as_json(entry: PlanEntry) -> dict[str, Any]:
-    """Return the fields of an entry as JSON, without ``options`` if it is empty."""
+    """Return the fields of an entry as JSON, without those of few entries where they have their defaults."""
     found = asdict(entry)
-    if not found["options"]:
-        del found["options"]
+    for name, default in (("options", {}), ("zero", "float"), ("scale_dtype", "auto")):
+        if found[name] == default:
+            del found[name]
     return found
 
 

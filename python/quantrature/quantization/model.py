@@ -32,7 +32,7 @@ from .state import BlockState
 
 _log = logging.getLogger(__name__)
 
-OF_ENTRIES = ("group_size", "method", "sym", "meta_bits", "outlier_fraction")
+OF_ENTRIES = ("group_size", "method", "sym", "zero", "scale_dtype", "meta_bits", "outlier_fraction")
 """Arguments that cannot be combined with a plan, because each entry of a plan sets them."""
 
 
@@ -43,6 +43,8 @@ def quantize(
     group_size: int = 64,
     method: str = "rtn",
     sym: bool = False,
+    zero: str = "float",
+    scale_dtype: str = "auto",
     meta_bits: int | None = None,
     outlier_fraction: float = 0.0,
     embedding_bits: int | None = None,
@@ -76,12 +78,16 @@ def quantize(
             per row (output channel).
         method: quantization method, one of ``quantrature.methods.METHODS``: ``rtn``, ``mse``, ``hqq``, ...
         sym: quantize symmetrically around zero, without zero points.
+        zero: ``float``, or ``integer`` for zero points that are integers from 0 to ``2**bits - 1``, as most inference
+            engines need them.
+        scale_dtype: dtype of scales and zero points: ``auto`` (float16, or float32 where that is too narrow),
+            ``float16``, ``bfloat16``, ``float32``, or ``e8m0`` for powers of two.
         meta_bits: bits of quantized scales and zero points, 1 to 8; ``None`` stores them as float16 or float32.
         outlier_fraction: fraction of the weights, 0 to 1, that stay unquantized: those of the largest magnitude.
         embedding_bits: also quantize the token embedding and the output embedding to this many bits, by rounding to
             nearest. At 8 bits each token has one scale; with fewer bits the group size is ``group_size``. Tied
             embeddings stay tied. Calibration uses the original embedding. ``None`` does not quantize embeddings.
-        plan: plan to follow, instead of the seven arguments above. Matrices that it does not name stay unquantized.
+        plan: plan to follow, instead of the nine arguments above. Matrices that it does not name stay unquantized.
         ignore: matrices not to quantize, as in :func:`quantrature.models.find_linears`; not with ``plan``.
         calibration: calibration text, for methods that need it; any source that
             :func:`quantrature.text.token_windows` takes.
@@ -112,7 +118,20 @@ def quantize(
     check_resume("quantize", resume, resume_folder)
     if plan is None:
         _check_options(method, options)
-    request = Request(bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore, options)
+    request = Request(
+        bits,
+        group_size,
+        method,
+        sym,
+        zero,
+        scale_dtype,
+        meta_bits,
+        outlier_fraction,
+        embedding_bits,
+        plan,
+        ignore,
+        options,
+    )
     linears, plan = plan_for(model, request)
     windows = None
     if calibration is not None and _needing_text(plan) is not None:
@@ -194,14 +213,16 @@ class Request:
     """How to quantize a model: one setting for all matrices, or a plan.
 
     Attributes:
-        bits, group_size, method, sym, meta_bits, outlier_fraction, embedding_bits, plan, ignore, options: as in
-            :func:`quantrature.quantize`, with the same defaults.
+        bits, group_size, method, sym, zero, scale_dtype, meta_bits, outlier_fraction, embedding_bits, plan, ignore,
+            options: as in :func:`quantrature.quantize`, with the same defaults.
     """
 
     bits: int | None = None
     group_size: int = 64
     method: str = "rtn"
     sym: bool = False
+    zero: str = "float"
+    scale_dtype: str = "auto"
     meta_bits: int | None = None
     outlier_fraction: float = 0.0
     embedding_bits: int | None = None
@@ -245,6 +266,8 @@ class Request:
                 self.meta_bits,
                 self.outlier_fraction,
                 options=self.options,
+                zero=self.zero,
+                scale_dtype=self.scale_dtype,
             )
         except InvalidArgumentError as e:
             raise InvalidArgumentError(f"[{caller}] {e}") from None
@@ -318,7 +341,14 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
             f"[{caller}] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
         )
     try:
-        entry = PlanEntry(bits, -1 if bits == 8 else of_blocks.group_size, of_blocks.sym, meta_bits=of_blocks.meta_bits)
+        entry = replace(
+            of_blocks,
+            bits=bits,
+            group_size=-1 if bits == 8 else of_blocks.group_size,
+            method="rtn",
+            outlier_fraction=0.0,
+            options={},
+        )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[{caller}] embedding_bits: {e}") from None
     return replace(plan, entries={**plan.entries, **dict.fromkeys(outside, entry)})

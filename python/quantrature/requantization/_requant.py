@@ -120,7 +120,7 @@ def requant(
     exact = ExactWeights(outlier_fraction, significant_fraction, steps, selection, temperatures, max_outlier_fraction)
     effort = Effort(rule, nodes, tol, max_nodes, abs_mode, None if map_folder is None else Path(map_folder), objective)
     effort.check("requant")
-    request = Request(bits, group_size, method, sym, meta_bits, plan=plan, ignore=ignore)
+    request = Request(bits, group_size, method, sym, meta_bits=meta_bits, plan=plan, ignore=ignore)
     linears, plan = plan_for(model, request, experts=False, caller="requant")
     chosen, entries = _chosen(linears, plan)
     text = CalibrationText(tokens, tokenizer, nsamples, seqlen, seed, bos, text_column)

@@ -36,7 +36,7 @@ def test_a_positional_argument_is_named():
 
 
 @pytest.mark.parametrize(
-    ("args", "fields"), [((), {}), ((3,), {"group": 64}), ((), {"bits": 3, "group": 64}), (range(10), {})], ids=str
+    ("args", "fields"), [((), {}), ((3,), {"group": 64}), ((), {"bits": 3, "group": 64}), (range(12), {})], ids=str
 )
 def test_a_wrong_call_is_a_type_error_as_for_any_function(args, fields):
     with pytest.raises(TypeError, match="missing a required argument: 'bits'|keyword argument 'group'|too many positi"):
@@ -109,7 +109,7 @@ def test_a_plan_may_name_its_json_schema():
         ({"outliers": "4"}, "outliers of a matrix must be a number of weights: got '4'"),
         ({"zero": {**GRID["zero"], "bits": 9}}, "zero.bits of a grid must be 1 to 8: got 9"),
         ({"scale": {**GRID["zero"], "scale": GRID["zero"]}}, "scale of a grid must be a grid whose own scales"),
-        ({"scale": None}, "scale of a grid must be float16, float32 or a grid: got None"),
+        ({"scale": None}, "scale of a grid must be float16, bfloat16, float32 or a grid: got None"),
     ],
 )
 def test_a_field_of_a_stored_form_is_named(change, complaint):

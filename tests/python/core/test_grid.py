@@ -1,3 +1,5 @@
+import dataclasses
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +96,68 @@ def test_minmax_is_the_formula(shape, group_size, bits, sym, every_target):
             np.testing.assert_array_equal(q.zero.reshape(-1), zero)
         np.testing.assert_array_equal(q.dequantize(), values_of(q))
     assert (q.shape, q.bits, q.group_size, q.axis, q.dtype) == (shape, bits, group_size, 1, "float32")
+
+
+def rounded(x, dtype):
+    """x in the numbers of a scale dtype, as float32: the nearest, but for e8m0 the next power of two."""
+    if dtype == "e8m0":
+        return np.exp2(np.ceil(np.log2(x.astype(np.float64)))).astype(np.float32)
+    return torch.from_numpy(x).to(getattr(torch, dtype)).float().numpy()
+
+
+@pytest.mark.parametrize(
+    ("bits", "group_size", "zero", "dtype"),
+    pairwise([1, 2, 3, 4, 8], [32, 50, -1], ["float", "integer", "sym"], ["float32", "float16", "bfloat16", "e8m0"]),
+)
+def test_codes_are_those_of_rounded_scales_and_zeros(bits, group_size, zero, dtype, every_target):
+    if zero == "float" and dtype in ("e8m0", "float32"):  # refused; and what test_minmax_is_the_formula has
+        zero = "integer"
+    w, sym, top = weights(7, 200), zero == "sym", np.float32(2**bits - 1)
+    w[2] = np.abs(w[2]) + 1  # a range without zero
+    for _ in every_target():
+        q = ops.quantize(
+            torch.from_numpy(w), bits, group_size, sym=sym, scale_dtype=dtype, zero="float" if sym else zero
+        )
+        scale = q.scale.float().numpy().reshape(-1)
+        codes = q.unpack().numpy().reshape(-1)
+        for g, (x, at) in enumerate(groups_of(w, group_size, 1)):
+            lo, hi = (min(x.min(), 0), max(x.max(), 0)) if zero == "integer" else (x.min(), x.max())
+            step = 2 * np.abs(x).max() / top if sym else 1 / (top / np.float32(hi - lo))
+            expected = rounded(np.float32([step]), dtype)[0]
+            assert scale[g] == expected
+            inv = 1 / expected
+            if sym:
+                at_zero = np.float32(2 ** (bits - 1) if bits > 1 else 0.5)
+            else:
+                at_zero = -np.float32(lo) * inv
+                at_zero = np.clip(np.rint(at_zero), 0, top) if zero == "integer" else rounded(at_zero[None], dtype)[0]
+                assert q.zero.float().reshape(-1)[g] == at_zero
+            np.testing.assert_array_equal(codes[at], codes_on(x, (inv, at_zero), bits))
+        np.testing.assert_array_equal(q.dequantize("float32").numpy(), values_of(widened(q)))
+        assert q.scale.dtype == (torch.bfloat16 if dtype == "e8m0" else getattr(torch, dtype))
+
+
+def test_bfloat16_for_numpy_arrays_names_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(InvalidArgumentError, match="bfloat16 results for NumPy arrays need the package ml_dtypes"):
+        ops.quantize(W, 4, scale_dtype="bfloat16")
+
+
+def widened(q):
+    return dataclasses.replace(q, scale=q.scale.float(), zero=None if q.zero is None else q.zero.float())
+
+
+@pytest.mark.parametrize("solver", ["mse", "hqq"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_solvers_find_integer_zeros_that_are_no_worse_than_minmax(solver, bits):
+    w = weights(16, 256)
+
+    def error(solver):
+        q = ops.quantize(w, bits, 64, solver=solver, zero="integer")
+        assert (q.zero == np.clip(np.rint(q.zero), 0, 2**bits - 1)).all()
+        return np.square(q.dequantize() - w).sum()
+
+    assert error(solver) <= error("minmax")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +437,11 @@ WIDE = np.array([[3e38, -3e38]], np.float32)
         (lambda: ops.quantize(W, 4, sym=True, round_zero=True), r"\[quantize\] round_zero goes without sym"),
         (lambda: ops.quantize(W, 4, meta_bits=9), r"\[quantize\] meta_bits must be None or 1 to 8: got meta_bits=9"),
         (lambda: ops.quantize(W, 4, meta_bits=8, meta_group=0), r"\[quantize\] meta_group must be -1 or at least 1"),
-        (lambda: ops.quantize(W, 4, scale_dtype="int8"), r"\[quantize\] scale_dtype must be auto, float16 or float32"),
+        (lambda: ops.quantize(W, 4, scale_dtype="int8"), r"\[quantize\] scale_dtype must be one of auto, float32"),
+        (lambda: ops.quantize(W, 4, zero="int"), r"\[quantize\] zero must be one of float, integer: got zero='int'"),
+        (lambda: ops.quantize(W, 4, zero="integer", sym=True), r"\[quantize\] zero must be float with sym"),
+        (lambda: ops.quantize(W, 4, scale_dtype="e8m0"), r"\[quantize\] scale_dtype e8m0 needs sym or zero integer"),
+        (lambda: ops.quantize(W, 4, zero="integer", meta_bits=8), r"\[quantize\] meta_bits must be None with zero"),
         (
             lambda: ops.quantize(W * 1e9, 4, scale_dtype="float16"),
             r"\[quantize\] scale_dtype float16 must hold every scale",

@@ -207,7 +207,9 @@ class Strip {
                         false,
                         a_.solver == QTR_MSE,
                         std::numeric_limits<float>::infinity(),
-                        false};
+                        false,
+                        a_.integer_zero != 0,
+                        a_.scale_format};
     for (int64_t piece = 0; piece < rows_; piece += kGptqRows) {
       for (int64_t from = first; from < end;) {
         const int64_t base = from - from % kGptqColumns, to = std::min(base + kGptqColumns, end);
@@ -422,6 +424,13 @@ void gptq(const GptqArgs& a) {
   if (a.fitted_scale != nullptr) {
     check(a.fitted_size == groups, "[gptq] fitted_scale must hold one number for each group", "fitted_size",
           a.fitted_size, "expected", groups);
+    check(a.scale_format >= QTR_SCALE_F32 && a.scale_format <= QTR_SCALE_E8M0,
+          "[gptq] scale_format must be f32, f16, bf16 or e8m0", "scale_format",
+          static_cast<int>(a.scale_format));
+    check(a.half == 0 || a.scale_format == QTR_SCALE_F32, "[gptq] half goes without a scale_format", "half",
+          a.half);
+    check(!a.integer_zero || a.fitted_zero != nullptr, "[gptq] integer_zero goes without symmetric grids",
+          "integer_zero", a.integer_zero);
     check(a.solver == QTR_MINMAX || a.solver == QTR_MSE, "[gptq] solver must be minmax or mse", "solver",
           static_cast<int>(a.solver));
     flat.scale = flat.zero = {};

@@ -191,7 +191,7 @@ class Quantizer {
       const int64_t groups = ceil_div(piece.size, v.group);
       for (int64_t g = 0; g < groups; ++g)
         s.zero[static_cast<size_t>(g)] = a_.zero[piece.first_group + g] =
-            zeros[static_cast<size_t>((piece.first_group + g) * kHqqIterations + last)];
+            stored_zero(zeros[static_cast<size_t>((piece.first_group + g) * kHqqIterations + last)], rule_);
       std::copy_n(inv.data() + piece.first_group, groups, s.inv.data());
       store(load(piece, s), piece, s);
       return true;
@@ -286,6 +286,12 @@ void quantize(const QuantizeArgs& a) {
   check(!a.sym || !a.round_zero, "[quantize] round_zero goes without sym", "sym", a.sym);
   check(a.solver != QTR_GIVEN || !a.round_zero, "[quantize] round_zero goes without a given grid",
         "round_zero", a.round_zero);
+  check(!a.sym || !a.integer_zero, "[quantize] integer_zero goes without sym", "sym", a.sym);
+  check(a.scale_format >= QTR_SCALE_F32 && a.scale_format <= QTR_SCALE_E8M0,
+        "[quantize] scale_format must be f32, f16, bf16 or e8m0", "scale_format",
+        static_cast<int>(a.scale_format));
+  check(a.solver != QTR_GIVEN || !(a.integer_zero || a.scale_format != QTR_SCALE_F32),
+        "[quantize] integer_zero and scale_format go without a given grid", "integer_zero", a.integer_zero);
   const int64_t bytes = view.rows * row_bytes(view.cols, a.bits);
   check_given(a.codes != nullptr, "quantize", "codes");
   check(a.codes_size == bytes, "[quantize] codes must hold all packed rows", "codes_size", a.codes_size,

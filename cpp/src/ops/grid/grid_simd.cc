@@ -231,7 +231,7 @@ bool GridFit(const float* x, int64_t n, int64_t group, const GridRule& rule, con
   Float odd[4];
   for (Float& o : odd) o = hn::Zero(d);
   bool finite = true;
-  const bool many = !rule.round_zero && !rule.mse;
+  const bool many = !rule.round_zero && !rule.mse && rule.is_plain();
   int64_t g = 0;
 #if HWY_TARGET != HWY_SCALAR
   if (many && group % kWidth == 0)

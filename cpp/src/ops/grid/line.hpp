@@ -22,6 +22,12 @@ struct GridRule {
   bool mse;
   float max_inv;  // infinity but for hqq
   bool shrinks;   // whether hqq takes large errors for outliers
+  bool integer_zero;
+  qtr_scale_format scale_format;
+
+  // Then a group has the range from the least to the largest of its numbers and 0.
+  QUANTRATURE_INLINE bool has_zero() const { return integer_zero || scale_format == QTR_SCALE_E8M0; }
+  QUANTRATURE_INLINE bool is_plain() const { return !has_zero() && scale_format == QTR_SCALE_F32; }
 };
 
 // One number of each for every group.
@@ -48,7 +54,9 @@ inline GridRule rule_of(const qtr_quantize_args& a) {
           a.round_zero != 0,
           a.solver == QTR_MSE,
           published ? 2e4f : std::numeric_limits<float>::infinity(),
-          published};
+          published,
+          a.integer_zero != 0,
+          a.scale_format};
 }
 
 // Below which the mean error of the first iteration of hqq has to be for a second one.
@@ -71,20 +79,55 @@ QUANTRATURE_INLINE bool range_is_finite(float lo, float hi, bool sym) {
   return range <= 3.40282347e38f;
 }
 
+// The least power of two that is no less than x > 0.
+QUANTRATURE_INLINE float power_of_two_from(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), exponent = bits & 0x7F800000;
+  return std::bit_cast<float>(std::min(bits == exponent ? exponent : exponent + 0x00800000, 0x7F000000u));
+}
+
+// The number of the format that stands for x: the nearest, or, for powers of two, the next.
+QUANTRATURE_INLINE float in_scale_format(float x, qtr_scale_format format) {
+  if (format == QTR_SCALE_F16) return f32_from_f16(f16_from_f32(x));
+  if (format == QTR_SCALE_BF16) return f32_from_bf16(bf16_from_f32(x));
+  return format == QTR_SCALE_E8M0 ? power_of_two_from(x) : x;
+}
+
+// The scale of a group that is not constant: never 0.
+QUANTRATURE_INLINE float stored_scale(float scale, qtr_scale_format format) {
+  const float rounded = in_scale_format(scale, format);
+  return rounded == 0 ? 0x1p-24f : rounded;
+}
+
+// A zero as it is stored. Zeros are stored with the precision of scales; powers of two go with integers.
+QUANTRATURE_INLINE float stored_zero(float zero, const GridRule& rule) {
+  if (rule.integer_zero) return std::min(std::max(std::nearbyint(zero), 0.0f), top_code(rule.bits));
+  return rule.scale_format == QTR_SCALE_E8M0 ? zero : in_scale_format(zero, rule.scale_format);
+}
+
 QUANTRATURE_INLINE GridLine line_of_range(float lo, float hi, const GridRule& rule) {
   constexpr float kSmallest = 0x1p-100f;
   const float top = top_code(rule.bits);
   if (rule.sym) {
     const float zero = symmetric_zero(rule.bits);
     const float m = std::max(std::abs(lo), std::abs(hi));
-    if (m < kSmallest) return {0, zero, rule.bits == 1 ? 0.0f : 1.0f};
-    return {top / (2 * m), zero, 2 * m / top};
+    const float least = rule.scale_format == QTR_SCALE_E8M0 ? 0x1p-126f : 0.0f;
+    if (m < kSmallest) return {0, zero, rule.bits == 1 ? least : 1.0f};
+    if (rule.is_plain()) return {top / (2 * m), zero, 2 * m / top};
+    const float scale = stored_scale(2 * m / top, rule.scale_format);
+    return {1 / scale, zero, scale};
   }
+  if (rule.has_zero()) lo = std::min(lo, 0.0f), hi = std::max(hi, 0.0f);
   lo += 0.0f;  // one sign of zero, whatever the order of the comparisons
-  if (hi - lo < kSmallest) return lo == 0 ? GridLine{0, 0, 1} : GridLine{0, -1, lo};
+  if (hi - lo < kSmallest)
+    return lo == 0 || rule.has_zero() ? GridLine{0, 0, 1}
+                                      : GridLine{0, -1, in_scale_format(lo, rule.scale_format)};
   const float inv = std::min(top / (hi - lo), rule.max_inv);
-  const float zero = 0 - lo * inv;
-  return {inv, rule.round_zero ? std::nearbyint(zero) : zero, 1 / inv};
+  if (rule.is_plain()) {
+    const float zero = 0 - lo * inv;
+    return {inv, rule.round_zero ? std::nearbyint(zero) : zero, 1 / inv};
+  }
+  const float scale = stored_scale(1 / inv, rule.scale_format), zero = 0 - lo * (1 / scale);
+  return {1 / scale, stored_zero(rule.round_zero ? std::nearbyint(zero) : zero, rule), scale};
 }
 
 QUANTRATURE_INLINE GridLine given_line(float scale, float zero) {
