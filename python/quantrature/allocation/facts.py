@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .._C import InvalidArgumentError
 from ..plan.option import Option
 from .loss import LossModel
 from .sources import Grid, Matrix, Source, size_of
+
+if TYPE_CHECKING:
+    from ..analysis.sensitivity import AtPlan
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ class Facts:
                 [m.columns for m in matrices],
                 [m.numel for m in matrices],
                 [m.loss_change for m in matrices],
-                [m.error for m in matrices],
+                errors if same else [m.error for m in matrices],
                 errors if all(errors) else None,
+                [at_plan(found, matrices) for found in origin.plans] if same else (),
             )
         return cls(matrices, grid, errors, sizes, model, origin)
 
@@ -123,3 +128,10 @@ class Facts:
                 raise InvalidArgumentError(
                     f"[allocate] strategy pqi needs an analysis with the metric pqi: got none for {matrix.name}"
                 )
+
+
+def at_plan(found: AtPlan, matrices: Sequence[Matrix]) -> tuple[list[Option | None], list[float]]:
+    """Return setting and loss change of each matrix at a plan that was integrated."""
+    settings = [found.settings.get(m.name) for m in matrices]
+    options = [None if key is None else Option.parse(key) for key in settings]
+    return options, [found.loss_change.get(m.name, 0.0) for m in matrices]

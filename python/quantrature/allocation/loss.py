@@ -7,9 +7,10 @@ energies E = sum (w~ - w)^2. A matrix costs less if the other matrices cost litt
     loss change of a plan = (sum_i c_i) ** p,
 
 where c_i is the cost of matrix i: S_i / L ** (1 - 1/p) at a reference where its PQI is S_i and the sum over all
-matrices is L. The power p >= 1 is chosen so that costs grow like energies from one reference to the next. With the
-energies at reference b relative to those at a, weighted by the PQI at a, it is
-p = log(L_b / L_a) / log(sum_i S_ia E_ib / E_ia / L_a). If there is one reference, or the loss grows slower than the
+matrices is L. A plan that was integrated (:func:`quantrature.analysis.integrate_plan`) is a further reference, at which
+each matrix has its own setting. The power p >= 1 is chosen so that costs grow like energies from one reference to the
+next. With the energies at reference b relative to those at a, weighted by the PQI at a, it is p = log(L_b / L_a) /
+log(sum_i S_ia E_ib / E_ia / L_a). If there is one reference, or the loss grows slower than the
 energies, p is 1: signed PQIs then just add up. The power is monotone, so the plan with the smallest cost has the
 smallest loss change.
 
@@ -75,6 +76,8 @@ class LossModel:
         names, columns, numels: name, in_features and number of weights of each matrix.
         loss_changes: for each matrix, reference setting to loss change, in nats per token.
         errors: for each matrix, setting to error energy, as far as the analysis measured it.
+        plans: for each plan that was integrated, the setting of each matrix (``None`` if it is not quantized), and its
+            loss change.
         candidates: the same for the settings to predict, if they use another method or kind of grid.
 
     Attributes:
@@ -94,6 +97,7 @@ class LossModel:
         loss_changes: Sequence[Mapping[str, float]],
         errors: Sequence[Mapping[str, float]],
         candidates: Sequence[Mapping[str, float]] | None = None,
+        plans: Sequence[tuple[Sequence[Option | None], Sequence[float]]] = (),
     ) -> None:
         settings = list(loss_changes[0]) if loss_changes else []
         for name, changes, error in zip(names, loss_changes, errors, strict=True):
@@ -114,9 +118,17 @@ class LossModel:
         self._errors = [
             {Option.parse(key): value for key, value in error.items()} if self.measured else {} for error in errors
         ]
-        energies = {key: [self.error(i, Option.parse(key)) or 0.0 for i in range(len(names))] for key in settings}
-        losses_at = {key: [of_matrix[key] for of_matrix in loss_changes] for key in settings}
-        self.power = _power([(energies[key], losses_at[key]) for key in settings])
+        chosen: dict[str, Sequence[Option | None]] = {key: [Option.parse(key)] * len(names) for key in settings}
+        losses_at: dict[str, Sequence[float]] = {
+            key: [of_matrix[key] for of_matrix in loss_changes] for key in settings
+        }
+        for number, (options, losses) in enumerate(plans, 1):
+            chosen[f"plan {number}"], losses_at[f"plan {number}"] = options, losses
+        energies = {
+            key: [0.0 if option is None else self.error(i, option) or 0.0 for i, option in enumerate(options)]
+            for key, options in chosen.items()
+        }
+        self.power = _power([(energies[key], losses_at[key]) for key in chosen])
         self.floored: dict[str, int] = {}
         self._references: list[list[Reference]] = [[] for _ in names]
         for key, losses in losses_at.items():
@@ -130,7 +142,8 @@ class LossModel:
             whole = sum(losses) if sum(losses) > 0 else sum(raised)
             unit = sum(raised) / whole ** (1 / self.power) if whole > 0 else 1.0
             for references, energy, loss in zip(self._references, energies[key], raised, strict=True):
-                references.append(Reference(energy, loss / unit))
+                if energy > 0 or key in settings:  # not of a matrix that a plan leaves unquantized
+                    references.append(Reference(energy, loss / unit))
         for references in self._references:
             references.sort(key=lambda reference: reference.error)
         if candidates is not None and self.measured:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._C import InvalidArgumentError
-from ..methods import check_method
+from ..methods import METHODS, check_method
 from ..ops._arrays import dtype_name
 from ..plan import PlanEntry
 from ..plan.option import Option, stored_bytes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..analysis.errors import Outcome
-    from ..analysis.sensitivity import Sensitivity
+    from ..analysis.sensitivity import AtPlan, Sensitivity
     from ..methods import check_method
 from ..models import LinearWeight
 
@@ -86,6 +86,7 @@ class Source:
         weight: function that returns the weights of a matrix, contiguous, on the CPU; ``None`` if only an analysis is
             given.
         about: fingerprints, what the analysis integrated, and where the text had BOS, for plan.json.
+        plans: what was integrated at plans (:func:`quantrature.analysis.integrate_plan`).
         measured: measurements so far, by matrix, grid and setting. The next plan from the same source reuses them.
     """
 
@@ -95,6 +96,7 @@ class Source:
     group_size: int = 64
     weight: Callable[[str], torch.Tensor] | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    plans: tuple[AtPlan, ...] = ()
     measured: dict[tuple[str, Grid, str], Outcome] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -124,11 +126,12 @@ class Source:
     def outcomes(
         self, matrices: Sequence[Matrix], options: Iterable[Option], grid: Grid, progress: bool | None = None
     ) -> list[dict[str, Outcome]] | None:
-        """Measure error and size of all options for each matrix; ``None`` without the weights.
+        """Measure error and size of all options for each matrix, or reuse earlier measurements.
 
-        Earlier measurements are reused.
+        Returns:
+            For each matrix, setting to outcome; ``None`` without the weights, and for a method that needs calibration.
         """
-        if self.weight is None:
+        if self.weight is None or METHODS[grid.method].needs:
             return None
         from ..analysis.errors import outcomes
 
@@ -190,6 +193,7 @@ def _of_analysis(found: Sensitivity, weights: Any, trust_remote_code: bool) -> S
         int(found.settings["group_size"]),
         reader,
         {"model": found.model, "calibration": found.calibration, "predicts": found.objective, **_bos(found)},
+        found.plans,
     )
 
 

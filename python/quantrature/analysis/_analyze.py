@@ -45,6 +45,7 @@ def analyze(
     sym: bool = False,
     zero: str = "float",
     scale_dtype: str = "auto",
+    statistics: Mapping[str, Statistics] | None = None,
     ignore: str | Iterable[str] = (),
     tokenizer: Any = None,
     nsamples: int | None = None,
@@ -80,7 +81,9 @@ def analyze(
         bits: bits per weight of the quantized weights, 1 to 8; one value, or several to predict the loss change at
             each. Scores and maps are computed at the first value.
         group_size, method, sym, zero, scale_dtype: how to quantize, as in :func:`quantrature.quantize`. A method that
-            needs calibration gets statistics of the original model on the same text.
+            needs calibration gets statistics of the original model.
+        statistics: for such a method: matrix name to calibration statistics (:func:`quantrature.quantization.collect`).
+            By default they are collected on the same text.
         ignore: matrices not to analyze, as in :func:`quantrature.models.find_linears`.
         tokenizer, nsamples, seqlen, seed, bos, text_column: how to cut the calibration text, as in ``token_windows``;
             ``nsamples=None`` uses all windows.
@@ -135,8 +138,14 @@ def analyze(
         **text.settings(windows, model),
     }
     prints = fingerprint.of_matrices(linears), fingerprint.of_tokens(windows)
-    snapshots = _Snapshots(resume_folder, resume, {**settings, "model": prints[0], "calibration": prints[1]})
-    job = _Job(model, linears, metrics, entries, method, Prover(model, windows, batch_size, effort))
+    snapshots = Snapshots(resume_folder, resume, {**settings, "model": prints[0], "calibration": prints[1]})
+    prover = Prover(model, windows, batch_size, effort)
+    homes = homes_of(linears, effort.map_folder)
+    if statistics is None:
+        with not_training(model):
+            statistics = statistics_for(prover, linears, dict.fromkeys((linear.name for linear in linears), entries[0]))
+    of_settings = _outcomes(linears, homes, entries, statistics, progress) if "pqi" in metrics else {}
+    job = _Job(model, linears, metrics, entries, method, prover, homes, statistics, of_settings)
     with progress_bar("analyzing", job.passes, progress) as bar:
         found = job.run(snapshots, bar.advance, checkpointing)
     snapshots.discard()
@@ -155,6 +164,9 @@ class _Job:
         entries: settings of the quantized weights; the first one is used for scores and maps.
         method: quantization method of all settings.
         prover: computes integrals and measures loss changes on the calibration text.
+        homes: device of each matrix's sums and quantized weights.
+        statistics: calibration statistics of the matrices, if the method needs them.
+        outcomes: error and size of each matrix at each setting that a plan can use, if PQI is computed.
     """
 
     model: torch.nn.Module
@@ -163,6 +175,9 @@ class _Job:
     entries: Sequence[PlanEntry]
     method: str
     prover: Prover
+    homes: Mapping[str, torch.device]
+    statistics: Mapping[str, Statistics]
+    outcomes: Mapping[str, Mapping[str, Outcome]]
 
     @property
     def gradient_metrics(self) -> list[str]:
@@ -176,16 +191,13 @@ class _Job:
         of_window += ("pqi" in self.metrics) * self.prover.effort.nodes * len(self.entries)
         return of_window * len(self.prover.share)
 
-    def run(self, snapshots: _Snapshots, advance: Callable[[int], Any], checkpointing: bool) -> _Found:
+    def run(self, snapshots: Snapshots, advance: Callable[[int], Any], checkpointing: bool) -> _Found:
         """Compute all scores; the model is restored at the end."""
-        found, linears, windows = _Found(), self.linears, self.prover.windows
+        found, linears, windows = _Found(outcomes=self.outcomes), self.linears, self.prover.windows
+        names = [linear.name for linear in linears]
         with not_training(self.model):
-            statistics = self._statistics()
-            homes = homes_of(linears, self.prover.effort.map_folder)
-            moved = _towards(linears, homes, self.entries[0], statistics)
+            moved = towards(linears, self.homes, dict.fromkeys(names, self.entries[0]), self.statistics)
             found.scores |= weight_scores(moved, [m for m in self.metrics if m in ("magnitude", "error", "kurtosis")])
-            if "pqi" in self.metrics:
-                found.outcomes = _outcomes(linears, homes, self.entries, statistics)
             with (
                 WeightPath(self.model, moved, self.prover.effort.map_folder) as path,
                 gradient_checkpointing(self.model, linears, checkpointing),
@@ -198,21 +210,13 @@ class _Job:
                     found.maps |= maps
                 for number, entry in enumerate(self.entries) if "pqi" in self.metrics else ():
                     if number:
-                        path.moved = _towards(linears, homes, entry, statistics)
+                        path.moved = towards(linears, self.homes, dict.fromkeys(names, entry), self.statistics)
                     keeping = functools.partial(snapshots.of, entry.setting)
                     found.add(*self.prover.prove(path, entry.setting, self.method, advance, keeping))
         return found
 
-    def _statistics(self) -> Mapping[str, Statistics]:
-        """Collect the calibration statistics that the method needs: matrix name to statistics."""
-        needs = METHODS[self.method].needs
-        if not needs:
-            return {}
-        wanted = {linear.name: needs for linear in self.linears}
-        return collect(self.model, self.linears, wanted, self.prover.windows, batch_size=self.prover.batch_size)
 
-
-class _Snapshots:
+class Snapshots:
     """The files to which the integrals of an analysis save their state.
 
     Args:
@@ -290,27 +294,42 @@ def _outcomes(
     homes: Mapping[str, torch.device],
     entries: Sequence[PlanEntry],
     given: Mapping[str, Statistics],
+    progress: bool | None,
 ) -> dict[str, dict[str, Outcome]]:
     """Return the quantization error and the size of each matrix at each candidate setting, by matrix and setting."""
     first = entries[0]
-    options = sorted({*candidates(first.group_size), *(Option(e.bits, e.group_size) for e in entries)})
-    return {
-        linear.name: outcomes(
-            linear.name,
-            linear.weight.to(homes[linear.name]).contiguous(),
-            options,
-            lambda option: replace(first, bits=option.bits, group_size=option.group_size),
-            statistics=given.get(linear.name),
-        )
-        for linear in linears
-    }
+    options = sorted({*candidates(first), *(Option(e.bits, e.group_size) for e in entries)})
+    found = {}
+    with progress_bar("measuring settings", len(linears) * len(options), progress) as bar:
+        for linear in linears:
+            found[linear.name] = outcomes(
+                linear.name,
+                linear.weight.to(homes[linear.name]).contiguous(),
+                options,
+                lambda option: replace(first, bits=option.bits, group_size=option.group_size),
+                bar.advance,
+                given.get(linear.name),
+            )
+    return found
 
 
-def _towards(
-    linears: Linears, homes: Mapping[str, torch.device], entry: PlanEntry, given: Mapping[str, Statistics]
+def statistics_for(prover: Prover, linears: Linears, entries: Mapping[str, PlanEntry]) -> Mapping[str, Statistics]:
+    """Collect the calibration statistics that the methods of some entries need: matrix name to statistics."""
+    needed = {name: METHODS[entry.method].needs for name, entry in entries.items() if METHODS[entry.method].needs}
+    if not needed:
+        return {}
+    return collect(prover.model, linears, needed, prover.windows, batch_size=prover.batch_size)
+
+
+def towards(
+    linears: Linears,
+    homes: Mapping[str, torch.device],
+    entries: Mapping[str, PlanEntry],
+    given: Mapping[str, Statistics],
 ) -> list[Moved]:
-    """Quantize all matrices as one plan entry says, each on its device in ``homes``, and return what a path moves."""
-    return [
-        Moved(linear, image_of(linear.name, linear.weight.to(home), entry, given.get(linear.name)), home)
-        for linear, home in ((linear, homes[linear.name]) for linear in linears)
-    ]
+    """Quantize matrices as their plan entries say, each on its device in ``homes``, and return what a path moves."""
+    moved = []
+    for name, entry in entries.items():
+        linear, home = linears.find(name), homes[name]
+        moved.append(Moved(linear, image_of(name, linear.weight.to(home), entry, given.get(name)), home))
+    return moved

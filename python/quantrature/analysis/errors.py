@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..methods import Statistics, quantize_matrix
+from ..methods import METHODS, Method, Statistics, quantize_matrix
 from ..plan import PlanEntry
 from ..plan.option import Option
 
 BITS = range(1, 9)
+BITS_WHEN_CALIBRATED = (2, 3, 4)
+"""For calibrated methods, which take much longer; errors at other bits are estimated from those."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Outcome:
     """Quantization error and size of one matrix at one setting.
 
     Attributes:
-        error: sum of (w~ - w)^2 over the weights.
+        error: sum of (w~ - w)^2 over the weights; with a calibrated method, the error that the method minimizes, for
+            gptq tr((w~ - w) H (w~ - w)^T). Loss changes are interpolated by it.
         nbytes: stored size in bytes.
     """
 
@@ -27,10 +30,12 @@ class Outcome:
     nbytes: int
 
 
-def candidates(group_size: int) -> list[Option]:
-    """Return the settings that an analysis records: 1 to 8 bits, with half, the same and twice the group size."""
-    sizes = [group_size] if group_size < 16 else [group_size // 2, group_size, 2 * group_size]
-    return [Option(bits, size) for bits in BITS for size in sizes]
+def candidates(entry: PlanEntry) -> list[Option]:
+    """Return the settings that an analysis records: with half, the same and twice the group size of an entry."""
+    size = entry.group_size
+    sizes = [size] if size < 16 else [size // 2, size, 2 * size]
+    bits = BITS_WHEN_CALIBRATED if METHODS[entry.method].needs else BITS
+    return [Option(each, size) for each in bits for size in sizes]
 
 
 def outcomes(
@@ -56,13 +61,25 @@ def outcomes(
         Key of the setting, such as ``b3g64``, to its outcome.
     """
     exact = weight.float()
+    given = statistics or Statistics()
     keys, sizes, errors = [], [], []
     for option in options:
-        stored = quantize_matrix(name, weight, entry(option), statistics=statistics)
+        chosen = entry(option)
+        stored = quantize_matrix(name, weight, chosen, statistics=statistics)
         apart = stored.dequantize("float32").sub_(exact)
-        errors.append(apart.square_().sum(dtype=torch.float64))
+        errors.append(_error(METHODS[chosen.method], apart, given))
         keys.append(option.key)
         sizes.append(stored.nbytes)
         advance(1)
     found = torch.stack(errors).tolist() if errors else []  # one transfer, so that a GPU is waited for once
     return dict(zip(keys, map(Outcome, found, sizes), strict=True))
+
+
+def _error(method: Method, apart: torch.Tensor, statistics: Statistics) -> torch.Tensor:
+    if (
+        method.objective is not None
+        and method.needs
+        and all(getattr(statistics, need) is not None for need in method.needs)
+    ):
+        return torch.tensor(method.objective(apart, statistics), dtype=torch.float64, device=apart.device)
+    return apart.square_().sum(dtype=torch.float64)

@@ -82,6 +82,21 @@ class MatrixSensitivity:
         return self.out_features * self.in_features
 
 
+@dataclass(frozen=True)
+class AtPlan:
+    """Loss changes at a plan, in which each matrix has a setting of its own.
+
+    Attributes:
+        proof: predicted and measured loss change of the plan.
+        settings: matrix name to setting, such as ``b3g64``, for the matrices that the plan quantizes.
+        loss_change: matrix name to its part of the predicted loss change, in nats per token.
+    """
+
+    proof: Proof
+    settings: Mapping[Text, Text]
+    loss_change: Mapping[Text, Number]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SensitivityFile:
     """The result of an analysis, without the maps.
@@ -99,6 +114,7 @@ class SensitivityFile:
         proofs: one object for each setting; empty without the metric ``pqi``.
         rank_correlations: metric to Spearman's rank correlation of its scores with the predicted loss changes.
         modules: one object for each matrix, in model order.
+        plans: one object for each plan that :func:`quantrature.analysis.integrate_plan` added.
     """
 
     format: Annotated[str, OneOf([FORMAT])] = FORMAT
@@ -112,6 +128,7 @@ class SensitivityFile:
     proofs: list[Proof]
     rank_correlations: Mapping[Text, Number | None] = field(default_factory=dict)
     modules: list[MatrixSensitivity]
+    plans: list[AtPlan] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,7 @@ class Sensitivity:
         settings: arguments of the analysis.
         model, calibration: fingerprints (hashes) of the model and the calibration text.
         maps: metric to matrix name to one float32 value per weight, (out_features, in_features).
+        plans: loss changes at plans, which :func:`quantrature.analysis.integrate_plan` adds.
     """
 
     matrices: tuple[MatrixSensitivity, ...]
@@ -133,6 +151,7 @@ class Sensitivity:
     model: str
     calibration: str
     maps: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict, repr=False)
+    plans: tuple[AtPlan, ...] = ()
 
     @property
     def predicted_loss_change(self) -> float | None:
@@ -147,7 +166,7 @@ class Sensitivity:
     @property
     def gradient_evaluations(self) -> int:
         """Number of gradient evaluations per calibration sample, for all settings together."""
-        return sum(proof.gradient_evaluations for proof in self.proofs)
+        return sum(proof.gradient_evaluations for proof in (*self.proofs, *(plan.proof for plan in self.plans)))
 
     @property
     def objective(self) -> str:
@@ -185,6 +204,7 @@ class Sensitivity:
             proofs=[*self.proofs],
             rank_correlations=self.rank_correlations(),
             modules=[*self.matrices],
+            plans=[*self.plans],
         )
         return asdict(file)
 
@@ -225,6 +245,7 @@ class Sensitivity:
             file.model,
             file.calibration,
             {map.stem.removeprefix("maps-"): StoredMaps(map) for map in maps},
+            tuple(file.plans),
         )
 
 
