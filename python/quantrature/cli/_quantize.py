@@ -17,6 +17,7 @@ from ._input import check_fraction
 from ._options import CALIBRATION, MEMORY, METHOD, OUTPUT, REQUANT, DryRun, Json, MaxShardSize, ModelArgument, Overwrite
 from ._output import print_cost, print_json, print_table, stdout_kept_clean
 from ._requant import record_rows, summary
+from ._to_budget import WithinBudget, quantize_within
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class TextWhereNeeded(Text):
     nsamples: Annotated[
         int | None,
         typer.Option(
-            help="Number of windows to draw from the calibration text.",
+            help="Number of windows to draw from the calibration text; with a budget, --effort says how many.",
             show_default="128; 100 for squeezellm",
             rich_help_panel=CALIBRATION,
         ),
@@ -51,7 +52,7 @@ class TextWhereNeeded(Text):
     seqlen: Annotated[
         int | None,
         typer.Option(
-            help="Tokens per window.",
+            help="Tokens per window; with a budget 512.",
             show_default="2048, 512 for awq and squeezellm; or the model's context length if shorter",
             rich_help_panel=CALIBRATION,
         ),
@@ -64,6 +65,32 @@ class TextWhereNeeded(Text):
             rich_help_panel=CALIBRATION,
         ),
     ] = True
+
+
+@dataclass(frozen=True)
+class GridOrBudget(Grid):
+    """How weights are quantized. With a budget, the options have other defaults."""
+
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Consecutive weights that share one scale; -1: one scale per row. With a budget, also half and twice "
+            "as many are tried.",
+            show_default="64; 128 with a budget",
+        ),
+    ] = None  # type: ignore[assignment]  # within() fills it in
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantization method; 'quantrature list methods' shows all.", show_default="rtn; gptq with a budget"
+        ),
+    ] = None  # type: ignore[assignment]  # within() fills it in
+
+    def within(self, budget: bool) -> Grid:
+        """Return the options with their defaults, which depend on whether there is a budget."""
+        size, method = (128, "gptq") if budget else (64, "rtn")
+        given = vars(self)
+        return Grid(**{**given, "group_size": given["group_size"] or size, "method": given["method"] or method})
 
 
 @dataclass(frozen=True)
@@ -253,7 +280,8 @@ def run(
         str | None, typer.Option(help="A plan.json to follow, instead of --bits, --group-size and the like.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Bits per weight of every matrix, 1 to 8.")] = None,
-    grid: Grid,
+    budget: WithinBudget,
+    grid: GridOrBudget,
     meta_bits: Annotated[int | None, typer.Option(help="Quantize scales and zero points to this many bits.")] = None,
     embedding_bits: Annotated[
         int | None,
@@ -280,6 +308,23 @@ def run(
         raise InvalidArgumentError("[quantize] --requant needs a calibration text: give --calibration")
     kept.check()
     loading.limits("quantize")
+    settings = grid.within(budget.given)
+    if budget.given:
+        others = {
+            "--bits": bits,
+            "--plan": plan,
+            "--meta-bits": meta_bits,
+            "--embedding-bits": embedding_bits,
+            "--requant": kept.requant or None,
+            "--outlier-fraction": kept.outlier_fraction,
+            "--option": of_method.of(settings.method) or None,
+            "--dry-run": dry_run or None,
+            "--nsamples": text.nsamples,
+        }
+        budget.check(others)
+        assert output is not None
+        quantize_within(budget, model, output, settings, text, loading, resuming, vars(writing), as_json)
+        return
     with stdout_kept_clean(as_json), contextlib.ExitStack() as processes:
         from ..files.new_folder import check_new_folder
         from ..files.resume import check_resume
@@ -297,16 +342,16 @@ def run(
         loaded = loading.load(model, "quantize")
         request = Request(
             bits=bits,
-            **grid.arguments,
+            **settings.arguments,
             meta_bits=meta_bits,
             embedding_bits=embedding_bits,
-            options=of_method.of(grid.method),
+            options=of_method.of(settings.method),
             plan=chosen,
             outlier_fraction=0.0 if kept.requant else kept.by_magnitude,
         )
         linears, made = plan_for(loaded, request, experts=not kept.requant)
         work = _Work(loaded, linears, made, text, kept)
-        work.read_text(model, grid.method, loading, dry_run)
+        work.read_text(model, settings.method, loading, dry_run)
         how = {**resumption, "progress": False if as_json or rank else None}
         if dry_run:
             cost = work.cost(gradients)

@@ -336,3 +336,37 @@ def test_code_of_its_own_is_written_where_it_is_asked_for(capfd, folder, tmp_pat
     assert "class LlamaForCausalLM(transformers.LlamaForCausalLM)" in written
     named = json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
     assert named["AutoModelForCausalLM"] == f"{REMOTE_CODE}.LlamaForCausalLM"
+
+
+def test_quantize_to_a_budget(capfd, folder, tmp_path):
+    text = ("--calibration", folder / "text.txt", "--seqlen", 32)
+    wish = ("--avg-bits", 4.5, "--effort", "fast", "--method", "rtn", "--group-size", 16)
+    found = run_json(capfd, "quantize", folder / "model", "-o", tmp_path / "small", *text, *wish)
+    assert found["bits_per_weight"] <= 4.5
+    assert found["held_out_windows"] >= 1
+    assert found["predicted_divergence"] > 0
+    plan = Plan.load(tmp_path / "small" / "plan.json")
+    assert plan.allocation["budget"] == {"avg_bits": 4.5}
+    status, out, err = run(capfd, "quantize", folder / "model", "-o", tmp_path / "again", *text, *wish)
+    assert status == 0, err
+    for words in ("predicted divergence", "measured divergence", "windows held out", "written to"):
+        assert words in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--bits", 3), "--bits does not go with --avg-bits: remove one of them"),
+        (("--target-size", "1MB"), "give one budget: got --avg-bits and --target-size"),
+        (("--requant",), "--requant does not go with --avg-bits"),
+        (("--nsamples", 4), "--nsamples does not go with --avg-bits"),
+        (("--dry-run",), "--dry-run does not go with --avg-bits"),
+        (("--effort", "all"), "effort must be one of fast, default, best: got 'all'"),
+    ],
+)
+def test_what_does_not_go_with_a_budget_is_refused(capfd, folder, tmp_path, arguments, message):
+    base = ("quantize", folder / "model", "--avg-bits", 4, "--calibration", folder / "text.txt", "-o", tmp_path / "new")
+    status, _, err = run(capfd, *base, *arguments)
+    assert status != 0
+    assert message in err
+    assert not (tmp_path / "new").exists()
