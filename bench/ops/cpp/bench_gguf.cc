@@ -1,0 +1,1 @@
+int gguf_bench_placeholder;
