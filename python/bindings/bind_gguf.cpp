@@ -42,8 +42,9 @@ void bind_gguf(nb::module_& m) {
   m.def(
       "gguf_dequantize",
       [](const BlocksInput& data, int type, const Output& out) {
-        const GgufDequantizeArgs args{sizeof(GgufDequantizeArgs), data.data(), static_cast<int64_t>(data.size()),
-                                      static_cast<qtr_gguf_type>(type), view(out)};
+        const GgufDequantizeArgs args{sizeof(GgufDequantizeArgs), data.data(),
+                                      static_cast<int64_t>(data.size()), static_cast<qtr_gguf_type>(type),
+                                      view(out)};
         nb::gil_scoped_release release;
         gguf_dequantize(args);
       },

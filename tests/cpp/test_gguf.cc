@@ -53,13 +53,15 @@ cases::Sample weights_for(const cases::Sample& w, bool each, unsigned seed = 5) 
   return weights;
 }
 
-double error_of(const cases::Sample& w, const std::vector<float>& values, const cases::Sample* weights = nullptr) {
+double error_of(const cases::Sample& w, const std::vector<float>& values,
+                const cases::Sample* weights = nullptr) {
   double sum = 0;
   for (int64_t row = 0; row < w.rows; ++row)
     for (int64_t col = 0; col < w.cols; ++col) {
       const double apart = static_cast<double>(w.at(row, col)) -
                            static_cast<double>(values[static_cast<size_t>(row * w.cols + col)]);
-      sum += apart * apart * (weights ? static_cast<double>(weights->at(weights->rows > 1 ? row : 0, col)) : 1.0);
+      sum += apart * apart *
+             (weights ? static_cast<double>(weights->at(weights->rows > 1 ? row : 0, col)) : 1.0);
     }
   return sum;
 }
@@ -80,16 +82,16 @@ TEST(Gguf, EveryTargetDecodesTheSame) {
 
 // Blocks written by hand from the description of the types.
 TEST(Gguf, DecodesWhatTheTypesSay) {
-  Bytes q4(18, 0x21);  // codes 1, then 2
+  Bytes q4(18, 0x21);          // codes 1, then 2
   q4[0] = 0x00, q4[1] = 0x40;  // d = 2
   std::vector<float> expected(32, -14.0f);
   std::fill_n(expected.begin() + 16, 16, -12.0f);
   expect_same(values_of(q4, QTR_GGUF_Q4_0, 1, 32), expected);
 
   Bytes q2(84, 0);
-  std::fill_n(q2.begin(), 16, uint8_t{0x23});      // scale 3, minimum 2
+  std::fill_n(q2.begin(), 16, uint8_t{0x23});       // scale 3, minimum 2
   std::fill_n(q2.begin() + 16, 64, uint8_t{0xE4});  // codes 0, 1, 2, 3 of stretches of 32
-  q2[81] = 0x3C, q2[83] = 0x38;                    // d = 1, dmin = 0.5
+  q2[81] = 0x3C, q2[83] = 0x38;                     // d = 1, dmin = 0.5
   const std::vector<float> values = values_of(q2, QTR_GGUF_Q2_K, 1, 256);
   for (size_t i = 0; i < 256; ++i) EXPECT_EQ(values[i], 3 * static_cast<float>(i / 32 % 4) - 1);
 }
@@ -117,8 +119,9 @@ TEST(Gguf, EveryTargetFindsTheSameBlocks) {
 // The kernels of the fit against sums in wider arithmetic.
 TEST(Gguf, ErrorsAndLinesAreThoseOfLeastSquares) {
   cases::Sample x = cases::sample("normal", 1, 32, QTR_F32), weights = weights_for(x, true);
-  for (const GgufRun& run : {GgufRun{x.values.data(), weights.values.data(), 32, 0, 15, nullptr},
-                             GgufRun{x.values.data(), weights.values.data(), 32, -127, 113, kGgufTable.data()}}) {
+  for (const GgufRun& run :
+       {GgufRun{x.values.data(), weights.values.data(), 32, 0, 15, nullptr},
+        GgufRun{x.values.data(), weights.values.data(), 32, -127, 113, kGgufTable.data()}}) {
     GgufLines lines{};
     const bool table = run.table != nullptr;
     for (int i = 0; i < kGgufLines; ++i) {
@@ -147,7 +150,8 @@ TEST(Gguf, ErrorsAndLinesAreThoseOfLeastSquares) {
           for (int other = 0; other < 16; ++other) {
             const double entry = table ? kGgufTable[static_cast<size_t>(other)] : other;
             EXPECT_LE(std::abs(found), std::abs(static_cast<double>(x.values[j]) - entry * lines.scale[i] -
-                                                static_cast<double>(lines.offset[i])) + 1e-5);
+                                                static_cast<double>(lines.offset[i])) +
+                                           1e-5);
           }
           const double left = weight * apart(solved.scale[i], solved.offset[i]);
           gradient_scale += left * q, gradient_offset += left, all += std::abs(weight * q);
@@ -177,9 +181,11 @@ TEST(Gguf, FindsNearlyTheBestScale) {
           const double x = w.at(row, i);
           double apart = HUGE_VAL;
           if (layout.is_table()) {
-            for (float entry : kGgufTable) apart = std::min(apart, std::abs(x - static_cast<double>(d * entry)));
+            for (float entry : kGgufTable)
+              apart = std::min(apart, std::abs(x - static_cast<double>(d * entry)));
           } else {
-            const double code = std::clamp(std::nearbyint(x / d), -static_cast<double>(layout.zero), layout.zero - 1.0);
+            const double code =
+                std::clamp(std::nearbyint(x / d), -static_cast<double>(layout.zero), layout.zero - 1.0);
             apart = x - d * code;
           }
           error += weights.at(row, i) * apart * apart;
@@ -250,12 +256,14 @@ TEST(Gguf, RefusesWhatBreaksTheContract) {
     refuses(gguf_quantize, good, change, message);
   };
   quantizing([](auto& a) { a.w.rows = 0; }, "[gguf] w must not be empty");
-  quantizing([](auto& a) { a.type = static_cast<qtr_gguf_type>(1); },
-             "[gguf] type must be that of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K: got "
-             "type=1");
-  quantizing([](auto& a) { a.w.cols = 224; },
-             "[gguf] a matrix of type Q4_K must have columns in blocks of 256; choose another type (Q4_0, Q4_1, "
-             "Q5_0, Q5_1, Q8_0, IQ4_NL): got cols=224");
+  quantizing(
+      [](auto& a) { a.type = static_cast<qtr_gguf_type>(1); },
+      "[gguf] type must be that of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K: got "
+      "type=1");
+  quantizing(
+      [](auto& a) { a.w.cols = 224; },
+      "[gguf] a matrix of type Q4_K must have columns in blocks of 256; choose another type (Q4_0, Q4_1, "
+      "Q5_0, Q5_1, Q8_0, IQ4_NL): got cols=224");
   quantizing([](auto& a) { a.w.cols = 200; },
              "[gguf] a matrix of type Q4_K must have columns in blocks of 256: got cols=200");
   quantizing([](auto& a) { a.data = nullptr; }, "[gguf] data must not be null");
@@ -269,13 +277,14 @@ TEST(Gguf, RefusesWhatBreaksTheContract) {
     sample.values[at] = value;
     return sample;
   };
-  const cases::Sample nan = with(w, 300, NAN), large = with(w, 700, -65505), negative = with(weights, 260, -1),
-                      endless = with(weights, 1, INFINITY);
+  const cases::Sample nan = with(w, 300, NAN), large = with(w, 700, -65505),
+                      negative = with(weights, 260, -1), endless = with(weights, 1, INFINITY);
   cases::Sample none = weights;
   std::fill(none.values.begin(), none.values.end(), 0.0f);
   quantizing([&](auto& a) { a.w = nan.view(); }, "[gguf] w must be finite: got value=nan, row=1, col=44");
-  quantizing([&](auto& a) { a.w = large.view(); },
-             "[gguf] w must lie within -65504 and 65504, as scales are float16: got value=-65505, row=2, col=188");
+  quantizing(
+      [&](auto& a) { a.w = large.view(); },
+      "[gguf] w must lie within -65504 and 65504, as scales are float16: got value=-65505, row=2, col=188");
   quantizing([&](auto& a) { a.weights = negative.view(); },
              "[gguf] weights must be finite and not negative: got weight=-1, row=1, col=1");
   quantizing([&](auto& a) { a.weights = endless.view(); },
@@ -285,10 +294,12 @@ TEST(Gguf, RefusesWhatBreaksTheContract) {
     refuses(gguf_dequantize, good_back, change, message);
   };
   going_back([](auto& a) { a.type = static_cast<qtr_gguf_type>(0); }, "[gguf] type must be that of Q4_0");
-  going_back([](auto& a) { a.out.cols = 128; }, "[gguf] a matrix of type Q4_K must have columns in blocks of 256");
+  going_back([](auto& a) { a.out.cols = 128; },
+             "[gguf] a matrix of type Q4_K must have columns in blocks of 256");
   going_back([](auto& a) { a.data_size = 1; }, "[gguf] data must hold all blocks of all rows");
   going_back([](auto& a) { a.data = nullptr; }, "[gguf] data must not be null");
   going_back([](auto& a) { a.out.dtype = QTR_F16; }, "[gguf] out must be float32: got dtype=1");
+  EXPECT_THROW(gguf_row_bytes(QTR_GGUF_Q8_0, INT64_MAX - 31), InvalidArgument);
   EXPECT_THROW(gguf_type(-1), InvalidArgument);
   EXPECT_THROW(gguf_type(gguf_type_count()), InvalidArgument);
 }

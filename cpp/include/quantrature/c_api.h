@@ -709,17 +709,17 @@ QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);
 
 /// Block types of GGUF, with the numbers that they have in files; gguf.hpp has the formulas.
 typedef enum qtr_gguf_type QTR_INT32 {
-  QTR_GGUF_Q4_0 = 2,     ///< 4 bits, a scale for 32 numbers
-  QTR_GGUF_Q4_1 = 3,     ///< 4 bits, a scale and an offset for 32 numbers
-  QTR_GGUF_Q5_0 = 6,     ///< 5 bits, a scale for 32 numbers
-  QTR_GGUF_Q5_1 = 7,     ///< 5 bits, a scale and an offset for 32 numbers
-  QTR_GGUF_Q8_0 = 8,     ///< 8 bits, a scale for 32 numbers
-  QTR_GGUF_Q2_K = 10,    ///< 2 bits, runs of 16 numbers with scale and minimum of 4 bits
-  QTR_GGUF_Q3_K = 11,    ///< 3 bits, runs of 16 numbers with a scale of 6 bits
-  QTR_GGUF_Q4_K = 12,    ///< 4 bits, runs of 32 numbers with scale and minimum of 6 bits
-  QTR_GGUF_Q5_K = 13,    ///< 5 bits, runs of 32 numbers with scale and minimum of 6 bits
-  QTR_GGUF_Q6_K = 14,    ///< 6 bits, runs of 16 numbers with a scale of 8 bits
-  QTR_GGUF_IQ4_NL = 20   ///< 4 bits that stand for entries of a table, a scale for 32 numbers
+  QTR_GGUF_Q4_0 = 2,    ///< 4 bits, a scale for 32 numbers
+  QTR_GGUF_Q4_1 = 3,    ///< 4 bits, a scale and an offset for 32 numbers
+  QTR_GGUF_Q5_0 = 6,    ///< 5 bits, a scale for 32 numbers
+  QTR_GGUF_Q5_1 = 7,    ///< 5 bits, a scale and an offset for 32 numbers
+  QTR_GGUF_Q8_0 = 8,    ///< 8 bits, a scale for 32 numbers
+  QTR_GGUF_Q2_K = 10,   ///< 2 bits, runs of 16 numbers with scale and minimum of 4 bits
+  QTR_GGUF_Q3_K = 11,   ///< 3 bits, runs of 16 numbers with a scale of 6 bits
+  QTR_GGUF_Q4_K = 12,   ///< 4 bits, runs of 32 numbers with scale and minimum of 6 bits
+  QTR_GGUF_Q5_K = 13,   ///< 5 bits, runs of 32 numbers with scale and minimum of 6 bits
+  QTR_GGUF_Q6_K = 14,   ///< 6 bits, runs of 16 numbers with a scale of 8 bits
+  QTR_GGUF_IQ4_NL = 20  ///< 4 bits that stand for entries of a table, a scale for 32 numbers
 } qtr_gguf_type;
 
 /// Arguments of qtr_gguf_quantize() and quantrature::gguf_quantize().

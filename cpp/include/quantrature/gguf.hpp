@@ -1,10 +1,11 @@
 /// \defgroup gguf Block types of GGUF
 ///
-/// Matrices in the block types of GGUF, the files of llama.cpp: values of blocks, and blocks fitted to weights.
+/// Matrices in the block types of GGUF, the files of llama.cpp: values of blocks, and blocks fitted to
+/// weights.
 ///
-/// Each row is cut into blocks. Most types have blocks of 32 numbers with a scale d, float16; the K types have
-/// blocks of 256, cut into runs of 16 or 32 whose scales are multiples of d. The number of columns must be a
-/// multiple of the block.
+/// Each row is cut into blocks. Most types have blocks of 32 numbers with a scale d, float16; the K types
+/// have blocks of 256, cut into runs of 16 or 32 whose scales are multiples of d. The number of columns must
+/// be a multiple of the block.
 ///
 /// | type | block | bytes | numbers of a run | value of code q |
 /// |---|---|---|---|---|
@@ -20,12 +21,12 @@
 /// the package gguf of llama.cpp; a d that is not finite passes through.
 ///
 /// Quantizing looks for the blocks with the least sum of weight (w - value)^2. Weights are float32, one for
-/// each column or one for each element; a block whose weights are all 0 has weights of 1. It is a search, which
-/// does not always find the least: for each run it starts from several ranges of values, gives each number
-/// the nearest code, solves for scale and offset by weighted least squares, and repeats both. For the K types
-/// it tries several d and dmin, for each of these the multiples s and t around what the run alone would have,
-/// solves for d and dmin by least squares, and repeats. Errors are those of the values that the block has
-/// when it is read. The search of a block depends on its numbers and weights alone.
+/// each column or one for each element; a block whose weights are all 0 has weights of 1. It is a search,
+/// which does not always find the least: for each run it starts from several ranges of values, gives each
+/// number the nearest code, solves for scale and offset by weighted least squares, and repeats both. For the
+/// K types it tries several d and dmin, for each of these the multiples s and t around what the run alone
+/// would have, solves for d and dmin by least squares, and repeats. Errors are those of the values that the
+/// block has when it is read. The search of a block depends on its numbers and weights alone.
 ///
 /// Numeric class E.
 #pragma once
@@ -44,10 +45,10 @@ using GgufDequantizeArgs = qtr_gguf_dequantize_args;
 
 /// A block type.
 struct GgufTypeInfo {
-  qtr_gguf_type type;  ///< number of the type in files
-  const char* name;    ///< name of the type: "Q4_0", ...
-  int32_t block_size;  ///< numbers of a block
-  int32_t block_bytes; ///< bytes of a block
+  qtr_gguf_type type;   ///< number of the type in files
+  const char* name;     ///< name of the type: "Q4_0", ...
+  int32_t block_size;   ///< numbers of a block
+  int32_t block_bytes;  ///< bytes of a block
 };
 
 /// How many types there are.
@@ -61,8 +62,8 @@ QTR_API GgufTypeInfo gguf_type(int32_t i);
 QTR_API int64_t gguf_row_bytes(qtr_gguf_type type, int64_t cols);
 
 /// Fits blocks to a matrix. Throws InvalidArgument for an unknown type, columns that are no multiple of the
-/// block, weights or data of another size, a number that is not finite or above 65504 in magnitude (scales are
-/// float16), and weights that are negative, not finite, or all 0; the message names the position.
+/// block, weights or data of another size, a number that is not finite or above 65504 in magnitude (scales
+/// are float16), and weights that are negative, not finite, or all 0; the message names the position.
 QTR_API void gguf_quantize(const GgufQuantizeArgs& args);
 
 /// Computes the values of blocks. Throws InvalidArgument for an unknown type, columns that are no multiple of

@@ -87,7 +87,8 @@ def gguf_dequantize(data: Array, type: str | int, cols: int) -> Array:
     expected = _C.gguf_row_bytes(number, cols)
     if source.shape[1] != expected:
         raise _C.InvalidArgumentError(
-            f"[{op}] data must have the bytes of a row of {cols} columns: got {source.shape[1]}, expected={expected}"
+            f"[{op}] data must have the bytes of a row of {cols} columns: got bytes={source.shape[1]}, "
+            f"expected={expected}"
         )
     out = empty_like_kind(data, (int(source.shape[0]), cols), "float32")
     _C.gguf_dequantize(core_view(source), number, core_view(out))

@@ -193,7 +193,10 @@ def test_bad_weights_are_named(arguments, message):
         ((DATA, "Q9_K", 512), r"\[gguf\] type must be one of Q4_0, .*: got type='Q9_K'"),
         ((DATA, "Q4_K", 500), r"must have columns in blocks of 256: got cols=500"),
         ((DATA, "Q4_K", 0), r"must have columns in blocks of 256: got cols=0"),
-        ((DATA, "Q4_K", 256), r"\[gguf\] data must have the bytes of a row of 256 columns: got 288, expected=144"),
+        (
+            (DATA, "Q4_K", 256),
+            r"\[gguf\] data must have the bytes of a row of 256 columns: got bytes=288, expected=144",
+        ),
         ((DATA.astype(np.int8), "Q4_K", 512), r"\[gguf\] data must be uint8: got dtype=int8"),
         ((DATA[0], "Q4_K", 512), r"\[gguf\] data must have 2 dimensions: got 1"),
     ],

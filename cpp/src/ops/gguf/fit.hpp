@@ -1,5 +1,5 @@
-// The search for the block that is nearest to given numbers. What it computes for many lines at once it leaves
-// to the kernels.
+// The search for the block that is nearest to given numbers. What it computes for many lines at once it
+// leaves to the kernels.
 #pragma once
 
 #include <algorithm>
@@ -15,13 +15,15 @@ namespace quantrature {
 
 class GgufFit {
  public:
-  explicit GgufFit(const GgufLayout& layout) : layout_(layout), top_(static_cast<float>(layout.largest_code())) {
+  explicit GgufFit(const GgufLayout& layout)
+      : layout_(layout), top_(static_cast<float>(layout.largest_code())) {
     const auto zero = static_cast<float>(layout.zero);
     low_ = layout.is_table() ? kGgufTable.front() : -zero;
     high_ = layout.is_table() ? kGgufTable.back() : top_ - zero;
   }
 
-  // x: of one block, up to 65504 in magnitude; weights: as many, at least 0, one of them above; block: written.
+  // x: of one block, up to 65504 in magnitude; weights: as many, at least 0, one of them above; block:
+  // written.
   void fit(const float* x, const float* weights, uint8_t* block) {
     x_ = x;
     const float most = *std::max_element(weights, weights + layout_.info.block_size);
@@ -38,9 +40,11 @@ class GgufFit {
  private:
   static constexpr float kNever = std::numeric_limits<float>::infinity();
 
-  // Numbers of less weight than this, over the largest weight of the run, may lie outside the range of values.
+  // Numbers of less weight than this, over the largest weight of the run, may lie outside the range of
+  // values.
   static constexpr float kImportant = 1e-3f;
-  // Scales without an offset: from 1 / 0.74 of the one whose codes span the range, in equal steps of 1 / scale.
+  // Scales without an offset: from 1 / 0.74 of the one whose codes span the range, in equal steps of 1 /
+  // scale.
   static constexpr float kFirstScale = 0.74f;
   // Lines are started from the ends of kEnds x kEnds ranges, and solved kLineSteps times.
   static constexpr int kEnds = 8, kLineSteps = 3;
@@ -66,18 +70,16 @@ class GgufFit {
     float first, last;
 
     float at(int i) const {
-      return count == 1 ? first : first + (last - first) * static_cast<float>(i) / static_cast<float>(count - 1);
+      return count == 1 ? first
+                        : first + (last - first) * static_cast<float>(i) / static_cast<float>(count - 1);
     }
   };
 
   GgufRun run(int r) const {
     const int at = r * layout_.run;
-    return {x_ + at,
-            weights_.data() + at,
-            layout_.run,
-            low_,
-            high_,
-            layout_.is_table() ? kGgufTable.data() : nullptr};
+    return {x_ + at,     weights_.data() + at,
+            layout_.run, low_,
+            high_,       layout_.is_table() ? kGgufTable.data() : nullptr};
   }
 
   static float rounded(float value) {
@@ -127,8 +129,8 @@ class GgufFit {
     return sign > 0 ? std::max(highest / high_, lowest / low_) : -std::max(highest / -low_, -lowest / high_);
   }
 
-  // The last of the scales that are tried, as kFirstScale: fewer codes lose less where the numbers far out are
-  // cut off.
+  // The last of the scales that are tried, as kFirstScale: fewer codes lose less where the numbers far out
+  // are cut off.
   float last_scale() const { return top_ > 100 ? 1.1f : top_ > 15 ? 1.7f : 2.0f; }
 
   void search_scales(const GgufRun& of, float sign, int parts, bool half, Line& best) const {
@@ -240,8 +242,12 @@ class GgufFit {
 
   void fit_runs() {
     // Of the largest scale and the largest minimum over their largest multiples.
-    const Steps ds = !with_minimums() ? Steps{16, 0.96f, 1.1f} : top_ < 4 ? Steps{8, 0.9f, 1.1f} : Steps{8, 0.97f, 1.08f};
-    const Steps ms = !with_minimums() ? Steps{1, 0, 0} : top_ < 4 ? Steps{4, 0.95f, 1.1f} : Steps{4, 1.0f, 1.1f};
+    const Steps ds = !with_minimums() ? Steps{16, 0.96f, 1.1f}
+                     : top_ < 4       ? Steps{8, 0.9f, 1.1f}
+                                      : Steps{8, 0.97f, 1.08f};
+    const Steps ms = !with_minimums() ? Steps{1, 0, 0}
+                     : top_ < 4       ? Steps{4, 0.95f, 1.1f}
+                                      : Steps{4, 1.0f, 1.1f};
     const Reach near = with_minimums() ? Reach{2, 1} : Reach{3, 0};
     const Reach far = with_minimums() ? Reach{8, 5} : Reach{12, 0};
 
@@ -301,7 +307,8 @@ class GgufFit {
   void add_scales(const Block& b, float wish, int reach, Choices& choices) const {
     const int centre = nearest(b.d == 0 ? 0 : wish / b.d, least_multiple(), largest_multiple());
     const int last = std::min(largest_multiple(), centre + reach);
-    for (int scale = std::max(least_multiple(), centre - reach); scale <= last; ++scale) choices.add(scale, 0);
+    for (int scale = std::max(least_multiple(), centre - reach); scale <= last; ++scale)
+      choices.add(scale, 0);
   }
 
   // For each scale the minimums near the one with which the line goes through the mean of the run.

@@ -90,8 +90,8 @@ const float* weights_at(const Matrix& weights, int64_t row, int64_t col) {
   const float* x = float_row(a.w, row, first, n, buffer);
   for (int i = 0; i < n; ++i) {
     check(std::isfinite(x[i]), "[gguf] w must be finite", "value", x[i], "row", row, "col", first + i);
-    check(std::abs(x[i]) <= kLargest, "[gguf] w must lie within -65504 and 65504, as scales are float16", "value",
-          x[i], "row", row, "col", first + i);
+    check(std::abs(x[i]) <= kLargest, "[gguf] w must lie within -65504 and 65504, as scales are float16",
+          "value", x[i], "row", row, "col", first + i);
   }
   const float* weights = weights_at(a.weights, row, first);
   for (int i = 0; i < n; ++i)
@@ -112,6 +112,7 @@ GgufTypeInfo gguf_type(int32_t i) {
 }
 
 int64_t gguf_row_bytes(qtr_gguf_type type, int64_t cols) {
+  check_extent(1, cols, "gguf", "a row");
   return bytes_of_row(checked_layout(type, cols), cols);
 }
 
@@ -149,7 +150,7 @@ void gguf_quantize(const GgufQuantizeArgs& a) {
   });
   const int64_t first = found.first.load();
   if (first < blocks) refuse(a, first / of_row, first % of_row * size, size);
-  check(found.any_weight, "[gguf] weights must not all be 0");
+  check(found.any_weight, "[gguf] weights must not all be 0", "largest", 0);
 }
 
 void gguf_dequantize(const GgufDequantizeArgs& a) {

@@ -20,7 +20,8 @@ int code_of(const GgufLayout& layout, const uint8_t* block, int i) {
 float value_of(const GgufLayout& layout, const uint8_t* block, int i) {
   const GgufMultiples of = gguf_multiples(layout, block);
   const int code = code_of(layout, block, i), run = i / layout.run;
-  const float q = layout.is_table() ? kGgufTable[static_cast<size_t>(code)] : static_cast<float>(code - layout.zero);
+  const float q =
+      layout.is_table() ? kGgufTable[static_cast<size_t>(code)] : static_cast<float>(code - layout.zero);
   const float d = gguf_half(block, layout.d);
   if (layout.scales == GgufScales::kNone) return layout.m < 0 ? d * q : d * q + gguf_half(block, layout.m);
   const float scale = d * static_cast<float>(of.scale[run]);

@@ -1,6 +1,6 @@
-// The fit is written out in vectors, whose lanes are lines: the sums of a line stay in one lane, in the order of the
-// numbers, so that nothing is added across lanes. Decoding is plain loops over constant strides, which the
-// compiler vectorises.
+// The fit is written out in vectors, whose lanes are lines: the sums of a line stay in one lane, in the order
+// of the numbers, so that nothing is added across lanes. Decoding is plain loops over constant strides, which
+// the compiler vectorises.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/gguf/gguf_simd.cc"
 #include <hwy/foreach_target.h>
@@ -22,6 +22,8 @@ using Float = hn::Vec<Floats>;
 constexpr int kWidth = static_cast<int>(hn::MaxLanes(Floats()));
 constexpr int kVectors = kGgufLines / kWidth;
 constexpr int kBounds = 15;
+// Numbers up to 2^22 round to the nearest integer, ties to even, when it is added.
+constexpr float kLarge = 0x1.8p23f;
 
 HWY_INLINE Float Inverse(Float scale) {
   const Floats d;
@@ -35,7 +37,9 @@ class Integers {
   explicit Integers(const GgufRun& run) : low_(run.low), high_(run.high) {}
   HWY_INLINE Float Nearest(Float at) const {
     const Floats d;
-    return hn::Round(hn::Min(hn::Max(at, hn::Set(d, low_)), hn::Set(d, high_)));
+    const Float within = hn::Min(hn::Max(at, hn::Set(d, low_)), hn::Set(d, high_));
+    const Float large = hn::Set(d, kLarge);
+    return hn::Sub(hn::Add(within, large), large);
   }
 
  private:
@@ -170,8 +174,8 @@ HWY_INLINE void AddPlane(const uint8_t* HWY_RESTRICT block, uint8_t* HWY_RESTRIC
       for (int stretch = 0; stretch < in_byte; ++stretch)
         for (int i = 0; i < span; ++i) {
           uint8_t& code = codes[first + stretch * span + i];
-          code = static_cast<uint8_t>(
-              code | (block[at + first / in_byte + i] >> (bits * stretch) & mask) << shift);
+          code = static_cast<uint8_t>(code | (block[at + first / in_byte + i] >> (bits * stretch) & mask)
+                                                 << shift);
         }
   }
 }

@@ -22,21 +22,21 @@ struct GgufPlane {
 };
 
 enum class GgufScales {
-  kNone,       // a block is one run
-  kNibbles,    // 4 bits, and 4 bits of minimum, in a byte
-  kSixBits,    // 6 bits, stored plus 32
-  kSixBitsTwo, // 6 bits, and 6 bits of minimum
-  kBytes       // 8 bits, signed
+  kNone,        // a block is one run
+  kNibbles,     // 4 bits, and 4 bits of minimum, in a byte
+  kSixBits,     // 6 bits, stored plus 32
+  kSixBitsTwo,  // 6 bits, and 6 bits of minimum
+  kBytes        // 8 bits, signed
 };
 
 // A run is the numbers that share a scale: value = scale (code - zero) + offset.
 struct GgufLayout {
   GgufTypeInfo info;
-  int run;         // numbers of a run
-  int zero;        // code of 0
-  int d;           // first byte of d, float16
-  int m;           // of m or dmin, float16; -1: there is none
-  int scales_at;   // first byte of the scales of the runs
+  int run;        // numbers of a run
+  int zero;       // code of 0
+  int d;          // first byte of d, float16
+  int m;          // of m or dmin, float16; -1: there is none
+  int scales_at;  // first byte of the scales of the runs
   GgufScales scales;
   GgufPlane low, high;
 

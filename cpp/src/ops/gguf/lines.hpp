@@ -13,7 +13,7 @@ struct GgufRun {
   const float* weights;  // of their squared errors, 0 to 1
   int n;                 // a multiple of 16
   float low, high;
-  const float* table;    // null; else its sixteen entries, ascending, take the place of the codes
+  const float* table;  // null; else its sixteen entries, ascending, take the place of the codes
 };
 
 struct GgufLines {
