@@ -17,16 +17,25 @@
 /// | Q3_K | 256 | 110 | 16 | d s (q - 4), s from -32 to 31 |
 /// | Q6_K | 256 | 210 | 16 | d s (q - 32), s from -128 to 127 |
 ///
-/// Values are float32: each product and sum is rounded, first d s and dmin t. They are bit for bit those of
-/// the package gguf of llama.cpp; a d that is not finite passes through.
+/// Values are float32. Each product and each sum is rounded, d s and dmin t first. The values are bit for bit
+/// those of the Python package gguf, which belongs to llama.cpp. If d is not finite, the values are not
+/// finite.
 ///
-/// Quantizing looks for the blocks with the least sum of weight (w - value)^2. Weights are float32, one for
-/// each column or one for each element; a block whose weights are all 0 has weights of 1. It is a search,
-/// which does not always find the least: for each run it starts from several ranges of values, gives each
-/// number the nearest code, solves for scale and offset by weighted least squares, and repeats both. For the
-/// K types it tries several d and dmin, for each of these the multiples s and t around what the run alone
-/// would have, solves for d and dmin by least squares, and repeats. Errors are those of the values that the
-/// block has when it is read. The search of a block depends on its numbers and weights alone.
+/// Quantizing searches for the blocks with the least sum of weight (w - value)^2. It does not always find the
+/// least sum. Weights are float32, one for each column or one for each element. If all weights of a run are
+/// 0, its numbers have equal weights, which hardly count beside those of other runs.
+///
+/// - One scale for a block: scales are tried from 1.35 times the one whose codes span the numbers down to
+///   about half of it, with both signs. For each, every number gets the nearest code, and least squares gives
+///   the scale for these codes. The best one is rounded to float16, and its neighbours are tried.
+/// - Scale and offset: the same from 64 ranges, and codes and line are found three times in turn.
+/// - K types: for each run the best scale (and minimum) alone, as above. Then, for several d and dmin, the
+///   multiples s and t near these. From the best of them, least squares gives d and dmin for the codes, then
+///   multiples are chosen again, among more of them, while the error becomes smaller.
+///
+/// Errors are those of the values that the block has when it is read, but for ranges and runs alone, whose
+/// scales are not rounded yet. Sums over a run are float32 and sums over a block double, in the order of the
+/// numbers. The result for a block depends on its numbers and weights alone.
 ///
 /// Numeric class E.
 #pragma once

@@ -39,8 +39,8 @@ def gguf_quantize(w: Array, type: str | int, weights: Array | None = None) -> Ar
             multiple of the block size of the type.
         type: name of the type, such as "Q4_K", or its number; see :data:`GGUF_TYPES`.
         weights: float32 (cols,), one weight per column, such as the diagonal of the Hessian or an importance matrix; or
-            (rows, cols), one weight per element. Weights are finite and at least 0, and one of them is above 0. A block
-            whose weights are all 0 is quantized with equal weights.
+            (rows, cols), one weight per element. Weights are finite and at least 0, and one of them is above 0. Where
+            the weights of all elements that share a scale are 0, these have equal weights.
 
     Returns:
         uint8 (rows, bytes of a row), of the library of ``w``: blocks as GGUF files store them. They are the same on

@@ -27,7 +27,12 @@ class GgufFit {
   void fit(const float* x, const float* weights, uint8_t* block) {
     x_ = x;
     const float most = *std::max_element(weights, weights + layout_.info.block_size);
-    for (size_t i = 0; i < static_cast<size_t>(layout_.info.block_size); ++i) weights_[i] = weights[i] / most;
+    for (int r = 0; r < layout_.runs(); ++r) {
+      const int at = r * layout_.run;
+      const bool any = *std::max_element(weights + at, weights + at + layout_.run) > 0;
+      for (int i = at; i < at + layout_.run; ++i)
+        weights_[static_cast<size_t>(i)] = any ? weights[i] / most : kNoWeight;
+    }
     if (layout_.scales != GgufScales::kNone)
       fit_runs();
     else if (layout_.m < 0)
@@ -40,6 +45,9 @@ class GgufFit {
  private:
   static constexpr float kNever = std::numeric_limits<float>::infinity();
 
+  // Of the numbers of a run without weight, over the largest weight of the block: it hardly counts beside
+  // others.
+  static constexpr float kNoWeight = 1e-10f;
   // Numbers of less weight than this, over the largest weight of the run, may lie outside the range of
   // values.
   static constexpr float kImportant = 1e-3f;
