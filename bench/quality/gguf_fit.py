@@ -110,11 +110,11 @@ def table(source: list[tuple[np.ndarray, np.ndarray]], theirs: Callable[..., np.
         logs: list[list[float]] = [[], [], []]
         seconds = [0.0, 0.0]
         for w, weights in fitting:
-            start = time.perf_counter()
+            start = time.process_time()
             weighted = gguf_quantize(w, name, weights)
-            between = time.perf_counter()
+            between = time.process_time()
             of_ggml = theirs(w, of, weights)
-            seconds = [seconds[0] + between - start, seconds[1] + time.perf_counter() - between]
+            seconds = [seconds[0] + between - start, seconds[1] + time.process_time() - between]
 
             def error(data: np.ndarray, by: np.ndarray | float, w: np.ndarray = w, name: str = name) -> float:
                 apart = gguf_dequantize(data, name, w.shape[1]).astype(np.float64) - w
@@ -161,7 +161,7 @@ def main() -> None:
         "  minimizes the error weighted by the product. Here `gguf_quantize` gets the product, too, and the error is",
         "  weighted by it.",
         "",
-        "ggml quantizes Q8_0 without weights. The seconds are for a million weights, with weights of columns.",
+        "ggml quantizes Q8_0 without weights. Seconds are processor time for a million weights, with weights of columns.",
     ]
     for name, source in sources.items():
         lines += ["", f"## {name}", ""]
