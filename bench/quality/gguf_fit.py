@@ -161,7 +161,7 @@ def main() -> None:
         "  minimizes the error weighted by the product. Here `gguf_quantize` gets the product, too, and the error is",
         "  weighted by it.",
         "",
-        "ggml quantizes Q8_0 without weights. Seconds are processor time for a million weights, with weights of columns.",
+        "ggml quantizes Q8_0 without weights. Seconds: processor time for a million weights, with weights of columns.",
     ]
     for name, source in sources.items():
         lines += ["", f"## {name}", ""]
