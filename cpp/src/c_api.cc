@@ -6,6 +6,7 @@
 #include "common/check.hpp"
 #include "quantrature/allocation.hpp"
 #include "quantrature/codebook.hpp"
+#include "quantrature/gguf.hpp"
 #include "quantrature/gptq.hpp"
 #include "quantrature/grid.hpp"
 #include "quantrature/hadamard.hpp"
@@ -203,4 +204,10 @@ qtr_status qtr_hessian_accumulate(const qtr_hessian_accumulate_args* args) {
 }
 qtr_status qtr_gptq(const qtr_gptq_args* args) {
   return call(gptq, args);
+}
+qtr_status qtr_gguf_quantize(const qtr_gguf_quantize_args* args) {
+  return call(gguf_quantize, args);
+}
+qtr_status qtr_gguf_dequantize(const qtr_gguf_dequantize_args* args) {
+  return call(gguf_dequantize, args);
 }

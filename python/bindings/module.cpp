@@ -9,6 +9,7 @@ namespace nb = nanobind;
 void bind_runtime(nb::module_& m);
 void bind_allocation(nb::module_& m);
 void bind_codebook(nb::module_& m);
+void bind_gguf(nb::module_& m);
 void bind_gptq(nb::module_& m);
 void bind_grid(nb::module_& m);
 void bind_hadamard(nb::module_& m);
@@ -37,6 +38,7 @@ NB_MODULE(_C, m) {
   bind_runtime(m);
   bind_allocation(m);
   bind_codebook(m);
+  bind_gguf(m);
   bind_gptq(m);
   bind_grid(m);
   bind_hadamard(m);

@@ -30,6 +30,7 @@ class CApi : public testing::Test {
     std::fill_n(tokens_, kTile, 1.0f);
     for (int64_t i = 0; i < 1 << kBits; ++i) table_[i] = static_cast<float>(i) - 3;
     for (int64_t i = 0; i < kCols; ++i) hessian_[i * kCols + i] = 1;
+    for (int64_t i = 0; i < kBlock; ++i) wide_[i] = static_cast<float>(i);
   }
 
   static qtr_matrix in(const float* data, int64_t rows, int64_t cols) {
@@ -241,8 +242,23 @@ class CApi : public testing::Test {
     return a;
   }
 
-  static constexpr int64_t kTile = 16;
+  // One row of one block.
+  qtr_gguf_quantize_args gguf_quantize() {
+    return {sizeof(qtr_gguf_quantize_args),
+            in(wide_, 1, kBlock),
+            QTR_GGUF_Q4_0,
+            in(wide_, 1, kBlock),
+            blocks_,
+            18};
+  }
+  qtr_gguf_dequantize_args gguf_dequantize() {
+    return {sizeof(qtr_gguf_dequantize_args), blocks_, 18, QTR_GGUF_Q4_0, out(wide_result_, 1, kBlock)};
+  }
+
+  static constexpr int64_t kTile = 16, kBlock = 32;
   static constexpr int32_t kStateBits = 6;
+  float wide_[kBlock]{}, wide_result_[kBlock]{};
+  uint8_t blocks_[18]{};
   float tokens_[kTile], table_[1 << kBits], hessian_[kCols * kCols]{}, sum_[kCols * kCols]{},
       smallest_ = 0, largest_ = 0, states_[2 << kStateBits]{};
   uint8_t signs_[(kCols + 7) / 8]{}, stream_[kTile * kTile * 2 / 8]{};
@@ -334,6 +350,8 @@ TEST_F(CApi, EveryFunctionTakesCallersOfOtherVersions) {
   expect_sound(qtr_hessian_accumulate, hessian_accumulate());
   expect_sound(qtr_gptq, gptq());
   expect_sound(qtr_gptq, fitting_gptq());
+  expect_sound(qtr_gguf_quantize, gguf_quantize());
+  expect_sound(qtr_gguf_dequantize, gguf_dequantize());
 }
 
 // With the unit matrix as Hessian no column makes up for another: the grids fit the matrix as it is.
@@ -619,6 +637,36 @@ TEST_F(CApi, AllocateAndKmeans) {
   REFUSED(qtr_kmeans, kmeans(), a.centroids.rows = 2, "[kmeans] centroids must be float32 of k for each row");
   REFUSED(qtr_kmeans, kmeans(), a.assignment = nullptr,
           "[kmeans] assignment must not be null: got assignment=null");
+}
+
+TEST_F(CApi, GgufNamesWhatIsWrong) {
+  const auto any_type = static_cast<qtr_gguf_type>(9);
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.w.data = nullptr, "[gguf] w must not be null");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.type = any_type, "[gguf] type must be that of Q4_0, ");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.type = QTR_GGUF_Q4_K,
+          "[gguf] a matrix of type Q4_K must have columns in blocks of 256; choose another type (Q4_0, ");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.w.cols = 31,
+          "[gguf] a matrix of type Q4_0 must have columns in blocks of 32");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.weights.cols = 31,
+          "[gguf] weights must have the columns of w");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.weights.dtype = QTR_BF16, "[gguf] weights must be float32");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.data = nullptr, "[gguf] data must not be null");
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), a.data_size = 17,
+          "[gguf] data must hold all blocks of all rows");
+  REFUSED(qtr_gguf_dequantize, gguf_dequantize(), a.data = nullptr, "[gguf] data must not be null");
+  REFUSED(qtr_gguf_dequantize, gguf_dequantize(), a.data_size = 36,
+          "[gguf] data must hold all blocks of all rows");
+  REFUSED(qtr_gguf_dequantize, gguf_dequantize(), a.type = any_type, "[gguf] type must be that of Q4_0, ");
+  REFUSED(qtr_gguf_dequantize, gguf_dequantize(), a.out.data = nullptr, "[gguf] out must not be null");
+  REFUSED(qtr_gguf_dequantize, gguf_dequantize(), a.out.dtype = QTR_F16, "[gguf] out must be float32");
+  wide_[3] = -1;
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), (void)a,
+          "[gguf] weights must be finite and not negative: got weight=-1, row=0, col=3");
+  std::fill_n(wide_, kBlock, 0.0f);
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), (void)a, "[gguf] weights must not all be 0: got largest=0");
+  wide_[5] = NAN;
+  REFUSED(qtr_gguf_quantize, gguf_quantize(), (void)a,
+          "[gguf] w must be finite: got value=nan, row=0, col=5");
 }
 
 TEST_F(CApi, RoundToHalf) {

@@ -264,13 +264,44 @@ void gptq(Arguments& in) {
   accepted(call(qtr_gptq, args, in));
 }
 
+void gguf(Arguments& in) {
+  constexpr qtr_gguf_type kTypes[] = {QTR_GGUF_Q4_0, QTR_GGUF_Q4_1, QTR_GGUF_Q5_0,  QTR_GGUF_Q5_1,
+                                      QTR_GGUF_Q8_0, QTR_GGUF_Q2_K, QTR_GGUF_Q3_K,  QTR_GGUF_Q4_K,
+                                      QTR_GGUF_Q5_K, QTR_GGUF_Q6_K, QTR_GGUF_IQ4_NL};
+  constexpr int64_t kBytes[] = {18, 20, 22, 24, 34, 84, 110, 144, 176, 210, 18};
+  const size_t chosen = in.within<size_t>(0, std::size(kTypes) - 1);
+  const qtr_gguf_type type =
+      in.within(0, 15) == 0 ? static_cast<qtr_gguf_type>(in.any<int32_t>()) : kTypes[chosen];
+  const int64_t block = kBytes[chosen] > 34 ? 256 : 32;
+  const int64_t rows = in.extent(3), cols = in.within(0, 7) == 0 ? in.extent(300) : block * in.within(1, 2);
+  const bool sizes = rows > 0 && rows <= 3 && cols > 0 && cols <= 512;
+  const int64_t size =
+      in.within(0, 15) == 0 || !sizes ? in.any<uint8_t>() : rows * (cols / block) * kBytes[chosen];
+  uint8_t* data = in.array<uint8_t>(size);
+
+  qtr_gguf_dequantize_args reading{};
+  reading.data = data;
+  reading.data_size = size;
+  reading.type = type;
+  reading.out = in.matrix<qtr_mutable_matrix>(rows, cols, true);
+  accepted(call(qtr_gguf_dequantize, reading, in));
+
+  qtr_gguf_quantize_args args{};
+  args.w = in.matrix<qtr_matrix>(rows, cols);
+  args.type = type;
+  if (in.coin()) args.weights = in.matrix<qtr_matrix>(in.coin() ? rows : 1, cols, true);
+  args.data = data;
+  args.data_size = size;
+  accepted(call(qtr_gguf_quantize, args, in));
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Arguments in(data, size);
   constexpr void (*kTargets[])(Arguments&) = {quantize, moments, topk, outliers,      csr,
                                               integral, kmeans,  pack, round_to_half, codebook,
-                                              hadamard, trellis, gptq};
+                                              hadamard, trellis, gptq, gguf};
   kTargets[in.within<size_t>(0, std::size(kTargets) - 1)](in);
   return 0;
 }

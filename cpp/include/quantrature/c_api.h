@@ -716,6 +716,50 @@ QTR_API qtr_status qtr_gptq(const qtr_gptq_args* args);
 
 /// \}
 
+/// \addtogroup gguf
+/// \{
+
+/// Block types of GGUF, with the numbers that they have in files; gguf.hpp has the formulas.
+typedef enum qtr_gguf_type QTR_INT32 {
+  QTR_GGUF_Q4_0 = 2,    ///< 4 bits, a scale for 32 numbers
+  QTR_GGUF_Q4_1 = 3,    ///< 4 bits, a scale and an offset for 32 numbers
+  QTR_GGUF_Q5_0 = 6,    ///< 5 bits, a scale for 32 numbers
+  QTR_GGUF_Q5_1 = 7,    ///< 5 bits, a scale and an offset for 32 numbers
+  QTR_GGUF_Q8_0 = 8,    ///< 8 bits, a scale for 32 numbers
+  QTR_GGUF_Q2_K = 10,   ///< 2 bits, runs of 16 numbers with scale and minimum of 4 bits
+  QTR_GGUF_Q3_K = 11,   ///< 3 bits, runs of 16 numbers with a scale of 6 bits
+  QTR_GGUF_Q4_K = 12,   ///< 4 bits, runs of 32 numbers with scale and minimum of 6 bits
+  QTR_GGUF_Q5_K = 13,   ///< 5 bits, runs of 32 numbers with scale and minimum of 6 bits
+  QTR_GGUF_Q6_K = 14,   ///< 6 bits, runs of 16 numbers with a scale of 8 bits
+  QTR_GGUF_IQ4_NL = 20  ///< 4 bits that stand for entries of a table, a scale for 32 numbers
+} qtr_gguf_type;
+
+/// Arguments of qtr_gguf_quantize() and quantrature::gguf_quantize().
+typedef struct qtr_gguf_quantize_args {
+  size_t struct_size;  ///< sizeof of this struct
+  qtr_matrix w;        ///< the matrix
+  qtr_gguf_type type;  ///< the block type
+  qtr_matrix weights;  ///< float32, of one row or of the shape of w; data NULL: all 1
+  uint8_t* data;       ///< written: blocks, rows side by side
+  int64_t data_size;   ///< bytes of data
+} qtr_gguf_quantize_args;
+
+/// Arguments of qtr_gguf_dequantize() and quantrature::gguf_dequantize().
+typedef struct qtr_gguf_dequantize_args {
+  size_t struct_size;      ///< sizeof of this struct
+  const uint8_t* data;     ///< blocks, rows side by side
+  int64_t data_size;       ///< bytes of data
+  qtr_gguf_type type;      ///< the block type
+  qtr_mutable_matrix out;  ///< float32; the values
+} qtr_gguf_dequantize_args;
+
+/// quantrature::gguf_quantize() for C.
+QTR_API qtr_status qtr_gguf_quantize(const qtr_gguf_quantize_args* args);
+/// quantrature::gguf_dequantize() for C.
+QTR_API qtr_status qtr_gguf_dequantize(const qtr_gguf_dequantize_args* args);
+
+/// \}
+
 #ifdef __cplusplus
 }
 #endif

@@ -17,6 +17,7 @@
 #include "quantrature/codebook.hpp"    // codes that stand for entries of a table
 #include "quantrature/device.hpp"      // data on other devices than the CPU
 #include "quantrature/error.hpp"       // what is thrown
+#include "quantrature/gguf.hpp"        // block types of the files of llama.cpp
 #include "quantrature/gptq.hpp"        // codes that make up for the errors of those before
 #include "quantrature/grid.hpp"        // quantization grids: quantize, dequantize
 #include "quantrature/hadamard.hpp"    // random orthogonal transforms

@@ -6,6 +6,7 @@
 
 #include "common/ordered_key.hpp"
 #include "ops/codebook/search.hpp"
+#include "ops/gguf/lines.hpp"
 #include "ops/gptq/columns.hpp"
 #include "ops/grid/line.hpp"
 #include "ops/kmeans/sums.hpp"

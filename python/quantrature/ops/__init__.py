@@ -2,6 +2,7 @@
 
 from ._allocation import KnapsackChoice, multiple_choice_knapsack
 from ._codebook import CODEBOOKS, CodebookTensor
+from ._gguf import GGUF_TYPES, GgufType, gguf_dequantize, gguf_quantize
 from ._gptq import Feedback, GptqFactor, gptq, gptq_factor
 from ._grid import QuantizedTensor, dequantize, quantize
 from ._hadamard import hadamard, hadamard_order, random_signs
@@ -17,8 +18,10 @@ from ._trellis import Trellis, trellis_dequantize, trellis_matvec, trellis_quant
 
 __all__ = [
     "CODEBOOKS",
+    "GGUF_TYPES",
     "CodebookTensor",
     "Feedback",
+    "GgufType",
     "GptqFactor",
     "KnapsackChoice",
     "Moments",
@@ -28,6 +31,8 @@ __all__ = [
     "Trellis",
     "dequantize",
     "extract_outliers",
+    "gguf_dequantize",
+    "gguf_quantize",
     "gptq",
     "gptq_factor",
     "groups_in_row",
