@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,21 @@ import torch
 
 from ._C import InvalidArgumentError
 from .allocation import allocate
-from .analysis import Sensitivity, analyze, integrate_plan
+from .analysis import Sensitivity, analyze, integrate_plan, measure_plan
 from .analysis.objective import Divergence
 from .files.resume import check_resume
 from .methods import METHODS, Statistics, check_method
 from .models import find_linears
 from .models.gradients import computing_in
 from .models.running import not_training
-from .plan import Plan
+from .plan import Option, Plan
 from .quantization import collect, quantize
 from .text import CalibrationText
 
-REFERENCE_BITS = (3, 2, 4)
-"""Bits at which the whole model is analyzed before the first plan."""
+REFERENCE_BITS = (3, 4)
+FEWER_BITS = (3, 2, 4)
+"""Bits at which the whole model is analyzed before the first plan, for budgets of 3 bits or more and for smaller ones.
+At 2 bits many models break, and prices there say little about plans of 3 bits."""
 
 SEQLEN = 512
 """Default number of tokens in a window, unless the context of the model is shorter."""
@@ -42,7 +44,8 @@ class Effort:
         windows: windows of calibration text to integrate on.
         nodes: gradient evaluations per window and integral.
         rounds: how many times a plan is integrated and made again.
-        statistics: windows for calibrated methods, including those of the integrals.
+        statistics: windows for calibrated methods. During the analysis they are others than those of the integrals, so
+            that a method is not judged on the text that it was fitted to.
         held_out: windows that nothing is chosen on, to measure the result.
     """
 
@@ -107,8 +110,14 @@ class _Windows:
             )
         chosen = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(text.seed))]
         held_out = min(effort.held_out, len(chosen) // 2)
-        rest = chosen[held_out : held_out + effort.statistics]
-        return cls(rest[: effort.windows], rest, chosen[:held_out])
+        rest = chosen[held_out : held_out + effort.windows + effort.statistics]
+        integrated = min(effort.windows, max(1, len(rest) // 2))
+        return cls(rest[:integrated], rest[integrated:] if len(rest) > 1 else rest, chosen[:held_out])
+
+    @property
+    def all_but_held_out(self) -> torch.Tensor:
+        """What the model is quantized with at the end."""
+        return torch.cat([self.integrated, self.statistics]) if len(self.statistics) else self.integrated
 
 
 def quantize_to_budget(
@@ -179,6 +188,7 @@ def quantize_to_budget(
     check_method(method)
     check_resume("quantize_to_budget", resume, resume_folder)
     steps = EFFORTS[effort]
+    sizes = _group_sizes(method, group_size)
     text = CalibrationText(calibration, tokenizer, None, seqlen, seed, bos, text_column)
     windows = _Windows.of(text, model, steps)
     state: dict[str, Any] = {"resume_folder": resume_folder, "resume": resume, "progress": progress}
@@ -191,8 +201,8 @@ def quantize_to_budget(
             windows.integrated,
             objective="kl",
             metrics=["pqi"],
-            bits=REFERENCE_BITS,
-            group_size=group_size,
+            bits=_references(model, wish),
+            group_size=sizes[len(sizes) // 2],
             method=method,
             sym=sym,
             zero=zero,
@@ -202,17 +212,23 @@ def quantize_to_budget(
             batch_size=batch_size,
             **how,
         )
-        plan = _plan(found, group_size, wish)
+        plan = _plan(found, sizes, wish)
+        tried: list[tuple[float, Plan]] = []
         for _ in range(steps.rounds):
             found = integrate_plan(model, windows.integrated, found, plan, **how)
-            before, plan = plan, _plan(found, group_size, wish)
+            tried.append((found.plans[-1].proof.measured_loss_change, plan))
+            before, plan = plan, _plan(found, sizes, wish)
             if _settings(plan) == _settings(before):
                 break
+        else:
+            measured = measure_plan(model, windows.integrated, found, plan, statistics=how["statistics"])
+            tried.append((measured, plan))
+        plan = _best([*tried, *_uniform(found, plan)])
     folder = None if resume_folder is None else Path(resume_folder) / "blocks"
     quantize(
         model,
         plan=plan,
-        calibration=windows.statistics if METHODS[method].needs else None,
+        calibration=windows.all_but_held_out if METHODS[method].needs else None,
         nsamples=None,
         batch_size=batch_size,
         resume_folder=folder,
@@ -220,6 +236,14 @@ def quantize_to_budget(
         progress=progress,
     )
     return Budgeted(model, plan, found, _measured(model, original, windows.held_out))
+
+
+def _group_sizes(method: str, group_size: int) -> list[int]:
+    """Return the group sizes to choose from."""
+    only = METHODS[method].group_size
+    if only is not None:
+        return [only]
+    return [group_size] if group_size < 16 else [group_size // 2, group_size, 2 * group_size]
 
 
 def _statistics(
@@ -234,9 +258,8 @@ def _statistics(
     return collect(model, linears, wanted, windows.statistics, batch_size=batch_size)
 
 
-def _plan(found: Sensitivity, group_size: int, wish: Mapping[str, Any]) -> Plan:
+def _plan(found: Sensitivity, sizes: Sequence[int], wish: Mapping[str, Any]) -> Plan:
     """Return the plan for a budget, or the smallest one within a divergence."""
-    sizes = [size for size in (group_size // 2, group_size, 2 * group_size) if size >= 8] if group_size > 0 else [-1]
     if "max_divergence" not in wish:
         return allocate(found, group_sizes=sizes, **wish)
     most = float(wish["max_divergence"])
@@ -261,6 +284,35 @@ def _plan(found: Sensitivity, group_size: int, wish: Mapping[str, Any]) -> Plan:
         else:
             low = middle
     return best
+
+
+def _references(model: torch.nn.Module, wish: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the bits at which the whole model is analyzed."""
+    if "max_divergence" in wish:
+        return REFERENCE_BITS
+    weights = sum(linear.numel for linear in find_linears(model, experts=False))
+    bits = wish["avg_bits"] if "avg_bits" in wish else 8 * wish["target_bytes"] / weights
+    return REFERENCE_BITS if bits >= 3 else FEWER_BITS
+
+
+def _uniform(found: Sensitivity, plan: Plan) -> list[tuple[float, Plan]]:
+    """Return the settings of the whole model that were measured and are no larger than a plan."""
+    size = int(plan.allocation["bytes"])
+    fitting = []
+    for proof in found.proofs:
+        option = Option.parse(proof.setting)
+        try:
+            alike = allocate(found, strategy="pqi", target_bytes=size, pin={m.name: option.key for m in found.matrices})
+        except InvalidArgumentError:  # larger than the plan
+            continue
+        fitting.append((proof.measured_loss_change, alike))
+    return fitting
+
+
+def _best(tried: Sequence[tuple[float, Plan]]) -> Plan:
+    """Return the plan with the least measured divergence."""
+    _, plan = min(tried, key=lambda pair: pair[0])
+    return plan
 
 
 def _predicted(plan: Plan) -> float:

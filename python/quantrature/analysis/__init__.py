@@ -1,7 +1,7 @@
 """Estimate how much the loss changes when each matrix is quantized, without changing the model."""
 
 from ._analyze import analyze
-from .at_plan import integrate_plan
+from .at_plan import integrate_plan, measure_plan
 from .integral import ABS_MODES, Integral, integrate
 from .metrics import METRICS
 from .objective import OBJECTIVES
@@ -21,5 +21,6 @@ __all__ = [
     "analyze",
     "integrate",
     "integrate_plan",
+    "measure_plan",
     "quadrature",
 ]

@@ -32,9 +32,9 @@ class Outcome:
 
 def candidates(entry: PlanEntry) -> list[Option]:
     """Return the settings that an analysis records: with half, the same and twice the group size of an entry."""
-    size = entry.group_size
-    sizes = [size] if size < 16 else [size // 2, size, 2 * size]
-    bits = BITS_WHEN_CALIBRATED if METHODS[entry.method].needs else BITS
+    method, size = METHODS[entry.method], entry.group_size
+    sizes = [size] if size < 16 or method.group_size is not None else [size // 2, size, 2 * size]
+    bits = method.bits or (BITS_WHEN_CALIBRATED if method.needs else BITS)
     return [Option(each, size) for each in bits for size in sizes]
 
 
