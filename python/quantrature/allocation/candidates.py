@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .._C import InvalidArgumentError
-from ..methods import check_method
+from ..methods import METHODS, check_method
 from ..ops._grid import NumberFormat
 from ..plan.option import Option
 from .sources import Grid, Source
@@ -46,8 +46,11 @@ def options_of(
     grid: Grid,
 ) -> list[Option]:
     """Return all combinations of bits, group sizes and fractions of outliers; each is valid."""
+    method = METHODS[grid.method]
     if bits is None:
-        bits = (2, 3, 4, 8) if strategy in PAPERS else (2, 3, 4, 5, 6, 7, 8)
+        bits = (2, 3, 4, 8) if strategy in PAPERS else method.bits or (2, 3, 4, 5, 6, 7, 8)
+    if group_sizes is None and method.group_size is not None:
+        group_sizes = [method.group_size]
     if group_sizes is None:
         analyzed = origin.group_size
         also = set() if strategy in PAPERS else {analyzed}

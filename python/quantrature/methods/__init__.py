@@ -13,6 +13,7 @@ from ..packed import QuantizedMatrix
 from .awq import AWQ
 from .codebook import FP4, NF4
 from .comparison import Compared, Comparison
+from .gguf import GGUF
 from .gptq import GPTQ
 from .grid import HQQ, MSE, RTN
 from .method import STATISTICS, Method, Statistics, kept_beside
@@ -49,6 +50,7 @@ METHODS: dict[str, Method] = {
     "qtip": QTIP,
     "awq": AWQ,
     "gptq": GPTQ,
+    "gguf": GGUF,
 }
 """Values of the argument ``method`` and of ``method`` in a plan entry, each with its :class:`Method`."""
 

@@ -115,6 +115,7 @@ class Method:
         options: names and default values of its own settings, which a plan entry may set.
         check: function that raises InvalidArgumentError for an entry that the method does not support.
         group_size: the only supported group size; ``None`` for any.
+        bits: the supported numbers of bits; ``None`` for 1 to 8.
         spread: function from weights by name and the fraction of outliers in all matrices together to the fraction in
             each matrix; ``None`` for the same fraction in each.
         kept: function from a number of weights and an entry to the number of weights that stay unquantized.
@@ -136,6 +137,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[PlanEntry], None] = _anything
     group_size: int | None = None
+    bits: tuple[int, ...] | None = None
     spread: Callable[[Mapping[str, torch.Tensor], float], dict[str, float]] | None = None
     dense_bytes: Callable[[int, int, PlanEntry], int] = grid_bytes
     input_scale: InputScale | None = None

@@ -2,6 +2,7 @@
 
 from .codebook import CodebookSpec
 from .dense import DenseForm, DenseSpec, Layout
+from .gguf import GgufMatrix, GgufSpec
 from .grid import GridSpec
 from .matrix import KINDS, OUTLIERS, MatrixSpec, digest
 from .quantized import QuantizedMatrix
@@ -13,6 +14,8 @@ __all__ = [
     "CodebookSpec",
     "DenseForm",
     "DenseSpec",
+    "GgufMatrix",
+    "GgufSpec",
     "GridSpec",
     "Layout",
     "MatrixSpec",

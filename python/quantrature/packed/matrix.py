@@ -18,6 +18,7 @@ from ..ops._arrays import dtype_name
 from ..ops._outliers import offset_dtype
 from .codebook import CodebookSpec
 from .dense import DenseSpec, Layout, StoredDtype
+from .gguf import GgufSpec
 from .grid import GridSpec
 from .quantized import QuantizedMatrix
 from .trellis import TrellisSpec
@@ -25,7 +26,7 @@ from .trellis import TrellisSpec
 if TYPE_CHECKING:
     import torch
 
-KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec, TrellisSpec)}
+KINDS: dict[str, type[DenseSpec]] = {spec.kind: spec for spec in (GridSpec, CodebookSpec, TrellisSpec, GgufSpec)}
 """Dense storage formats by the name of their kind."""
 
 OUTLIERS = ("outlier_values", "outlier_columns", "outlier_row_offsets")

@@ -141,6 +141,42 @@ def _beside_the_codes(matrix: QuantizedMatrix) -> SparseCSR | None:
 
 
 @dataclass(frozen=True)
+class DecodedProduct:
+    """A matrix without a kernel for products of its codes: blocks of rows are dequantized for each product.
+
+    Attributes:
+        matrix: the matrix.
+    """
+
+    matrix: QuantizedMatrix
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """As :meth:`PreparedMatrix.product`."""
+        rows, cols = self.matrix.dense.shape
+        result = x.new_empty((*x.shape[:-1], rows))
+        left = x.reshape(-1, cols).float()
+        for block, weight in self._blocks():
+            y = torch.nn.functional.linear(left, weight, None if bias is None else bias[block].float())
+            result.view(-1, rows)[:, block] = y
+        return result
+
+    def transposed_product(self, y: torch.Tensor) -> torch.Tensor:
+        """As :meth:`PreparedMatrix.transposed_product`."""
+        total = y.new_zeros(len(y), self.matrix.dense.shape[1])
+        for block, weight in self._blocks():
+            total.addmm_(y[:, block], weight)
+        return total
+
+    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield blocks of rows: their slice, and their dequantized weights."""
+        rows, cols = self.matrix.dense.shape
+        step = max(1, BLOCK // cols)
+        for begin in range(0, rows, step):
+            block = slice(begin, min(rows, begin + step))
+            yield block, self.matrix.dequantize("float32", block)
+
+
+@dataclass(frozen=True)
 class RotatedProduct:
     """A rotated matrix (trellis codes), prepared for products. Products are computed in float32.
 
