@@ -16,7 +16,7 @@ KINDS = {
     "strategies": ("quantrature.allocation", "STRATEGIES"),
     "metrics": ("quantrature.analysis", "METRICS"),
     "objectives": ("quantrature.analysis", "OBJECTIVES"),
-    "formats": ("quantrature.export", "FORMATS"),
+    "formats": ("quantrature.exports", "FORMATS"),
 }
 """The module and the attribute that hold each kind, as a mapping from names to one-line descriptions."""
 
