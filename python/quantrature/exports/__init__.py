@@ -1,5 +1,38 @@
-"""Export plans to the options of other quantization tools."""
+"""Write quantized models as other engines load them, and plans as options of other quantization tools."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from .plans import FORMATS, export_plan, to_text
 
-__all__ = ["FORMATS", "export_plan", "to_text"]
+# Loaded on first use: plans are exported without torch.
+_LAZY = {
+    "TARGETS": ".targets",
+    "Exported": "._export",
+    "ExportedMatrix": "._export",
+    "Fit": ".target",
+    "Setting": ".target",
+    "Target": ".target",
+    "export": "._export",
+}
+
+__all__ = [
+    "FORMATS",
+    "TARGETS",
+    "Exported",
+    "ExportedMatrix",
+    "Fit",
+    "Setting",
+    "Target",
+    "export",
+    "export_plan",
+    "to_text",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name], __name__), name)

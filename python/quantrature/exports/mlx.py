@@ -1,0 +1,159 @@
+"""The target mlx: folders that mlx-lm loads on Apple GPUs and on CPUs.
+
+Each matrix is codes, scales s and biases B: the value of a code q is ``s * q + B``, so that B is minus scale times zero
+point, and any zero point goes over. Codes are a bit stream along each row, in words of 32 bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..files.json_files import read_json
+from .bitstream import pack_words, unpack_words, words_in_row
+from .grid import Grid
+from .safetensors_folder import read_tensors, write_folder
+from .target import Array, Content, Encoded, Fit, Setting, Target, Weights, held, refused
+
+BITS = (1, 2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+"""Bits and group sizes for which MLX has kernels. Its CPU build computes garbage for others, without an error."""
+
+PARTS = ("weight", "scales", "biases")
+
+_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(\w+)")
+_STACKED = re.compile(r"(.+)\.switch_mlp\.(\w+)")
+_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""Names of the projections of an expert in checkpoints of Mixtral, to the names in mlx-lm."""
+
+
+def _fit(setting: Setting) -> Fit:
+    if setting.not_a_grid:
+        return refused("mlx", f"cannot hold {setting.not_a_grid}")
+    group = setting.largest_group(GROUPS)
+    if group is None:
+        cols = setting.shape[1]
+        size = max((size for size in GROUPS if cols % size == 0), default=None)
+        if size is None:
+            return refused("mlx", f"needs columns that are a multiple of 32, but it has {cols}; keep it unquantized")
+        nearest = f"b{setting.bits}g{min(size, max(32, setting.group))}"
+        return refused(
+            "mlx", f"needs whole groups of 32, 64 or 128, but it has {setting.form}; quantize it as {nearest}"
+        )
+    return held(setting, bits=min(bits for bits in BITS if bits >= setting.bits), group_size=group)
+
+
+def _encode(grid: Grid, setting: Setting) -> dict[str, Array]:
+    exact = -grid.zeros.astype(np.float64) * grid.scale
+    dtype: Any = np.float32
+    # A looked-up row of the table has the dtype of its scales: float16 would round it.
+    if grid.scale_dtype == "float16" and not setting.embedding and (exact.astype(np.float16) == exact).all():
+        dtype = np.float16
+    return {
+        "weight": pack_words(grid.codes, grid.bits),
+        "scales": grid.scale.astype(dtype),
+        "biases": exact.astype(dtype),
+    }
+
+
+def _decode(encoded: Encoded, setting: Setting) -> npt.NDArray[np.float32]:
+    """Values in float64, rounded once: MLX multiplies and adds in one step or in two, depending on the build."""
+    codes = unpack_words(encoded["weight"], setting.bits, setting.shape[1])
+    scales, biases = (
+        np.repeat(encoded[part].astype(np.float64), setting.group, axis=1) for part in ("scales", "biases")
+    )
+    return (scales * codes + biases).astype(np.float32)
+
+
+def _nbytes(setting: Setting) -> int:
+    rows, cols = setting.shape
+    # Biases of a symmetric grid are exact in float16, those of others seldom.
+    parameter = 2 if setting.sym and setting.scale_dtype == "float16" and not setting.embedding else 4
+    return 4 * rows * words_in_row(cols, setting.bits) + 2 * parameter * setting.groups
+
+
+def _scheme(setting: Setting) -> dict[str, Any]:
+    return {"group_size": setting.group, "bits": setting.bits}
+
+
+def _alike(name: str) -> str:
+    """Matrices that mlx-lm stacks into one tensor: a projection of all experts of a layer."""
+    expert = _EXPERT.fullmatch(name)
+    return f"{expert[1]}.{expert[3]}" if expert else name
+
+
+def _write(content: Content, folder: Path) -> None:
+    stacks: dict[str, dict[int, str]] = {}
+    for name in content.encoded:
+        expert = _EXPERT.fullmatch(name)
+        if expert:
+            stacked = f"{expert[1]}.switch_mlp.{_MIXTRAL.get(expert[3], expert[3])}"
+            stacks.setdefault(stacked, {})[int(expert[2])] = name
+        else:
+            stacks[name] = {-1: name}
+    encoded, entries = {}, {}
+    for name, members in stacks.items():
+        of_members = [content.encoded[member] for _, member in sorted(members.items())]
+        encoded[name] = of_members[0] if -1 in members else {p: _stacked([m[p] for m in of_members]) for p in PARTS}
+        setting = content.settings[next(iter(members.values()))]
+        entries[name] = _scheme(setting)
+    (most, _), *_ = Counter(tuple(entry.items()) for entry in entries.values()).most_common(1)
+    about = {**dict(most), "mode": "affine", **entries}
+    # mlx-lm reads the first, the Hugging Face Hub shows the second.
+    config = {**content.config, "quantization": about, "quantization_config": about}
+    write_folder(folder, config, encoded, content.tensors, content.files, "mlx")
+
+
+def _stacked(parts: list[Array]) -> Array:
+    """Stack the tensors of all experts; if some need float32, all get it."""
+    return np.stack(parts).astype(np.result_type(*parts), copy=False)
+
+
+def _owns(config: Mapping[str, Any]) -> bool:
+    about = config.get("quantization")
+    return isinstance(about, dict) and {"group_size", "bits"} <= set(about)
+
+
+def _read(folder: Path) -> Weights:
+    about = read_json(folder / "config.json", "export")["quantization"]
+    tensors = read_tensors(folder)
+    found = Weights()
+    mixtral = any(".block_sparse_moe." in name for name in tensors)
+    for name in [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]:
+        parts = {part: tensors.pop(f"{name}.{part}").numpy() for part in PARTS}
+        entry = {**about, **about.get(name, {})}
+        rows, groups = parts["scales"].shape[-2:]
+        setting = Setting((rows, groups * entry["group_size"]), entry["bits"], entry["group_size"])
+        stacked = _STACKED.fullmatch(name)
+        if not stacked:
+            found.quantized[f"{name}.weight"] = torch.from_numpy(_decode(parts, setting))
+            continue
+        back = {new: old for old, new in _MIXTRAL.items()} if mixtral else {}
+        for i in range(len(parts["weight"])):
+            expert = f"{stacked[1]}.experts.{i}.{back.get(stacked[2], stacked[2])}"
+            values = _decode({part: parts[part][i] for part in PARTS}, setting)
+            found.quantized[f"{expert}.weight"] = torch.from_numpy(values)
+    found.others.update(tensors)
+    return found
+
+
+MLX = Target(
+    name="mlx",
+    summary="mlx-lm: 1 to 6 and 8 bits, any zero points, groups of 32, 64 and 128",
+    fit=_fit,
+    encode=_encode,
+    decode=_decode,
+    nbytes=_nbytes,
+    write=_write,
+    owns=_owns,
+    read=_read,
+    scheme=_scheme,
+    alike=_alike,
+)
