@@ -3,7 +3,8 @@
     python tests/clients/prepare.py TARGET FOLDER
 
 FOLDER gets ``model``, the exported folder, and ``expected.npz``: the weights, the logits of a prompt and 32 greedy
-tokens, all computed by transformers in float32 from the dequantized weights.
+tokens, all computed by transformers in float32 from the weights that
+``quantrature.exports.load`` reads.
 """
 
 import itertools
@@ -15,7 +16,7 @@ import torch
 
 import quantrature
 import quantrature.demo
-from quantrature.exports import TARGETS
+from quantrature.exports import TARGETS, load
 from quantrature.models import find_linears, load_model, load_tokenizer
 
 DEMO = Path(quantrature.demo.__file__).parent / "model"
@@ -52,10 +53,10 @@ def main(variant, folder):
     model, tokenizer = load_model(DEMO), load_tokenizer(DEMO)
     quantrature.quantize(model, plan=plan_of(variant, find_linears(model, embeddings=True)))
     quantrature.checkpoint.save(model, folder / "quantized", tokenizer=tokenizer, overwrite=True)
-    found = quantrature.export(folder / "quantized", target, folder / "model")
+    found = quantrature.export(folder / "quantized", target, folder / "model", allow_refit=True)
     print(f"  {target}: {TARGETS[target]}")
-    print(f"  {len(found.matrices)} matrices: {found.count('exact')} exact, {found.count('rounded')} rounded")
-    dense = load_model(folder / "quantized").dequantize(torch.float32).float()
+    print(f"  {len(found.matrices)} matrices: {found.count('exact')} exact, {found.count('rounded')} rounded, {found.count('refit')} refit")
+    dense = load(folder / "model")
     ids = torch.tensor([tokenizer.encode(PROMPT)])
     with torch.no_grad():
         logits = dense(ids).logits[0]

@@ -16,6 +16,8 @@ _LAZY = {
     "Setting": ".target",
     "Target": ".target",
     "export": "._export",
+    "load": ".read",
+    "target_of": ".read",
 }
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Target",
     "export",
     "export_plan",
+    "load",
+    "target_of",
     "to_text",
 ]
 

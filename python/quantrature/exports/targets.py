@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .compressed_tensors import COMPRESSED_TENSORS
 from .mlx import MLX
 from .target import Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (MLX,)}
+TARGETS: dict[str, Target] = {target.name: target for target in (MLX, COMPRESSED_TENSORS)}
 """Export targets; one file each."""
