@@ -18,6 +18,7 @@ _LAZY = {
     "export": "._export",
     "load": ".read",
     "target_of": ".read",
+    "verify": "._verify",
 }
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "target_of",
     "to_text",
+    "verify",
 ]
 
 

@@ -7,9 +7,9 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,9 @@ from ..files.new_folder import check_new_folder, new_folder
 from ..files.remote_code import REMOTE_CODE
 from ..plan.fusion import fusion_groups
 from ..plan.nearest import did_you_mean
-from .grid import Floats, Grid
+from .grid import Floats
 from .target import Content, Fit, Setting, Target, fitted
 from .targets import TARGETS
-
-if TYPE_CHECKING:
-    from .placement import Place
 
 _log = logging.getLogger(__name__)
 
@@ -126,16 +123,15 @@ def export(
     placement = Placement.of(loaded)
     if not placement.matrices:
         raise InvalidArgumentError("[export] model must have quantized matrices: got a dense model")
-    pieces = {name: _Piece(name, place) for name, place in placement.matrices.items()}
-    fits = {name: target.fit(piece.setting) for name, piece in pieces.items()}
+    fits = {name: target.fit(place.setting) for name, place in placement.matrices.items()}
     _check(target, fits, allow_refit)
     settings = {name: fit.stored for name, fit in fits.items() if fit.stored is not None}
     _check_alike(target, settings)
     originals = _Originals(source, loaded) if source is not None and any(f.refits for f in fits.values()) else None
     encoded, matrices = {}, []
-    for name, piece in pieces.items():
+    for name, place in placement.matrices.items():
         stored = settings[name]
-        grid, quantized = piece.grid, piece.values
+        grid, quantized = place.grid, place.values
         wanted = quantized if originals is None or not fits[name].refits else originals.weight(name, stored)
         if fits[name].refits:
             grid = grid.refit(wanted)
@@ -191,32 +187,12 @@ def _config(model: Any) -> dict[str, Any]:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     found: dict[str, Any] = json.loads(config.to_json_string())
+    for name, present in (getattr(config, "attribute_map", None) or {}).items():
+        if present in found:
+            found.setdefault(name, found[present])  # the name in the original config.json, which other engines read
     if REMOTE_CODE in str(found.get("auto_map", "")):
         del found["auto_map"]
     return found
-
-
-class _Piece:
-    """A quantized matrix of the checkpoint, unpacked when it is needed."""
-
-    def __init__(self, name: str, place: Place) -> None:
-        self.name, self._place = name, place
-        self._matrix = place.layer.matrix
-        self.setting = Setting.of(self._matrix, place.embedding)
-        if place.rows is not None:
-            self.setting = replace(self.setting, shape=(len(place.rows), self.setting.shape[1]))
-
-    @property
-    def grid(self) -> Grid:
-        """Codes, scales and zero points."""
-        found = Grid.of(self._matrix.dense)  # type: ignore[arg-type]
-        return found if self._place.rows is None else found.rows(self._place.rows)
-
-    @property
-    def values(self) -> Floats:
-        """The dequantized weights."""
-        found: Floats = self._matrix.dequantize("float32").cpu().numpy()
-        return found if self._place.rows is None else found[self._place.rows]
 
 
 class _Originals:

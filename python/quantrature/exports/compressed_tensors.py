@@ -25,9 +25,6 @@ from .target import Array, Content, Encoded, Fit, Setting, Target, Weights, held
 BITS = range(2, 9)
 """1 bit is left out: symmetric values are -1 and 0 there, and -0.5 and 0.5 in quantrature."""
 
-EMBEDDING_BITS = (2, 4, 8)
-"""Bits for which vLLM looks up rows of a token embedding; it ignores zero points there."""
-
 SMALLEST_GROUP = 32
 """Smallest group into which larger ones are divided, if these do not divide the columns."""
 
@@ -38,6 +35,8 @@ _INTEGER_ZEROS = 'its zero points must be whole numbers; quantize it with zero="
 def _fit(setting: Setting) -> Fit:
     if setting.not_a_grid:
         return refused(_NAME, f"cannot hold {setting.not_a_grid}")
+    if setting.embedding:
+        return refused(_NAME, "holds no token embedding that transformers loads; keep it unquantized")
     if setting.bits not in BITS:
         return refused(_NAME, f"holds 2 to 8 bits, but it has {setting.form}; quantize it as b2g{setting.group}")
     cols = setting.shape[1]
@@ -46,14 +45,8 @@ def _fit(setting: Setting) -> Fit:
         size = next((size for size in (128, 64, 32) if cols % size == 0), -1)
         what = f"needs groups that divide the {cols} columns, but it has {setting.form}"
         return refused(_NAME, f"{what}; quantize it as b{setting.bits}g{size}")
-    bits = setting.bits
-    if setting.embedding:
-        bits = min(each for each in EMBEDDING_BITS if each >= bits)
-        if not setting.sym:
-            what = f"holds only symmetric token embeddings, but it has {setting.form}"
-            return refused(_NAME, f"{what}; quantize it as b{bits}g{group} sym")
     reason = "" if setting.sym or setting.integer_zeros else f"{_NAME} cannot hold it: {_INTEGER_ZEROS}"
-    return held(setting, reason, bits=bits, group_size=-1 if group == cols else group)
+    return held(setting, reason, group_size=-1 if group == cols else group)
 
 
 def _encode(grid: Grid, setting: Setting) -> dict[str, Array]:

@@ -107,8 +107,31 @@ def _write(content: Content, folder: Path) -> None:
     (most, _), *_ = Counter(tuple(entry.items()) for entry in entries.values()).most_common(1)
     about = {**dict(most), "mode": "affine", **entries}
     # mlx-lm reads the first, the Hugging Face Hub shows the second.
-    config = {**content.config, "quantization": about, "quantization_config": about}
+    config = {**_with_earlier_names(content.config), "quantization": about, "quantization_config": about}
     write_folder(folder, config, encoded, content.tensors, content.files, "mlx")
+
+
+def _with_earlier_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the fields of rotary embeddings that configurations had before transformers 5.
+
+    Many models of mlx-lm read only these, and take defaults in the place of missing ones.
+    """
+    found = {
+        key: _with_earlier_names(value) if key.endswith("_config") and value else value for key, value in config.items()
+    }
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, Mapping):
+        return found
+    of_full = rope.get("full_attention", rope)
+    if "sliding_attention" in rope:
+        found.setdefault("rope_local_base_freq", rope["sliding_attention"].get("rope_theta"))
+    scaling = {key: value for key, value in of_full.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in of_full:
+            found.setdefault(key, of_full[key])
+    if scaling.get("rope_type", "default") != "default":
+        found.setdefault("rope_scaling", scaling)
+    return found
 
 
 def _stacked(parts: list[Array]) -> Array:

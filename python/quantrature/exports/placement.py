@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from torch import nn
 from .._C import InvalidArgumentError
 from ..checkpoint.carried import read_carried
 from ..nn import QuantEmbedding, QuantLayer, quantized_layers
+from .grid import Floats, Grid
+from .target import Setting
 
 _EXPERT = re.compile(r"(.+)\.(\d+)")
 
@@ -38,9 +40,23 @@ class Place:
     rows: npt.NDArray[np.int64] | None
 
     @property
-    def embedding(self) -> bool:
-        """Whether the layer is a token embedding."""
-        return isinstance(self.layer, QuantEmbedding)
+    def setting(self) -> Setting:
+        """How the matrix is stored."""
+        found = Setting.of(self.layer.matrix, embedding=isinstance(self.layer, QuantEmbedding))
+        return found if self.rows is None else replace(found, shape=(len(self.rows), found.shape[1]))
+
+    @property
+    def grid(self) -> Grid:
+        """Codes, scales and zero points of a matrix that is stored as a grid."""
+        dense: Any = self.layer.matrix.dense
+        found = Grid.of(dense)
+        return found if self.rows is None else found.rows(self.rows)
+
+    @property
+    def values(self) -> Floats:
+        """The dequantized weights."""
+        found: Floats = self.layer.dequantize().cpu().numpy()
+        return found if self.rows is None else found[self.rows]
 
 
 @dataclass(frozen=True)
