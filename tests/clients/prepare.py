@@ -44,7 +44,7 @@ def scaled():
 
 @dataclass(frozen=True)
 class Case:
-    """A target, a model, and the settings that its matrices get in turn: bits, group sizes, symmetric or not."""
+    """A target, a model, the settings that its matrices get in turn, and the numbers of zero points and scales."""
 
     target: str
     make: object
@@ -52,14 +52,20 @@ class Case:
     groups: tuple[int, ...] = (32, 64, 128, -1)
     symmetric: tuple[bool, ...] = (False, True)
     embedding_bits: int | None = None
+    zero: str = "float"
+    scale_dtype: str = "auto"
 
 
 CASES = {
     "mlx": Case("mlx", None, (8, 7, 6, 5, 4, 3, 2, 1), embedding_bits=8),
     "mlx, experts": Case("mlx", mixture, (5,), (32,), (False,), 6),
-    "mlx, scaled rotary embeddings": Case("mlx", scaled, (6,), (64,), (True,), 8),
+    "mlx, scaled rotary embeddings": Case("mlx", scaled, (6,), (64,), (True,), 8, scale_dtype="bfloat16"),
     "compressed-tensors, symmetric": Case("compressed-tensors", None, (8, 7, 6, 5, 4, 3, 2), symmetric=(True,)),
-    "compressed-tensors, whole zero points": Case("compressed-tensors", None, (8, 4, 2)),
+    "compressed-tensors, whole zero points": Case("compressed-tensors", None, (8, 4, 2), zero="integer"),
+    "compressed-tensors, bfloat16 scales": Case(
+        "compressed-tensors", None, (6, 3), (64,), (True,), scale_dtype="bfloat16"
+    ),
+    "compressed-tensors, refit": Case("compressed-tensors", None, (4,), (32,), (False,)),
 }
 
 
@@ -73,7 +79,8 @@ def quantized(case):
     entries = {linear.name: quantrature.PlanEntry(case.embedding_bits or 16, 64) for linear in linears}
     for i, name in enumerate(names):
         bits, group_size, sym = settings[i * len(settings) // len(names)]
-        entries[name] = quantrature.PlanEntry(bits, group_size, sym=sym)
+        zero = "float" if sym else case.zero
+        entries[name] = quantrature.PlanEntry(bits, group_size, sym=sym, zero=zero, scale_dtype=case.scale_dtype)
     quantrature.quantize(model, plan=quantrature.Plan(entries))
     return model, load_tokenizer(DEMO) if case.make is None else None
 

@@ -139,7 +139,7 @@ def export(
         written = target.decode(encoded[name], stored)
         result = "refit" if fits[name].refits else "exact" if np.array_equal(written, quantized) else "rounded"
         error = _relative(written, wanted) - _relative(quantized, wanted)
-        nbytes = sum(array.nbytes for array in encoded[name].values())
+        nbytes = sum(tensor.nbytes for tensor in encoded[name].values())
         matrices.append(ExportedMatrix(name, result, error, stored, nbytes))
     _check_rounding(target, matrices, allow_refit)
     content = Content(_config(loaded), settings, encoded, placement.tensors, files)

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from .._C import QuantratureError
 from ..files.json_files import read_json
 from .bitstream import pack_words, unpack_words, words_in_row
-from .grid import Grid
+from .grid import Floats, Grid
 from .safetensors_folder import read_tensors, write_folder
-from .target import Array, Content, Encoded, Fit, Setting, Target, Weights, held, refused
+from .target import Content, Encoded, Fit, Setting, Target, Weights, held, refused
 
 BITS = range(2, 9)
 """1 bit is left out: symmetric values are -1 and 0 there, and -0.5 and 0.5 in quantrature."""
@@ -49,31 +48,31 @@ def _fit(setting: Setting) -> Fit:
     return held(setting, reason, group_size=-1 if group == cols else group)
 
 
-def _encode(grid: Grid, setting: Setting) -> dict[str, Array]:
-    parts: dict[str, Array] = {
-        "weight_packed": pack_words(grid.codes, grid.bits).view(np.int32),
-        "weight_scale": grid.scale.astype(grid.scale_dtype),
-        "weight_shape": np.array(grid.codes.shape, dtype=np.int64),
+def _encode(grid: Grid, setting: Setting) -> Encoded:
+    parts = {
+        "weight_packed": torch.from_numpy(pack_words(grid.codes, grid.bits).view(np.int32)),
+        "weight_scale": torch.from_numpy(grid.scale).to(getattr(torch, grid.scale_dtype)),
+        "weight_shape": torch.tensor(grid.codes.shape),
     }
     if not setting.sym:
-        along_columns = np.ascontiguousarray(grid.zeros.T.astype(np.uint8))
-        parts["weight_zero_point"] = np.ascontiguousarray(pack_words(along_columns, grid.bits).view(np.int32).T)
+        along_columns = pack_words(np.ascontiguousarray(grid.zeros.T.astype(np.uint8)), grid.bits)
+        parts["weight_zero_point"] = torch.from_numpy(along_columns.view(np.int32)).T.contiguous()
     return parts
 
 
-def _decode(encoded: Encoded, setting: Setting) -> npt.NDArray[np.float32]:
+def _decode(encoded: Encoded, setting: Setting) -> Floats:
     rows, cols = setting.shape
-    codes = unpack_words(encoded["weight_packed"].view(np.uint32), setting.bits, cols)
-    scale, zero = encoded["weight_scale"].astype(np.float32), None
+    codes = unpack_words(encoded["weight_packed"].numpy().view(np.uint32), setting.bits, cols)
+    scale, zero = encoded["weight_scale"].float().numpy(), None
     if not setting.sym:
-        packed = np.ascontiguousarray(encoded["weight_zero_point"].T).view(np.uint32)
+        packed = encoded["weight_zero_point"].T.contiguous().numpy().view(np.uint32)
         zero = unpack_words(packed, setting.bits, rows).T.astype(np.float32)
     return Grid(codes, scale, zero, setting.bits, setting.group, setting.scale_dtype).values()
 
 
 def _nbytes(setting: Setting) -> int:
     rows, cols = setting.shape
-    scale = 2 if setting.scale_dtype == "float16" else 4
+    scale = 4 if setting.scale_dtype == "float32" else 2
     zeros = 0 if setting.sym else 4 * words_in_row(rows, setting.bits) * (setting.groups // rows)
     return 4 * rows * words_in_row(cols, setting.bits) + scale * setting.groups + zeros + 16
 
@@ -131,12 +130,10 @@ def _read(folder: Path) -> Weights:
             raise QuantratureError(f"[export] config.json of {folder} has no group for the quantized matrix {name}")
         bits, sym = group["weights"]["num_bits"], group["weights"]["symmetric"]
         suffixes = ("weight_packed", "weight_scale", "weight_shape", *(() if sym else ("weight_zero_point",)))
-        parts = {suffix: tensors.pop(f"{name}.{suffix}").contiguous() for suffix in suffixes}
-        rows, cols = parts.pop("weight_shape").tolist()
-        scale = parts["weight_scale"]
-        arrays = {suffix: (part.float() if part is scale else part).numpy() for suffix, part in parts.items()}
-        setting = Setting((rows, cols), bits, cols // scale.shape[1], sym)
-        found.quantized[f"{name}.weight"] = torch.from_numpy(_decode(arrays, setting))
+        parts = {suffix: tensors.pop(f"{name}.{suffix}") for suffix in suffixes}
+        rows, cols = parts["weight_shape"].tolist()
+        setting = Setting((rows, cols), bits, cols // parts["weight_scale"].shape[1], sym)
+        found.quantized[f"{name}.weight"] = torch.from_numpy(_decode(parts, setting))
     found.others.update(tensors)
     return found
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..ops import QuantizedTensor
+from ..ops._arrays import dtype_name
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -24,7 +26,7 @@ class Grid:
         zero: (rows, groups); ``None`` if the grid is symmetric.
         bits: bits of a code.
         group_size: columns of a group; the last group of a row may have fewer.
-        scale_dtype: "float16" if scales and zero points are numbers of float16 by construction, else "float32".
+        scale_dtype: narrowest dtype that has all scales and zero points: "float16", "bfloat16" or "float32".
     """
 
     codes: Codes
@@ -41,8 +43,8 @@ class Grid:
         nested = isinstance(q.scale, QuantizedTensor)
         scale, zero = (_floats(part, rows) for part in (q.scale, q.zero))
         assert scale is not None
-        dtype = "float32" if nested or np.asarray(q.scale).dtype != np.float16 else "float16"
-        return cls(np.asarray(q.unpack()), scale, zero, q.bits, cols if q.group_size == -1 else q.group_size, dtype)
+        dtype = "float32" if nested else dtype_name(q.scale)
+        return cls(q.unpack().cpu().numpy(), scale, zero, q.bits, cols if q.group_size == -1 else q.group_size, dtype)
 
     def rows(self, which: npt.NDArray[np.int64]) -> Grid:
         """Return some of the rows, in the given order."""
@@ -99,8 +101,7 @@ class Grid:
         low, high = np.minimum(-zeros * self.scale, 0), np.maximum((top - zeros) * self.scale, 0)
         inside = (zeros >= 0) & (zeros <= top)
         scale = np.where(inside, self.scale, (high - low) / top).astype(np.float32)
-        if self.scale_dtype == "float16":
-            scale = scale.astype(np.float16).astype(np.float32)
+        scale = torch.from_numpy(scale).to(getattr(torch, self.scale_dtype)).float().numpy()
         divisor = np.where(scale == 0, np.float32(1), scale)
         zero = np.clip(np.rint(np.where(inside, zeros, -low / divisor)), 0, top).astype(np.float32)
         codes = np.clip(np.rint(weight / self.spread(divisor) + self.spread(zero)), 0, top).astype(np.uint8)
@@ -116,4 +117,5 @@ def _floats(part: Any, rows: int) -> Floats | None:
     if part is None:
         return None
     values = part.dequantize("float32") if isinstance(part, QuantizedTensor) else part
-    return np.asarray(values).reshape(rows, -1).astype(np.float32)
+    found: Floats = values.float().cpu().numpy().reshape(rows, -1)
+    return found

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..files.json_files import read_json
 from .bitstream import pack_words, unpack_words, words_in_row
-from .grid import Grid
+from .grid import Floats, Grid
 from .safetensors_folder import read_tensors, write_folder
-from .target import Array, Content, Encoded, Fit, Setting, Target, Weights, held, refused
+from .target import Content, Encoded, Fit, Setting, Target, Weights, held, refused
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -50,32 +49,35 @@ def _fit(setting: Setting) -> Fit:
     return held(setting, bits=min(bits for bits in BITS if bits >= setting.bits), group_size=group)
 
 
-def _encode(grid: Grid, setting: Setting) -> dict[str, Array]:
+def _encode(grid: Grid, setting: Setting) -> Encoded:
     exact = -grid.zeros.astype(np.float64) * grid.scale
-    dtype: Any = np.float32
-    # A looked-up row of the table has the dtype of its scales: float16 would round it.
-    if grid.scale_dtype == "float16" and not setting.embedding and (exact.astype(np.float16) == exact).all():
-        dtype = np.float16
+    biases = torch.from_numpy(exact).to(getattr(torch, _parameter_dtype(setting)))
+    if not np.array_equal(biases.double().numpy(), exact):
+        biases = torch.from_numpy(exact).float()
     return {
-        "weight": pack_words(grid.codes, grid.bits),
-        "scales": grid.scale.astype(dtype),
-        "biases": exact.astype(dtype),
+        "weight": torch.from_numpy(pack_words(grid.codes, grid.bits)),
+        "scales": torch.from_numpy(grid.scale).to(biases.dtype),
+        "biases": biases,
     }
 
 
-def _decode(encoded: Encoded, setting: Setting) -> npt.NDArray[np.float32]:
+def _parameter_dtype(setting: Setting) -> str:
+    """Return the dtype of scales and biases, if it has these biases exactly. Those of symmetric grids it has."""
+    # A looked-up row of the table has the dtype of its scales: float16 would round it.
+    return "float32" if setting.embedding and setting.scale_dtype == "float16" else setting.scale_dtype
+
+
+def _decode(encoded: Encoded, setting: Setting) -> Floats:
     """Values in float64, rounded once: MLX multiplies and adds in one step or in two, depending on the build."""
-    codes = unpack_words(encoded["weight"], setting.bits, setting.shape[1])
-    scales, biases = (
-        np.repeat(encoded[part].astype(np.float64), setting.group, axis=1) for part in ("scales", "biases")
-    )
-    return (scales * codes + biases).astype(np.float32)
+    codes = unpack_words(encoded["weight"].numpy(), setting.bits, setting.shape[1])
+    scales, biases = (np.repeat(encoded[part].double().numpy(), setting.group, axis=1) for part in ("scales", "biases"))
+    found: Floats = (scales * codes + biases).astype(np.float32)
+    return found
 
 
 def _nbytes(setting: Setting) -> int:
     rows, cols = setting.shape
-    # Biases of a symmetric grid are exact in float16, those of others seldom.
-    parameter = 2 if setting.sym and setting.scale_dtype == "float16" and not setting.embedding else 4
+    parameter = 2 if setting.sym and _parameter_dtype(setting) != "float32" else 4
     return 4 * rows * words_in_row(cols, setting.bits) + 2 * parameter * setting.groups
 
 
@@ -134,9 +136,11 @@ def _with_earlier_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _stacked(parts: list[Array]) -> Array:
-    """Stack the tensors of all experts; if some need float32, all get it."""
-    return np.stack(parts).astype(np.result_type(*parts), copy=False)
+def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Stack the tensors of all experts; if some are float32, all become it."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.float() for part in parts]
+    return torch.stack(parts)
 
 
 def _owns(config: Mapping[str, Any]) -> bool:
@@ -150,7 +154,7 @@ def _read(folder: Path) -> Weights:
     found = Weights()
     mixtral = any(".block_sparse_moe." in name for name in tensors)
     for name in [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]:
-        parts = {part: tensors.pop(f"{name}.{part}").numpy() for part in PARTS}
+        parts = {part: tensors.pop(f"{name}.{part}") for part in PARTS}
         entry = {**about, **about.get(name, {})}
         rows, groups = parts["scales"].shape[-2:]
         setting = Setting((rows, groups * entry["group_size"]), entry["bits"], entry["group_size"])

@@ -39,7 +39,7 @@ def write_folder(
 
     every = dict(tensors)
     for name, parts in encoded.items():
-        every |= {f"{name}.{part}": torch.from_numpy(array) for part, array in parts.items()}
+        every |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     save_torch_state_dict(
         {name: tensor.contiguous() for name, tensor in every.items()},
         folder,

@@ -6,20 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
 from ..ops import QuantizedTensor
 from ..packed import MatrixSpec, QuantizedMatrix
-from .grid import Grid
+from .grid import Floats, Grid
 
-if TYPE_CHECKING:
-    import torch
-
-Array = npt.NDArray[Any]
-Encoded = Mapping[str, Array]
+Encoded = Mapping[str, torch.Tensor]
 """Tensors of one matrix, by the names that follow the name of the matrix, such as ``scales``."""
 
 
@@ -33,7 +28,7 @@ class Setting:
         group_size: columns of a group; -1 for the whole row.
         sym: whether the grid is symmetric.
         integer_zeros: whether all zero points are codes: whole numbers from 0 to ``2**bits - 1``.
-        scale_dtype: dtype of the scales, "float16" or "float32".
+        scale_dtype: dtype of the scales, "float16", "bfloat16" or "float32".
         embedding: whether the matrix is the table of a token embedding.
         form: the short form of all this, for messages.
         not_a_grid: what no uniform grid has, for messages; empty for a grid alone.
@@ -165,8 +160,8 @@ class Target:
     name: str
     summary: str
     fit: Callable[[Setting], Fit]
-    encode: Callable[[Grid, Setting], dict[str, Array]]
-    decode: Callable[[Encoded, Setting], npt.NDArray[np.float32]]
+    encode: Callable[[Grid, Setting], Encoded]
+    decode: Callable[[Encoded, Setting], Floats]
     nbytes: Callable[[Setting], int]
     write: Callable[[Content, Path], None]
     owns: Callable[[Mapping[str, Any]], bool]
