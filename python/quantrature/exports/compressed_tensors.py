@@ -32,8 +32,8 @@ _INTEGER_ZEROS = 'its zero points must be whole numbers; quantize it with zero="
 
 
 def _fit(setting: Setting) -> Fit:
-    if setting.not_a_grid:
-        return refused(_NAME, f"cannot hold {setting.not_a_grid}")
+    if setting.beyond_a_grid:
+        return refused(_NAME, f"cannot hold {setting.beyond_a_grid}")
     if setting.embedding:
         return refused(_NAME, "holds no token embedding that transformers loads; keep it unquantized")
     if setting.bits not in BITS:

@@ -40,11 +40,10 @@ class Grid:
     def of(cls, q: QuantizedTensor) -> Grid:
         """Return the grid of a stored matrix. Scales and zero points that are quantized themselves are dequantized."""
         rows, cols = q.shape
-        nested = isinstance(q.scale, QuantizedTensor)
         scale, zero = (_floats(part, rows) for part in (q.scale, q.zero))
         assert scale is not None
-        dtype = "float32" if nested else dtype_name(q.scale)
-        return cls(q.unpack().cpu().numpy(), scale, zero, q.bits, cols if q.group_size == -1 else q.group_size, dtype)
+        group_size = cols if q.group_size == -1 else q.group_size
+        return cls(q.unpack().cpu().numpy(), scale, zero, q.bits, group_size, scale_dtype(q))
 
     def rows(self, which: npt.NDArray[np.int64]) -> Grid:
         """Return some of the rows, in the given order."""
@@ -55,12 +54,6 @@ class Grid:
     def zeros(self) -> Floats:
         """Zero points, (rows, groups), those of a symmetric grid included."""
         return np.full_like(self.scale, symmetric_zero(self.bits)) if self.zero is None else self.zero
-
-    @property
-    def has_integer_zeros(self) -> bool:
-        """Whether every zero point is a code."""
-        zeros = self.zeros
-        return bool(((zeros == np.rint(zeros)) & (zeros >= 0) & (zeros < 1 << self.bits)).all())
 
     def values(self) -> Floats:
         """Return the dequantized weights, with the same roundings as :func:`quantrature.ops.dequantize`."""
@@ -111,6 +104,20 @@ class Grid:
 def symmetric_zero(bits: int) -> float:
     """Zero point of a symmetric grid."""
     return 0.5 if bits == 1 else float(1 << (bits - 1))
+
+
+def scale_dtype(q: QuantizedTensor) -> str:
+    """Return the narrowest dtype that has all scales and zero points of a stored matrix."""
+    return "float32" if isinstance(q.scale, QuantizedTensor) else dtype_name(q.scale)
+
+
+def has_integer_zeros(q: QuantizedTensor) -> bool:
+    """Whether every zero point of a stored matrix is a code."""
+    if q.zero is None:
+        return q.bits > 1
+    zeros = _floats(q.zero, q.shape[0])
+    assert zeros is not None
+    return bool(((zeros == np.rint(zeros)) & (zeros >= 0) & (zeros < 1 << q.bits)).all())
 
 
 def _floats(part: Any, rows: int) -> Floats | None:

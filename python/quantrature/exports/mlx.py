@@ -34,15 +34,15 @@ _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 def _fit(setting: Setting) -> Fit:
-    if setting.not_a_grid:
-        return refused("mlx", f"cannot hold {setting.not_a_grid}")
+    if setting.beyond_a_grid:
+        return refused("mlx", f"cannot hold {setting.beyond_a_grid}")
     group = setting.largest_group(GROUPS)
     if group is None:
         cols = setting.shape[1]
-        size = max((size for size in GROUPS if cols % size == 0), default=None)
-        if size is None:
+        if cols % min(GROUPS):
             return refused("mlx", f"needs columns that are a multiple of 32, but it has {cols}; keep it unquantized")
-        nearest = f"b{setting.bits}g{min(size, max(32, setting.group))}"
+        size = max(size for size in GROUPS if cols % size == 0 and size <= max(setting.group, min(GROUPS)))
+        nearest = f"b{setting.bits}g{size}"
         return refused(
             "mlx", f"needs whole groups of 32, 64 or 128, but it has {setting.form}; quantize it as {nearest}"
         )
@@ -62,9 +62,10 @@ def _encode(grid: Grid, setting: Setting) -> Encoded:
 
 
 def _parameter_dtype(setting: Setting) -> str:
-    """Return the dtype of scales and biases, if it has these biases exactly. Those of symmetric grids it has."""
+    """Return the dtype of scales and biases that has the biases exactly, but for extreme scales."""
     # A looked-up row of the table has the dtype of its scales: float16 would round it.
-    return "float32" if setting.embedding and setting.scale_dtype == "float16" else setting.scale_dtype
+    wide = not setting.sym or (setting.embedding and setting.scale_dtype == "float16")
+    return "float32" if wide else setting.scale_dtype
 
 
 def _decode(encoded: Encoded, setting: Setting) -> Floats:
@@ -77,7 +78,7 @@ def _decode(encoded: Encoded, setting: Setting) -> Floats:
 
 def _nbytes(setting: Setting) -> int:
     rows, cols = setting.shape
-    parameter = 2 if setting.sym and _parameter_dtype(setting) != "float32" else 4
+    parameter = 4 if _parameter_dtype(setting) == "float32" else 2
     return 4 * rows * words_in_row(cols, setting.bits) + 2 * parameter * setting.groups
 
 

@@ -42,7 +42,7 @@ class Place:
     @property
     def setting(self) -> Setting:
         """How the matrix is stored."""
-        found = Setting.of(self.layer.matrix, embedding=isinstance(self.layer, QuantEmbedding))
+        found = Setting.of(self.layer.spec, self.layer.matrix, isinstance(self.layer, QuantEmbedding))
         return found if self.rows is None else replace(found, shape=(len(self.rows), found.shape[1]))
 
     @property

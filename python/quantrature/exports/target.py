@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..ops import QuantizedTensor
-from ..packed import MatrixSpec, QuantizedMatrix
-from .grid import Floats, Grid
+from ..packed import CodebookSpec, GridSpec, MatrixSpec, QuantizedMatrix
+from .grid import Floats, Grid, has_integer_zeros, scale_dtype
 
 Encoded = Mapping[str, torch.Tensor]
 """Tensors of one matrix, by the names that follow the name of the matrix, such as ``scales``."""
@@ -29,9 +29,11 @@ class Setting:
         sym: whether the grid is symmetric.
         integer_zeros: whether all zero points are codes: whole numbers from 0 to ``2**bits - 1``.
         scale_dtype: dtype of the scales, "float16", "bfloat16" or "float32".
+        kind: "grid", "codebook" or "trellis".
+        outliers: number of weights that are stored unquantized.
+        input_scale: whether the inputs are multiplied by a scale that is stored with the matrix.
         embedding: whether the matrix is the table of a token embedding.
-        form: the short form of all this, for messages.
-        not_a_grid: what no uniform grid has, for messages; empty for a grid alone.
+        form: short form of the stored matrix, such as ``b4g64 sym``, for messages.
     """
 
     shape: tuple[int, int]
@@ -40,20 +42,26 @@ class Setting:
     sym: bool = False
     integer_zeros: bool = False
     scale_dtype: str = "float16"
+    kind: str = GridSpec.kind
+    outliers: int = 0
+    input_scale: bool = False
     embedding: bool = False
     form: str = ""
-    not_a_grid: str = ""
 
     @classmethod
-    def of(cls, matrix: QuantizedMatrix, embedding: bool = False) -> Setting:
-        """Return the setting of a stored matrix."""
-        spec = MatrixSpec.of(matrix)
-        known: dict[str, Any] = {"embedding": embedding, "form": spec.dense.setting, "not_a_grid": _foreign_to(spec)}
-        if not isinstance(matrix.dense, QuantizedTensor):
-            return cls(spec.shape, spec.dense.bits, -1, **known)
-        grid = Grid.of(matrix.dense)
-        integer = grid.has_integer_zeros
-        return cls(spec.shape, grid.bits, grid.group_size, matrix.dense.sym, integer, grid.scale_dtype, **known)
+    def of(cls, spec: MatrixSpec, matrix: QuantizedMatrix, embedding: bool = False) -> Setting:
+        """Return the setting of a stored matrix, of which ``spec`` is the description."""
+        dense, q = spec.dense, matrix.dense
+        beside: dict[str, Any] = {
+            "kind": dense.kind,
+            "outliers": spec.outliers,
+            "input_scale": spec.input_scale is not None,
+            "embedding": embedding,
+            "form": dense.setting,
+        }
+        if not isinstance(q, QuantizedTensor):
+            return cls(spec.shape, dense.bits, -1, **beside)
+        return cls(spec.shape, q.bits, q.group_size, q.sym, has_integer_zeros(q), scale_dtype(q), **beside)
 
     @property
     def group(self) -> int:
@@ -72,18 +80,17 @@ class Setting:
         whole = cols if self.group == cols else math.gcd(self.group, cols)
         return max((size for size in sizes if whole % size == 0), default=None)
 
-
-def _foreign_to(spec: MatrixSpec) -> str:
-    """Return what a matrix has that uniform grids have not, and the nearest setting without it."""
-    if spec.dense.kind == "trellis":
-        return f"trellis codes ({spec.dense.setting}); quantize it as b{spec.dense.bits}g64 with rtn, mse or gptq"
-    if spec.dense.kind == "codebook":
-        return f"a codebook ({spec.dense.setting}); quantize it as b{spec.dense.bits}g64 with rtn, mse or gptq"
-    if spec.outliers:
-        return f"{spec.outliers} outliers; quantize it as {spec.dense.setting} with outlier_fraction 0"
-    if spec.input_scale is not None:
-        return f"an input_scale that is not folded; quantize it as {spec.dense.setting} with rtn, mse or gptq"
-    return ""
+    @property
+    def beyond_a_grid(self) -> str:
+        """What the matrix has besides a uniform grid, and the nearest setting without it; empty for a grid alone."""
+        if self.kind != GridSpec.kind:
+            what = f"a codebook ({self.form})" if self.kind == CodebookSpec.kind else f"{self.kind} codes ({self.form})"
+            return f"{what}; quantize it as b{self.bits}g64 with rtn, mse or gptq"
+        if self.outliers:
+            return f"{self.outliers} outliers; quantize it as {self.form} with outlier_fraction 0"
+        if self.input_scale:
+            return f"an input_scale that is not folded; quantize it as {self.form} with rtn, mse or gptq"
+        return ""
 
 
 @dataclass(frozen=True)
