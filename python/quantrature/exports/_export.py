@@ -164,21 +164,22 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def _loaded(model: Any) -> tuple[Any, tuple[Path, ...]]:
-    """Return the model, and the files of its folder that are copied."""
+def _loaded(model: Any) -> tuple[Any, dict[str, Path]]:
+    """Return the model, and the files of its folder that are copied, by their paths in the folder."""
     if not isinstance(model, str | os.PathLike):
-        return model, ()
+        return model, {}
     folder = Path(model)
     if not folder.is_dir() or not is_quantized(folder):
         raise InvalidArgumentError(f"[export] model must be a folder that quantrature wrote: got {folder}")
     from ..models import load_model
 
-    files = (
-        file
-        for file in sorted(folder.iterdir())
+    files = [*sorted(folder.iterdir()), *sorted(folder.glob("additional_chat_templates/*.jinja"))]
+    copied = {
+        str(file.relative_to(folder)): file
+        for file in files
         if file.is_file() and file.name not in NOT_COPIED and ".safetensors" not in file.suffixes
-    )
-    return load_model(folder), tuple(files)
+    }
+    return load_model(folder), copied
 
 
 def _config(model: Any) -> dict[str, Any]:

@@ -31,8 +31,14 @@ def pack_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32
 
 
 def unpack_words(words: npt.NDArray[np.uint32], bits: int, cols: int) -> npt.NDArray[np.uint8]:
-    """Unpack the first ``cols`` codes of each row; the reverse of :func:`pack_words`."""
+    """Unpack ``cols`` codes of each row; the reverse of :func:`pack_words`.
+
+    Raises:
+        ValueError: if the rows are not as long as so many codes are.
+    """
     rows = len(words)
+    if bits not in range(1, 9) or words.shape != (rows, words_in_row(cols, bits)):
+        raise ValueError(f"codes of {bits} bits for {cols} columns do not take words of shape {words.shape}")
     packed = np.ascontiguousarray(words, dtype="<u4").view(np.uint8)
     codes = np.empty((rows, cols), dtype=np.uint8)
     for block in _blocks(rows, cols):

@@ -104,7 +104,7 @@ def _write(content: Content, folder: Path) -> None:
     encoded, entries = {}, {}
     for name, members in stacks.items():
         of_members = [content.encoded[member] for _, member in sorted(members.items())]
-        encoded[name] = of_members[0] if -1 in members else {p: _stacked([m[p] for m in of_members]) for p in PARTS}
+        encoded[name] = of_members[0] if -1 in members else {p: torch.stack([m[p] for m in of_members]) for p in PARTS}
         setting = content.settings[next(iter(members.values()))]
         entries[name] = _scheme(setting)
     (most, _), *_ = Counter(tuple(entry.items()) for entry in entries.values()).most_common(1)
@@ -135,13 +135,6 @@ def _with_earlier_names(config: Mapping[str, Any]) -> dict[str, Any]:
     if scaling.get("rope_type", "default") != "default":
         found.setdefault("rope_scaling", scaling)
     return found
-
-
-def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Stack the tensors of all experts; if some are float32, all become it."""
-    if len({part.dtype for part in parts}) > 1:
-        parts = [part.float() for part in parts]
-    return torch.stack(parts)
 
 
 def _owns(config: Mapping[str, Any]) -> bool:

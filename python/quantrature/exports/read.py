@@ -44,8 +44,10 @@ def weights_of(folder: str | os.PathLike[str]) -> tuple[Target, Weights]:
         )
     try:
         return target, target.read(Path(folder))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        about = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    except QuantratureError:
+        raise
+    except Exception as error:
+        about = f"it lacks {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise QuantratureError(f"[load] {folder} is damaged, or not of the target {target.name}: {about}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def write_folder(
     config: Mapping[str, Any],
     encoded: Mapping[str, Encoded],
     tensors: Mapping[str, torch.Tensor],
-    files: Iterable[Path],
+    files: Mapping[str, Path],
     made_for: str,
 ) -> None:
     """Write a folder.
@@ -32,7 +32,7 @@ def write_folder(
         config: content of config.json.
         encoded: name of a quantized matrix to its tensors, whose names follow the name of the matrix.
         tensors: all other tensors.
-        files: files to copy.
+        files: files to copy: path in the folder to path of the file.
         made_for: the ``format`` in the metadata of the safetensors files.
     """
     from huggingface_hub import save_torch_state_dict
@@ -47,8 +47,9 @@ def write_folder(
         metadata={"format": made_for},
     )
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+    for name, file in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / name)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -121,14 +121,14 @@ class Content:
         settings: name of a quantized matrix to its setting in the target.
         encoded: name of a quantized matrix to its tensors.
         tensors: all other tensors.
-        files: files to copy: the tokenizer's and others.
+        files: files to copy, the tokenizer's and others: path in the new folder to path of the file.
     """
 
     config: Mapping[str, Any]
     settings: Mapping[str, Setting]
     encoded: Mapping[str, Encoded]
     tensors: Mapping[str, torch.Tensor]
-    files: tuple[Path, ...] = ()
+    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)

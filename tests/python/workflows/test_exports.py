@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import pkgutil
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from quantrature.exports import TARGETS, Setting, Target
 from quantrature.exports.bitstream import pack_words, unpack_words
 from quantrature.exports.grid import Grid
 from quantrature.models import find_linears, load_model
+from quantrature.models.folding import folds_of
 from quantrature.packed import MatrixSpec, QuantizedMatrix
 from tiny_models import VOCABULARY, byte_tokenizer
 
@@ -90,6 +92,8 @@ def test_words_are_one_little_endian_stream_per_row(bits, cols):
         stream = sum(code << i * bits for i, code in enumerate(row))
         assert sum(word << 32 * k for k, word in enumerate(of_row)) == stream
     assert np.array_equal(unpack_words(words, bits, cols), codes)
+    with pytest.raises(ValueError, match=f"codes of {bits} bits for {cols + 32} columns do not take words of shape"):
+        unpack_words(words, bits, cols + 32)
 
 
 def some_weight():
@@ -119,6 +123,7 @@ def test_a_refit_has_whole_zero_points_and_the_nearest_codes():
     assert set(found.zeros.ravel()) <= set(range(16)) and not set(grid.zeros.ravel()) <= set(range(16))
     top = 15 - found.zeros
     assert (found.scale[1] * top[1] > w[1].reshape(3, 32).max(1) - found.scale[1]).all()
+    assert (found.scale == found.scale.astype(np.float16)).all() and grid.scale_dtype == "float16"
     assert (found.scale[[0, 2, 3, 4, 5]] == grid.scale[[0, 2, 3, 4, 5]]).all()
     every = (np.arange(16)[:, None, None] - found.spread(found.zeros)) * found.spread(found.scale)
     best = np.abs(every - w).min(axis=0)
@@ -168,6 +173,25 @@ def test_compressed_tensors_is_exact(bits, group_size, sym, scale_dtype, tmp_pat
     assert {group.weights.num_bits for group in config.config_groups.values()} == {bits}
 
 
+def test_the_table_of_a_tied_output_is_ignored_too(tmp_path):
+    """vLLM and transformers look for the output embedding by its name."""
+    folder = quantized_folder(tmp_path / "q", "llama-tied", bits=4, group_size=32, sym=True)
+    check_exact(folder, "compressed-tensors", tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert about["ignore"] == ["model.embed_tokens", "lm_head"]
+
+
+def test_experts_with_and_without_zero_points_are_stacked(tmp_path):
+    expert = "model.layers.0.mlp.experts.down_proj.1"
+    folder = of_entry(tmp_path / "q", PlanEntry(4, 32, sym=True), "qwen3-moe", {expert: PlanEntry(4, 32)})
+    qtr.export(folder, "mlx", tmp_path / "out")
+    assert not exports.verify(tmp_path / "out", folder).failures
+    scales = load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.switch_mlp.down_proj.scales"]
+    read, wanted = exports.load(tmp_path / "out"), load_model(folder).dequantize(torch.float32)
+    assert scales.dtype == torch.float32
+    assert torch.equal(*(m.model.layers[0].mlp.experts.down_proj for m in (read, wanted)))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_groups_that_do_not_divide_the_row_are_divided_themselves(target, tmp_path):
     """128 columns in groups of 96 are groups of 96 and 32: both are groups of 32, with the same parameters."""
@@ -200,6 +224,18 @@ def test_quantized_scales_are_expanded(tmp_path):
     assert all(0 <= matrix.error < 1e-12 for matrix in found.matrices)
     read, wanted = exports.load(tmp_path / "out"), load_model(folder).dequantize(torch.float32)
     assert torch.allclose(read.get_submodule(Q).weight, wanted.get_submodule(Q).weight, rtol=0, atol=1e-8)
+
+
+def test_files_of_the_tokenizer_go_along(tmp_path):
+    folder = quantized_folder(tmp_path / "q", bits=4, group_size=32)
+    (folder / "additional_chat_templates").mkdir()
+    kept = ("chat_template.jinja", "additional_chat_templates/tools.jinja", "preprocessor_config.json")
+    for name in kept:
+        (folder / name).write_text("{}")
+    (folder / "requant.json").write_text("{}")
+    qtr.export(folder, "mlx", tmp_path / "out")
+    assert all((tmp_path / "out" / name).is_file() for name in (*kept, "tokenizer.json", "generation_config.json"))
+    assert not (tmp_path / "out" / "requant.json").exists() and not (tmp_path / "out" / "README.md").exists()
 
 
 def test_a_model_in_memory_is_exported_as_its_folder_is(tmp_path):
@@ -364,7 +400,7 @@ def test_arguments_are_checked_before_anything_is_written(tmp_path):
     with pytest.raises(InvalidArgumentError, match="to must be one of mlx.*: got 'mxl'; did you mean 'mlx'"):
         qtr.export(folder, "mxl", tmp_path / "out")
     with pytest.raises(InvalidArgumentError, match="exists and is not empty"):
-        qtr.export(folder, "mlx", folder)
+        qtr.export(tmp_path / "none", "mlx", folder)
     wide_model().save_pretrained(tmp_path / "dense")
     for given in (tmp_path / "dense", tmp_path / "none", "some/model"):
         with pytest.raises(InvalidArgumentError, match="model must be a folder that quantrature wrote"):
@@ -447,6 +483,19 @@ def test_verify_finds_what_differs(exported, capsys):
         exports.verify(exported / "out", exported / "other")
 
 
+def test_folded_scales_are_in_the_original_weights_of_a_refit(tmp_path):
+    wide_model().save_pretrained(tmp_path / "source")
+    windows = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(0))
+    model = qtr.quantize(
+        load_model(tmp_path / "source"), bits=3, group_size=32, method="awq", calibration=windows, batch_size=6
+    )
+    folds = folds_of(model)
+    assert folds
+    found = qtr.export(model, "compressed-tensors", tmp_path / "out", allow_refit=True, source=tmp_path / "source")
+    assert max(matrix.error for matrix in found.matrices) < 0.02
+    assert folds[0].producer + ".weight" in exports.verify(tmp_path / "out", tmp_path / "source").changed
+
+
 def test_damaged_folders_are_named(exported):
     path = exported / "out" / "model.safetensors"
     tensors = load_file(path)
@@ -456,6 +505,16 @@ def test_damaged_folders_are_named(exported):
         exports.load(exported / "out")
     save_file(tensors | {scale: torch.ones(3, 5)}, path)
     with pytest.raises(QuantratureError, match="out is damaged"):
+        exports.load(exported / "out")
+    save_file(tensors, path)
+    config = exported / "out" / "config.json"
+    about = json.loads(config.read_text())
+    if "quantization" in about:
+        about["quantization"][Q]["bits"] = 5
+    else:
+        about["quantization_config"]["config_groups"]["group_0"]["targets"].remove(f"re:^{re.escape(Q)}$")
+    config.write_text(json.dumps(about))
+    with pytest.raises(QuantratureError, match=f"has no group for the quantized matrix {Q}|codes of 5 bits for 64 col"):
         exports.load(exported / "out")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(QuantratureError, match="truncated or corrupted"):
