@@ -139,7 +139,7 @@ def _with_earlier_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _owns(config: Mapping[str, Any]) -> bool:
     about = config.get("quantization")
-    return isinstance(about, dict) and {"group_size", "bits"} <= set(about)
+    return isinstance(about, dict) and {"group_size", "bits"} <= set(about) and about.get("mode", "affine") == "affine"
 
 
 def _read(folder: Path) -> Weights:
@@ -149,7 +149,7 @@ def _read(folder: Path) -> Weights:
     mixtral = any(".block_sparse_moe." in name for name in tensors)
     for name in [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]:
         parts = {part: tensors.pop(f"{name}.{part}") for part in PARTS}
-        entry = {**about, **about.get(name, {})}
+        entry = about[name] if isinstance(about.get(name), dict) else about
         rows, groups = parts["scales"].shape[-2:]
         setting = Setting((rows, groups * entry["group_size"]), entry["bits"], entry["group_size"])
         stacked = _STACKED.fullmatch(name)
