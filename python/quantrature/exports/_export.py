@@ -187,6 +187,7 @@ def _config(model: Any) -> dict[str, Any]:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config.architectures, config.dtype = [type(model).__name__], model.dtype  # as transformers does when it saves
     found: dict[str, Any] = json.loads(config.to_json_string())
     for name, present in (getattr(config, "attribute_map", None) or {}).items():
         if present in found:

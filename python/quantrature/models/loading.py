@@ -93,13 +93,20 @@ def load_tensors(
         dtype, trust_remote_code: as in :func:`load_model`.
 
     Raises:
-        InvalidArgumentError, QuantratureError: as for :func:`load_model`.
+        InvalidArgumentError, QuantratureError: as for :func:`load_model`; and if the configuration names no class of
+            transformers in ``architectures``.
     """
     config = load_config(folder, trust_remote_code)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    found = model_class(config, trust_remote_code)
+    if not issubclass(found, PreTrainedModel):
+        raise InvalidArgumentError(
+            f"[load_model] architectures in {Path(folder) / 'config.json'} must name a class of transformers: got "
+            f"{config.architectures}"
+        )
     with quiet(), _one_error(f"[load_model] cannot load {folder}"):
-        model, report = model_class(config, trust_remote_code).from_pretrained(
+        model, report = found.from_pretrained(
             None,
             config=config,
             state_dict=dict(tensors),

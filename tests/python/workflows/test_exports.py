@@ -250,6 +250,21 @@ def test_a_model_in_memory_is_exported_as_its_folder_is(tmp_path):
     }
 
 
+def test_a_model_that_was_never_saved_names_its_class(tmp_path):
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**WIDE)).bfloat16()
+    assert model.config.architectures is None
+    qtr.export(qtr.quantize(model, bits=4, group_size=32), "mlx", tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    assert (config["architectures"], config["dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    assert type(exports.load(tmp_path / "out")) is transformers.LlamaForCausalLM
+    path.write_text(json.dumps(config | {"architectures": ["Unknown"]}))
+    with pytest.raises(
+        InvalidArgumentError, match=r"architectures in .*config.json must name a class of transf.*Unknown"
+    ):
+        exports.load(tmp_path / "out")
+
+
 def test_weights_outside_the_model_are_carried_along(tmp_path):
     """Layers for multi-token prediction, which transformers ignores."""
     wide_model("llama").save_pretrained(tmp_path / "source")
