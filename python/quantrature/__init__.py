@@ -25,7 +25,7 @@ __version__ = _version()
 for _error in (QuantratureError, InvalidArgumentError, UnsupportedError, DeviceError):
     _error.__module__ = __name__
 
-_MODULES = {"adapters", "checkpoint", "evaluate", "methods", "models", "nn", "ops", "text"}
+_MODULES = {"adapters", "checkpoint", "evaluate", "exports", "methods", "models", "nn", "ops", "text"}
 
 # Loaded on first use: "import quantrature" itself needs NumPy alone.
 _LAZY: dict[str, str] = {
@@ -39,6 +39,8 @@ _LAZY: dict[str, str] = {
     "analyze": ".analysis",
     "checkpoint": ".checkpoint",
     "evaluate": ".evaluate",
+    "export": ".exports",
+    "exports": ".exports",
     "methods": ".methods",
     "models": ".models",
     "nn": ".nn",
@@ -67,6 +69,8 @@ __all__ = [
     "checkpoint",
     "cuda_device_count",
     "evaluate",
+    "export",
+    "exports",
     "methods",
     "models",
     "nn",

@@ -103,19 +103,24 @@ def verify(
 def compare(layer: QuantLayer, weight: torch.Tensor) -> MatrixComparison:
     """Compare one quantized matrix with the original weight, (out_features, in_features)."""
     matrix = layer.matrix
-    image, source = matrix.dequantize("float32").double(), weight.double()
-    norm, inner = float(source.norm()), float((image * source).sum())
-    error = image - source
-    norms = norm * float(image.norm())
     outliers = matrix.outliers
     equal = outliers is None or torch.equal(
         outliers.values, weight.flatten()[outliers.positions()].to(outliers.values.dtype)
     )
+    return compare_values(matrix.dequantize("float32"), weight, equal)
+
+
+def compare_values(values: torch.Tensor, weight: torch.Tensor, outliers_equal: bool = True) -> MatrixComparison:
+    """Compare dequantized values with the original weight, both (out_features, in_features)."""
+    image, source = values.double(), weight.double()
+    norm, inner = float(source.norm()), float((image * source).sum())
+    error = image - source
+    norms = norm * float(image.norm())
     return MatrixComparison(
         float(error.norm()) / norm if norm else math.nan,
         float(error.abs().max()),
         inner / norms if norms else float(not error.any()),
-        equal,
+        outliers_equal,
     )
 
 

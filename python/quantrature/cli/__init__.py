@@ -31,6 +31,7 @@ VERBS = (
     "plan export",
     "quantize",
     "requant",
+    "export",
     "eval",
     "inspect",
     "verify",

@@ -161,11 +161,22 @@ def _on_text(
         "bos": "auto" if on.stride is None else bos,  # windows have what they are to begin with
         "progress": progress,
     }
-    ours = loading.load(model, "eval")
+    ours = _loaded(model, loading)
     if on.reference is None:
         return evaluate.perplexity(ours, tokens, stride=on.stride, **more), None
-    divergence = evaluate.divergence(ours, loading.load(on.reference, "eval"), tokens, **more)
+    divergence = evaluate.divergence(ours, _loaded(on.reference, loading), tokens, **more)
     return divergence.model, divergence
+
+
+def _loaded(model: str, loading: Loading) -> Any:
+    """Load a model; for an exported folder, a dense model with the same weights."""
+    from .. import exports
+
+    if exports.target_of(model) is None:
+        return loading.load(model, "eval")
+    if loading.device_map is not None:
+        raise InvalidArgumentError(f"[eval] --device-map cannot be used with an exported folder: {model} is")
+    return exports.load(model, loading.dtype, loading.trust_remote_code)
 
 
 def _values(found: PerplexityResult, divergence: DivergenceResult | None) -> dict[str, float | str]:

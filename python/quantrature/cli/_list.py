@@ -1,4 +1,4 @@
-"""``quantrature list``: names of methods, strategies, metrics and export formats."""
+"""``quantrature list``: names of methods, strategies, metrics, plan formats and export targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ KINDS = {
     "strategies": ("quantrature.allocation", "STRATEGIES"),
     "metrics": ("quantrature.analysis", "METRICS"),
     "objectives": ("quantrature.analysis", "OBJECTIVES"),
-    "formats": ("quantrature.export", "FORMATS"),
+    "formats": ("quantrature.exports", "FORMATS"),
+    "targets": ("quantrature.exports", "TARGETS"),
 }
 """The module and the attribute that hold each kind, as a mapping from names to one-line descriptions."""
 
@@ -27,7 +28,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the available methods, strategies, metrics, objectives and export formats."""
+    """List the available methods, strategies, metrics, objectives, plan formats and export targets."""
     if kind is not None and kind not in KINDS:
         raise InvalidArgumentError(f"[list] kind must be one of {', '.join(KINDS)}: got {kind}")
     with stdout_kept_clean(as_json):

@@ -18,10 +18,10 @@ def run(
     ] = None,
 ) -> None:
     """Convert a plan to the options of GPTQModel, compressed-tensors, AutoRound or llama.cpp."""
-    from ..export.plans import export, to_text
+    from ..exports.plans import export_plan, to_text
     from ..plan import Plan
 
-    text = to_text(export(Plan.load(plan), to))
+    text = to_text(export_plan(Plan.load(plan), to))
     if output is None:
         print(text, end="")
         return

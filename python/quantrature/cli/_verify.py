@@ -1,4 +1,4 @@
-"""``quantrature verify``: check that a quantized folder was made from a given model."""
+"""``quantrature verify``: check that a quantized or exported folder was made from a given model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from ._output import print_json, print_table, stdout_kept_clean
 
 
 def run(
-    folder: Annotated[str, typer.Argument(help="Folder that quantrature quantize wrote.", metavar="DIR")],
-    source: Annotated[str, typer.Option(help="The original model: folder or id.", metavar="MODEL")],
+    folder: Annotated[str, typer.Argument(help="Folder that quantrature quantize or export wrote.", metavar="DIR")],
+    source: Annotated[
+        str,
+        typer.Option(
+            help="The original model: folder or id. For an exported folder, the quantized folder is possible, too.",
+            metavar="MODEL",
+        ),
+    ],
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Dequantize every matrix of a quantized folder and compare it with the original model."""
+    """Dequantize every matrix of a quantized or exported folder and compare it with the original model."""
     with stdout_kept_clean(as_json):
+        from .. import exports
         from ..checkpoint.verify import verify
 
-        found = verify(folder, source, trust_remote_code)
+        exported = exports.target_of(folder) is not None
+        found = (exports.verify if exported else verify)(folder, source, trust_remote_code)
     if as_json:
         print_json(
             {

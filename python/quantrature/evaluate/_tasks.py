@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._C import InvalidArgumentError
+from ..exports import load, target_of
 from ..models import load_model, load_tokenizer
 from ..text import own_bos
 
@@ -45,7 +46,7 @@ def tasks(
     """Run tasks of the LM Evaluation Harness (the package ``lm_eval``) on a model.
 
     Args:
-        model: model folder, or id on the Hugging Face Hub; quantized or not.
+        model: model folder, or id on the Hugging Face Hub; quantized or not, or exported.
         names: names of tasks or groups.
         include_path: a folder with your own task definitions.
         num_fewshot: number of examples in each prompt; by default as the task defines it.
@@ -76,7 +77,8 @@ def tasks(
     if unknown:
         raise InvalidArgumentError(f"[eval] tasks must be known to the LM Evaluation Harness: got {unknown[0]!r}")
     # Loaded here: the harness takes the class of transformers where a folder has code for a class of the same name.
-    loaded: Any = load_model(model, dtype, trust_remote_code=trust_remote_code)
+    loading = load_model if target_of(model) is None else load
+    loaded: Any = loading(model, dtype, trust_remote_code=trust_remote_code)
     loaded.to(device)
     found: Any = lm_eval.simple_evaluate(
         model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos),

@@ -76,8 +76,51 @@ def load_model(
         model, report = model_class(config, trust_remote_code).from_pretrained(
             where, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **settings
         )
+    return _checked(model, report, where, trust_remote_code)
+
+
+def load_tensors(
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, torch.Tensor],
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a model from tensors in memory, as the class that the configuration in a folder names.
+
+    Args:
+        folder: a folder with config.json. A ``quantization_config`` in it is ignored, because the tensors are dense.
+        tensors: dense weights, by the names of checkpoints.
+        dtype, trust_remote_code: as in :func:`load_model`.
+
+    Raises:
+        InvalidArgumentError, QuantratureError: as for :func:`load_model`; and if the configuration names no class of
+            transformers in ``architectures``.
+    """
+    config = load_config(folder, trust_remote_code)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    found = model_class(config, trust_remote_code)
+    if not issubclass(found, PreTrainedModel):
+        raise InvalidArgumentError(
+            f"[load_model] architectures in {Path(folder) / 'config.json'} must name a class of transformers: got "
+            f"{config.architectures}"
+        )
+    with quiet(), _one_error(f"[load_model] cannot load {folder}"):
+        model, report = found.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=_dtype(dtype),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    return _checked(model, report, str(folder), trust_remote_code)
+
+
+def _checked(model: Any, report: Mapping[str, Any], where: str, trust_remote_code: bool) -> PreTrainedModel:
+    """Return a loaded model after a check that it got all its weights."""
     if not trust_remote_code:
-        _warn_of_own_code(config, type(model))
+        _warn_of_own_code(model.config, type(model))
     wrong = {f"{key} ({tuple(had)} instead of {tuple(has)})" for key, had, has in report["mismatched_keys"]}
     for tensors, what in ((wrong, "tensors of other shapes"), (set(report["missing_keys"]), "no values for tensors")):
         if tensors:

@@ -14,7 +14,7 @@ from quantrature import InvalidArgumentError, Plan, PlanEntry, models
 from quantrature.allocation import measured_loss_changes
 from quantrature.analysis import analyze
 from quantrature.cli import main
-from quantrature.export import plans as formats
+from quantrature.exports import plans as formats
 from tiny_models import byte_tokenizer, tiny_config, tiny_model
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.10.mlp"
@@ -49,7 +49,7 @@ def gptq_setting(found, module):
 
 
 def test_gptq_dynamic_overrides_what_differs_from_most():
-    found = formats.export(PLAN, "gptq-dynamic")
+    found = formats.export_plan(PLAN, "gptq-dynamic")
     assert (found["bits"], found["group_size"], found["sym"]) == (4, 32, False)
     for name, entry in PLAN:
         assert gptq_setting(found, name) == setting_of(entry)
@@ -71,7 +71,7 @@ SERVED = Plan(
 
 
 def test_vllm_finds_the_settings_of_fused_matrices():
-    found = formats.export(SERVED, "gptq-vllm")
+    found = formats.export_plan(SERVED, "gptq-vllm")
     names = {f"{ATTENTION}.qkv_proj": (8, 128, True), f"{MLP}.gate_up_proj": None, f"{MLP}.down_proj": (4, 64, True)}
     assert {name: gptq_setting(found, name) for name in names} == names
     for name, entry in SERVED:
@@ -97,11 +97,11 @@ def dense_layers(count):
 
 def test_fused_experts_have_the_names_of_the_other_tools():
     entry, other = PlanEntry(8, 32, sym=True), PlanEntry(4, 32, sym=True)
-    found = formats.export(experts_plan(entry), "gptq-vllm")
+    found = formats.export_plan(experts_plan(entry), "gptq-vllm")
     for name in (EXPERTS, f"{EXPERTS}.3.gate_proj", f"{EXPERTS}.3.up_proj", f"{EXPERTS}.11.down_proj"):
         assert gptq_setting(found, name) == (8, 32, True), name
     assert gptq_setting(found, f"{ATTENTION}.qkv_proj") == gptq_setting(found, f"{ATTENTION}.o_proj") == (4, 64, True)
-    found = formats.export(Plan({**experts_plan(entry).entries, **dense_layers(30)}), "gptq-vllm")
+    found = formats.export_plan(Plan({**experts_plan(entry).entries, **dense_layers(30)}), "gptq-vllm")
     assert (found["bits"], found["group_size"]) == (4, 64)
     assert gptq_setting(found, EXPERTS) == gptq_setting(found, f"{EXPERTS}.3.gate_proj") == (8, 32, True)
     for name in (
@@ -114,9 +114,9 @@ def test_fused_experts_have_the_names_of_the_other_tools():
         InvalidArgumentError,
         match=r"gptq-vllm .*'model.layers.3.mlp.experts.down_proj.0': it must have the same setting",
     ):
-        formats.export(experts_plan(entry, other), "gptq-vllm")
+        formats.export_plan(experts_plan(entry, other), "gptq-vllm")
     for form in ("gptq-dynamic", "auto-round", "compressed-tensors"):
-        found = formats.export(experts_plan(entry, other), form)
+        found = formats.export_plan(experts_plan(entry, other), form)
         for i in (0, 1, 11):
             for part, expected in (("gate_proj", entry), ("up_proj", entry), ("down_proj", other)):
                 name = f"{EXPERTS}.{i}.{part}"
@@ -129,7 +129,7 @@ def test_fused_experts_have_the_names_of_the_other_tools():
                         g for g in found["config_groups"].values() if any(re.match(t[3:], name) for t in g["targets"])
                     ]
                     assert [g["weights"]["num_bits"] for g in groups] == [expected.bits]
-    kept = formats.export(experts_plan(PlanEntry(16)), "compressed-tensors")
+    kept = formats.export_plan(experts_plan(PlanEntry(16)), "compressed-tensors")
     assert f"{EXPERTS}.3.up_proj" in kept["ignore"]
 
 
@@ -154,7 +154,7 @@ def served_model():
 def test_compressed_tensors_applies_every_entry(plan, served_model):
     quantization = pytest.importorskip("compressed_tensors.quantization")
     model = copy.deepcopy(served_model)
-    found = formats.export(plan, "compressed-tensors")
+    found = formats.export_plan(plan, "compressed-tensors")
     quantization.apply_quantization_config(model, quantization.QuantizationConfig(**found), show_progress=False)
     for name, module in model.named_modules():
         entry = plan.entries.get(name, PlanEntry(16))
@@ -175,7 +175,7 @@ def test_compressed_tensors_applies_every_entry(plan, served_model):
 def test_auto_round_applies_every_entry(tmp_path):
     pytest.importorskip("auto_round")
     plans = {"mixed": PLAN, "served": SERVED}
-    wanted = {name: formats.export(plan, "auto-round") for name, plan in plans.items()}
+    wanted = {name: formats.export_plan(plan, "auto-round") for name, plan in plans.items()}
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     done = run_python(
         "import json, torch\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -200,7 +200,7 @@ def test_auto_round_applies_every_entry(tmp_path):
 def test_gptqmodel_applies_every_entry():
     gptqmodel = pytest.importorskip("gptqmodel.quantization.config")
     for plan, form in ((PLAN, "gptq-dynamic"), (SERVED, "gptq-vllm")):
-        found = formats.export(plan, form)
+        found = formats.export_plan(plan, form)
         config = gptqmodel.QuantizeConfig(**found)
         for name, entry in plan:
             override = config.dynamic_get(name)
@@ -212,7 +212,7 @@ def test_gguf_has_the_tensors_and_the_types():
     gguf = pytest.importorskip("gguf")
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 12)
     plan = Plan({name: PlanEntry(4, 64) for name, _ in PLAN})
-    lines = formats.export(plan, "llama.cpp").splitlines()
+    lines = formats.export_plan(plan, "llama.cpp").splitlines()
     for (name, _), line in zip(plan, lines, strict=True):
         assert line == f"--tensor-type {known.get_name(name)}.weight=q4_k"
     for bits, types in formats.LLAMA_TYPES.items():
@@ -222,14 +222,14 @@ def test_gguf_has_the_tensors_and_the_types():
 
 
 def test_auto_round_names_every_matrix():
-    found = formats.export(PLAN, "auto-round")
+    found = formats.export_plan(PLAN, "auto-round")
     assert list(found) == list(PLAN.entries)
     assert found[f"{ATTENTION}.o_proj"] == {"bits": 16}
     assert found[f"{MLP}.down_proj"] == {"bits": 8, "group_size": 32, "sym": True, "data_type": "int"}
 
 
 def test_llama_cpp_takes_types_of_the_same_size():
-    assert formats.export(PLAN, "llama.cpp").splitlines() == [
+    assert formats.export_plan(PLAN, "llama.cpp").splitlines() == [
         "--tensor-type blk.0.attn_q.weight=q4_1",
         "--tensor-type blk.0.attn_k.weight=q4_1",
         "--tensor-type blk.0.attn_v.weight=q4_1",
@@ -255,7 +255,7 @@ def test_llama_cpp_takes_types_of_the_same_size():
     ],
 )
 def test_types_of_ggml(entry, kind):
-    assert formats.export(Plan({f"{MLP}.up_proj": entry}), "llama.cpp").endswith(f"={kind}\n")
+    assert formats.export_plan(Plan({f"{MLP}.up_proj": entry}), "llama.cpp").endswith(f"={kind}\n")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_types_of_ggml(entry, kind):
 )
 def test_what_a_format_cannot_express_is_refused_by_entry(form, entry, message):
     with pytest.raises(InvalidArgumentError) as refused:
-        formats.export(Plan({f"{MLP}.up_proj": PlanEntry(4, 32, sym=True), f"{MLP}.down_proj": entry}), form)
+        formats.export_plan(Plan({f"{MLP}.up_proj": PlanEntry(4, 32, sym=True), f"{MLP}.down_proj": entry}), form)
     assert message in str(refused.value)
     if form in formats.FORMATS:
         assert f"[export] {form} cannot express entry '{MLP}.down_proj': " in str(refused.value)
@@ -306,25 +306,25 @@ def test_what_a_format_cannot_express_is_refused_by_entry(form, entry, message):
 
 def test_other_refusals():
     with pytest.raises(InvalidArgumentError, match="gptq-dynamic needs an entry that is quantized: got none"):
-        formats.export(Plan({"a": PlanEntry(16)}), "gptq-dynamic")
+        formats.export_plan(Plan({"a": PlanEntry(16)}), "gptq-dynamic")
     for form in ("gptq-dynamic", "gptq-vllm", "auto-round"):
         with pytest.raises(InvalidArgumentError, match=f"{form} .*'lm_head': only matrices inside the blocks can be"):
-            formats.export(Plan({"lm_head": PlanEntry(8, -1, sym=True)}), form)
+            formats.export_plan(Plan({"lm_head": PlanEntry(8, -1, sym=True)}), form)
     parts = {f"{MLP}.gate_proj": PlanEntry(4, 64, sym=True), f"{MLP}.up_proj": PlanEntry(16)}
     with pytest.raises(
         InvalidArgumentError, match=r"'model.layers.10.mlp.up_proj': it must have the same setting as .*gate_proj, with"
     ):
-        formats.export(Plan(parts), "gptq-vllm")
+        formats.export_plan(Plan(parts), "gptq-vllm")
     for name in ("transformer.h.0.attn.c_attn", "model.layers.0.block_sparse_moe.experts.3.w1"):
         with pytest.raises(InvalidArgumentError, match=r"its tensor name in GGUF is only known for"):
-            formats.export(Plan({name: PlanEntry(4)}), "llama.cpp")
+            formats.export_plan(Plan({name: PlanEntry(4)}), "llama.cpp")
 
 
 @pytest.mark.parametrize("form", sorted(set(formats.FORMATS) - {"gptq-vllm"}))
 def test_what_engines_fuse_and_the_plan_does_not_is_said(form, caplog):
-    formats.export(PLAN, form)
+    formats.export_plan(PLAN, form)
     assert not caplog.records
-    formats.export(PLAN.replace(f"{MLP}.up_proj", bits=3), form)
+    formats.export_plan(PLAN.replace(f"{MLP}.up_proj", bits=3), form)
     assert [f"{MLP}.gate_proj, {MLP}.up_proj have different settings" in r.message for r in caplog.records] == [
         True
     ] * (form != "llama.cpp")
@@ -388,10 +388,10 @@ def test_plan_export(capfd, tmp_path):
     PLAN.save(tmp_path / "plan.json")
     status, out, err = run(capfd, "plan", "export", tmp_path / "plan.json", "auto-round")
     assert (status, err) == (0, "")
-    assert json.loads(out) == formats.export(PLAN, "auto-round")
+    assert json.loads(out) == formats.export_plan(PLAN, "auto-round")
     status, _, err = run(capfd, "plan", "export", tmp_path / "plan.json", "llama.cpp", "-o", tmp_path / "types.txt")
     assert (status, err) == (0, "")
-    assert (tmp_path / "types.txt").read_text() == formats.export(PLAN, "llama.cpp")
+    assert (tmp_path / "types.txt").read_text() == formats.export_plan(PLAN, "llama.cpp")
     status, _, err = run(capfd, "plan", "export", tmp_path / "plan.json", "llama.cpp", "-o", "/nowhere/types.txt")
     assert status == 1
     assert "[plan export] cannot write /nowhere/types.txt: No such file" in err

@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 HEADERS = ROOT / "cpp" / "include" / "quantrature"
 PUBLIC = (
     *("ops", "packed", "methods", "plan", "models", "nn", "checkpoint", "quantization", "analysis", "allocation"),
-    *("requantization", "export", "evaluate"),
+    *("requantization", "exports", "evaluate"),
 )
 
 

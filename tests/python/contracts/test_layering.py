@@ -12,7 +12,7 @@ PACKAGE = ROOT / "python" / "quantrature"
 WITHOUT_TORCH = (
     "__init__",
     *(f"checkpoint/{name}" for name in ("__init__", "card", "contents", "declaration", "save", "tensors")),
-    "export/plans",
+    "exports/plans",
     *(f"files/{name}" for name in ("__init__", "json_files", "new_folder", "remote_code")),
     "integrations/_import_hook",
     *(f"methods/{path.name}" for path in sorted((PACKAGE / "methods").glob("*.py"))),

@@ -77,7 +77,7 @@ LLAMA_TENSORS = {
 """For Llama-like models, ends of names in transformers to tensor names in GGUF."""
 
 
-def export(plan: Plan, name: str) -> dict[str, Any] | str:
+def export_plan(plan: Plan, name: str) -> dict[str, Any] | str:
     """Convert a plan to the options of another tool.
 
     - ``gptq-dynamic``: for ``GPTQConfig``: ``bits``, ``group_size`` and ``sym`` of most matrices, and ``dynamic``,
@@ -114,7 +114,7 @@ def export(plan: Plan, name: str) -> dict[str, Any] | str:
 
 
 def to_text(exported: dict[str, Any] | str) -> str:
-    """Return the result of :func:`export` as the text of a file."""
+    """Return the result of :func:`export_plan` as the text of a file."""
     return exported if isinstance(exported, str) else json.dumps(exported, indent=2) + "\n"
 
 
