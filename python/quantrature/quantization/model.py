@@ -213,8 +213,9 @@ class Request:
     """How to quantize a model: one setting for all matrices, or a plan.
 
     Attributes:
-        bits, group_size, method, sym, zero, scale_dtype, meta_bits, outlier_fraction, embedding_bits, plan, ignore,
-            options: as in :func:`quantrature.quantize`, with the same defaults.
+        bits, group_size, method, sym, zero, scale_dtype, meta_bits: as in :func:`quantrature.quantize`, with the same
+            defaults.
+        outlier_fraction, embedding_bits, plan, ignore, options: the same.
     """
 
     bits: int | None = None
