@@ -150,7 +150,8 @@ def quantize_to_budget(
     The divergence is the mean KL divergence of the quantized model's predictions from those of the original. Its
     change is integrated at 2, 3 and 4 bits and a plan is made (:func:`quantrature.analyze`,
     :func:`quantrature.allocate`). Then the path to this plan is integrated and the plan is made again, so that prices
-    are known near it. The model is quantized by the last plan and measured on windows that nothing was chosen on.
+    are known near it. Of these plans and the uniform settings that fit, the one with the least measured divergence is
+    taken, and measured on windows that nothing was chosen on.
 
     Args:
         model: causal language model from transformers, not quantized. It is changed in place.
@@ -223,7 +224,7 @@ def quantize_to_budget(
         else:
             measured = measure_plan(model, windows.integrated, found, plan, statistics=how["statistics"])
             tried.append((measured, plan))
-        plan = _best([*tried, *_uniform(found, plan)])
+        plan = min([*tried, *_uniform(found, plan)], key=lambda pair: pair[0])[1]
     folder = None if resume_folder is None else Path(resume_folder) / "blocks"
     quantize(
         model,
@@ -296,8 +297,8 @@ def _references(model: torch.nn.Module, wish: Mapping[str, Any]) -> tuple[int, .
 
 
 def _uniform(found: Sensitivity, plan: Plan) -> list[tuple[float, Plan]]:
-    """Return the settings of the whole model that were measured and are no larger than a plan."""
-    size = int(plan.allocation["bytes"])
+    """Return the settings of the whole model that were measured and fit into the budget of a plan."""
+    size = int(plan.allocation["budget_bytes"])
     fitting = []
     for proof in found.proofs:
         option = Option.parse(proof.setting)
@@ -307,12 +308,6 @@ def _uniform(found: Sensitivity, plan: Plan) -> list[tuple[float, Plan]]:
             continue
         fitting.append((proof.measured_loss_change, alike))
     return fitting
-
-
-def _best(tried: Sequence[tuple[float, Plan]]) -> Plan:
-    """Return the plan with the least measured divergence."""
-    _, plan = min(tried, key=lambda pair: pair[0])
-    return plan
 
 
 def _predicted(plan: Plan) -> float:
