@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,10 +248,10 @@ def write_file(path: Path, content: Content, tokenizer: GgufTokenizer) -> None:
             add(theirs, tensor.float().numpy(), "F32")
         else:
             add(theirs, *_dense(tensor))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def read_file(path: Path, dtype: torch.dtype) -> Weights:
