@@ -171,11 +171,11 @@ class Target:
         owns: whether a folder with this config.json is of the target.
         read: reads such a folder.
         scheme: what the engine's configuration says of a matrix.
+        alike: a key for the name of a matrix. Matrices with the same key must have the same scheme.
+        fuses_alike: whether engines that read the target fuse q, k and v, and gate and up, if they are alike.
         check: raises an error if the target does not take a model with this config.json, these names of tensors and
             these files, before any work is done.
         rounding: largest relative squared error that rounding may add to a matrix without ``allow_refit``.
-        alike: a key for the name of a matrix. Matrices with the same key must have the same scheme.
-        fuses_alike: whether engines that read the target fuse q, k and v, and gate and up, if they are alike.
     """
 
     name: str
@@ -188,10 +188,10 @@ class Target:
     owns: Callable[[Path, Mapping[str, Any]], bool]
     read: Callable[[Path], Weights]
     scheme: Callable[[Setting], Any]
-    check: Callable[[Mapping[str, Any], Collection[str], Mapping[str, Path]], None] = _takes_all
-    rounding: float = ROUNDING
     alike: Callable[[str], str] = str
     fuses_alike: bool = False
+    check: Callable[[Mapping[str, Any], Collection[str], Mapping[str, Path]], None] = _takes_all
+    rounding: float = ROUNDING
 
     def __str__(self) -> str:
         """Return the summary, for ``quantrature list targets``."""
