@@ -69,6 +69,7 @@ class Architecture:
         halves: whether heads are rotated in neighbouring pairs, so that rows of q_proj and k_proj are reordered.
         norm_offset: what is added to the weights of norms.
         activation: names of the activation function.
+        windows: whether all layers but every sixth have a sliding window.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Architecture:
     halves: bool = False
     norm_offset: float = 0.0
     activation: tuple[str, ...] = ("silu", "swish")
+    windows: bool = False
 
     def to_gguf(self, name: str) -> str:
         """Return the name of a tensor in GGUF files.
@@ -126,6 +128,13 @@ ARCHITECTURES = {
     "mistral": _LLAMA,
     "qwen2": Architecture("qwen2", IN_BLOCK),
     "qwen3": Architecture("qwen3", {**IN_BLOCK, **HEAD_NORMS}),
+    "gemma3_text": Architecture(
+        "gemma3",
+        {**IN_BLOCK, **HEAD_NORMS, **FOUR_NORMS},
+        norm_offset=1.0,
+        activation=("gelu_pytorch_tanh",),
+        windows=True,
+    ),
 }
 """``model_type`` in config.json to the architecture."""
 
@@ -150,13 +159,35 @@ def check_model(config: Mapping[str, Any], names: Collection[str]) -> None:
     if config.get("use_sliding_window"):
         raise InvalidArgumentError(f"[export] gguf has no sliding window for {kind}: use_sliding_window must be false")
     _rotation(config)
+    if about.windows:
+        _check_windows(config)
     for name in names:
         about.to_gguf(name)
+
+
+def _check_windows(config: Mapping[str, Any]) -> None:
+    """Check what llama.cpp takes for granted in a model with sliding windows, and does not read from the file."""
+    kinds = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(config["num_hidden_layers"])]
+    local = {"rope_type": "default", "rope_theta": 10000.0}
+    granted = {
+        "query_pre_attn_scalar": (config.get("query_pre_attn_scalar"), _head_dim(config)),
+        "layer_types": (config.get("layer_types"), kinds),
+        "rope_parameters of sliding_attention": (config.get("rope_parameters", {}).get("sliding_attention"), local),
+        "attn_logit_softcapping": (config.get("attn_logit_softcapping"), None),
+        "final_logit_softcapping": (config.get("final_logit_softcapping"), None),
+        "use_bidirectional_attention": (config.get("use_bidirectional_attention") or False, False),
+    }
+    for name, (found, wanted) in granted.items():
+        if found != wanted:
+            raise InvalidArgumentError(
+                f"[export] gguf needs {name} {wanted} for {config['model_type']}, as in llama.cpp: got {found}"
+            )
 
 
 def _rotation(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of rotary embeddings, those of layers with full attention."""
     given = config.get("rope_parameters") or {}
+    given = given.get("full_attention", given)
     found: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, **given}
     kind = found["rope_type"]
     if kind not in ("default", "linear", "yarn", "llama3"):
@@ -199,6 +230,8 @@ def _add_metadata(writer: GGUFWriter, config: Mapping[str, Any], types: Counter[
     writer.add_vocab_size(config["vocab_size"])
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(rotation["rope_theta"])
+    if about.windows:
+        writer.add_sliding_window(config["sliding_window"])
     if rotation["rope_type"] in ("linear", "yarn"):
         from gguf import RopeScalingType
 
