@@ -14,12 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 import quantrature
 import quantrature.demo
 from quantrature.exports import load
 from quantrature.models import find_linears, load_model, load_tokenizer
+from quantrature.packed.gguf import bits_of
 
 DEMO = Path(quantrature.demo.__file__).parent / "model"
 PROMPT = "def close(self):\n    if self.fp is not None:\n"
@@ -28,6 +37,7 @@ TOKENS = 32
 SMALL = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
 SCALED = {"rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+OF_LLAMA3 = SCALED | {"original_max_position_embeddings": 32}
 
 
 def mixture():
@@ -39,12 +49,26 @@ def mixture():
 
 def scaled():
     """Return a small model with random weights, whose rotary embeddings are scaled."""
-    return LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=SCALED | {"original_max_position_embeddings": 32}))
+    return LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=OF_LLAMA3))
+
+
+def with_words(kind, **more):
+    """Return a function that makes a small model with random weights, for the tokenizer of the demo.
+
+    The weights are so large that some tokens are far more probable than others.
+    """
+    about = SMALL | {"vocab_size": 2048, "initializer_range": 0.15, "tie_word_embeddings": True} | more
+    return lambda: AutoModelForCausalLM.from_config(kind(**about))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A target, a model, the settings that its matrices get in turn, and the numbers of zero points and scales."""
+    """A target, a model, the settings that its matrices get in turn, and the numbers of zero points and scales.
+
+    Attributes:
+        types: types of GGUF, which matrices get in turn after the settings.
+        words: whether a model that is made here has the tokenizer of the demo.
+    """
 
     target: str
     make: object
@@ -54,7 +78,26 @@ class Case:
     embedding_bits: int | None = None
     zero: str = "float"
     scale_dtype: str = "auto"
+    embedding_sym: bool = False
+    types: tuple[str, ...] = ()
+    words: bool = False
 
+    def entries(self):
+        """Return the entries that matrices get in turn."""
+        settings = itertools.product(self.bits, self.groups, self.symmetric)
+        for bits, group_size, sym in settings:
+            zero = "float" if sym else self.zero
+            yield quantrature.PlanEntry(bits, group_size, sym=sym, zero=zero, scale_dtype=self.scale_dtype)
+        for each in self.types:
+            yield quantrature.PlanEntry(bits_of(each), 32, method="gguf", options={"type": each})
+
+    def tokenizer(self):
+        """Return the tokenizer; ``None`` for a model without text."""
+        return load_tokenizer(DEMO) if self.make is None or self.words else None
+
+
+TYPES_OF_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
+EMBEDDED = {"symmetric": (True,), "embedding_bits": 8, "embedding_sym": True, "words": True}
 
 CASES = {
     "mlx": Case("mlx", None, (8, 7, 6, 5, 4, 3, 2, 1), embedding_bits=8),
@@ -66,6 +109,13 @@ CASES = {
         "compressed-tensors", None, (6, 3), (64,), (True,), scale_dtype="bfloat16"
     ),
     "compressed-tensors, refit": Case("compressed-tensors", None, (4,), (32,), (False,)),
+    "gguf": Case("gguf", None, (8,), (64,), (True,), types=TYPES_OF_32),
+    "gguf, grids": Case("gguf", None, (5, 4)),
+    "gguf, scaled rotary embeddings": Case(
+        "gguf", with_words(LlamaConfig, rope_parameters=OF_LLAMA3), (8,), **EMBEDDED
+    ),
+    "gguf, Qwen2": Case("gguf", with_words(Qwen2Config), (8, 5), **EMBEDDED),
+    "gguf, Qwen3": Case("gguf", with_words(Qwen3Config, tie_word_embeddings=False), (8, 5), **EMBEDDED),
 }
 
 
@@ -74,15 +124,16 @@ def quantized(case):
     torch.manual_seed(0)
     model = load_model(DEMO) if case.make is None else case.make()
     linears = find_linears(model, embeddings=case.embedding_bits is not None)
-    settings = list(itertools.product(case.bits, case.groups, case.symmetric))
+    settings = list(case.entries())
     names = [linear.name for linear in linears if linear.in_block]
-    entries = {linear.name: quantrature.PlanEntry(case.embedding_bits or 16, 64) for linear in linears}
+    of_table = quantrature.PlanEntry(case.embedding_bits or 16, 64, sym=case.embedding_sym)
+    entries = {linear.name: of_table for linear in linears}
     for i, name in enumerate(names):
-        bits, group_size, sym = settings[i * len(settings) // len(names)]
-        zero = "float" if sym else case.zero
-        entries[name] = quantrature.PlanEntry(bits, group_size, sym=sym, zero=zero, scale_dtype=case.scale_dtype)
-    quantrature.quantize(model, plan=quantrature.Plan(entries))
-    return model, load_tokenizer(DEMO) if case.make is None else None
+        entries[name] = settings[i * len(settings) // len(names)]
+    tokenizer = case.tokenizer()
+    calibration = torch.tensor(tokenizer.encode(PROMPT * 20)[:256]).view(4, 64) if case.types else None
+    quantrature.quantize(model, plan=quantrature.Plan(entries), calibration=calibration)
+    return model, tokenizer
 
 
 def main(name, folder):
@@ -95,6 +146,8 @@ def main(name, folder):
     results = ", ".join(f"{found.count(result)} {result}" for result in ("exact", "rounded", "refit"))
     print(f"{name}: {len(found.matrices)} matrices, {results}")
     dense = load(folder / "model")
+    if tokenizer:
+        tokenizer = load_tokenizer(folder / "model")  # transformers takes rules from the class of the model, too
     ids = torch.arange(200)[None] if tokenizer is None else torch.tensor([tokenizer.encode(PROMPT)])
     with torch.no_grad():
         logits = dense(ids).logits[0]
@@ -106,6 +159,7 @@ def main(name, folder):
     weights = {name: tensor.numpy() for name, tensor in dense.state_dict().items() if name not in tied}
     text = repr(tokenizer.decode(written)) if tokenizer else "no text, the model is random"
     about = {"/prompt": ids[0].numpy(), "/logits": logits.numpy(), "/greedy": np.array(written), "/text": text}
+    about["/text of the prompt"] = PROMPT if tokenizer else ""
     np.savez(folder / "expected.npz", **about, **weights)
 
 

@@ -25,10 +25,6 @@ from .targets import TARGETS
 
 _log = logging.getLogger(__name__)
 
-ROUNDING = 1e-7
-"""Largest relative squared error that rounding may add without ``allow_refit``. Rounding scales to float16 adds about
-2e-8; rounding them to bfloat16 adds 1e-6 and more."""
-
 NOT_COPIED = ("config.json", "README.md", "plan.json", "requant.json", f"{REMOTE_CODE}.py")
 """Files of a quantized folder that do not describe the exported one."""
 
@@ -123,6 +119,8 @@ def export(
     placement = Placement.of(loaded)
     if not placement.matrices:
         raise InvalidArgumentError("[export] model must have quantized matrices: got a dense model")
+    config = _config(loaded)
+    target.check(config, (*(f"{name}.weight" for name in placement.matrices), *placement.tensors), files)
     fits = {name: target.fit(place.setting) for name, place in placement.matrices.items()}
     _check(target, fits, allow_refit)
     settings = {name: fit.stored for name, fit in fits.items() if fit.stored is not None}
@@ -131,18 +129,18 @@ def export(
     encoded, matrices = {}, []
     for name, place in placement.matrices.items():
         stored = settings[name]
-        grid, quantized = place.grid, place.values
+        form, quantized = place.form, place.values
         wanted = quantized if originals is None or not fits[name].refits else originals.weight(name, stored)
         if fits[name].refits:
-            grid = grid.refit(wanted)
-        encoded[name] = target.encode(fitted(grid, stored), stored)
+            form = form.refit(wanted)
+        encoded[name] = target.encode(fitted(form, stored), stored)
         written = target.decode(encoded[name], stored)
         result = "refit" if fits[name].refits else "exact" if np.array_equal(written, quantized) else "rounded"
         error = _relative(written, wanted) - _relative(quantized, wanted)
         nbytes = sum(tensor.nbytes for tensor in encoded[name].values())
         matrices.append(ExportedMatrix(name, result, error, stored, nbytes))
     _check_rounding(target, matrices, allow_refit)
-    content = Content(_config(loaded), settings, encoded, placement.tensors, files)
+    content = Content(config, settings, encoded, placement.tensors, files)
     with new_folder(path) as partial:
         target.write(content, partial)
         generation = getattr(loaded, "generation_config", None)
@@ -259,12 +257,13 @@ def _check_alike(target: Target, settings: Mapping[str, Setting]) -> None:
 
 def _check_rounding(target: Target, matrices: list[ExportedMatrix], allow_refit: bool) -> None:
     """Raise InvalidArgumentError for matrices whose parameters lose more than float16 would."""
-    rounded = {m.name: m.error for m in matrices if m.result == "rounded" and m.error > ROUNDING}
+    rounded = {m.name: m.error for m in matrices if m.result == "rounded" and not m.error <= target.rounding}
     if rounded and not allow_refit:
         name, error = max(rounded.items(), key=lambda item: item[1])
         raise InvalidArgumentError(
             f"[export] {name} loses {error:.2g} of its squared norm, because {target.name} rounds its scales or zero "
-            f"points; {len(rounded)} matrices lose more than {ROUNDING:g}. Set allow_refit to write them nevertheless"
+            f"points; {len(rounded)} matrices lose more than {target.rounding:g}. Set allow_refit to write them "
+            "nevertheless"
         )
 
 

@@ -115,7 +115,7 @@ def _write(content: Content, folder: Path) -> None:
     write_folder(folder, config, content.encoded, content.tensors, content.files, "pt")
 
 
-def _owns(config: Mapping[str, Any]) -> bool:
+def _owns(_folder: Path, config: Mapping[str, Any]) -> bool:
     about = config.get("quantization_config")
     return isinstance(about, dict) and (about.get("quant_method"), about.get("format")) == (_NAME, "pack-quantized")
 

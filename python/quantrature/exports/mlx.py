@@ -137,7 +137,7 @@ def _with_earlier_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _owns(config: Mapping[str, Any]) -> bool:
+def _owns(_folder: Path, config: Mapping[str, Any]) -> bool:
     about = config.get("quantization")
     return isinstance(about, dict) and {"group_size", "bits"} <= set(about) and about.get("mode", "affine") == "affine"
 

@@ -21,6 +21,7 @@ from torch import nn
 from .._C import InvalidArgumentError
 from ..checkpoint.carried import read_carried
 from ..nn import QuantEmbedding, QuantLayer, quantized_layers
+from ..packed import GgufMatrix
 from .grid import Floats, Grid
 from .target import Setting
 
@@ -46,9 +47,11 @@ class Place:
         return found if self.rows is None else replace(found, shape=(len(self.rows), found.shape[1]))
 
     @property
-    def grid(self) -> Grid:
-        """Codes, scales and zero points of a matrix that is stored as a grid."""
+    def form(self) -> Any:
+        """The stored form: a :class:`Grid`, or the blocks of a matrix of kind gguf."""
         dense: Any = self.layer.matrix.dense
+        if isinstance(dense, GgufMatrix):
+            return dense if self.rows is None else dense.take(self.rows)
         found = Grid.of(dense)
         return found if self.rows is None else found.rows(self.rows)
 

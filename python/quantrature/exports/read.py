@@ -26,7 +26,7 @@ def target_of(folder: str | os.PathLike[str]) -> Target | None:
     config = read_json(path, "export") if path.is_file() else None
     if not isinstance(config, dict):
         return None
-    return next((target for target in TARGETS.values() if target.owns(config)), None)
+    return next((target for target in TARGETS.values() if target.owns(path.parent, config)), None)
 
 
 def weights_of(folder: str | os.PathLike[str]) -> tuple[Target, Weights]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,16 @@ from typing import Any
 import torch
 
 from ..ops import QuantizedTensor
-from ..packed import CodebookSpec, GridSpec, MatrixSpec, QuantizedMatrix
+from ..packed import CodebookSpec, GgufSpec, GridSpec, MatrixSpec, QuantizedMatrix
 from .grid import Floats, Grid, has_integer_zeros, scale_dtype
 
 Encoded = Mapping[str, torch.Tensor]
 """Tensors of one matrix, by the names that follow the name of the matrix, such as ``scales``."""
+
+
+ROUNDING = 1e-7
+"""Largest relative squared error that rounding may add without ``allow_refit``. Rounding scales to float16 adds about
+2e-8; rounding them to bfloat16 adds 1e-6 and more."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,12 @@ class Setting:
         sym: whether the grid is symmetric.
         integer_zeros: whether all zero points are codes: whole numbers from 0 to ``2**bits - 1``.
         scale_dtype: dtype of the scales, "float16", "bfloat16" or "float32".
-        kind: "grid", "codebook" or "trellis".
+        kind: "grid", "codebook", "trellis" or "gguf".
         outliers: number of weights that are stored unquantized.
         input_scale: whether the inputs are multiplied by a scale that is stored with the matrix.
         embedding: whether the matrix is the table of a token embedding.
-        form: short form of the stored matrix, such as ``b4g64 sym``, for messages.
+        form: short form of the stored matrix, such as ``b4g64 sym``, for messages; in the target gguf the type of its
+            blocks, such as ``Q4_K``.
     """
 
     shape: tuple[int, int]
@@ -84,8 +90,9 @@ class Setting:
     def beyond_a_grid(self) -> str:
         """What the matrix has besides a uniform grid, and the nearest setting without it; empty for a grid alone."""
         if self.kind != GridSpec.kind:
-            what = f"a codebook ({self.form})" if self.kind == CodebookSpec.kind else f"{self.kind} codes ({self.form})"
-            return f"{what}; quantize it as b{self.bits}g64 with rtn, mse or gptq"
+            named = {CodebookSpec.kind: "a codebook", GgufSpec.kind: "blocks of a GGUF type"}
+            what = named.get(self.kind, f"{self.kind} codes")
+            return f"{what} ({self.form}); quantize it as b{self.bits}g64 with rtn, mse or gptq"
         if self.outliers:
             return f"{self.outliers} outliers; quantize it as {self.form} with outlier_fraction 0"
         if self.input_scale:
@@ -144,6 +151,10 @@ class Weights:
     others: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+def _takes_all(config: Mapping[str, Any], names: Collection[str], files: Mapping[str, Path]) -> None:
+    """Take every model."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A format of another engine.
@@ -152,8 +163,8 @@ class Target:
         name: what users call it.
         summary: one line about it.
         fit: how the target holds a matrix of this setting.
-        encode: the tensors of a matrix. The grid has the bits and the group size of the setting, which is ``stored`` of
-            the matrix's :class:`Fit`.
+        encode: the tensors of a matrix. A grid, :class:`Grid`, has the bits and the group size of the setting, which is
+            ``stored`` of the matrix's :class:`Fit`. A matrix of another kind, which ``fit`` takes, is its stored form.
         decode: the values that the engine computes from these tensors, float32; the reverse of ``encode``.
         nbytes: bytes of these tensors.
         write: writes a folder.
@@ -162,28 +173,36 @@ class Target:
         scheme: what the engine's configuration says of a matrix.
         alike: a key for the name of a matrix. Matrices with the same key must have the same scheme.
         fuses_alike: whether engines that read the target fuse q, k and v, and gate and up, if they are alike.
+        check: raises an error if the target does not take a model with this config.json, these names of tensors and
+            these files, before any work is done.
+        rounding: largest relative squared error that rounding may add to a matrix without ``allow_refit``.
     """
 
     name: str
     summary: str
     fit: Callable[[Setting], Fit]
-    encode: Callable[[Grid, Setting], Encoded]
+    encode: Callable[[Any, Setting], Encoded]
     decode: Callable[[Encoded, Setting], Floats]
     nbytes: Callable[[Setting], int]
     write: Callable[[Content, Path], None]
-    owns: Callable[[Mapping[str, Any]], bool]
+    owns: Callable[[Path, Mapping[str, Any]], bool]
     read: Callable[[Path], Weights]
     scheme: Callable[[Setting], Any]
     alike: Callable[[str], str] = str
     fuses_alike: bool = False
+    check: Callable[[Mapping[str, Any], Collection[str], Mapping[str, Path]], None] = _takes_all
+    rounding: float = ROUNDING
 
     def __str__(self) -> str:
         """Return the summary, for ``quantrature list targets``."""
         return self.summary
 
 
-def fitted(grid: Grid, stored: Setting) -> Grid:
-    """Return the same values with the bits and the group size of a setting."""
+def fitted(form: Any, stored: Setting) -> Any:
+    """Return the same values with the bits and the group size of a setting; a form that is no grid stays as it is."""
+    if not isinstance(form, Grid):
+        return form
+    grid = form
     if not stored.sym:
         grid = grid.asymmetric()
     return grid.in_groups_of(stored.group).in_bits(stored.bits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from .. import ops
@@ -13,6 +13,8 @@ from ..ops._arrays import consecutive_rows
 from .dense import DenseSpec, Dtype, Layout
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from .product import PreparedMatrix
@@ -49,6 +51,10 @@ class GgufMatrix:
     def nbytes(self) -> int:
         """Stored bytes, with scales and minimums."""
         return int(self.data.numel())
+
+    def take(self, rows: npt.NDArray[np.int64]) -> GgufMatrix:
+        """Return the matrix of some rows, in the given order."""
+        return replace(self, data=self.data[rows], shape=(len(rows), self.shape[1]))
 
     def dequantize(self, dtype: str | None = None, rows: slice | None = None) -> torch.Tensor:
         """Dequantize all rows, or a slice of consecutive rows."""

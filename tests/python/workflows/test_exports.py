@@ -38,6 +38,8 @@ CONFIGS = {
     "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 64}),
 }
 Q = "model.layers.0.self_attn.q_proj"
+IN_SAFETENSORS = ["compressed-tensors", "mlx"]
+"""Targets that write safetensors files; test_exports_gguf.py has the tests of the other one."""
 
 
 def wide_model(name="llama", dtype=torch.float32):
@@ -192,7 +194,7 @@ def test_experts_with_and_without_zero_points_are_stacked(tmp_path):
     assert torch.equal(*(m.model.layers[0].mlp.experts.down_proj for m in (read, wanted)))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", IN_SAFETENSORS)
 def test_groups_that_do_not_divide_the_row_are_divided_themselves(target, tmp_path):
     """128 columns in groups of 96 are groups of 96 and 32: both are groups of 32, with the same parameters."""
     folder = of_entry(tmp_path / "q", PlanEntry(3, 96, sym=True))
@@ -450,6 +452,8 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
 @pytest.fixture(params=sorted(TARGETS))
 def exported(request, tmp_path):
     """A source, a quantized and an exported folder."""
+    if request.param == "gguf":
+        pytest.importorskip("gguf")
     wide_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "source")
     byte_tokenizer().save_pretrained(tmp_path / "source")
     model = qtr.quantize(load_model(tmp_path / "source"), bits=4, group_size=32, sym=True)
@@ -479,6 +483,7 @@ def test_eval_and_verify_take_exported_folders(exported, capsys):
     assert "--device-map cannot be used with an exported folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("exported", IN_SAFETENSORS, indirect=True)
 def test_verify_finds_what_differs(exported, capsys):
     path = exported / "out" / "model.safetensors"
     tensors = load_file(path)
@@ -515,6 +520,7 @@ def test_folded_scales_are_in_the_original_weights_of_a_refit(tmp_path):
     assert f"{fold.producer}.weight" in exports.verify(tmp_path / "out", tmp_path / "source").changed
 
 
+@pytest.mark.parametrize("exported", IN_SAFETENSORS, indirect=True)
 def test_damaged_folders_are_named(exported):
     path = exported / "out" / "model.safetensors"
     tensors = load_file(path)
