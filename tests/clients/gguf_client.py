@@ -31,8 +31,8 @@ def with_transformers(folder, expected):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(folder)
-    # transformers does not read from GGUF files how rotary embeddings are scaled, nor the head dimension of Qwen3.
-    complete = config.rope_parameters["rope_type"] == "default" and config.model_type != "qwen3"
+    # transformers does not read how rotary embeddings are scaled, nor the head dimension of some models.
+    complete = config.model_type in ("llama", "qwen2") and config.rope_parameters["rope_type"] == "default"
     given = {} if complete else {"config": config}
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, **given)
     ids = expected["/prompt"].tolist()

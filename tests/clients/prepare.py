@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -115,6 +116,9 @@ CASES = {
         "gguf", with_words(LlamaConfig, rope_parameters=OF_LLAMA3), (8,), **EMBEDDED
     ),
     "gguf, Qwen2": Case("gguf", with_words(Qwen2Config), (8, 5), **EMBEDDED),
+    "gguf, Gemma 3": Case(
+        "gguf", with_words(Gemma3TextConfig, query_pre_attn_scalar=32, sliding_window=16), (8,), **EMBEDDED
+    ),
     "gguf, Qwen3": Case("gguf", with_words(Qwen3Config, tie_word_embeddings=False), (8, 5), **EMBEDDED),
 }
 

@@ -31,6 +31,7 @@ CONFIGS = {
     "mistral": ("MistralConfig", {**WIDE, "sliding_window": None}),
     "qwen2": ("Qwen2Config", WIDE),
     "qwen3": ("Qwen3Config", WIDE),
+    "gemma3": ("Gemma3TextConfig", {**WIDE, "query_pre_attn_scalar": 64, "sliding_window": 32}),
     "gpt-neox": ("GPTNeoXConfig", {"vocab_size": ROWS, "hidden_size": 64, "num_hidden_layers": 1}),
 }
 Q = "model.layers.0.self_attn.q_proj"
@@ -44,7 +45,7 @@ BLOCKS = [PlanEntry(bits_of(name), 32, method="gguf", options={"type": name}) fo
 def model_of(name="llama", dtype=torch.bfloat16, **more):
     torch.manual_seed(0)
     kind, settings = CONFIGS[name]
-    config = getattr(transformers, kind)(**settings, **more)
+    config = getattr(transformers, kind)(**{**settings, **more})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -112,7 +113,7 @@ def test_every_type_and_every_grid_in_one_file(tmp_path):
             assert np.array_equal(theirs.data, layer.matrix.dense.data.numpy())
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama-tied", "mistral", "qwen2", "qwen3", "gemma3"])
 def test_architectures_and_grids(name, tmp_path):
     folder = quantized(tmp_path / "q", GRIDS, name)
     found = check_kept(folder, tmp_path / "out")
@@ -126,7 +127,7 @@ def test_architectures_and_grids(name, tmp_path):
     } == results
     assert all(0 < matrix.error < 1e-6 for matrix in found.inexact)
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
-    assert ("output.weight" in {t.name for t in reader.tensors}) == (name != "llama-tied")
+    assert ("output.weight" in {t.name for t in reader.tensors}) == (name not in ("llama-tied", "gemma3"))
     # transformers does not read the head dimension of Qwen3 from the file.
     given = {"config": transformers.AutoConfig.from_pretrained(tmp_path / "out")} if name == "qwen3" else {}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -348,6 +349,11 @@ MODELS = {
     ),
     "needs hidden_act silu for llama: got gelu": ("llama", {"hidden_act": "gelu"}),
     "use_sliding_window must be false": ("qwen2", {"use_sliding_window": True, "sliding_window": 16}),
+    "needs query_pre_attn_scalar 64 for gemma3_text, as in llama.cpp: got 256": (
+        "gemma3",
+        {"query_pre_attn_scalar": 256},
+    ),
+    "needs layer_types .* got .*full_attention": ("gemma3", {"layer_types": ["full_attention"] * 2}),
 }
 
 
