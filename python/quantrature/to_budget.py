@@ -148,10 +148,10 @@ def quantize_to_budget(
     """Quantize a model to a size, or to the smallest size within a divergence, with the least divergence.
 
     The divergence is the mean KL divergence of the quantized model's predictions from those of the original. Its
-    change is integrated at 2, 3 and 4 bits and a plan is made (:func:`quantrature.analyze`,
+    change is integrated at 3 and 4 bits, for budgets below 3 bits also at 2, and a plan is made (:func:`quantrature.analyze`,
     :func:`quantrature.allocate`). Then the path to this plan is integrated and the plan is made again, so that prices
-    are known near it. Of these plans and the uniform settings that fit, the one with the least measured divergence is
-    taken, and measured on windows that nothing was chosen on.
+    are known near it. Of these plans and the uniform settings that fit into a budget, the one with the least measured
+    divergence is taken, and measured on windows that nothing was chosen on.
 
     Args:
         model: causal language model from transformers, not quantized. It is changed in place.
@@ -224,7 +224,8 @@ def quantize_to_budget(
         else:
             measured = measure_plan(model, windows.integrated, found, plan, statistics=how["statistics"])
             tried.append((measured, plan))
-        plan = min([*tried, *_uniform(found, plan)], key=lambda pair: pair[0])[1]
+        if max_divergence is None:  # else the last plan is the smallest one
+            plan = min([*tried, *_uniform(found, plan)], key=lambda pair: pair[0])[1]
     folder = None if resume_folder is None else Path(resume_folder) / "blocks"
     quantize(
         model,
@@ -250,7 +251,7 @@ def _group_sizes(method: str, group_size: int) -> list[int]:
 def _statistics(
     model: torch.nn.Module, method: str, ignore: str | Iterable[str], windows: _Windows, batch_size: int
 ) -> Mapping[str, Statistics]:
-    """Collect the calibration statistics that a method needs, on all windows but those held out."""
+    """Collect the statistics that a method needs, on windows that nothing is integrated or measured on."""
     needs = METHODS[method].needs
     if not needs:
         return {}
