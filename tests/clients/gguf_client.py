@@ -90,16 +90,17 @@ def with_llama_cpp(folder, expected, model):
     text = ids + wanted_text
     with torch.no_grad():
         every = model(torch.tensor([text])).logits[0].log_softmax(-1)
-    best, worst = 0, 0.0
+    best, near, worst = 0, 0, 0.0
     for place in np.linspace(1, len(text), POSITIONS).astype(int).tolist():
         wanted = every[place - 1]
         found = log_probabilities(llama, text[:place])
         first = max(found, key=found.get)
-        best += first == int(wanted.argmax()) or close(wanted, first)
+        best += first == int(wanted.argmax())
+        near += close(wanted, first)
         worst = max(worst, *(abs(value - float(wanted[token])) for token, value in found.items()))
     print(f"  log probabilities: largest difference {worst:.2g}; the best token is the same at {best} of {POSITIONS}")
-    if worst > TOLERANCE or best < POSITIONS:
-        sys.exit(f"  log probabilities may differ by {TOLERANCE}, and the best token must be the same")
+    if worst > TOLERANCE or near < POSITIONS:
+        sys.exit(f"  log probabilities may differ by {TOLERANCE}, and the best token must be nearly as probable here")
     greedy = greedy_tokens(llama, ids, len(wanted_text))
     same = next((i for i, pair in enumerate(zip(greedy, wanted_text, strict=True)) if pair[0] != pair[1]), len(greedy))
     if same < len(greedy) and not close(every[len(ids) + same - 1], greedy[same]):

@@ -341,6 +341,8 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
         raise InvalidArgumentError(
             f"[{caller}] embedding_bits: the model has no embedding that can be quantized: {'; '.join(why)}"
         )
+    # The grids that GGUF files can hold at 8 bits.
+    beside: dict[str, Any] = {"sym": True, "scale_dtype": "float16"} if of_blocks.method == "gguf" else {}
     try:
         entry = replace(
             of_blocks,
@@ -349,6 +351,7 @@ def _with_embeddings(plan: Plan, linears: Linears, of_blocks: PlanEntry, bits: i
             method="rtn",
             outlier_fraction=0.0,
             options={},
+            **beside,
         )
     except InvalidArgumentError as e:
         raise InvalidArgumentError(f"[{caller}] embedding_bits: {e}") from None

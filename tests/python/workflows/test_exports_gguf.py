@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,16 @@ def test_architectures_and_grids(name, tmp_path):
     ours = exports.load(tmp_path / "out")
     for key, tensor in weights_of(ours).items():
         assert torch.equal(theirs.state_dict()[key], tensor), key
+
+
+def test_an_embedding_beside_blocks_is_held(tmp_path):
+    model = model_of("llama-tied")
+    windows = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
+    qtr.quantize(model, bits=4, method="gguf", embedding_bits=8, calibration=windows)
+    checkpoint.save(model, tmp_path / "q", tokenizer=byte_tokenizer())
+    found = check_kept(tmp_path / "q", tmp_path / "out")
+    forms = {matrix.name: (matrix.setting.form, matrix.result) for matrix in found.matrices}
+    assert forms.pop("model.embed_tokens") == ("Q8_0", "exact") and set(forms.values()) == {("Q4_K", "exact")}
 
 
 @pytest.mark.parametrize(
@@ -366,8 +377,9 @@ def test_models_that_llama_cpp_does_not_have(what, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["q"]
 
 
-def test_the_tokenizer_is_checked_before_anything_is_written(tmp_path):
+def test_the_tokenizer_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     folder = quantized(tmp_path / "q", GRIDS[:1], tokenizer=bytewise(pre_tokenizers.Whitespace()))
+    monkeypatch.setitem(TARGETS, "gguf", replace(TARGETS["gguf"], encode=None, write=None))
     with pytest.raises(InvalidArgumentError, match="knows no tokenizer with the pre-tokenizer"):
         qtr.export(folder, "gguf", tmp_path / "out")
     with pytest.raises(InvalidArgumentError, match=r"model must be a folder with tokenizer\.json"):
