@@ -147,8 +147,8 @@ def quantize_to_budget(
 ) -> Budgeted:
     """Quantize a model to a size, or to the smallest size within a divergence, with the least divergence.
 
-    The divergence is the mean KL divergence of the quantized model's predictions from those of the original. Its
-    change is integrated at 3 and 4 bits, for budgets below 3 bits also at 2, and a plan is made (:func:`quantrature.analyze`,
+    The divergence is the mean KL divergence of the quantized model's predictions from those of the original. It is
+    integrated at 3 and 4 bits, for budgets below 3 bits also at 2, and a plan is made (:func:`quantrature.analyze`,
     :func:`quantrature.allocate`). Then the path to this plan is integrated and the plan is made again, so that prices
     are known near it. Of these plans and the uniform settings that fit into a budget, the one with the least measured
     divergence is taken, and measured on windows that nothing was chosen on.
