@@ -177,13 +177,7 @@ def quantize_to_budget(
         InvalidArgumentError: for an invalid argument, a budget that no plan fits, a divergence that no plan reaches, or
             a text of fewer than two windows; the message names it.
     """
-    given = {"avg_bits": avg_bits, "target_bytes": target_bytes, "max_divergence": max_divergence}
-    wish = {name: value for name, value in given.items() if value is not None}
-    if len(wish) != 1:
-        raise InvalidArgumentError(
-            f"[quantize_to_budget] give one of avg_bits, target_bytes and max_divergence: got "
-            f"{', '.join(wish) or 'none'}"
-        )
+    wish = _wish(avg_bits=avg_bits, target_bytes=target_bytes, max_divergence=max_divergence)
     if effort not in EFFORTS:
         raise InvalidArgumentError(f"[quantize_to_budget] effort must be one of {', '.join(EFFORTS)}: got {effort!r}")
     check_method(method)
@@ -238,6 +232,16 @@ def quantize_to_budget(
         progress=progress,
     )
     return Budgeted(model, plan, found, _measured(model, original, windows.held_out))
+
+
+def _wish(**given: float | None) -> dict[str, Any]:
+    """Return the one budget that is given, by the name of its argument."""
+    wish = {name: value for name, value in given.items() if value is not None}
+    if len(wish) != 1:
+        raise InvalidArgumentError(
+            f"[quantize_to_budget] give one of {', '.join(given)}: got {', '.join(wish) or 'none'}"
+        )
+    return wish
 
 
 def _group_sizes(method: str, group_size: int) -> list[int]:

@@ -166,6 +166,11 @@ class Kept:
             )
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The options that do not go with a budget, by name; ``None`` for one that is not given."""
+        return {"--requant": self.requant or None, "--outlier-fraction": self.outlier_fraction}
+
+    @property
     def by_magnitude(self) -> float:
         """Fraction of outliers; the default depends on --requant."""
         return (0.0045 if self.requant else 0.0) if self.outlier_fraction is None else self.outlier_fraction
@@ -217,6 +222,11 @@ class MethodSettings:
         list[str] | None,
         typer.Option(help="Set another option of the method, NAME=VALUE; repeatable.", rich_help_panel=METHOD),
     ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options by name; ``None`` for one that is not given."""
+        return {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
 
     def of(self, method: str) -> dict[str, Any]:
         """Return the settings that were given, with the NAME=VALUE pairs.
@@ -310,18 +320,9 @@ def run(
     loading.limits("quantize")
     settings = grid.within(budget.given)
     if budget.given:
-        others = {
-            "--bits": bits,
-            "--plan": plan,
-            "--meta-bits": meta_bits,
-            "--embedding-bits": embedding_bits,
-            "--requant": kept.requant or None,
-            "--outlier-fraction": kept.outlier_fraction,
-            "--option": of_method.of(settings.method) or None,
-            "--dry-run": dry_run or None,
-            "--nsamples": text.nsamples,
-        }
-        budget.check(others)
+        alone = {"--bits": bits, "--plan": plan, "--meta-bits": meta_bits, "--embedding-bits": embedding_bits}
+        alone |= {"--dry-run": dry_run or None, "--nsamples": text.nsamples}
+        budget.check({**alone, **kept.given, **of_method.given})
         assert output is not None
         quantize_within(budget, model, output, settings, text, loading, resuming, vars(writing), as_json)
         return

@@ -127,7 +127,7 @@ def test_the_smallest_model_within_a_divergence():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give one of avg_bits, target_bytes and max_divergence: got none"),
+        ({}, "give one of avg_bits, target_bytes, max_divergence: got none"),
         ({"avg_bits": 4, "target_bytes": 4}, "got avg_bits, target_bytes"),
         ({"avg_bits": 4, "effort": "some"}, "effort must be one of fast, default, best: got 'some'"),
         ({"avg_bits": 4, "method": "best"}, "method must be one of"),
