@@ -76,10 +76,8 @@ def outcomes(
 
 
 def _error(method: Method, apart: torch.Tensor, statistics: Statistics) -> torch.Tensor:
-    if (
-        method.objective is not None
-        and method.needs
-        and all(getattr(statistics, need) is not None for need in method.needs)
-    ):
-        return torch.tensor(method.objective(apart, statistics), dtype=torch.float64, device=apart.device)
+    calibrated = bool(method.needs) and all(getattr(statistics, need) is not None for need in method.needs)
+    if method.objective is not None and calibrated:
+        error = method.objective(apart, statistics.to(apart.device))
+        return torch.tensor(error, dtype=torch.float64, device=apart.device)
     return apart.square_().sum(dtype=torch.float64)
