@@ -126,6 +126,17 @@ TEST(Matvec, IsWithinTheBoundOnEveryTarget) {
       }
 }
 
+TEST(Matvec, TheSizesOfATableThatIsNotThereAreNotRead) {
+  const Packed packed("normal", 4, 100, 4, 64);
+  const cases::Sample x = cases::sample("normal", 1, 100, QTR_F32);
+  std::vector<float> y(4);
+  MatvecArgs args{sizeof(MatvecArgs), packed.grid(), packed.csr(packed.residual), x.view(),
+                  MutableMatrix{y.data(), 1, 4, 4, QTR_F32}};
+  args.table = Matrix{nullptr, 1, -1, 0, QTR_F16};
+  matvec(args);
+  EXPECT_EQ(y, packed.times(x));
+}
+
 TEST(Matvec, KeepsTheBoundForTheLargestCodesAndNumbers) {
   for (int bits = 1; bits <= 8; ++bits) {
     Packed packed("normal", 4, 512, bits, 64);

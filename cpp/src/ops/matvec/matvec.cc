@@ -58,7 +58,7 @@ Codes checked(const GridMatrix& w, const Matrix& table, const char* op) {
   g.row_bytes = row_bytes(w.cols, w.bits);
   g.group = w.group_size < 1 ? w.cols : std::min(w.group_size, w.cols);
   g.groups = w.group_size == 0 ? 0 : ceil_div(w.cols, g.group);
-  g.table = table;
+  if (table.data != nullptr) g.table = table;
   g.sym = w.zero.data == nullptr && !g.of_codebook();
   check_given(w.codes != nullptr, op, "codes");
   check_for(op, w.codes_size == g.rows * g.row_bytes, "codes must hold all packed rows", "codes_size",
