@@ -94,10 +94,16 @@ class Budgeted:
 
 @dataclass(frozen=True)
 class _Windows:
-    """Windows of the calibration text: to integrate on, for statistics, and to measure on."""
+    """Windows of the calibration text.
 
-    integrated: torch.Tensor
-    statistics: torch.Tensor
+    Attributes:
+        used: windows to choose and quantize on.
+        integrals: how many of these are integrated on.
+        held_out: windows to measure on.
+    """
+
+    used: torch.Tensor
+    integrals: int
     held_out: torch.Tensor
 
     @classmethod
@@ -110,14 +116,18 @@ class _Windows:
             )
         chosen = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(text.seed))]
         held_out = min(effort.held_out, len(chosen) // 2)
-        rest = chosen[held_out : held_out + effort.windows + effort.statistics]
-        integrated = min(effort.windows, max(1, len(rest) // 2))
-        return cls(rest[:integrated], rest[integrated:] if len(rest) > 1 else rest, chosen[:held_out])
+        used = chosen[held_out : held_out + effort.windows + effort.statistics]
+        return cls(used, min(effort.windows, max(1, len(used) // 2)), chosen[:held_out])
 
     @property
-    def all_but_held_out(self) -> torch.Tensor:
-        """What the model is quantized with at the end."""
-        return torch.cat([self.integrated, self.statistics]) if len(self.statistics) else self.integrated
+    def integrated(self) -> torch.Tensor:
+        """The windows to integrate on."""
+        return self.used[: self.integrals]
+
+    @property
+    def statistics(self) -> torch.Tensor:
+        """Other windows, for calibrated methods during the analysis; a single window serves both."""
+        return self.used[self.integrals :] if len(self.used) > 1 else self.used
 
 
 def quantize_to_budget(
@@ -224,7 +234,7 @@ def quantize_to_budget(
     quantize(
         model,
         plan=plan,
-        calibration=windows.all_but_held_out if METHODS[method].needs else None,
+        calibration=windows.used if METHODS[method].needs else None,
         nsamples=None,
         batch_size=batch_size,
         resume_folder=folder,

@@ -12,9 +12,8 @@ import torch
 
 from .._C import InvalidArgumentError
 from ..analysis.objective import at_start, check_objective, mean_over
-from ..analysis.path import Moved, WeightPath, homes_of
+from ..analysis.path import WeightPath, homes_of, towards
 from ..analysis.sensitivity import Sensitivity
-from ..methods import image_of
 from ..models import find_linears
 from ..models.running import not_training
 from ..plan import Plan
@@ -105,13 +104,7 @@ def measured_loss_changes(
         measured, before = at_start(objective, model, windows, batch_size)
         bar.advance()
         for plan in plans:
-            moved = [
-                Moved(linear, image_of(name, linear.weight.to(home), entry), home)
-                for name, linear, entry, home in (
-                    (name, linears.find(name), entry, homes[linears.find(name).name]) for name, entry in plan
-                )
-                if not entry.keeps
-            ]
+            moved = towards(linears, homes, {name: entry for name, entry in plan if not entry.keeps}, {})
             with WeightPath(model, moved) as path:
                 path.move_to(1)
                 changes.append(mean_over(measured, model, windows, batch_size) - before)

@@ -13,7 +13,7 @@ import torch
 
 from .._C import InvalidArgumentError
 from ..files.resume import check_resume
-from ..methods import METHODS, Statistics, check_method, image_of
+from ..methods import METHODS, Statistics, check_method
 from ..models import Linears, LinearWeight, check_loaded, find_linears, fingerprint
 from ..models.gradients import gradient_checkpointing
 from ..models.ranks import rank_of
@@ -27,7 +27,7 @@ from ..text import CalibrationText
 from .errors import Outcome, candidates, outcomes
 from .integral import Integral
 from .metrics import METRICS, activation_error, gradient_scores, weight_scores
-from .path import Moved, WeightPath, homes_of
+from .path import WeightPath, homes_of, towards
 from .proving import Effort, Prover
 from .sensitivity import MatrixSensitivity, Proof, Sensitivity
 from .snapshot import Snapshot
@@ -319,17 +319,3 @@ def statistics_for(prover: Prover, linears: Linears, entries: Mapping[str, PlanE
     if not needed:
         return {}
     return collect(prover.model, linears, needed, prover.windows, batch_size=prover.batch_size)
-
-
-def towards(
-    linears: Linears,
-    homes: Mapping[str, torch.device],
-    entries: Mapping[str, PlanEntry],
-    given: Mapping[str, Statistics],
-) -> list[Moved]:
-    """Quantize matrices as their plan entries say, each on its device in ``homes``, and return what a path moves."""
-    moved = []
-    for name, entry in entries.items():
-        linear, home = linears.find(name), homes[name]
-        moved.append(Moved(linear, image_of(name, linear.weight.to(home), entry, given.get(name)), home))
-    return moved

@@ -19,8 +19,8 @@ from ..models.running import not_training
 from ..plan import Plan, PlanEntry
 from ..plan.option import Option
 from ..progress import progress as progress_bar
-from ._analyze import Snapshots, statistics_for, towards
-from .path import WeightPath, homes_of
+from ._analyze import Snapshots, statistics_for
+from .path import WeightPath, homes_of, towards
 from .proving import Effort, Prover
 from .sensitivity import AtPlan, Sensitivity
 

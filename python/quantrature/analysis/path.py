@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import torch
 
 from .. import ops
 from .._C import cuda_device_count
-from ..models import LinearWeight
+from ..methods import Statistics, image_of
+from ..models import Linears, LinearWeight
 from ..models.ranks import rank_of
+from ..plan import PlanEntry
 
 Image = Callable[[], torch.Tensor]
 """Function that returns the quantized weights of a matrix as floats, (out_features, in_features).
@@ -179,3 +181,18 @@ def new_on_cpu(
     if not named:
         file.unlink()
     return mapped
+
+
+def towards(
+    linears: Linears,
+    homes: Mapping[str, torch.device],
+    entries: Mapping[str, PlanEntry],
+    given: Mapping[str, Statistics],
+) -> list[Moved]:
+    """Quantize matrices as their plan entries say, each on its device in ``homes``, and return what a path moves."""
+    moved = []
+    for name, entry in entries.items():
+        linear = linears.find(name)
+        home = homes[linear.name]
+        moved.append(Moved(linear, image_of(name, linear.weight.to(home), entry, given.get(name)), home))
+    return moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,9 +151,7 @@ def _summary(found: Budgeted, contents: Contents, output: str) -> dict[str, Any]
 def _rows(found: Budgeted, contents: Contents, output: str) -> list[tuple[str, str]]:
     held_out = found.held_out
     uncertainty = "" if math.isnan(held_out.standard_error) else f" +- {held_out.standard_error:.4f}"
-    settings: dict[str, int] = {}
-    for _, entry in found.plan:
-        settings[entry.setting] = settings.get(entry.setting, 0) + 1
+    settings = Counter(entry.setting for _, entry in found.plan)
     return [
         ("bits per weight", f"{contents.bits_per_weight:.3f}, scales and zero points included"),
         ("bytes", f"{contents.bytes:,}, and {contents.other_bytes:,} for other tensors"),

@@ -18,6 +18,7 @@ from .._C import QuantratureError
 from ..files.json_files import read_json
 from .bitstream import pack_words, unpack_words, words_in_row
 from .grid import Floats, Grid
+from .plans import pack_quantized
 from .safetensors_folder import read_tensors, write_folder
 from .target import Content, Encoded, Fit, Setting, Target, Weights, held, refused
 
@@ -89,29 +90,8 @@ def _write(content: Content, folder: Path) -> None:
     dense = [n.removesuffix(".weight") for n, t in content.tensors.items() if n.endswith(".weight") and t.ndim == 2]
     if content.config.get("tie_word_embeddings") and "lm_head" not in content.settings:
         dense.append("lm_head")
-    about = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{k}": {
-                "targets": [f"re:^{re.escape(name)}$" for name in names],
-                "weights": {
-                    "num_bits": bits,
-                    "type": "int",
-                    "symmetric": sym,
-                    "strategy": "channel" if group_size == -1 else "group",
-                    "group_size": None if group_size == -1 else group_size,
-                    "dynamic": False,
-                },
-                "input_activations": None,
-                "output_activations": None,
-            }
-            for k, ((bits, group_size, sym), names) in enumerate(sorted(schemes.items()))
-        },
-        "ignore": dense,
-    }
-    config = {**content.config, "quantization_config": about}
+    patterns = {scheme: [f"re:^{re.escape(name)}$" for name in names] for scheme, names in schemes.items()}
+    config = {**content.config, "quantization_config": pack_quantized(patterns, dense)}
     write_folder(folder, config, content.encoded, content.tensors, content.files, "pt")
 
 

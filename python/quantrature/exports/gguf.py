@@ -6,8 +6,6 @@ and an offset m if the grid is asymmetric, both float16. The value of a code q i
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from ..packed.gguf import GgufMatrix, GgufSpec
 from .gguf_file import check_model, read_file, write_file
 from .gguf_tokenizer import read_tokenizer
 from .grid import Floats, Grid
+from .safetensors_folder import write_beside
 from .target import Content, Encoded, Fit, Setting, Target, Weights, held, refused
 
 FILE = "model.gguf"
@@ -85,9 +84,8 @@ def _decode(encoded: Encoded, setting: Setting) -> Floats:
 
 
 def _nbytes(setting: Setting) -> int:
-    about = GGUF_TYPES[setting.form]
     rows, cols = setting.shape
-    return rows * (cols // about.block_size) * about.block_bytes
+    return rows * GGUF_TYPES[setting.form].row_bytes(cols)
 
 
 def _check(config: Mapping[str, Any], names: Collection[str], files: Mapping[str, Path]) -> None:
@@ -104,10 +102,7 @@ def _check(config: Mapping[str, Any], names: Collection[str], files: Mapping[str
 def _write(content: Content, folder: Path) -> None:
     write_file(folder / FILE, content, read_tokenizer(content.files, content.config["vocab_size"]))
     # For programs that look at the folder; the file itself has all of this.
-    (folder / "config.json").write_text(json.dumps(content.config, indent=2) + "\n", encoding="utf-8")
-    for name, file in content.files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, folder / name)
+    write_beside(folder, content.config, content.files)
 
 
 def _owns(folder: Path, config: Mapping[str, Any]) -> bool:

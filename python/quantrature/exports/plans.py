@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from .._C import InvalidArgumentError
@@ -197,13 +197,25 @@ def _compressed_tensors(plan: Plan) -> dict[str, Any]:
     for name, setting in settings.items():
         if setting is not None:
             groups.setdefault(setting, []).append(name)
+    ignore = [each for name, setting in settings.items() if setting is None for each in _names_elsewhere(name)]
+    patterns = {setting: [f"re:^{_pattern(name)}$" for name in names] for setting, names in groups.items()}
+    return pack_quantized(patterns, ignore + ["lm_head"] * ("lm_head" not in settings))
+
+
+def pack_quantized(targets: Mapping[Setting, list[str]], ignore: list[str]) -> dict[str, Any]:
+    """Return the ``quantization_config`` of compressed-tensors, format pack-quantized.
+
+    Args:
+        targets: for each setting, regular expressions for the names of its matrices, with ``re:`` in front.
+        ignore: names of layers that stay unquantized.
+    """
     return {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{k}": {
-                "targets": [f"re:^{_pattern(name)}$" for name in names],
+                "targets": names,
                 "weights": {
                     "num_bits": bits,
                     "type": "int",
@@ -215,10 +227,9 @@ def _compressed_tensors(plan: Plan) -> dict[str, Any]:
                 "input_activations": None,
                 "output_activations": None,
             }
-            for k, ((bits, group_size, sym), names) in enumerate(sorted(groups.items()))
+            for k, ((bits, group_size, sym), names) in enumerate(sorted(targets.items()))
         },
-        "ignore": [each for name, setting in settings.items() if setting is None for each in _names_elsewhere(name)]
-        + ["lm_head"] * ("lm_head" not in settings),
+        "ignore": ignore,
     }
 
 

@@ -46,6 +46,11 @@ def write_folder(
         max_shard_size=MAX_SHARD_SIZE,
         metadata={"format": made_for},
     )
+    write_beside(folder, config, files)
+
+
+def write_beside(folder: Path, config: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Write what a folder has besides weights: config.json, and copies of files by their paths in the folder."""
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name, file in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -73,8 +73,7 @@ def _check(entry: PlanEntry) -> None:
 
 
 def _bytes(rows: int, columns: int, entry: PlanEntry) -> int:
-    about = GGUF_TYPES[type_for(entry, columns)]
-    return rows * (columns // about.block_size) * about.block_bytes
+    return rows * GGUF_TYPES[type_for(entry, columns)].row_bytes(columns)
 
 
 GGUF = Method(

@@ -23,6 +23,10 @@ class GgufType(NamedTuple):
     block_size: int
     block_bytes: int
 
+    def row_bytes(self, cols: int) -> int:
+        """Bytes of a row of ``cols`` weights, a multiple of the block size."""
+        return cols // self.block_size * self.block_bytes
+
 
 GGUF_TYPES = {name: GgufType(name, *rest) for name, *rest in _C.gguf_types()}
 """The block types that the ops know, by name."""

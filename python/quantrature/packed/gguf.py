@@ -106,8 +106,7 @@ class GgufSpec(DenseSpec):
 
     @property
     def _row_bytes(self) -> int:
-        about = GGUF_TYPES[self.type]
-        return self.shape[1] // about.block_size * about.block_bytes
+        return GGUF_TYPES[self.type].row_bytes(self.shape[1])
 
     def layout(self, name: str) -> Layout:
         """Return name, shape and dtype of the tensor with the blocks."""

@@ -22,8 +22,8 @@ class GgufFit {
     high_ = layout.is_table() ? kGgufTable.back() : top_ - zero;
   }
 
-  // x: of one block, up to 65504 in magnitude; weights: as many, at least 0, one of them above; block:
-  // written.
+  // x has the numbers of one block, up to 65504 in magnitude. weights has one weight for each: none is below
+  // 0, and one is above. block is written.
   void fit(const float* x, const float* weights, uint8_t* block) {
     x_ = x;
     const float most = *std::max_element(weights, weights + layout_.info.block_size);
@@ -121,7 +121,7 @@ class GgufFit {
     return range;
   }
 
-  // Calls body for the range of all numbers, and for that of the important ones if it is another.
+  // Calls body with the range of all numbers, and then with the range of the important ones if it differs.
   template <class Body>
   static void for_ranges(const GgufRun& of, Body&& body) {
     const Range all = range_of(of, 0), important = range_of(of, kImportant);
@@ -334,7 +334,8 @@ class GgufFit {
     choices.add(0, nearest(-wish.mean * by_m, 0, largest_multiple()));
   }
 
-  // Chooses the multiples of each run: some near its wish, or those that it has, if `keep`.
+  // Takes for each run the multiples with the least error, among those near its wish; with `keep`, those that
+  // the run has already may stay.
   void choose(Block& b, const Reach& reach, bool keep) const {
     b.error = 0;
     for (int r = 0; r < layout_.runs(); ++r) {
